@@ -1,0 +1,135 @@
+"""The architecture of one masked autoencoder, and the numbers that follow from it.
+
+Standard library only, so that costs and plans can be worked out without importing torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+from mae.errors import ConfigError
+
+DEFAULT_MASK_RATIO = 0.75
+LAYER_NORM_EPS = 1e-6  # the released weights were trained with it; PyTorch's default is 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class MAEConfig:
+    """Sizes of an asymmetric encoder-decoder (Paper: Section 3; sizes: Table 1 and Appendix A).
+
+    Attributes:
+        img_size: Picture size in pixels, (rows, columns).
+        patch_size: Side of a square patch in pixels.
+        in_chans: Channels of a picture.
+        embed_dim, depth, num_heads: Encoder width, blocks and attention heads.
+        decoder_embed_dim, decoder_depth, decoder_num_heads: The same of the decoder.
+        mlp_ratio: Hidden width of a block's MLP over the block's width.
+        norm_pix_loss: Whether the target is each patch normalised by its own mean and deviation.
+    """
+
+    img_size: tuple[int, int] = (224, 224)
+    patch_size: int = 16
+    in_chans: int = 3
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    decoder_embed_dim: int = 512
+    decoder_depth: int = 8
+    decoder_num_heads: int = 16
+    mlp_ratio: float = 4.0
+    norm_pix_loss: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("patch_size", "in_chans", "embed_dim", "num_heads", "decoder_embed_dim", "decoder_num_heads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1; got {getattr(self, name)}")
+        for name in ("depth", "decoder_depth"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be at least 0; got {getattr(self, name)}")
+        rows, columns = self.img_size
+        if rows < 1 or columns < 1 or rows % self.patch_size or columns % self.patch_size:
+            near = tuple(max(1, round(side / self.patch_size)) * self.patch_size for side in self.img_size)
+            raise ConfigError(
+                f"an image of {format_size(self.img_size)} pixels is not a whole number of patches of "
+                f"{self.patch_size}",
+                hint=f"the nearest image size is {format_size((near[0], near[1]))}",
+            )
+        for width_name, heads_name in (("embed_dim", "num_heads"), ("decoder_embed_dim", "decoder_num_heads")):
+            width, heads = getattr(self, width_name), getattr(self, heads_name)
+            if width % heads:
+                raise ConfigError(f"{width_name} {width} is not a multiple of {heads_name} {heads}")
+            if width % 4:
+                raise ConfigError(
+                    f"{width_name} must be a multiple of 4 for a 2-D sine-cosine position table; got {width}"
+                )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches as (rows, columns)."""
+        return self.img_size[0] // self.patch_size, self.img_size[1] // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """L, the number of patches of a picture."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def patch_dim(self) -> int:
+        """Values in one patch, p * p * C."""
+        return self.patch_size**2 * self.in_chans
+
+    def num_kept(self, mask_ratio: float) -> int:
+        """K, the patches that stay visible.
+
+        Raises:
+            ConfigError: The ratio is outside [0, 1) or so high that no patch stays visible.
+        """
+        return num_kept(self.num_patches, mask_ratio)
+
+    def replace(self, **changes: Any) -> MAEConfig:
+        """A copy with some fields changed; ``img_size`` may be one number for a square."""
+        if isinstance(changes.get("img_size"), int):
+            changes["img_size"] = (changes["img_size"], changes["img_size"])
+        return dataclasses.replace(self, **changes)
+
+
+def num_kept(num_patches: int, mask_ratio: float) -> int:
+    """``int(L * (1 - mask_ratio))``, as the official model counts (Paper: Section 3, "Masking").
+
+    Raises:
+        ConfigError: The ratio is outside [0, 1) or so high that no patch stays visible.
+    """
+    if not 0 <= mask_ratio < 1:
+        raise ConfigError(f"the mask ratio must be at least 0 and below 1; got {mask_ratio:g}")
+    kept = int(num_patches * (1 - mask_ratio))
+    if kept < 1:
+        raise ConfigError(
+            f"a mask ratio of {mask_ratio:g} leaves none of {num_patches} patches visible",
+            hint=f"the highest that leaves one is {1 - 1 / num_patches:.4g}",
+        )
+    return kept
+
+
+def format_size(size: tuple[int, int]) -> str:
+    """(224, 320) -> "224x320": rows first, as everywhere."""
+    return f"{size[0]}x{size[1]}"
+
+
+def parse_size(value: Any) -> tuple[int, int]:
+    """Read a picture size: 224, "224", "224x320" or [224, 320]; rows first.
+
+    Raises:
+        ValueError: Anything else.
+    """
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+)(?:\s*[xX,]\s*(\d+))?\s*", value)
+        sides = [int(side) for side in match.groups() if side] if match else []
+    else:
+        sides = list(value) if isinstance(value, list | tuple) else [value]
+    if len(sides) == 1:
+        sides = sides * 2
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        raise ValueError(f"wanted pixels as S or HxW, for instance 224 or 224x320; got {value!r}")
+    return sides[0], sides[1]

@@ -1,0 +1,34 @@
+"""The MAE encoder: a ViT's blocks, run on whatever tokens it is given (Paper: Section 3, "MAE encoder")."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mae.config import LAYER_NORM_EPS
+from mae.transformer import Block
+
+
+class MAEEncoder(nn.Module):
+    """A stack of Transformer blocks and a final LayerNorm.
+
+    Patch embedding, positions, class token and masking belong to ``MaskedAutoencoder``: in pre-training
+    this module sees only the visible quarter of the tokens, for features it sees all of them.
+
+    Args:
+        embed_dim: D, the tokens' width.
+        depth: Number of blocks.
+        num_heads: Attention heads.
+        mlp_ratio: Hidden width of a block's MLP over ``embed_dim``.
+    """
+
+    def __init__(self, embed_dim: int, depth: int, num_heads: int, mlp_ratio: float = 4.0) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth))
+        self.norm = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 1 + K, D) -> (B, 1 + K, D)."""
+        for block in self.blocks:
+            x = block(x)
+        out: Tensor = self.norm(x)
+        return out

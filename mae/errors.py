@@ -1,0 +1,43 @@
+"""What can go wrong for a user, one class per exit code of the command line.
+
+Raise one of these for a mistake that the user can mend: the message says what was wanted, what was
+got and which option or file; ``hint`` says what to type next. A wrong tensor shape inside the library
+is a programmer's mistake and raises ``ValueError`` instead.
+"""
+
+from __future__ import annotations
+
+
+class MaeError(Exception):
+    """Base of every error that is shown to a user without a traceback."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(MaeError):
+    """An option, a config file or a combination of options cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(MaeError):
+    """Pictures are missing, unreadable or of a kind that cannot be used."""
+
+    exit_code = 3
+
+
+class CheckpointError(MaeError):
+    """A checkpoint is missing, broken, unsafe or not what was asked for."""
+
+    exit_code = 4
+
+
+class TrainingError(MaeError):
+    """Training cannot go on."""
+
+    exit_code = 5

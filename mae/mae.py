@@ -1,0 +1,295 @@
+"""The masked autoencoder: masking, encoder, decoder and loss (Paper: Section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mae.config import DEFAULT_MASK_RATIO, MAEConfig, format_size
+from mae.decoder import MAEDecoder
+from mae.encoder import MAEEncoder
+from mae.masking import Masking, random_masking, take_patches
+from mae.patch_embed import PatchEmbed, patchify, unpatchify
+from mae.pos_embed import sincos_2d
+
+# A file holds the names of the official release; the modules are named for what they are. Longest
+# prefixes first, since a name is translated by the first that fits.
+_OFFICIAL_PREFIXES = {
+    "encoder.blocks.": "blocks.",
+    "encoder.norm.": "norm.",
+    "decoder.blocks.": "decoder_blocks.",
+    "decoder.norm.": "decoder_norm.",
+    "decoder.pred.": "decoder_pred.",
+    "decoder.decoder_embed.": "decoder_embed.",
+    "decoder.decoder_pos_embed": "decoder_pos_embed",
+    "decoder.mask_token": "mask_token",
+}
+
+
+class MaskedAutoencoder(nn.Module):
+    """An asymmetric autoencoder that rebuilds the removed patches of a picture.
+
+    The state dict uses the key names and shapes of the official release, so a file written from it is
+    read by the official scripts and by timm as it stands.
+
+    Args:
+        img_size: Picture size in pixels, one number for a square or (rows, columns).
+        patch_size: Side of a patch in pixels.
+        in_chans: Channels of a picture.
+        embed_dim, depth, num_heads: Sizes of the encoder.
+        decoder_embed_dim, decoder_depth, decoder_num_heads: Sizes of the decoder.
+        mlp_ratio: Hidden width of a block's MLP over the block's width.
+        norm_pix_loss: Predict each patch normalised by its own mean and deviation.
+
+    Raises:
+        ConfigError: Sizes that do not fit together.
+    """
+
+    pos_embed: Tensor
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        decoder_embed_dim: int = 512,
+        decoder_depth: int = 8,
+        decoder_num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        norm_pix_loss: bool = False,
+    ) -> None:
+        super().__init__()
+        rows, columns = (img_size, img_size) if isinstance(img_size, int) else img_size
+        self.config = config = MAEConfig(
+            img_size=(rows, columns),
+            patch_size=patch_size,
+            in_chans=in_chans,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            decoder_embed_dim=decoder_embed_dim,
+            decoder_depth=decoder_depth,
+            decoder_num_heads=decoder_num_heads,
+            mlp_ratio=mlp_ratio,
+            norm_pix_loss=norm_pix_loss,
+        )
+        self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.register_buffer("pos_embed", sincos_2d(embed_dim, config.grid))
+        self.encoder = MAEEncoder(embed_dim, depth, num_heads, mlp_ratio)
+        self.decoder = MAEDecoder(
+            embed_dim, decoder_embed_dim, config.grid, config.patch_dim, decoder_depth, decoder_num_heads, mlp_ratio
+        )
+        self.register_state_dict_post_hook(_to_official_names)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_from_official_names)  # type: ignore[no-untyped-call]
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise as the official model: Xavier uniform, zero biases, tokens normal(0.02)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm | PatchEmbed):
+                module.reset_parameters()
+        nn.init.normal_(self.cls_token, std=0.02)
+        nn.init.normal_(self.decoder.mask_token, std=0.02)
+
+    def patchify(self, imgs: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, L, p * p * C), each patch ordered (row, column, channel)."""
+        return patchify(imgs, self.config.patch_size)
+
+    def unpatchify(self, patches: Tensor) -> Tensor:
+        """(B, L, p * p * C) -> (B, C, H, W), the exact inverse of ``patchify``."""
+        return unpatchify(patches, self.config.patch_size, self.config.grid)
+
+    def forward(
+        self, imgs: Tensor, mask_ratio: float = DEFAULT_MASK_RATIO, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mask, encode, decode and score, with the official model's return values.
+
+        Args:
+            imgs: (B, C, H, W), normalised pictures.
+            mask_ratio: Share of the patches that is removed; at least one is removed and one kept.
+            noise: (B, L); the lowest values stay visible. Drawn uniformly if None.
+
+        Returns:
+            loss: Scalar, mean squared error over the removed patches.
+            pred: (B, L, p * p * C), the prediction for every patch.
+            mask: (B, L), 1 = removed.
+
+        Raises:
+            ValueError: A tensor of another shape than stated.
+            ConfigError: A mask ratio out of range.
+        """
+        latent, mask, ids_restore = self.forward_encoder(imgs, mask_ratio, noise)
+        pred = self.forward_decoder(latent, ids_restore)
+        return self.forward_loss(imgs, pred, mask), pred, mask
+
+    def forward_encoder(
+        self, imgs: Tensor, mask_ratio: float = DEFAULT_MASK_RATIO, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode the visible patches.
+
+        Args:
+            imgs: (B, C, H, W), normalised pictures.
+            mask_ratio: Share of the patches that is removed, in [0, 1).
+            noise: (B, L); the lowest values stay visible. Drawn uniformly if None.
+
+        Returns:
+            latent: (B, 1 + K, D), the class token first, then the visible patches by rising noise.
+            mask: (B, L), 1 = removed.
+            ids_restore: (B, L), where in [visible | removed] each position is found.
+        """
+        masking = self.draw_masking(imgs, mask_ratio, noise)
+        return self.encode_visible(imgs, masking), masking.mask, masking.ids_restore
+
+    def draw_masking(self, imgs: Tensor, mask_ratio: float, noise: Tensor | None = None) -> Masking:
+        """Check the pictures' shape and choose their visible patches."""
+        self._check_imgs(imgs)
+        shape = (imgs.shape[0], self.config.num_patches)
+        if noise is None:
+            noise = torch.rand(shape, device=imgs.device)
+        elif noise.shape != shape:
+            raise ValueError(f"noise must be (B, L) = {shape}; got {tuple(noise.shape)}")
+        return random_masking(noise, mask_ratio)
+
+    def encode_visible(self, imgs: Tensor, masking: Masking) -> Tensor:
+        """(B, C, H, W) -> (B, 1 + K, D): embed all patches, then encode those that ``masking`` keeps."""
+        x = self.patch_embed(imgs) + self.pos_embed[:, 1:]  # (B, L, D)
+        return self._encode(take_patches(x, masking.ids_keep))
+
+    def encode(self, imgs: Tensor) -> Tensor:
+        """Features of whole pictures; never masks, so the same picture gives the same features.
+
+        Args:
+            imgs: (B, C, H, W), normalised pictures.
+
+        Returns:
+            (B, 1 + L, D), the class token first, then the patches in reading order.
+        """
+        self._check_imgs(imgs)
+        return self._encode(self.patch_embed(imgs) + self.pos_embed[:, 1:])
+
+    def forward_decoder(self, latent: Tensor, ids_restore: Tensor) -> Tensor:
+        """(B, 1 + K, D), (B, L) -> (B, L, p * p * C): predict every patch in reading order."""
+        out: Tensor = self.decoder(latent, ids_restore)
+        return out
+
+    def forward_loss(self, imgs: Tensor, pred: Tensor, mask: Tensor) -> Tensor:
+        """Mean squared error per patch, averaged over the removed patches of the whole batch.
+
+        Args:
+            imgs: (B, C, H, W), normalised pictures.
+            pred: (B, L, p * p * C).
+            mask: (B, L), 1 = removed.
+
+        Raises:
+            ValueError: No patch is removed, so there is nothing to average.
+        """
+        removed = mask.sum()
+        if not removed.is_meta and removed == 0:
+            raise ValueError("the loss is over removed patches and the mask removes none; use a higher mask ratio")
+        loss_per_patch = (pred - self.target(self.patchify(imgs))).square().mean(dim=-1)  # (B, L)
+        return (loss_per_patch * mask).sum() / removed
+
+    def target(self, patches: Tensor) -> Tensor:
+        """What the decoder is to predict for true patches (..., p * p * C).
+
+        The pixels themselves, or with ``norm_pix_loss`` each patch less its mean and over its deviation
+        (unbiased variance, plus 1e-6). (Paper: Section 3, "Reconstruction target".)
+        """
+        if not self.config.norm_pix_loss:
+            return patches
+        mean, deviation = patch_statistics(patches)
+        return (patches - mean) / deviation
+
+    def pretraining_loss(
+        self, imgs: Tensor, mask_ratio: float = DEFAULT_MASK_RATIO, noise: Tensor | None = None
+    ) -> Tensor:
+        """The loss of ``forward``, and its gradients, for less work.
+
+        Only the visible patches are embedded and only the removed ones are predicted and scored. The loss
+        is worked out in float32 (or wider) whatever the precision of the model.
+
+        Args, Raises: As ``forward``.
+        """
+        masking = self.draw_masking(imgs, mask_ratio, noise)
+        if masking.ids_removed.shape[1] == 0:
+            raise ValueError("the loss is over removed patches and the mask removes none; use a higher mask ratio")
+        patches = self.patchify(imgs)  # (B, L, p * p * C)
+        visible = self.patch_embed.embed(take_patches(patches, masking.ids_keep))
+        positions = self.pos_embed[:, 1:].expand(len(imgs), -1, -1)
+        latent = self._encode(visible + take_patches(positions, masking.ids_keep))
+        pred: Tensor = self.decoder(latent, masking.ids_restore, masking.ids_removed)
+        # Every picture loses the same number of patches, so the mean over all equals the official mean.
+        target = self.target(take_patches(patches, masking.ids_removed))
+        if pred.dtype in (torch.float16, torch.bfloat16):
+            pred = pred.float()
+        return (pred - target).square().mean()
+
+    def official_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Trained parameters under their official names and in the official model's order.
+
+        An optimiser state lists parameters by number, so the order decides whether the official scripts
+        can go on with it: there, both tokens come first.
+        """
+        named = [(official_name(name), parameter) for name, parameter in self.named_parameters()]
+        yield from sorted(named, key=lambda item: not item[0].endswith("_token"))
+
+    def _encode(self, tokens: Tensor) -> Tensor:
+        class_token = (self.cls_token + self.pos_embed[:, :1]).to(tokens.dtype).expand(len(tokens), -1, -1)
+        out: Tensor = self.encoder(torch.cat([class_token, tokens], dim=1))
+        return out
+
+    def _check_imgs(self, imgs: Tensor) -> None:
+        wanted = (self.config.in_chans, *self.config.img_size)
+        if imgs.ndim != 4 or tuple(imgs.shape[1:]) != wanted:
+            raise ValueError(
+                f"imgs must be (B, {wanted[0]}, {wanted[1]}, {wanted[2]}) for a model of "
+                f"{format_size(self.config.img_size)} pixels; got {tuple(imgs.shape)}"
+            )
+
+
+def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each patch (..., p * p * C), both (..., 1); unbiased variance plus 1e-6."""
+    mean = patches.mean(dim=-1, keepdim=True)
+    variance = patches.var(dim=-1, keepdim=True)
+    return mean, (variance + 1e-6).sqrt()
+
+
+def official_name(name: str) -> str:
+    """The official release's name of one of our parameters or buffers."""
+    for ours, official in _OFFICIAL_PREFIXES.items():
+        if name.startswith(ours):
+            return official + name[len(ours) :]
+    return name
+
+
+def _own_name(name: str) -> str:
+    for ours, official in _OFFICIAL_PREFIXES.items():
+        if name.startswith(official):
+            return ours + name[len(official) :]
+    return name
+
+
+def _to_official_names(module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+    _rename(state, prefix, official_name)
+
+
+def _from_official_names(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    _rename(state, prefix, _own_name)
+
+
+def _rename(state: dict[str, Any], prefix: str, rename: Any) -> None:
+    """Rename the keys under ``prefix`` in place, keeping their order."""
+    renamed = {
+        prefix + rename(key[len(prefix) :]) if key.startswith(prefix) else key: state.pop(key) for key in list(state)
+    }
+    state.update(renamed)

@@ -1,0 +1,49 @@
+"""Fixed 2-D sine-cosine position tables (Paper: Section 3 and Appendix A.1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def sincos_2d(dim: int, grid: tuple[int, int], *, dtype: torch.dtype = torch.float32) -> Tensor:
+    r"""The position table of a grid of patches with a zero row for the class token.
+
+    The first half of the channels encodes the **column**, the second half the **row**, and each half is
+    [sin(x w) | cos(x w)] with :math:`w_i = 10000^{-i / (D/4)}`, worked out in float64.
+
+    Args:
+        dim: D, the table's width, a multiple of 4.
+        grid: Patches as (rows, columns).
+        dtype: Type of the returned table.
+
+    Returns:
+        (1, 1 + rows * columns, D).
+    """
+    if dim % 4:
+        raise ValueError(f"dim must be a multiple of 4; got {dim}")
+    rows, columns = grid
+    # On the CPU whatever the default device is: a table computed on "meta" would hold nothing.
+    cpu = torch.device("cpu")
+    quarter = torch.arange(dim // 4, dtype=torch.float64, device=cpu)
+    frequency = 1.0 / 10000.0 ** (quarter / (dim / 4))  # (D/4,)
+    row = torch.arange(rows, dtype=torch.float64, device=cpu).repeat_interleave(columns)  # (L,)
+    column = torch.arange(columns, dtype=torch.float64, device=cpu).repeat(rows)  # (L,)
+    halves = []
+    for position in (column, row):
+        angle = position[:, None] * frequency  # (L, D/4)
+        halves += [angle.sin(), angle.cos()]
+    class_row = torch.zeros(1, dim, dtype=torch.float64, device=cpu)
+    return torch.cat([class_row, torch.cat(halves, dim=1)])[None].to(dtype)
+
+
+def resize_table(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Bicubic resampling of a position table that is not sine-cosine to another grid.
+
+    Args:
+        table: (1, 1 + rows * columns, D) on the grid ``old``; the class token's row stays as it is.
+        old, new: Grids as (rows, columns).
+    """
+    positions = table[:, 1:].reshape(1, *old, -1).permute(0, 3, 1, 2).float()  # (1, D, rows, columns)
+    resized = torch.nn.functional.interpolate(positions, size=new, mode="bicubic", align_corners=False)
+    return torch.cat([table[:, :1], resized.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)], dim=1)

@@ -1,0 +1,129 @@
+"""A config dataclass becomes Typer options, and what was typed becomes the config."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mae.errors import ConfigError
+from mae.options import Option, build_config, flag_name, option_of
+from maecli.output import Output
+
+
+def command_from(config_class: Any, *, toml: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Turn ``run(config, output)`` into a Typer command with one option per field of the config.
+
+    Args:
+        config_class: A frozen dataclass whose fields were made by ``mae.options.option``.
+        toml: Add ``--config FILE``; a value on the command line wins over the file's.
+    """
+
+    def decorate(run: Callable[[Any, Output], None]) -> Callable[..., None]:
+        def command(**typed: Any) -> None:
+            output = Output(as_json=typed.pop("as_json"), quiet=typed.pop("quiet"))
+            config_file = typed.pop("config", None)
+            values = {name: value for name, value in typed.items() if value not in (None, [], ())}
+            if config_file is not None:
+                values = read_toml(config_file) | values
+            run(build_config(config_class, values), output)
+
+        hints = typing.get_type_hints(config_class)
+        parameters = [_parameter(field, hints[field.name]) for field in dataclasses.fields(config_class)]
+        if toml:
+            parameters.append(
+                _keyword("config", Path | None, typer.Option(help="TOML file with these options' names."))
+            )
+        parameters += [
+            _keyword("as_json", bool, typer.Option("--json", help="Print the result as one JSON document."), False),
+            _keyword("quiet", bool, typer.Option("--quiet", help="Print only the one value a script wants."), False),
+        ]
+        positionals = [p for p in parameters if p.name in _positional_names(config_class)]
+        rest = [p for p in parameters if p not in positionals]
+        command.__signature__ = inspect.Signature(positionals + rest)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        command.__name__ = run.__name__
+        command.__doc__ = run.__doc__
+        return command
+
+    return decorate
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a config file's values by field name.
+
+    Raises:
+        ConfigError: The file is missing or is not TOML.
+    """
+    import tomllib
+
+    try:
+        with path.open("rb") as file:
+            values = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path} is not TOML: {error}") from None
+    return {name.replace("-", "_"): value for name, value in values.items()}
+
+
+def _positional_names(config_class: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(config_class) if option_of(field).positional}
+
+
+def _parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
+    """Every option defaults to None, so that what was not typed can come from a file or the config."""
+    declared = option_of(field)
+    typed = _typed(hint, declared)
+    if declared.positional:
+        # Not required by Typer: a TOML file may give it; ``build_config`` says when it is missing.
+        info: Any = typer.Argument(help=declared.help, metavar=declared.metavar, show_default=False)
+        return _keyword(field.name, typed, info)
+    info = typer.Option(
+        declared.flags or flag_name(field.name),
+        help=declared.help,
+        metavar=declared.metavar or ("|".join(declared.choices) or None),
+        show_default=_default_text(field, declared),
+        rich_help_panel=declared.panel,
+    )
+    if typed == bool | None and declared.flags is None:
+        info.param_decls = (f"{flag_name(field.name)}/--no-{field.name.replace('_', '-')}",)
+        info.default = ...
+    return _keyword(field.name, typed, info)
+
+
+def _typed(hint: Any, declared: Option) -> Any:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
+    if typing.get_origin(hint) is tuple:
+        parts = typing.get_args(hint)
+        if len(parts) == 2 and parts[1] is Ellipsis:
+            return list[str if declared.parse else parts[0]] | None  # type: ignore[misc]
+        if not declared.parse:
+            return hint | None
+    return (str if declared.parse else hint) | None
+
+
+def _default_text(field: dataclasses.Field[Any], declared: Option) -> str | bool:
+    if declared.default_text is not None:
+        return declared.default_text
+    default = field.default
+    if default is None or default is dataclasses.MISSING or default == ():
+        return False
+    if isinstance(default, tuple):
+        return " ".join(f"{item:g}" if isinstance(item, float) else str(item) for item in default)
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def _keyword(name: str, annotation: Any, info: Any, default: Any = None) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=Annotated[annotation, info]
+    )

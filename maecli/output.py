@@ -1,0 +1,91 @@
+"""The only place that prints: results on stdout, talk on stderr.
+
+Human output is made of rich tables and panels; ``--json`` prints exactly one JSON document; ``--quiet``
+prints the one value that a script wants. Notes, warnings, progress and errors always go to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mae.errors import MaeError
+
+
+class Output:
+    """Where a command shows its result and talks about it.
+
+    Args:
+        as_json: Print the result as one JSON document.
+        quiet: Print one value only, and no notes.
+    """
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+
+    def result(self, document: Callable[[], Any], human: Callable[[Console], None], value: Any) -> None:
+        """Show a command's result in the way that was asked for.
+
+        Args:
+            document: Gives plain values for ``--json``; NaN and infinity become null.
+            human: Draws the result on a rich console.
+            value: What ``--quiet`` prints.
+        """
+        if self.as_json:
+            print(json.dumps(_finite(document()), indent=2, ensure_ascii=False, allow_nan=False))
+        elif self.quiet:
+            print(value)
+        else:
+            human(make_console(sys.stdout))
+
+    def talk(self, renderable: Any) -> None:
+        """Show a panel or a line to the person at the terminal; ``--quiet`` keeps it back."""
+        if not self.quiet:
+            make_console(sys.stderr).print(renderable)
+
+    def note(self, message: str) -> None:
+        """Say something that the user should know and that is not wrong."""
+        if not self.quiet:
+            _say("note", "cyan", message)
+
+    def warn(self, message: str) -> None:
+        """Say something that may be wrong; shown with ``--quiet`` too."""
+        _say("warning", "yellow", message)
+
+
+def show_error(error: MaeError) -> None:
+    """Print an error and, if it has one, its hint."""
+    _say("error", "bold red", error.message)
+    if error.hint:
+        _say("hint", "cyan", error.hint)
+
+
+def make_console(stream: Any) -> Console:
+    """A rich console for a stream: 100 columns and no colour where it is no terminal."""
+    from rich.console import Console
+
+    return Console(file=stream, width=None if stream.isatty() else 100, highlight=False)
+
+
+def _say(kind: str, style: str, message: str) -> None:
+    from rich.text import Text
+
+    text = Text.assemble((f"{kind}: ", style), message)
+    make_console(sys.stderr).print(text, soft_wrap=True)
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows neither NaN nor infinity."""
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
