@@ -1,0 +1,1 @@
+"""Pictures: decoding, finding, normalising, augmenting and loading them."""

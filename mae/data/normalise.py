@@ -1,0 +1,43 @@
+"""Between 8-bit pixels and the normalised values that the model sees."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# For any other number of channels: the averages of the three colours'.
+ONE_MEAN, ONE_STD = 0.449, 0.226
+
+
+def pixel_statistics(in_chans: int) -> tuple[Tensor, Tensor]:
+    """Mean and deviation per channel on a scale of 0 to 1, each (C, 1, 1)."""
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if in_chans == 3 else ((ONE_MEAN,) * in_chans, (ONE_STD,) * in_chans)
+    return torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
+
+
+def picture_to_tensor(picture: Image.Image) -> Tensor:
+    """A PIL picture as uint8 (C, H, W)."""
+    array = np.array(picture, dtype=np.uint8)
+    return torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1).contiguous()
+
+
+def tensor_to_picture(pixels: Tensor) -> Image.Image:
+    """Pixels (C, H, W) on a scale of 0 to 1 as a PIL picture, clipped and rounded to 8 bits."""
+    array = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+
+
+def normalise(imgs: Tensor) -> Tensor:
+    """uint8 (..., C, H, W) -> float32 with the data set's mean 0 and deviation 1, on the same device."""
+    mean, std = pixel_statistics(imgs.shape[-3])
+    return (imgs.float() / 255 - mean.to(imgs.device)) / std.to(imgs.device)
+
+
+def denormalise(imgs: Tensor) -> Tensor:
+    """The inverse of ``normalise``, on a scale of 0 to 1, not clipped."""
+    mean, std = pixel_statistics(imgs.shape[-3])
+    return imgs * std.to(imgs.device) + mean.to(imgs.device)

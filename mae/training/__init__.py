@@ -1,0 +1,1 @@
+"""Pre-training: the recipe, the schedule, the loop and the run folder."""

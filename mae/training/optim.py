@@ -1,0 +1,30 @@
+"""AdamW with the official parameter groups (Paper: Appendix A.1, Table 8)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mae.mae import MaskedAutoencoder
+
+
+def parameter_groups(model: MaskedAutoencoder, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups, without and with weight decay, in the official order.
+
+    Biases and other 1-D parameters are not decayed; the class and the mask token are 3-D and are.
+    The order of groups and parameters is the official one, so that optimiser states are exchangeable.
+    """
+    without, with_decay = [], []
+    for name, parameter in model.official_parameters():
+        group = without if parameter.ndim == 1 or name.endswith(".bias") else with_decay
+        group.append(parameter)
+    return [{"params": without, "weight_decay": 0.0}, {"params": with_decay, "weight_decay": weight_decay}]
+
+
+def make_optimizer(
+    model: MaskedAutoencoder, *, lr: float, betas: tuple[float, float], weight_decay: float
+) -> torch.optim.AdamW:
+    """AdamW over ``parameter_groups``; fused where the parameters' device has such a kernel."""
+    fused = next(model.parameters()).device.type == "cuda"
+    return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, betas=betas, fused=fused)

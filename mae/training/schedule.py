@@ -1,0 +1,26 @@
+"""The learning rate over a run (Paper: Appendix A.1, Table 8)."""
+
+from __future__ import annotations
+
+import math
+
+
+def scaled_lr(base_lr: float, effective_batch: int) -> float:
+    """The linear scaling rule (Goyal et al. 2017): ``base_lr * effective_batch / 256``."""
+    return base_lr * effective_batch / 256
+
+
+def lr_at(epoch: float, *, lr: float, min_lr: float, warmup_epochs: float, epochs: float) -> float:
+    """Linear warm-up from 0, then half a cosine down to ``min_lr``.
+
+    Args:
+        epoch: Where in the run, in epochs; fractions count (epoch + batch / batches).
+        lr: The peak, reached at ``warmup_epochs``.
+        min_lr: The end of the cosine.
+        warmup_epochs: Length of the warm-up in epochs.
+        epochs: Length of the run in epochs.
+    """
+    if epoch < warmup_epochs:
+        return lr * epoch / warmup_epochs
+    progress = (epoch - warmup_epochs) / (epochs - warmup_epochs)
+    return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
