@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from mae.errors import MaeError
+from maecli.commands.pretrain import pretrain
 from maecli.output import show_error
 
 
@@ -37,6 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+app.command("pretrain")(pretrain)
 
 
 def _show_version(wanted: bool) -> None:

@@ -17,12 +17,15 @@ from mae.options import Option, build_config, flag_name, option_of
 from maecli.output import Output
 
 
-def command_from(config_class: Any, *, toml: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def command_from(
+    config_class: Any, *, toml: bool = False, saved: Callable[[dict[str, Any]], dict[str, Any]] = lambda typed: {}
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Turn ``run(config, output)`` into a Typer command with one option per field of the config.
 
     Args:
         config_class: A frozen dataclass whose fields were made by ``mae.options.option``.
         toml: Add ``--config FILE``; a value on the command line wins over the file's.
+        saved: Given what was typed, tells values that both of those win over.
     """
 
     def decorate(run: Callable[[Any, Output], None]) -> Callable[..., None]:
@@ -30,9 +33,8 @@ def command_from(config_class: Any, *, toml: bool = False) -> Callable[[Callable
             output = Output(as_json=typed.pop("as_json"), quiet=typed.pop("quiet"))
             config_file = typed.pop("config", None)
             values = {name: value for name, value in typed.items() if value not in (None, [], ())}
-            if config_file is not None:
-                values = read_toml(config_file) | values
-            run(build_config(config_class, values), output)
+            from_file = read_toml(config_file, "--config") if config_file else {}
+            run(build_config(config_class, saved(values) | from_file | values), output)
 
         hints = typing.get_type_hints(config_class)
         parameters = [_parameter(field, hints[field.name]) for field in dataclasses.fields(config_class)]
@@ -55,8 +57,8 @@ def command_from(config_class: Any, *, toml: bool = False) -> Callable[[Callable
     return decorate
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a config file's values by field name.
+def read_toml(path: Path, flag: str) -> dict[str, Any]:
+    """Read a config file's values by field name; ``flag`` is the option that named it.
 
     Raises:
         ConfigError: The file is missing or is not TOML.
@@ -67,9 +69,9 @@ def read_toml(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             values = tomllib.load(file)
     except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}") from None
+        raise ConfigError(f"{flag} {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} is not TOML: {error}") from None
+        raise ConfigError(f"{flag} {path} is not TOML: {error}") from None
     return {name.replace("-", "_"): value for name, value in values.items()}
 
 

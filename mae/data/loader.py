@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import v2  # type: ignore[import-untyped]
+from torchvision.transforms import v2
 
 from mae.data.normalise import picture_to_tensor
 from mae.data.picture import load_picture
@@ -25,7 +26,7 @@ class Draw(NamedTuple):
     """One picture in one epoch: it names the stream of its augmentation."""
 
     epoch: int
-    index: int
+    picture: int
 
 
 class Sample(NamedTuple):
@@ -67,6 +68,7 @@ class PictureDataset(Dataset[Sample]):
         hflip: bool = True,
     ) -> None:
         self.paths = paths
+        self.image_size = image_size
         self.in_chans = in_chans
         self.seed = seed
         steps = [
@@ -84,7 +86,7 @@ class PictureDataset(Dataset[Sample]):
     def __getitem__(self, draw: Draw) -> Sample:
         unreadable = []
         for offset in range(len(self.paths)):
-            index = (draw.index + offset) % len(self.paths)
+            index = (draw.picture + offset) % len(self.paths)
             try:
                 picture = self._decode(index)
                 break
@@ -92,8 +94,9 @@ class PictureDataset(Dataset[Sample]):
                 reason = error.message.removeprefix(f"{self.paths[index]}: ")
                 unreadable.append(Unreadable(self.paths[index], reason))
         else:
-            raise DataError("not one picture can be decoded any more")
-        with seeded(stream_seed(self.seed, "augment", draw.epoch, draw.index)):
+            # The trainer, told that all of them are unreadable, ends the run with that error.
+            return Sample(torch.zeros(self.in_chans, *self.image_size, dtype=torch.uint8), tuple(unreadable))
+        with seeded(stream_seed(self.seed, "augment", draw.epoch, draw.picture)):
             return Sample(picture_to_tensor(self.augment(picture)), tuple(unreadable))
 
     def _decode(self, index: int) -> Image.Image:
@@ -147,15 +150,21 @@ def make_loader(
 ) -> DataLoader[Batch]:
     """A loader over all the run's batches; the same batches whatever the number of workers."""
     return DataLoader(
-        dataset,
-        batch_sampler=batches,  # type: ignore[arg-type]
+        dataset,  # type: ignore[arg-type]
+        batch_sampler=batches,
         num_workers=workers,
         collate_fn=_collate,
+        worker_init_fn=_ignore_interrupt,
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
         # Its base seed would otherwise be drawn from torch's global stream.
         generator=stream(batches.seed, "loader"),
     )
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """Ctrl-C reaches the whole process group; the training process alone decides when workers end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _collate(samples: list[Sample]) -> Batch:

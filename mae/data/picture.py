@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mae.errors import ConfigError, DataError
 
@@ -67,7 +67,7 @@ def describe_failure(path: Path, error: BaseException) -> str:
         return "no permission to read it"
     if path.is_file() and path.stat().st_size == 0:
         return "is empty (0 bytes)"
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return "is no picture that Pillow knows"
     if isinstance(error, Image.DecompressionBombError):
         return "is too large (over 178 million pixels)"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "VARIANTS",
     "create_model",
+    "factory_name",
     "mae_vit_base_patch16",
     "mae_vit_huge_patch14",
     "mae_vit_large_patch16",
@@ -75,6 +76,12 @@ def variant_name(name: str) -> str:
         f"unknown variant {name!r}; there are {', '.join(VARIANTS)}",
         hint=f"did you mean {' or '.join(near)}?" if near else None,
     )
+
+
+def factory_name(name: str) -> str:
+    """The factory's name of a variant, as the official command line calls it."""
+    name = variant_name(name)
+    return next(factory for factory, variant in _FACTORY_NAMES.items() if variant == name)
 
 
 def variant_config(name: str, **changes: Any) -> MAEConfig:

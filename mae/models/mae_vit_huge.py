@@ -1,4 +1,7 @@
-"""MAE ViT-Huge/14: encoder 1280/32/16, decoder 512/8/16 (width/blocks/heads). Paper: Section 5, Table 3; patches of 14, so 256 of them."""
+"""MAE ViT-Huge/14: encoder 1280/32/16, decoder 512/8/16 (width/blocks/heads). Paper: Table 3.
+
+Its patches have 14 pixels a side, so a picture of 224 has 256 of them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MAE ViT-Tiny/16: encoder 192/12/3, decoder 192/4/3 (width/blocks/heads). Not in the paper: for small data and laptops."""
+"""MAE ViT-Tiny/16: encoder 192/12/3, decoder 192/4/3 (width/blocks/heads). Not in the paper: for small data."""
 
 from __future__ import annotations
 

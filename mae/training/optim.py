@@ -15,7 +15,8 @@ def parameter_groups(model: MaskedAutoencoder, weight_decay: float) -> list[dict
     Biases and other 1-D parameters are not decayed; the class and the mask token are 3-D and are.
     The order of groups and parameters is the official one, so that optimiser states are exchangeable.
     """
-    without, with_decay = [], []
+    without: list[torch.nn.Parameter] = []
+    with_decay: list[torch.nn.Parameter] = []
     for name, parameter in model.official_parameters():
         group = without if parameter.ndim == 1 or name.endswith(".bias") else with_decay
         group.append(parameter)

@@ -1,0 +1,37 @@
+"""Which device and which precision a command computes with."""
+
+from __future__ import annotations
+
+import torch
+
+from mae.errors import ConfigError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` takes cuda, then mps, then the CPU.
+
+    Raises:
+        ConfigError: A device was named that this machine or this torch does not have.
+    """
+    have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(device for device, there in have.items() if there))
+    if not have.get(name, False):
+        there = ", ".join(device for device, ok in have.items() if ok)
+        raise ConfigError(f"--device {name}: torch {torch.__version__} finds none here; there is {there}")
+    return torch.device(name)
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """``auto`` is bf16 where a GPU computes it, else fp32.
+
+    Raises:
+        ConfigError: fp16 on a CPU, where training in it is neither fast nor safe.
+    """
+    if name == "auto":
+        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if name == "fp16" and device.type == "cpu":
+        raise ConfigError("--precision fp16 needs a GPU", hint="use fp32 or bf16 on a CPU")
+    return name

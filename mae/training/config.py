@@ -1,0 +1,106 @@
+"""Every setting of a pre-training run. Standard library only."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from mae.config import MAEConfig, parse_size
+from mae.errors import ConfigError
+from mae.models import variant_config
+from mae.options import option
+
+_MODEL = "Model"
+_RECIPE = "Recipe"
+_DATA = "Data"
+_RUN = "Run"
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+    """The documented recipe (Paper: Appendix A.1, Table 8; the official PRETRAIN.md) as defaults."""
+
+    data: tuple[Path, ...] = option(
+        dataclasses.MISSING,
+        "Folders with pictures, nested or flat, labels not needed.",
+        positional=True,
+        metavar="DATA...",
+    )
+
+    variant: str = option("vit_base", "vit_tiny, vit_small, vit_base, vit_large or vit_huge.", panel=_MODEL)
+    image_size: tuple[int, int] = option(
+        (224, 224),
+        "Crops in pixels, S or HxW (rows first).",
+        parse=parse_size,
+        metavar="S|HxW",
+        default_text="224",
+        panel=_MODEL,
+    )
+    patch_size: int | None = option(
+        None, "Side of a patch in pixels.", low=1, default_text="the variant's", panel=_MODEL
+    )
+    in_chans: int = option(3, "Channels: 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha.", low=1, high=4, panel=_MODEL)
+    norm_pix_loss: bool = option(
+        True, "Predict each patch normalised by its own mean and deviation (official command line: off).", panel=_MODEL
+    )
+    init: Path | None = option(None, "Start from this checkpoint's weights (weights only).", panel=_MODEL)
+
+    mask_ratio: float = option(0.75, "Share of the patches that is removed.", above=0, below=1, panel=_RECIPE)
+    epochs: int = option(800, "Epochs of the whole run (official command line: 400).", low=1, panel=_RECIPE)
+    warmup_epochs: float = option(40.0, "Epochs of linear warm-up from 0.", low=0, panel=_RECIPE)
+    batch_size: int = option(64, "Pictures in a batch.", low=1, panel=_RECIPE)
+    accum_iter: int = option(1, "Batches whose gradients are averaged in one step.", low=1, panel=_RECIPE)
+    base_lr: float = option(
+        1.5e-4,
+        "Learning rate for 256 pictures; lr = base-lr x effective batch / 256 (official command line: 1e-3).",
+        above=0,
+        panel=_RECIPE,
+    )
+    lr: float | None = option(
+        None, "The learning rate itself, instead of base-lr.", above=0, default_text="from base-lr", panel=_RECIPE
+    )
+    min_lr: float = option(0.0, "Where the cosine ends.", low=0, panel=_RECIPE)
+    weight_decay: float = option(0.05, "AdamW's decoupled decay; biases and norms are left out.", low=0, panel=_RECIPE)
+    betas: tuple[float, float] = option((0.9, 0.95), "AdamW's betas.", low=0, below=1, panel=_RECIPE)
+
+    crop_scale: tuple[float, float] = option(
+        (0.2, 1.0), "Smallest and largest share of a picture's area in a crop.", above=0, high=1, panel=_DATA
+    )
+    hflip: bool = option(True, "Flip half of the crops left to right.", panel=_DATA)
+    workers: int | None = option(None, "Processes that decode pictures.", low=0, default_text="by cores", panel=_DATA)
+    max_unreadable: float = option(
+        0.1, "Stop when more than this share of the pictures is unreadable.", low=0, high=1, panel=_DATA
+    )
+
+    out: Path = option(Path("run"), "The run's folder.", panel=_RUN)
+    resume: Path | None = option(
+        None, "Go on with the run in this folder, exactly as if it had not stopped.", metavar="RUN", panel=_RUN
+    )
+    seed: int = option(0, "Everything random follows from it.", low=0, panel=_RUN)
+    device: str = option("auto", "auto takes the best there is.", choices=("auto", "cuda", "mps", "cpu"), panel=_RUN)
+    precision: str = option(
+        "auto", "auto is bf16 where a GPU supports it, else fp32.", choices=("auto", "fp32", "bf16", "fp16"), panel=_RUN
+    )
+    save_every: int = option(20, "Epochs between checkpoints that are kept.", low=1, panel=_RUN)
+    preview_every: int = option(20, "Epochs between pictures of reconstructions; 0 for none.", low=0, panel=_RUN)
+    val: Path | None = option(
+        None, "Photographs for those pictures, a folder or a file.", default_text="4 of DATA", panel=_RUN
+    )
+    log_every: int = option(20, "Steps between lines of log.jsonl; 0 for epochs only.", low=0, panel=_RUN)
+    tensorboard: bool = option(False, "Write TensorBoard events too.", panel=_RUN)
+
+    def __post_init__(self) -> None:
+        self.model_config().num_kept(self.mask_ratio)
+        if self.model_config().num_kept(self.mask_ratio) == self.model_config().num_patches:
+            raise ConfigError(f"--mask-ratio {self.mask_ratio:g} removes no patch, so there is nothing to learn")
+        if self.crop_scale[0] > self.crop_scale[1]:
+            raise ConfigError(f"--crop-scale {self.crop_scale[0]:g} {self.crop_scale[1]:g}: the first is the smaller")
+        if self.lr is not None and self.min_lr > self.lr:
+            raise ConfigError(f"--min-lr {self.min_lr:g} is above --lr {self.lr:g}")
+
+    def model_config(self) -> MAEConfig:
+        """The architecture that these settings describe."""
+        changes = {} if self.patch_size is None else {"patch_size": self.patch_size}
+        return variant_config(
+            self.variant, img_size=self.image_size, in_chans=self.in_chans, norm_pix_loss=self.norm_pix_loss, **changes
+        )

@@ -1,0 +1,115 @@
+"""What a run tells whoever watches it. Standard library only."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from mae.config import MAEConfig
+from mae.training.config import PretrainConfig
+from mae.training.plan import TrainingPlan
+
+
+@dataclasses.dataclass(frozen=True)
+class Scanned:
+    """Files looked at so far."""
+
+    files: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Started:
+    """A run is about to begin.
+
+    Attributes:
+        parameters: All values of the model, position tables included.
+        nothing_learnt_loss: The loss of predicting zero everywhere on the preview photographs.
+        step_seconds: Measured time of one batch's forward and backward pass, without loading.
+        first_epoch, first_step: Where a resumed run goes on.
+    """
+
+    config: PretrainConfig
+    model: MAEConfig
+    plan: TrainingPlan
+    parameters: int
+    skipped: int
+    others: int
+    device: str
+    precision: str
+    workers: int
+    nothing_learnt_loss: float
+    step_seconds: float
+    first_epoch: int
+    first_step: int
+    notes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stepped:
+    """One optimiser step is done.
+
+    Attributes:
+        epoch: In epochs from the run's start, with a fraction.
+        step: Optimiser steps done.
+        loss: Mean over the step's batches.
+        images_per_second: Over the last second or more.
+        data_wait: Share of that time spent waiting for pictures.
+    """
+
+    epoch: float
+    step: int
+    loss: float
+    lr: float
+    images_per_second: float
+    data_wait: float
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochDone:
+    """An epoch is done; ``epoch`` counts from 0 as the official log does."""
+
+    epoch: int
+    train_loss: float
+    train_lr: float
+    seconds: float
+    images_per_second: float
+    data_wait: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Previewed:
+    """A picture of reconstructions was written."""
+
+    path: Path
+    psnr: float
+
+
+@dataclasses.dataclass(frozen=True)
+class PassedOver:
+    """A picture could not be decoded and another one took its place."""
+
+    path: Path
+    reason: str
+
+
+Event = Scanned | Started | Stepped | EpochDone | Previewed | PassedOver
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainResult:
+    """How a run ended.
+
+    Attributes:
+        stopped: Whether it was asked to stop before its last epoch.
+        psnr: Mean over the preview photographs at the end, dB on removed patches; None without previews.
+    """
+
+    run: Path
+    checkpoint: Path
+    preview: Path | None
+    epochs: int
+    steps: int
+    train_loss: float
+    psnr: float | None
+    seconds: float
+    stopped: bool

@@ -1,0 +1,87 @@
+"""Reconstructions of the same few photographs, drawn again and again while a run learns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from mae.data.geometry import crop_to
+from mae.data.normalise import normalise, picture_to_tensor, tensor_to_picture
+from mae.data.picture import load_picture
+from mae.data.scan import scan_pictures
+from mae.errors import DataError
+from mae.figure import Row, draw_grid
+from mae.files import write_atomically
+from mae.mae import MaskedAutoencoder
+from mae.masking import random_masking
+from mae.panels import make_panels, predict
+
+PREVIEW_PICTURES = 4
+MASK_SEED = 2  # the seed of the official notebook's published pictures
+
+
+class Previews:
+    """A fixed choice of photographs under one fixed mask.
+
+    Args:
+        model: The model that will be drawn.
+        pictures: Training pictures to choose from, where no others are given.
+        val: Photographs that are not trained on: a folder or a file.
+        mask_ratio: Share of the patches that is removed.
+    """
+
+    def __init__(self, model: MaskedAutoencoder, pictures: Sequence[Path], val: Path | None, mask_ratio: float) -> None:
+        self.model = model
+        self.held_out = val is not None
+        candidates = scan_pictures([val]).pictures if val is not None else pictures
+        self.paths: list[Path] = []
+        tensors = []
+        for path in _spread(candidates):
+            try:
+                picture = load_picture(path, model.config.in_chans)
+            except DataError:  # the loader reports it
+                continue
+            self.paths.append(path)
+            tensors.append(picture_to_tensor(crop_to(picture, model.config.img_size)))
+            if len(tensors) == PREVIEW_PICTURES:
+                break
+        if not tensors:
+            raise DataError(f"none of the {len(candidates)} pictures can be decoded")
+        self.imgs = normalise(torch.stack(tensors))
+        noise = torch.rand(1, model.config.num_patches, generator=torch.Generator().manual_seed(MASK_SEED))
+        self.masking = random_masking(noise.expand(len(tensors), -1), mask_ratio)
+
+    def nothing_learnt_loss(self) -> float:
+        """The loss of predicting zero everywhere: a run that stays there has learnt nothing."""
+        return float(self.model.target(self.model.patchify(self.imgs)).square().mean())
+
+    def draw(self, path: Path, epoch: int) -> float:
+        """Write the picture and return the mean PSNR on the removed patches, dB."""
+        norm_pix = self.model.config.norm_pix_loss
+        device = next(self.model.parameters()).device
+        imgs = self.imgs.to(device)
+        masking = type(self.masking)(*(ids.to(device) for ids in self.masking))
+        panels = make_panels(self.model, imgs, masking, predict(self.model, imgs, masking), norm_pix=norm_pix)
+        rows = [
+            Row(
+                [tensor_to_picture(view) for view in (one.original, one.masked, one.reconstruction, one.with_visible)],
+                f"{name.name}   loss {one.loss:.3f}   PSNR {one.psnr:.1f} dB",
+            )
+            for name, one in zip(self.paths, panels, strict=True)
+        ]
+        note = f"Epoch {epoch}, {'held-out' if self.held_out else 'training'} pictures."
+        if norm_pix:
+            note += " Normalised target: each patch's brightness and contrast are the original's."
+        page = draw_grid(("original", "masked", "reconstruction", "with visible"), rows, note)
+        write_atomically(path, lambda file: page.save(file, format="PNG"))
+        return sum(one.psnr for one in panels) / len(panels)
+
+
+def _spread(paths: Sequence[Path]) -> list[Path]:
+    """The pictures in an order that starts with a few from all over the list, then the others."""
+    chosen = [paths[i * len(paths) // PREVIEW_PICTURES] for i in range(min(PREVIEW_PICTURES, len(paths)))]
+    if len(paths) <= PREVIEW_PICTURES:
+        return list(paths)
+    return chosen + [path for path in paths[: 10 * PREVIEW_PICTURES] if path not in chosen]

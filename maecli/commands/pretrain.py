@@ -1,0 +1,94 @@
+"""``maecli pretrain DATA``."""
+
+from __future__ import annotations
+
+import signal
+import types
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from mae.training.config import PretrainConfig
+from maecli.options import command_from, read_toml
+from maecli.output import Output
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mae.training.events import PretrainResult
+
+
+def _saved_config(typed: dict[str, Any]) -> dict[str, Any]:
+    """A resumed run has its settings in its folder."""
+    return read_toml(Path(typed["resume"]) / "config.toml", "--resume") if typed.get("resume") else {}
+
+
+@command_from(PretrainConfig, toml=True, saved=_saved_config)
+def pretrain(config: PretrainConfig, output: Output) -> None:
+    """Train a masked autoencoder on a folder of pictures; labels are not needed.
+
+    Examples:
+      maecli pretrain sample_images --variant vit_tiny --image-size 64 --patch-size 8 --epochs 100
+
+      maecli pretrain photos scans --batch-size 64 --accum-iter 8 --out runs/base
+
+      maecli pretrain --resume runs/base
+    """
+    from mae.training.pretrain import pretrain as train
+    from maecli.progress import TrainingView
+
+    with StopOnSignal() as stop, TrainingView(output) as view:
+        result = train(config, view, stop)
+    output.result(lambda: _document(result), lambda console: _show(console, result), result.checkpoint)
+    if result.stopped:
+        output.note(f"stopped and saved; go on with: maecli pretrain --resume {result.run}")
+        raise typer.Exit(130)
+
+
+class StopOnSignal:
+    """The first Ctrl-C or SIGTERM lets the step end and its state be saved; the second ends at once."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopOnSignal:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __call__(self) -> bool:
+        """Whether a signal came."""
+        return self.stopped
+
+    def _on_signal(self, number: int, frame: types.FrameType | None) -> None:
+        if self.stopped:
+            raise KeyboardInterrupt
+        self.stopped = True
+
+
+def _document(result: PretrainResult) -> dict[str, Any]:
+    import dataclasses
+
+    return {
+        name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(result).items()
+    }
+
+
+def _show(console: Console, result: PretrainResult) -> None:
+    from maecli.progress import duration
+
+    psnr = f", PSNR {result.psnr:.1f} dB on removed patches" if result.psnr is not None else ""
+    console.print(
+        f"{result.epochs} epochs, {result.steps:,} steps in {duration(result.seconds)}: "
+        f"loss {result.train_loss:.4f}{psnr}",
+        soft_wrap=True,
+    )
+    console.print(f"checkpoint  {result.checkpoint}", soft_wrap=True)
+    if result.preview:
+        console.print(f"picture     {result.preview}", soft_wrap=True)
