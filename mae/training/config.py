@@ -22,9 +22,9 @@ class PretrainConfig:
 
     data: tuple[Path, ...] = option(
         dataclasses.MISSING,
-        "Folders with pictures, nested or flat, labels not needed.",
+        "Folders with pictures, nested or flat, labels are not needed.",
         positional=True,
-        metavar="DATA...",
+        metavar="DATA",
     )
 
     variant: str = option("vit_base", "vit_tiny, vit_small, vit_base, vit_large or vit_huge.", panel=_MODEL)

@@ -52,8 +52,8 @@ def make_plan(config: PretrainConfig, pictures: int) -> TrainingPlan:
     steps = math.ceil(batches / accum_iter)
     if config.warmup_epochs >= config.epochs:
         warnings.append(
-            f"the warm-up ({config.warmup_epochs:g} epochs) outlasts the run ({config.epochs}): the learning rate never "
-            f"reaches its peak; --warmup-epochs {config.epochs * 0.05:.2g} would be the recipe's share"
+            f"the warm-up ({config.warmup_epochs:g} epochs) outlasts the run ({config.epochs}): the learning rate "
+            f"never reaches its peak; --warmup-epochs {config.epochs * 0.05:.2g} would be the recipe's share"
         )
     lr = config.lr if config.lr is not None else scaled_lr(config.base_lr, effective)
     if config.min_lr > lr:

@@ -53,12 +53,8 @@ def pretrain(
     """
     check_channels(config.in_chans)
     device = resolve_device(config.device)
-    config = dataclasses.replace(
-        config,
-        device=device.type,
-        precision=resolve_precision(config.precision, device),
-        out=config.resume or config.out,
-    )
+    precision = resolve_precision(config.precision, device)
+    config = dataclasses.replace(config, device=device.type, precision=precision, out=config.resume or config.out)
     resumed = _load_state(config) if config.resume else None
     position = Position(**resumed.extra["maecli"]["position"]) if resumed else Position()
     run = RunFolder(config.out, resume=resumed is not None)

@@ -26,7 +26,7 @@ def also_to_tensorboard(folder: Path, step: int, on_event: Callable[[Event], Non
         raise ConfigError(
             "--tensorboard needs the package tensorboard", hint="pip install 'maecli[tensorboard]'"
         ) from None
-    writer = SummaryWriter(str(folder), purge_step=step + 1)  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(str(folder), purge_step=step + 1)
     last_step = step
 
     def listen(event: Event) -> None:
@@ -45,9 +45,9 @@ def also_to_tensorboard(folder: Path, step: int, on_event: Callable[[Event], Non
         elif isinstance(event, Previewed):
             scalars = {"epoch/psnr": event.psnr}
         for name, value in scalars.items():
-            writer.add_scalar(name, value, last_step)  # type: ignore[no-untyped-call]
+            writer.add_scalar(name, value, last_step)
         if isinstance(event, EpochDone):
-            writer.flush()  # type: ignore[no-untyped-call]
+            writer.flush()
         on_event(event)
 
     return listen
