@@ -1,4 +1,4 @@
-"""The architecture of one masked autoencoder, and the numbers that follow from it.
+"""The architecture of one masked autoencoder, and the settings of looking through its eyes.
 
 Standard library only, so that costs and plans can be worked out without importing torch.
 """
@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any
 
 from mae.errors import ConfigError
+from mae.options import option
 
 DEFAULT_MASK_RATIO = 0.75
 LAYER_NORM_EPS = 1e-6  # the released weights were trained with it; PyTorch's default is 1e-5
@@ -133,3 +135,47 @@ def parse_size(value: Any) -> tuple[int, int]:
     if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
         raise ValueError(f"wanted pixels as S or HxW, for instance 224 or 224x320; got {value!r}")
     return sides[0], sides[1]
+
+
+PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+DEFAULT_CHECKPOINT = Path("run/checkpoint-last.pth")  # where ``pretrain`` writes unless told otherwise
+
+
+@dataclasses.dataclass(frozen=True)
+class ReconstructConfig:
+    """What to reconstruct, with which weights, and how to show it."""
+
+    images: tuple[Path, ...] = option(
+        dataclasses.MISSING, "Pictures, or folders with pictures.", positional=True, metavar="IMAGE"
+    )
+    checkpoint: Path = option(DEFAULT_CHECKPOINT, "Weights with a decoder: your own or official ones.")
+    out: Path = option(Path("reconstruction.png"), "The picture to write: .png, .jpg or .webp.")
+    mask_ratio: tuple[float, ...] = option(
+        (0.75,),
+        "Share of the patches that is removed; several times for several columns.",
+        low=0,
+        below=1,
+        metavar="RATIO",
+    )
+    seed: int = option(2, "Chooses the mask; 2 gives the one of the official notebook's published pictures.", low=0)
+    mask: Path | None = option(None, "Your own mask, a picture: white is removed.")
+    resize: bool = option(
+        False,
+        "Show the centre, cropped to the model's frame; or the whole picture, in a frame of its shape.",
+        flags="--resize/--crop",
+        default_text="crop",
+    )
+    image_size: tuple[int, int] | None = option(
+        None, "The frame in pixels, S or HxW.", parse=parse_size, metavar="S|HxW", default_text="the weights'"
+    )
+    norm_pix: str = option(
+        "auto", "Whether the weights predict normalised patches; auto asks the file.", choices=("auto", "on", "off")
+    )
+    separate: Path | None = option(None, "Write every panel as a file of its own into this folder too.")
+    device: str = option("auto", "auto takes the best there is.", choices=("auto", "cuda", "mps", "cpu"))
+
+    def __post_init__(self) -> None:
+        if self.out.suffix.lower() not in PICTURE_FORMATS:
+            raise ConfigError(f"--out {self.out}: the name must end in {', '.join(PICTURE_FORMATS)}")
+        if self.mask is not None and len(self.mask_ratio) > 1:
+            raise ConfigError("--mask and several --mask-ratio: your own mask has one ratio, its own")

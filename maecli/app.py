@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from mae.errors import MaeError
 from maecli.commands.pretrain import pretrain
+from maecli.commands.reconstruct import reconstruct
 from maecli.output import show_error
 
 
@@ -39,6 +40,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command("pretrain")(pretrain)
+app.command("reconstruct")(reconstruct)
 
 
 def _show_version(wanted: bool) -> None:

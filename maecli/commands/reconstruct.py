@@ -1,0 +1,91 @@
+"""``maecli reconstruct IMAGE...``."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from mae.config import ReconstructConfig
+from maecli.options import command_from
+from maecli.output import Output, make_console
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mae.reconstruct import ReconstructResult
+
+
+@command_from(ReconstructConfig)
+def reconstruct(config: ReconstructConfig, output: Output) -> None:
+    """Mask pictures, reconstruct them, and draw original, masked, reconstruction side by side.
+
+    Examples:
+      maecli reconstruct cat.jpg --checkpoint mae_visualize_vit_base.pth --out grid.png
+
+      maecli reconstruct photos --mask-ratio 0.75 --mask-ratio 0.9 --out grid.png
+
+      maecli reconstruct cat.jpg --mask hole.png --resize --out filled.webp
+    """
+    from mae.reconstruct import reconstruct as use_case
+
+    result = use_case(config, _progress(output))
+    for note in result.notes:
+        output.note(note)
+    for path, reason in result.skipped:
+        output.warn(f"skipped {path}: {reason}")
+    output.result(lambda: _document(result), lambda console: _show(console, result), result.out)
+
+
+def _progress(output: Output) -> Any:
+    """A line that counts pictures, where there are many and somebody watches."""
+    console = make_console(sys.stderr)
+
+    def show(done: int, total: int) -> None:
+        if total > 8 and not output.quiet and (console.is_terminal or done % 50 == 0):
+            print(f"{done} of {total} pictures", file=sys.stderr, end="\r" if console.is_terminal else "\n")
+
+    return show
+
+
+def _document(result: ReconstructResult) -> dict[str, Any]:
+    return {
+        "out": str(result.out),
+        "checkpoint": str(result.checkpoint),
+        "variant": result.variant,
+        "norm_pix": result.norm_pix,
+        "norm_pix_source": result.norm_pix_source,
+        "pictures": [
+            {
+                "path": str(one.path),
+                "image_size": list(one.image_size),
+                "mask_ratio": one.mask_ratio,
+                "loss": one.loss,
+                "psnr_db": one.psnr,
+            }
+            for one in result.pictures
+        ],
+        "skipped": [{"path": str(path), "reason": reason} for path, reason in result.skipped],
+        "separate": [str(path) for path in result.separate],
+        "notes": list(result.notes),
+    }
+
+
+def _show(console: Console, result: ReconstructResult) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2), pad_edge=False)
+    table.add_column("picture")
+    for title in ("pixels", "removed", "loss", "PSNR dB"):
+        table.add_column(title, justify="right")
+    for one in result.pictures:
+        table.add_row(
+            one.path.name,
+            f"{one.image_size[0]}x{one.image_size[1]}",
+            f"{one.mask_ratio:.0%}",
+            f"{one.loss:.4f}",
+            f"{one.psnr:.2f}",
+        )
+    console.print(table)
+    target = "normalised patches" if result.norm_pix else "raw pixels"
+    console.print(f"{result.variant or 'model'} predicts {target}; loss and PSNR are over removed patches")
+    console.print(f"wrote {result.out}", soft_wrap=True)
