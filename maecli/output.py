@@ -54,6 +54,13 @@ class Output:
         if not self.quiet:
             _say("note", "cyan", message)
 
+    def count(self, done: int, total: int, what: str) -> None:
+        """Count things that take a while: one changing line on a terminal, a line now and then elsewhere."""
+        terminal = sys.stderr.isatty()
+        if self.quiet or total < 8 or not (terminal or done % 50 == 0):
+            return
+        print(f"{done} of {total} {what}", file=sys.stderr, end="\r" if terminal and done < total else "\n")
+
     def warn(self, message: str) -> None:
         """Say something that may be wrong; shown with ``--quiet`` too."""
         _say("warning", "yellow", message)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 from mae.config import ReconstructConfig
 from maecli.options import command_from
-from maecli.output import Output, make_console
+from maecli.output import Output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,23 +27,12 @@ def reconstruct(config: ReconstructConfig, output: Output) -> None:
     """
     from mae.reconstruct import reconstruct as use_case
 
-    result = use_case(config, _progress(output))
+    result = use_case(config, lambda done, total: output.count(done, total, "pictures"))
     for note in result.notes:
         output.note(note)
     for path, reason in result.skipped:
         output.warn(f"skipped {path}: {reason}")
     output.result(lambda: _document(result), lambda console: _show(console, result), result.out)
-
-
-def _progress(output: Output) -> Any:
-    """A line that counts pictures, where there are many and somebody watches."""
-    console = make_console(sys.stderr)
-
-    def show(done: int, total: int) -> None:
-        if total > 8 and not output.quiet and (console.is_terminal or done % 50 == 0):
-            print(f"{done} of {total} pictures", file=sys.stderr, end="\r" if console.is_terminal else "\n")
-
-    return show
 
 
 def _document(result: ReconstructResult) -> dict[str, Any]:
