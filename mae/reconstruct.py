@@ -257,9 +257,7 @@ def _pictures_of(shots: Sequence[_Shot]) -> list[Image.Image]:
     panels = [shot.panels for shot in shots]
     views = [panels[0].original]
     for one in panels:
-        views += (
-            [one.masked, one.reconstruction, one.with_visible] if len(panels) == 1 else [one.masked, one.with_visible]
-        )
+        views += [one.masked, *([one.reconstruction] if len(panels) == 1 else []), one.with_visible]
     return [tensor_to_picture(view) for view in views]
 
 
