@@ -85,11 +85,11 @@ def build_config(config_class: type[Config], values: Mapping[str, Any], *, sourc
                 hint=f"did you mean {', '.join(near)}?" if near else "see --help for the names",
             )
         declared = option_of(fields[name])
-        label = f"{name}{where}" if source else (name.upper() if declared.positional else flag_name(name))
+        label = f"{name}{where}" if source else ((declared.metavar or name) if declared.positional else flag_name(name))
         checked[name] = _check(label, value, hints[name], declared)
     for name, field in fields.items():
         if field.default is dataclasses.MISSING and name not in checked:
-            raise ConfigError(f"missing {name.upper()}{where}", hint="see --help for an example")
+            raise ConfigError(f"missing {option_of(field).metavar or name}{where}", hint="see --help for an example")
     return config_class(**checked)
 
 

@@ -141,10 +141,14 @@ class Trainer:
     def loss(self, images: Tensor, batch: int) -> Tensor:
         """The loss of one batch (B, C, H, W) uint8 under the mask of its place in the run."""
         imgs = normalise(images.to(self.device, non_blocking=True))
-        mask_stream = stream(self.config.seed, "mask", self.position.epoch, batch)
-        noise = torch.rand(len(imgs), self.model.config.num_patches, generator=mask_stream)
+        noise = self.noise(batch, len(imgs)).to(self.device, non_blocking=True)
         with autocast(self.device, self.config.precision):
-            return self.model.pretraining_loss(imgs, self.config.mask_ratio, noise.to(self.device, non_blocking=True))
+            return self.model.pretraining_loss(imgs, self.config.mask_ratio, noise)
+
+    def noise(self, batch: int, pictures: int) -> Tensor:
+        """(B, L) uniform, on the CPU: what a batch's masks are drawn from."""
+        source = stream(self.config.seed, "mask", self.position.epoch, batch)
+        return torch.rand(pictures, self.model.config.num_patches, generator=source)
 
     def lr_at(self, batch: int) -> float:
         """The learning rate at a batch of this epoch."""

@@ -1,0 +1,46 @@
+"""Framing never distorts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mae.data.geometry import crop_to, whole_size
+from mae.data.normalise import denormalise, normalise, picture_to_tensor, pixel_statistics, tensor_to_picture
+
+
+def disc(width: int, height: int) -> Image.Image:
+    y, x = np.mgrid[:height, :width]
+    inside = (x - (width - 1) / 2) ** 2 + (y - (height - 1) / 2) ** 2 < (min(width, height) / 3) ** 2
+    return Image.fromarray((inside * 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(("width", "height"), [(90, 60), (60, 90), (64, 64), (30, 20)])
+@pytest.mark.parametrize("size", [(64, 64), (32, 48)])
+def test_a_disc_stays_a_disc(width: int, height: int, size: tuple[int, int]) -> None:
+    framed = np.asarray(crop_to(disc(width, height), size)) > 127
+    assert framed.shape == size
+    across, down = framed.any(axis=0).sum(), framed.any(axis=1).sum()
+    assert abs(int(across) - int(down)) <= 2
+
+
+def test_a_picture_of_the_right_size_is_untouched() -> None:
+    picture = Image.effect_noise((48, 32), 60)
+    assert (np.asarray(crop_to(picture, (32, 48))) == np.asarray(picture)).all()
+
+
+def test_the_whole_pictures_frame_has_its_shape_and_about_the_area() -> None:
+    rows, columns = whole_size(Image.new("L", (640, 320)), (224, 224), 16)
+    assert (rows, columns) == (160, 320)
+    assert whole_size(Image.new("L", (1000, 3)), (32, 32), 16)[0] == 16
+
+
+def test_normalise_is_inverted_and_uses_imagenet() -> None:
+    pixels = picture_to_tensor(Image.effect_noise((8, 8), 60).convert("RGB"))
+    values = normalise(pixels)
+    expected = (pixels[1, 0, 0].item() / 255 - 0.456) / 0.224
+    assert values[1, 0, 0].item() == pytest.approx(expected, rel=1e-6)
+    assert torch.equal(picture_to_tensor(tensor_to_picture(denormalise(values))), pixels)
+    assert pixel_statistics(1)[0].shape == (1, 1, 1)

@@ -1,0 +1,74 @@
+"""The same batches whatever the workers and wherever a run goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from mae.data.loader import Draw, EpochBatches, PictureDataset, make_loader
+from mae.data.normalise import picture_to_tensor
+from mae.data.picture import load_picture
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[Path]:
+    found = []
+    for number in range(7):
+        path = tmp_path / f"{number}.png"
+        Image.effect_noise((40 + number, 30), 90).convert("RGB").save(path)
+        found.append(path)
+    return found
+
+
+def batches(paths: list[Path], workers: int, epoch: int = 0, batch: int = 0) -> list[torch.Tensor]:
+    dataset = PictureDataset(paths, (16, 24), 3, seed=5)
+    draws = EpochBatches(len(paths), 3, epochs=3, seed=5, start_epoch=epoch, start_batch=batch)
+    return [one.images for one in make_loader(dataset, draws, workers=workers)]
+
+
+def test_workers_change_nothing(paths: list[Path]) -> None:
+    alone, helped = batches(paths, 0), batches(paths, 2)
+    assert len(alone) == 6
+    assert all(torch.equal(a, b) for a, b in zip(alone, helped, strict=True))
+
+
+def test_going_on_gives_the_same_batches(paths: list[Path]) -> None:
+    whole, rest = batches(paths, 0), batches(paths, 0, epoch=1, batch=1)
+    assert all(torch.equal(a, b) for a, b in zip(whole[3:], rest, strict=True))
+
+
+def test_epochs_differ_in_order_and_crops(paths: list[Path]) -> None:
+    draws = list(EpochBatches(7, 7, epochs=2, seed=0))
+    assert sorted(draw.picture for draw in draws[0]) == list(range(7))
+    assert [draw.picture for draw in draws[0]] != [draw.picture for draw in draws[1]]
+    dataset = PictureDataset(paths, (16, 16), 3, seed=0)
+    assert not torch.equal(dataset[Draw(0, 1)].image, dataset[Draw(1, 1)].image)
+    assert torch.equal(dataset[Draw(0, 1)].image, dataset[Draw(0, 1)].image)
+
+
+def test_the_augmentation_is_torchvisions(paths: list[Path]) -> None:
+    whole = PictureDataset(paths, (30, 40), 3, seed=0, crop_scale=(1.0, 1.0), hflip=False)[Draw(0, 0)].image
+    expected = v2.functional.resize(load_picture(paths[0]), [30, 40], v2.InterpolationMode.BICUBIC, antialias=True)
+    assert torch.equal(whole, picture_to_tensor(expected))
+
+
+def test_the_global_stream_is_left_alone(paths: list[Path]) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    batches(paths, 0)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_a_file_that_breaks_later_is_replaced_and_named(paths: list[Path]) -> None:
+    paths[2].write_bytes(paths[2].read_bytes()[:200])
+    sample = PictureDataset(paths, (16, 16), 3, seed=0)[Draw(0, 2)]
+    assert [bad.path for bad in sample.unreadable] == [paths[2]]
+    assert sample.unreadable[0].reason
+    assert str(paths[2]) not in sample.unreadable[0].reason
+    assert sample.image.shape == (3, 16, 16)
+    assert sample.image.any()

@@ -1,0 +1,288 @@
+"""A run repeats itself bit for bit, goes on from any step, and never loses what it had."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mae.checkpoints import load_checkpoint
+from mae.errors import ConfigError, DataError, TrainingError
+from mae.options import build_config
+from mae.training import trainer as trainer_module
+from mae.training.config import PretrainConfig
+from mae.training.events import EpochDone, Event, PassedOver, Started, Stepped
+from mae.training.pretrain import pretrain
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(11):
+        pixels = rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((40, 36), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def config(pictures: Path, tmp_path: Path) -> PretrainConfig:
+    return PretrainConfig(
+        data=(pictures,), variant="vit_tiny", image_size=(32, 16), patch_size=8, batch_size=2, accum_iter=2, epochs=3,
+        warmup_epochs=1.0, lr=2e-3, workers=0, device="cpu", log_every=1, preview_every=2, out=tmp_path / "run",
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One block each: the loop is tested here, not the model."""
+    original = PretrainConfig.model_config
+    monkeypatch.setattr(
+        PretrainConfig, "model_config", lambda self: original(self).replace(depth=1, decoder_depth=1, embed_dim=48)
+    )
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(run / "checkpoint-last.pth").state
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def logged(run: Path) -> list[dict[str, Any]]:
+    """The log without what a clock decides."""
+    timed = {"images_per_second", "data_wait", "seconds"}
+    lines = (run / "log.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name not in timed} for line in lines]
+
+
+def stop_after(steps: int) -> tuple[Callable[[Event], None], Callable[[], bool]]:
+    done = 0
+
+    def listen(event: Event) -> None:
+        nonlocal done
+        done = event.step if isinstance(event, Stepped) else done
+
+    return listen, lambda: done >= steps
+
+
+def test_the_same_seed_gives_the_same_bits(config: PretrainConfig, tmp_path: Path) -> None:
+    pretrain(config)
+    pretrain(dataclasses.replace(config, out=tmp_path / "again", workers=1))
+    pretrain(dataclasses.replace(config, out=tmp_path / "other", seed=1))
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "again"))
+    assert logged(tmp_path / "run") == logged(tmp_path / "again")
+    assert not same(weights(tmp_path / "run"), weights(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 8])
+def test_resumed_equals_uninterrupted(config: PretrainConfig, tmp_path: Path, steps: int) -> None:
+    pretrain(config)
+    parted = dataclasses.replace(config, out=tmp_path / "parted")
+    result = pretrain(parted, *stop_after(steps))
+    assert result.stopped
+    assert result.steps == steps
+    result = pretrain(dataclasses.replace(parted, resume=tmp_path / "parted"))
+    assert not result.stopped
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "parted"))
+    assert logged(tmp_path / "run") == logged(tmp_path / "parted")
+    picture = "previews/epoch-0003.png"
+    assert (tmp_path / "run" / picture).read_bytes() == (tmp_path / "parted" / picture).read_bytes()
+
+
+def test_a_killed_run_drops_what_it_logged_past_its_last_state(config: PretrainConfig, tmp_path: Path) -> None:
+    pretrain(config, *stop_after(4))
+    with (tmp_path / "run/log.jsonl").open("a") as file:
+        file.write('{"step": 5, "epoch": 1.8, "loss": 99.0, "lr": 1.0}\n{"step": 6, "lo')
+    pretrain(dataclasses.replace(config, resume=tmp_path / "run"))
+    steps = [entry["step"] for entry in logged(tmp_path / "run") if "loss" in entry]
+    assert steps == list(range(1, 10))
+    assert all(entry.get("loss") != 99.0 for entry in logged(tmp_path / "run"))
+
+
+def test_the_run_folder(config: PretrainConfig, tmp_path: Path) -> None:
+    events: list[Event] = []
+    result = pretrain(dataclasses.replace(config, save_every=2), events.append)
+    epochs = [entry for entry in logged(config.out) if "train_loss" in entry]
+    assert [entry["epoch"] for entry in epochs] == [0, 1, 2]
+    assert {"train_loss", "train_lr", "epoch"} <= set(epochs[0])
+    done = [event for event in events if isinstance(event, EpochDone)]
+    assert epochs[-1]["train_loss"] == done[-1].train_loss == result.train_loss
+    # 11 pictures in batches of 2: five batches, steps over 2, 2 and the 1 that is left.
+    assert [event.step for event in events if isinstance(event, Stepped)] == list(range(1, 10))
+    names = sorted(str(path.relative_to(config.out)) for path in config.out.rglob("*") if path.is_file())
+    assert names == [
+        "checkpoint-1.pth", "checkpoint-last.pth", "config.toml", "log.jsonl",
+        "previews/epoch-0002.png", "previews/epoch-0003.png",
+    ]  # fmt: skip
+    started = next(event for event in events if isinstance(event, Started))
+    assert started.step_seconds > 0
+    assert started.nothing_learnt_loss == pytest.approx(191 / 192, rel=1e-3)
+
+
+def test_the_official_layout_of_a_checkpoint(config: PretrainConfig) -> None:
+    pretrain(config)
+    checkpoint = load_checkpoint(config.out / "checkpoint-last.pth")
+    assert checkpoint.epoch == 2
+    assert checkpoint.args["norm_pix_loss"] is True
+    assert checkpoint.args["model"] == "mae_vit_tiny_patch16"
+    assert checkpoint.config == config.model_config()
+    assert checkpoint.norm_pix_loss is True
+    groups = checkpoint.optimizer["param_groups"] if checkpoint.optimizer else []
+    assert [group["weight_decay"] for group in groups] == [0.0, 0.05]
+
+
+def test_the_written_config_repeats_the_run(config: PretrainConfig, tmp_path: Path) -> None:
+    import tomllib
+
+    pretrain(config)
+    values = tomllib.loads((config.out / "config.toml").read_text())
+    again = build_config(PretrainConfig, values | {"out": tmp_path / "again"}, source="config.toml")
+    pretrain(again)
+    assert same(weights(config.out), weights(tmp_path / "again"))
+
+
+def test_accumulated_batches_step_like_one_large_batch(
+    config: PretrainConfig, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AdamW's first moment is a tenth of the gradient; its step alone would hide a wrong scale."""
+    for number in range(8, 11):
+        (pictures / f"{number}.png").unlink()
+    noise = torch.rand(8, 8, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(
+        trainer_module.Trainer, "noise", lambda self, batch, pictures: noise[batch * pictures : (batch + 1) * pictures]
+    )
+    moments, losses = {}, {}
+    for name, batch in (("large", 8), ("small", 2)):
+        events: list[Event] = []
+        run = dataclasses.replace(
+            config, epochs=1, warmup_epochs=0.0, batch_size=batch, accum_iter=8 // batch, out=tmp_path / name
+        )
+        assert pretrain(run, events.append).steps == 1
+        losses[name] = next(event.loss for event in events if isinstance(event, Stepped))
+        optimizer = load_checkpoint(run.out / "checkpoint-last.pth").optimizer
+        assert optimizer is not None
+        moments[name] = [state["exp_avg"] for state in optimizer["state"].values()]
+    assert losses["large"] == pytest.approx(losses["small"], rel=1e-6)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(moments["large"], moments["small"], strict=True))
+    assert max(float(moment.abs().max()) for moment in moments["large"]) > 1e-3
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_state(
+    config: PretrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretrain(config, *stop_after(4))
+    before = (config.out / "checkpoint-last.pth").read_bytes()
+    loss = trainer_module.Trainer.loss
+    monkeypatch.setattr(
+        trainer_module.Trainer,
+        "loss",
+        lambda self, images, batch: loss(self, images, batch) * (float("nan") if self.position.step == 5 else 1),
+    )
+    with pytest.raises(TrainingError, match="loss became nan at step 6, epoch 1"):
+        pretrain(dataclasses.replace(config, resume=config.out))
+    assert (config.out / "checkpoint-last.pth").read_bytes() == before
+
+
+def test_a_full_disk_keeps_the_last_state(config: PretrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretrain(config, *stop_after(4))
+    before = (config.out / "checkpoint-last.pth").read_bytes()
+
+    def full(file: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mae.files.os.fsync", full)
+    monkeypatch.setattr("mae.training.run_folder.RunFolder.start_log", lambda self, position: None)
+    monkeypatch.setattr("mae.training.previews.Previews.draw", lambda self, path, epoch: 0.0)
+    with pytest.raises(TrainingError, match=r"checkpoint-last\.pth: No space left"):
+        pretrain(dataclasses.replace(config, resume=config.out))
+    assert (config.out / "checkpoint-last.pth").read_bytes() == before
+    assert not list(config.out.glob(".*.tmp"))
+
+
+def test_broken_pictures_are_passed_over_and_reported(config: PretrainConfig, pictures: Path) -> None:
+    (pictures / "empty.jpg").touch()
+    whole = (pictures / "3.png").read_bytes()
+    (pictures / "3.png").write_bytes(whole[: len(whole) // 2])
+    events: list[Event] = []
+    pretrain(dataclasses.replace(config, max_unreadable=0.2), events.append)
+    assert {event.path.name for event in events if isinstance(event, PassedOver)} == {"3.png"}
+    report = (config.out / "unreadable.tsv").read_text().splitlines()
+    assert report[0] == "file\treason"
+    assert [Path(line.split("\t")[0]).name for line in report[1:]] == ["empty.jpg", "3.png"]
+
+
+def test_too_many_broken_pictures_stop_the_run(config: PretrainConfig, pictures: Path) -> None:
+    for number in range(2):
+        (pictures / f"empty{number}.jpg").touch()
+    with pytest.raises(DataError, match="2 of 13 pictures are unreadable, more than --max-unreadable 0.1"):
+        pretrain(config)
+    assert not (config.out / "checkpoint-last.pth").exists()
+
+
+def test_all_pictures_breaking_during_the_run_stop_it(config: PretrainConfig, pictures: Path) -> None:
+    def break_all(event: Event) -> None:
+        if isinstance(event, Started):
+            for path in pictures.iterdir():
+                path.write_bytes(path.read_bytes()[:60])
+
+    with pytest.raises(DataError, match="are unreadable"):
+        pretrain(config, break_all)
+
+
+def test_a_run_is_not_overwritten_and_not_resumed_as_another(config: PretrainConfig, pictures: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no checkpoint-last\.pth"):
+        pretrain(dataclasses.replace(config, resume=config.out))
+    pretrain(config, *stop_after(2))
+    with pytest.raises(ConfigError, match="already holds a run"):
+        pretrain(config)
+    with pytest.raises(ConfigError, match="batch_size was 2 and is 3"):
+        pretrain(dataclasses.replace(config, resume=config.out, batch_size=3))
+    (pictures / "0.png").unlink()
+    with pytest.raises(ConfigError, match="pictures was 11 and is 10"):
+        pretrain(dataclasses.replace(config, resume=config.out))
+
+
+def test_init_takes_the_weights_and_nothing_else(config: PretrainConfig, tmp_path: Path) -> None:
+    pretrain(config)
+    events: list[Event] = []
+    new = dataclasses.replace(config, out=tmp_path / "new", init=config.out / "checkpoint-last.pth", lr=1e-9)
+    result = pretrain(new, events.append)
+    started = next(event for event in events if isinstance(event, Started))
+    assert started.first_step == 0
+    assert result.steps == 9
+    old = weights(config.out)
+    assert all(torch.allclose(value, old[key], atol=1e-6) for key, value in weights(tmp_path / "new").items())
+
+
+def test_bf16_and_grey_and_alpha_learn(config: PretrainConfig, tmp_path: Path) -> None:
+    for precision, in_chans in (("bf16", 3), ("fp32", 1), ("fp32", 4)):
+        out = tmp_path / f"{precision}-{in_chans}"
+        events: list[Event] = []
+        pretrain(
+            dataclasses.replace(
+                config, precision=precision, in_chans=in_chans, out=out, epochs=12, norm_pix_loss=False
+            ),
+            events.append,
+        )
+        losses = [event.train_loss for event in events if isinstance(event, EpochDone)]
+        assert losses[-1] < 0.8 * losses[0]
+
+
+def test_tensorboard_events_are_written(config: PretrainConfig) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    pretrain(dataclasses.replace(config, tensorboard=True))
+    board = EventAccumulator(str(config.out / "tensorboard"))
+    board.Reload()
+    assert [event.step for event in board.Scalars("step/loss")] == list(range(1, 10))
+    assert len(board.Scalars("epoch/train_loss")) == 3
