@@ -15,7 +15,7 @@ from mae.data.loader import Batch
 from mae.data.normalise import normalise
 from mae.data.scan import Unreadable
 from mae.device import PRECISIONS
-from mae.errors import DataError, TrainingError
+from mae.errors import CheckpointError, DataError, TrainingError
 from mae.mae import MaskedAutoencoder
 from mae.models import factory_name
 from mae.seeding import stream
@@ -224,20 +224,17 @@ class Trainer:
                     self.model,
                     optimizer=self.optimizer,
                     epoch=self.position.epoch - 1,
-                    scaler=self.scaler,
+                    scaler=self.scaler.state_dict(),
                     args=official_args(self.config, self.plan),
                     extra={
                         "maecli": {
-                            "model": dataclasses.asdict(self.model.config),
                             "position": dataclasses.asdict(self.position),
                             "run": run_identity(self.config, self.plan),
                         }
                     },
                 )
-            except OSError as error:
-                raise TrainingError(
-                    f"cannot write {path}: {error.strerror or error}", hint="the checkpoint before it is untouched"
-                ) from None
+            except CheckpointError as error:
+                raise TrainingError(error.message, hint="the checkpoint before it is untouched") from None
         self.saved_at = time.monotonic()
 
     def note_unreadable(self, files: tuple[Unreadable, ...]) -> None:

@@ -224,7 +224,7 @@ def test_broken_pictures_are_passed_over_and_reported(config: PretrainConfig, pi
 def test_too_many_broken_pictures_stop_the_run(config: PretrainConfig, pictures: Path) -> None:
     for number in range(2):
         (pictures / f"empty{number}.jpg").touch()
-    with pytest.raises(DataError, match="2 of 13 pictures are unreadable, more than --max-unreadable 0.1"):
+    with pytest.raises(DataError, match=r"2 of 13 pictures are unreadable, more than --max-unreadable 0\.1"):
         pretrain(config)
     assert not (config.out / "checkpoint-last.pth").exists()
 
