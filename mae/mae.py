@@ -92,6 +92,8 @@ class MaskedAutoencoder(nn.Module):
 
     def reset_parameters(self) -> None:
         """Initialise as the official model: Xavier uniform, zero biases, tokens normal(0.02)."""
+        if self.cls_token.is_meta:
+            return  # nothing to fill, and drawing normals on "meta" would import sympy: seconds
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
