@@ -1,0 +1,182 @@
+"""From a checkpoint to a model, without initialising what is about to be overwritten."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mae.checkpoints.reading import Checkpoint, load_checkpoint
+from mae.checkpoints.releases import OFFICIAL_BASE
+from mae.config import format_size
+from mae.errors import CheckpointError
+from mae.mae import MaskedAutoencoder
+from mae.models import create_model
+from mae.pos_embed import resize_table, sincos_2d
+
+_TABLES = ("pos_embed", "decoder_pos_embed")
+_LIKE_FORMULA = 1e-4
+
+
+def build_model(
+    checkpoint: Checkpoint, *, img_size: int | tuple[int, int] | None = None, norm_pix_loss: bool | None = None
+) -> tuple[MaskedAutoencoder, tuple[str, ...]]:
+    """The model of a checkpoint that has a decoder; its weights stay mapped from the file until used.
+
+    Args:
+        checkpoint: What ``load_checkpoint`` read.
+        img_size: Another picture size, (rows, columns) or one number; position tables follow.
+        norm_pix_loss: What the model predicts, where the file does not say.
+
+    Returns:
+        The model in evaluation mode and float32, and what a user should be told.
+
+    Raises:
+        CheckpointError: The file lacks the decoder or other tensors, or one has another shape.
+    """
+    if not checkpoint.has_decoder:
+        raise _no_decoder(checkpoint)
+    config = checkpoint.config
+    if norm_pix_loss is not None:
+        config = config.replace(norm_pix_loss=norm_pix_loss)
+    if img_size is not None:
+        config = config.replace(img_size=img_size)
+    with torch.device("meta"):
+        model = create_model(config)
+    state, notes = fit_tables(checkpoint, config.grid)
+    state, ignored = _known(state, model)
+    _check(checkpoint.path, state, model)
+    model.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    precisions = set(checkpoint.dtypes) - {"float32"}
+    if precisions:
+        notes += (f"the weights are {', '.join(sorted(precisions))} in the file and float32 in the model",)
+    return model.eval(), notes + ignored
+
+
+def load_weights(model: MaskedAutoencoder, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Copy a checkpoint's weights, and nothing else of it, into a model that exists.
+
+    Another picture size is allowed, and so is a file without a decoder: what the file lacks keeps its values.
+
+    Returns:
+        What a user should be told.
+
+    Raises:
+        CheckpointError: A tensor has another shape than the model's, or an encoder tensor is missing.
+    """
+    state, notes = fit_tables(checkpoint, model.config.grid)
+    state, ignored = _known(state, model)
+    wanted = model.state_dict()
+    missing = [key for key in wanted if key not in state]
+    if not checkpoint.has_decoder:
+        notes += ("the file has no decoder: the decoder starts from fresh weights",)
+        missing = [key for key in missing if not key.startswith(("decoder_", "mask_token"))]
+    if checkpoint.kind == "fine-tuned" and {"norm.weight", "norm.bias"} <= set(missing):
+        notes += ("the file is fine-tuned and has no final encoder norm: that norm starts fresh",)
+        missing = [key for key in missing if not key.startswith("norm.")]
+    _refuse(checkpoint.path, missing, _misshapen(state, wanted))
+    model.load_state_dict(state, strict=False)
+    return notes + ignored
+
+
+def from_pretrained(
+    name_or_path: str | Path,
+    *,
+    img_size: int | tuple[int, int] | None = None,
+    norm_pix_loss: bool | None = None,
+    num_heads: int | None = None,
+    decoder_num_heads: int | None = None,
+) -> MaskedAutoencoder:
+    """The model of a checkpoint file or of a released name such as ``mae_visualize_vit_base``.
+
+    Args, Raises: As ``load_checkpoint`` and ``build_model``.
+    """
+    checkpoint = load_checkpoint(name_or_path, num_heads=num_heads, decoder_num_heads=decoder_num_heads)
+    return build_model(checkpoint, img_size=img_size, norm_pix_loss=norm_pix_loss)[0]
+
+
+def fit_tables(checkpoint: Checkpoint, grid: tuple[int, int]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """A checkpoint's tensors with its position tables on another grid, and what was done to them.
+
+    A sine-cosine table is computed anew; another one is resampled (bicubic).
+    """
+    state = dict(checkpoint.state)
+    old = checkpoint.config.grid
+    notes: list[str] = []
+    for key in _TABLES:
+        table = state.get(key)
+        if table is None or old == grid or table.ndim != 3 or table.shape[1] != 1 + old[0] * old[1]:
+            continue
+        if (table.float() - sincos_2d(table.shape[-1], old)).abs().max() < _LIKE_FORMULA:
+            state[key] = sincos_2d(table.shape[-1], grid, dtype=table.dtype)
+            how = "computed anew by the sine-cosine formula"
+        else:
+            state[key] = resize_table(table, old, grid)
+            how = "resampled (bicubic), since the file's is not the sine-cosine table"
+        notes.append(f"{key} is {how}: {format_size(old)} patches in the file, {format_size(grid)} here")
+    return state, tuple(notes)
+
+
+def compare_shapes(
+    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+) -> tuple[list[str], list[str], list[tuple[str, tuple[int, ...], tuple[int, ...]]]]:
+    """Which tensors are missing, unexpected, or of another shape (name, wanted, got)."""
+    missing = [key for key in wanted if key not in state]
+    unexpected = [key for key in state if key not in wanted]
+    return missing, unexpected, _misshapen(state, wanted)
+
+
+def _misshapen(
+    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    return [
+        (key, tuple(wanted[key].shape), tuple(tensor.shape))
+        for key, tensor in state.items()
+        if key in wanted and tensor.shape != wanted[key].shape
+    ]
+
+
+def _known(state: dict[str, Tensor], model: MaskedAutoencoder) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    wanted = model.state_dict()
+    known = {key: tensor for key, tensor in state.items() if key in wanted}
+    unknown = [key for key in state if key not in wanted]
+    if not unknown:
+        return known, ()
+    return known, (f"{len(unknown)} tensors of the file are not part of the model and stay unused: {_few(unknown)}",)
+
+
+def _check(path: Path, state: Mapping[str, Tensor], model: MaskedAutoencoder) -> None:
+    wanted = model.state_dict()
+    missing, _, misshapen = compare_shapes(state, wanted)
+    _refuse(path, missing, misshapen)
+
+
+def _refuse(path: Path, missing: list[str], misshapen: list[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> None:
+    if missing:
+        raise CheckpointError(
+            f"{path} lacks {len(missing)} tensors of the model: {_few(missing)}",
+            hint=f"`maecli compare --official {path}` lists every one",
+        )
+    if misshapen:
+        key, wanted, got = misshapen[0]
+        others = f" (and {len(misshapen) - 1} more)" if len(misshapen) > 1 else ""
+        raise CheckpointError(f"{path}: {key} must be {wanted}; got {got}{others}")
+
+
+def _no_decoder(checkpoint: Checkpoint) -> CheckpointError:
+    size = (checkpoint.variant or "vit_base").removeprefix("vit_")
+    size = size if size in ("base", "large", "huge") else "base"
+    name = f"mae_visualize_vit_{size}.pth"
+    return CheckpointError(
+        f"{checkpoint.path} holds an encoder only: the decoder (mask_token, decoder_embed, decoder_blocks, "
+        "decoder_norm, decoder_pred) is missing, so it cannot rebuild a picture",
+        hint=f"use a file with a decoder, for instance {OFFICIAL_BASE}/visualize/{name}",
+    )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (" ..." if len(names) > 4 else "")

@@ -1,0 +1,172 @@
+"""Foreign key names: the only module that knows them (Hugging Face's three, wrappers and prefixes).
+
+Inside the project every key has the name that the official release gives it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_WRAPPERS = ("model", "state_dict", "module", "model_state_dict")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "encoder.")
+
+# Hugging Face's names, newest last: the classic ones of the Hub, those of transformers 5 in memory, and
+# what its save_pretrained writes, which differs from the classic in ``decoder_encoder.layer``.
+_HF_BLOCKS = re.compile(r"^(?:(decoder)\.(?:decoder_layers|decoder_encoder\.layer)|(?:encoder\.layer|layers))\.(\d+)\.")
+_HF_IN_BLOCK = {
+    "layernorm_before.": "norm1.",
+    "layernorm_after.": "norm2.",
+    "attention.output.dense.": "attn.proj.",
+    "attention.o_proj.": "attn.proj.",
+    "intermediate.dense.": "mlp.fc1.",
+    "output.dense.": "mlp.fc2.",
+    "mlp.fc1.": "mlp.fc1.",
+    "mlp.fc2.": "mlp.fc2.",
+}
+_HF_QKV = re.compile(r"^attention\.(?:attention\.(query|key|value)|([qkv])_proj)\.(weight|bias)$")
+_HF_OTHERS = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.patch_embeddings.projection.": "patch_embed.proj.",
+    "layernorm.": "norm.",
+    "decoder.mask_token": "mask_token",
+    "decoder.decoder_pos_embed": "decoder_pos_embed",
+    "decoder.decoder_embed.": "decoder_embed.",
+    "decoder.decoder_norm.": "decoder_norm.",
+    "decoder.decoder_pred.": "decoder_pred.",
+    "classifier.": "head.",
+}
+
+# Keys that give away another kind of masked autoencoder or another layout of one.
+_FOREIGN = {
+    "encoder_to_decoder.": "the MAE-pytorch or VideoMAE layout",
+    "to_patch_embedding": "the vit-pytorch layout",
+    "encoder.pos_embedding": "the vit-pytorch layout",
+    "relative_position_bias_table": "a BEiT or SimMIM model",
+    ".q_bias": "a BEiT-like model",
+    "backbone.": "an OpenMMLab model",
+    "teacher.": "a self-distilled model",
+    "encoder.mask_units": "a Hiera model",
+    "conv_proj.": "the torchvision layout",
+}
+
+
+def unwrap(loaded: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Find the state dict in what a file held.
+
+    Returns:
+        The tensors by key, without wrappers' and compilers' prefixes, and the file's other entries.
+    """
+    others: dict[str, Any] = {}
+    while isinstance(loaded, Mapping):
+        wrapper = next((key for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
+        if wrapper is None:
+            break
+        others |= {str(key): value for key, value in loaded.items() if key != wrapper}
+        loaded = loaded[wrapper]
+    tensors = {}
+    if isinstance(loaded, Mapping):
+        tensors = {key: value for key, value in loaded.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    return _without_prefixes(tensors), others
+
+
+def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Strip a prefix that keys share; ``encoder.`` only where it hides an official encoder."""
+    stripped = True
+    while stripped:
+        stripped = False
+        for prefix in _PREFIXES:
+            keys = [key for key in state if key.startswith(prefix)]
+            hidden = any(key.startswith(prefix + "patch_embed.proj.") for key in keys)
+            if keys and (hidden if prefix == "encoder." else len(keys) == len(state)):
+                state = {key.removeprefix(prefix): value for key, value in state.items()}
+                stripped = True
+    return state
+
+
+def is_hugging_face(keys: Mapping[str, Any]) -> bool:
+    """Whether keys are those of a Hugging Face ViTMAE, in any of its dialects."""
+    return any(key.removeprefix("vit.").startswith("embeddings.patch_embeddings.projection.") for key in keys)
+
+
+def hugging_face_dialect(keys: Mapping[str, Any]) -> str:
+    """Which of the three dialects: on the Hub, in the memory of transformers 5, or as it saves."""
+    if any(".q_proj." in key for key in keys):
+        return "huggingface (in memory, 5.x)"
+    if any("decoder_encoder." in key for key in keys):
+        return "huggingface (saved by 5.x)"
+    return "huggingface"
+
+
+def from_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Any Hugging Face dialect -> official names; query, key and value become one ``attn.qkv``.
+
+    A key that belongs to no ViTMAE keeps its name, so that it shows up as unexpected.
+    """
+    official: dict[str, Tensor] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in state.items():
+        block, rest = _hugging_face_block(key)
+        qkv = _HF_QKV.match(rest) if block else None
+        if qkv:
+            name = f"{block}attn.qkv.{qkv[3]}"
+            parts.setdefault(name, {})[(qkv[1] or qkv[2])[0]] = tensor
+        else:
+            official[_translated(rest, _HF_IN_BLOCK if block else _HF_OTHERS, block, key)] = tensor
+    for name, part in parts.items():
+        if set(part) == {"q", "k", "v"}:
+            official[name] = torch.cat([part["q"], part["k"], part["v"]])
+    return official
+
+
+def to_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Official names -> the classic Hugging Face names, which every version of transformers reads."""
+    names = {official: foreign for foreign, official in _HF_OTHERS.items() if official != "head."}
+    in_block = {
+        "norm1.": "layernorm_before.",
+        "norm2.": "layernorm_after.",
+        "attn.proj.": "attention.output.dense.",
+        "mlp.fc1.": "intermediate.dense.",
+        "mlp.fc2.": "output.dense.",
+    }
+    foreign: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        match = re.match(r"^(decoder_)?blocks\.(\d+)\.", key)
+        if not match:
+            name = _translated(key, names, "", key)
+            foreign[name if name.startswith("decoder.") else f"vit.{name}"] = tensor
+            continue
+        block = f"decoder.decoder_layers.{match[2]}." if match[1] else f"vit.encoder.layer.{match[2]}."
+        rest = key[match.end() :]
+        if rest.startswith("attn.qkv."):
+            for part, value in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                foreign[f"{block}attention.attention.{part}.{rest.removeprefix('attn.qkv.')}"] = value
+        else:
+            foreign[_translated(rest, in_block, block, key)] = tensor
+    return foreign
+
+
+def foreign_layout(keys: Mapping[str, Any]) -> str | None:
+    """The name of another masked autoencoder whose keys these look like."""
+    return next((name for sign, name in _FOREIGN.items() if any(sign in key for key in keys)), None)
+
+
+def _hugging_face_block(key: str) -> tuple[str, str]:
+    """Split a key into the official prefix of its block ("" outside a block) and the rest."""
+    key = key.removeprefix("vit.")
+    match = _HF_BLOCKS.match(key)
+    if not match:
+        return "", key
+    return f"{'decoder_' if match[1] else ''}blocks.{match[2]}.", key[match.end() :]
+
+
+def _translated(rest: str, names: Mapping[str, str], prefix: str, fallback: str) -> str:
+    for foreign, official in names.items():
+        if rest.startswith(foreign):
+            return prefix + official + rest[len(foreign) :]
+    return fallback

@@ -1,0 +1,245 @@
+"""Reading a checkpoint of any dialect, memory-mapped and without running what it holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mae.checkpoints.dialects import foreign_layout, from_hugging_face, hugging_face_dialect, is_hugging_face, unwrap
+from mae.checkpoints.releases import release_of
+from mae.checkpoints.sizes import Declared, config_from_shapes, variant_of
+from mae.checkpoints.sniff import GET_IT_AGAIN, Container, find_file, sniff
+from mae.config import MAEConfig, parse_size
+from mae.errors import CheckpointError
+
+LICENCE_NOTE = "the released weights are under CC BY-NC 4.0: not for commercial use"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint file, read: what it is, and its tensors under the official release's names.
+
+    Attributes:
+        path: The file.
+        kind: "full", "encoder", "fine-tuned" or "training" (a trainer's file, with its optimiser).
+        dialect: Whose key names the file uses: "official", "maecli", "timm", "huggingface" ...
+        config: Sizes read off the shapes; ``norm_pix_loss`` as known, else False.
+        variant: Name of the variant of these sizes, if there is one.
+        norm_pix_loss: Whether it predicts normalised pixels; None if the file does not say.
+        state: Tensors under official names, mapped from the file and not read until used.
+        epoch: Epoch a trainer wrote, counted from 0.
+        args: Options a trainer wrote.
+        optimizer, scaler: States a trainer wrote.
+        extra: The file's other entries.
+        notes: What a user should be told.
+    """
+
+    path: Path
+    kind: str
+    dialect: str
+    config: MAEConfig
+    variant: str | None
+    norm_pix_loss: bool | None
+    state: dict[str, Tensor]
+    epoch: int | None
+    args: dict[str, Any]
+    optimizer: dict[str, Any] | None
+    scaler: dict[str, Any] | None
+    extra: dict[str, Any]
+    notes: tuple[str, ...]
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether the file can rebuild pictures and not only encode them."""
+        return any(key.startswith("decoder_") for key in self.state)
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in all of the file's model tensors, fixed position tables included."""
+        return sum(tensor.numel() for tensor in self.state.values())
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """The tensors' types, for instance ("float32",)."""
+        return tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in self.state.values()}))
+
+
+def load_checkpoint(
+    path: str | Path, *, num_heads: int | None = None, decoder_num_heads: int | None = None
+) -> Checkpoint:
+    """Read a checkpoint of any dialect on the CPU, memory-mapped.
+
+    Args:
+        path: A ``.pth``, ``.pt``, ``.bin`` or ``.safetensors`` file, or a Hugging Face model's folder.
+        num_heads, decoder_num_heads: Attention heads, where the file does not tell them.
+
+    Raises:
+        CheckpointError: The file is missing, broken, unsafe, or no masked autoencoder of pictures.
+    """
+    path = find_file(Path(path))
+    container = sniff(path)
+    tensors, others = unwrap(_read(path, container))
+    _refuse_inflated(path, tensors)
+    state, dialect = _official(tensors, container, others)
+    declared = _declared(path, dialect, others)
+    if num_heads or decoder_num_heads:
+        declared = Declared(
+            declared.img_size,
+            num_heads or declared.num_heads,
+            decoder_num_heads or declared.decoder_num_heads,
+            declared.norm_pix_loss,
+        )
+    if not {"patch_embed.proj.weight", "cls_token"} & set(state):
+        raise CheckpointError(f"{path} is not a masked autoencoder that can be read: {_what_it_holds(tensors)}")
+    try:
+        config, notes = config_from_shapes({key: tuple(tensor.shape) for key, tensor in state.items()}, declared)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error.message}", hint=error.hint) from None
+    has_decoder = any(key.startswith("decoder_") for key in state)
+    args = others.pop("args", None)
+    epoch = others.pop("epoch", None)
+    optimizer, scaler = others.pop("optimizer", None), others.pop("scaler", None)
+    if release_of(path.name) is not None or _hub_name(path).startswith("facebook/vit-mae"):
+        notes = (LICENCE_NOTE, *notes)
+    return Checkpoint(
+        path=path,
+        kind=_kind(state, has_decoder, trained=isinstance(optimizer, Mapping)),
+        dialect=dialect,
+        config=config,
+        variant=variant_of(config, has_decoder=has_decoder),
+        norm_pix_loss=declared.norm_pix_loss,
+        state=state,
+        epoch=epoch if isinstance(epoch, int) else None,
+        args=_as_dict(args),
+        optimizer=optimizer if isinstance(optimizer, dict) else None,
+        scaler=scaler if isinstance(scaler, dict) else None,
+        extra=others,
+        notes=notes,
+    )
+
+
+def _read(path: Path, container: Container) -> Any:
+    if container == "safetensors":
+        return _read_safetensors(path)
+    try:
+        # The official trainer stores its options as a Namespace; nothing else beyond plain data is allowed.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            # Only the zip format can be mapped; a legacy pickle is read whole.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=container == "zip" or None)
+    except UnpicklingError as error:
+        raise _refusal(path, str(error)) from None
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {str(error).splitlines()[0]}", hint=GET_IT_AGAIN) from None
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged: {error}", hint=GET_IT_AGAIN) from None
+
+
+def _refusal(path: Path, reason: str) -> CheckpointError:
+    found = re.search(r"GLOBAL ([\w.]+)", reason)
+    if found is None:
+        return CheckpointError(f"{path} is damaged or no checkpoint: its pickle cannot be read", hint=GET_IT_AGAIN)
+    return CheckpointError(
+        f"{path} is refused: its pickle asks for {found[1]}, which could run code; nothing was run",
+        hint="only tensors, plain values and argparse.Namespace are read; save the state dict alone, or get the "
+        "file from a source you trust",
+    )
+
+
+def _refuse_inflated(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A stored view may repeat few bytes without end; unfolding it would fill the memory."""
+    for key, tensor in tensors.items():
+        if tensor.is_sparse or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise CheckpointError(
+                f"{path} is refused: {key} claims {tensor.numel():,} numbers but the file holds fewer",
+                hint="the file was made wrongly or to exhaust memory; get it from a source you trust",
+            )
+
+
+def _official(
+    tensors: dict[str, Tensor], container: Container, others: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], str]:
+    if is_hugging_face(tensors):
+        return from_hugging_face(tensors), hugging_face_dialect(tensors)
+    if isinstance(others.get("maecli"), Mapping):
+        return tensors, "maecli"
+    has_decoder = any(key.startswith("decoder_") for key in tensors)
+    return tensors, "timm" if container == "safetensors" and not has_decoder else "official"
+
+
+def _declared(path: Path, dialect: str, others: Mapping[str, Any]) -> Declared:
+    """What the file says of itself: our own entry, a trainer's options, config.json, or its released name."""
+    if dialect.startswith("huggingface"):
+        stated = _beside(path)
+        size = stated.get("image_size")
+        return Declared(
+            img_size=parse_size(size) if isinstance(size, int | list) else None,
+            num_heads=stated.get("num_attention_heads"),
+            decoder_num_heads=stated.get("decoder_num_attention_heads"),
+            norm_pix_loss=bool(stated.get("norm_pix_loss", False)),
+        )
+    own = others.get("maecli")
+    config = own.get("config") if isinstance(own, Mapping) else None
+    if isinstance(config, Mapping):
+        return Declared(
+            img_size=tuple(config["img_size"]) if "img_size" in config else None,
+            num_heads=config.get("num_heads"),
+            decoder_num_heads=config.get("decoder_num_heads"),
+            norm_pix_loss=config.get("norm_pix_loss"),
+        )
+    stated = _as_dict(others.get("args")).get("norm_pix_loss")
+    release = release_of(path.name)
+    known = release.norm_pix_loss if release else None
+    return Declared(norm_pix_loss=stated if isinstance(stated, bool) else known)
+
+
+def _beside(path: Path) -> dict[str, Any]:
+    """The config.json of a Hugging Face folder, {} where there is none."""
+    try:
+        stated = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return stated if isinstance(stated, dict) and stated.get("model_type") == "vit_mae" else {}
+
+
+def _hub_name(path: Path) -> str:
+    return str(_beside(path).get("_name_or_path", ""))
+
+
+def _kind(state: Mapping[str, Any], has_decoder: bool, *, trained: bool) -> str:
+    if any(key.startswith(("head.", "fc_norm.")) for key in state):
+        return "fine-tuned"
+    if has_decoder:
+        return "training" if trained else "full"
+    return "encoder"
+
+
+def _as_dict(args: Any) -> dict[str, Any]:
+    if isinstance(args, argparse.Namespace):
+        return vars(args)
+    return dict(args) if isinstance(args, Mapping) else {}
+
+
+def _what_it_holds(tensors: Mapping[str, Any]) -> str:
+    layout = foreign_layout(tensors)
+    if layout:
+        return f"its keys are those of {layout}"
+    if not tensors:
+        return "it holds no tensors"
+    return f"it holds no patch projection but {', '.join(list(tensors)[:4])} ({len(tensors)} tensors)"

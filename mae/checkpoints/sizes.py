@@ -1,0 +1,168 @@
+"""A model's sizes, read off the shapes of its tensors. Imports no torch.
+
+Heads leave no trace in the shapes, so they come from the file's own words, from a variant of the same
+width, or from the usual head width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from mae.config import MAEConfig
+from mae.errors import CheckpointError, ConfigError
+from mae.models import VARIANTS
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
+
+HEAD_WIDTH = 64
+DECODER_HEAD_WIDTH = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Declared:
+    """What a file says of itself beside its tensors; None where it says nothing."""
+
+    img_size: tuple[int, int] | None = None
+    num_heads: int | None = None
+    decoder_num_heads: int | None = None
+    norm_pix_loss: bool | None = None
+
+
+def config_from_shapes(shapes: Shapes, declared: Declared) -> tuple[MAEConfig, tuple[str, ...]]:
+    """Work out the sizes of the model that a state dict (official names) belongs to.
+
+    One missing or misshapen tensor does not mislead it: widths are what most tensors say.
+
+    Returns:
+        The sizes, and what had to be guessed. Without a decoder its sizes are the usual ones.
+
+    Raises:
+        CheckpointError: There is no patch projection or no block, or the sizes do not fit together.
+    """
+    notes: list[str] = []
+    embed_dim = _majority(
+        [_last(shapes, "cls_token"), _last(shapes, "pos_embed"), _last(shapes, "patch_embed.proj.bias")]
+        + [shape[-1] for key, shape in shapes.items() if re.match(r"blocks\.\d+\.norm\d\.", key) and shape]
+    )
+    if embed_dim is None:
+        raise CheckpointError("the file holds no tensor that tells the encoder's width")
+    decoder_dim = _majority(
+        [_last(shapes, "mask_token"), _last(shapes, "decoder_pos_embed"), _last(shapes, "decoder_embed.bias")]
+        + [shape[-1] for key, shape in shapes.items() if re.match(r"decoder_blocks\.\d+\.norm\d\.", key) and shape]
+    )
+    patch_size, in_chans = _patch(shapes)
+    depth, decoder_depth = _depth(shapes, "blocks."), _depth(shapes, "decoder_blocks.")
+    if depth == 0:
+        raise CheckpointError("the file holds no encoder block")
+    usual = MAEConfig()
+    sizes = {
+        "img_size": declared.img_size or _img_size(shapes, patch_size, notes),
+        "patch_size": patch_size,
+        "in_chans": in_chans,
+        "embed_dim": embed_dim,
+        "depth": depth,
+        "num_heads": declared.num_heads or _heads("num_heads", embed_dim, depth, notes),
+        "decoder_embed_dim": decoder_dim or usual.decoder_embed_dim,
+        "decoder_depth": decoder_depth if decoder_dim else usual.decoder_depth,
+        "mlp_ratio": _mlp_ratio(shapes, embed_dim),
+        "norm_pix_loss": bool(declared.norm_pix_loss),
+    }
+    sizes["decoder_num_heads"] = declared.decoder_num_heads or (
+        _heads("decoder_num_heads", decoder_dim, decoder_depth, notes) if decoder_dim else usual.decoder_num_heads
+    )
+    try:
+        return MAEConfig(**sizes), tuple(notes)
+    except ConfigError as error:
+        raise CheckpointError(f"the tensors' sizes do not fit together: {error.message}", hint=error.hint) from None
+
+
+def variant_of(config: MAEConfig, *, has_decoder: bool = True) -> str | None:
+    """The name of the variant with these widths, depths, heads and patches, whatever its picture size."""
+    for name, variant in VARIANTS.items():
+        like = (
+            variant.replace(img_size=config.img_size, in_chans=config.in_chans, norm_pix_loss=config.norm_pix_loss)
+            if config.patch_size == variant.patch_size
+            else variant
+        )
+        if not has_decoder:
+            like = like.replace(
+                decoder_embed_dim=config.decoder_embed_dim,
+                decoder_depth=config.decoder_depth,
+                decoder_num_heads=config.decoder_num_heads,
+            )
+        if like == config:
+            return name
+    return None
+
+
+def _majority(widths: Iterable[int | None]) -> int | None:
+    counted = Counter(width for width in widths if width)
+    return counted.most_common(1)[0][0] if counted else None
+
+
+def _last(shapes: Shapes, key: str) -> int | None:
+    return shapes[key][-1] if shapes.get(key) else None
+
+
+def _depth(shapes: Shapes, prefix: str) -> int:
+    numbers = [int(match[1]) for key in shapes if (match := re.match(rf"{prefix}(\d+)\.", key))]
+    return max(numbers, default=-1) + 1
+
+
+def _patch(shapes: Shapes) -> tuple[int, int]:
+    """Patch side and channels: the projection's, or the prediction's where that is out of shape."""
+    shape = shapes.get("patch_embed.proj.weight", ())
+    if len(shape) == 4 and shape[2] == shape[3]:
+        return shape[2], shape[1]
+    if len(shape) == 5:
+        raise CheckpointError(
+            f"the patch projection is {shape}: a masked autoencoder of video, not of pictures",
+            hint="only models of pictures can be read",
+        )
+    side = math.sqrt((_last(shapes, "decoder_pred.bias") or 0) / 3)
+    if side < 1 or side != int(side):
+        raise CheckpointError("the file holds no usable patch_embed.proj.weight, so its patch size is unknown")
+    return int(side), 3
+
+
+def _img_size(shapes: Shapes, patch_size: int, notes: list[str]) -> tuple[int, int]:
+    for key in ("pos_embed", "decoder_pos_embed"):
+        shape = shapes.get(key, ())
+        patches = shape[1] - 1 if len(shape) == 3 else 0
+        side = math.isqrt(patches) if patches > 0 else 0
+        if side and side * side == patches:
+            return side * patch_size, side * patch_size
+        if patches > 0:
+            rows = max(factor for factor in range(1, side + 1) if patches % factor == 0)
+            notes.append(
+                f"{patches} patches are no square: taken as {rows} rows of {patches // rows}; give the image size "
+                "if it is another rectangle"
+            )
+            return rows * patch_size, patches // rows * patch_size
+    notes.append("the file holds no position table, so its image size is unknown: about 224 pixels is assumed")
+    side = max(1, 224 // patch_size) * patch_size
+    return side, side
+
+
+def _mlp_ratio(shapes: Shapes, embed_dim: int) -> float:
+    hidden = _majority(shape[0] for key, shape in shapes.items() if re.match(r"blocks\.\d+\.mlp\.fc1\.bias$", key))
+    return hidden / embed_dim if hidden else 4.0
+
+
+def _heads(name: str, width: int, depth: int, notes: list[str]) -> int:
+    """The heads of a variant of this width and depth, else the width over the usual head width."""
+    fields = ("decoder_embed_dim", "decoder_depth") if name.startswith("decoder") else ("embed_dim", "depth")
+    for variant in VARIANTS.values():
+        if (getattr(variant, fields[0]), getattr(variant, fields[1])) == (width, depth):
+            heads: int = getattr(variant, name)
+            return heads
+    usual = DECODER_HEAD_WIDTH if name.startswith("decoder") else HEAD_WIDTH
+    heads = next(count for count in range(max(1, width // usual), 0, -1) if width % count == 0)
+    flag = f"--{name.replace('_', '-')}"
+    notes.append(f"shapes do not tell {name}: {heads} is assumed (heads {width // heads} wide); {flag} says otherwise")
+    return heads

@@ -1,0 +1,149 @@
+"""What a file is by its first bytes, so that nothing but a checkpoint is ever unpickled. Standard library only."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+from mae.errors import CheckpointError
+
+Container = Literal["zip", "legacy", "safetensors"]
+
+GET_IT_AGAIN = "the download or copy did not finish, or the file was changed: get it again"
+_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
+_HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
+_OTHER_FILES = {
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"GIF8": "a GIF picture",
+    b"RIFF": "a RIFF file (a WebP picture, perhaps)",
+    b"BM": "a BMP picture",
+    b"\x1f\x8b": "a gzip archive",
+    b"\x93NUMPY": "a NumPy array",
+    b"\x89HDF": "an HDF5 file",
+    b"%PDF": "a PDF",
+    b"version https://git-lfs": "a Git LFS pointer, not the file it points to",
+}
+
+
+def find_file(path: Path) -> Path:
+    """The file that holds the weights: ``path`` itself, or the one inside a Hugging Face folder.
+
+    Raises:
+        CheckpointError: There is no such file, or the folder holds none or several.
+    """
+    if path.is_dir():
+        inside = [path / name for name in _HUGGING_FACE_FILES if (path / name).is_file()]
+        if inside and (path / "config.json").is_file():
+            return inside[0]
+        found = sorted(file.name for file in path.iterdir() if file.suffix in _SUFFIXES)
+        raise CheckpointError(
+            f"{path} is a folder; a checkpoint file is wanted",
+            hint=f"it holds {', '.join(found[:5])}" if found else "it holds no .pth or .safetensors file",
+        )
+    if not path.exists():
+        near = []
+        if path.parent.is_dir():
+            names = [file.name for file in path.parent.iterdir() if file.is_file()]
+            near = difflib.get_close_matches(path.name, names, n=3)
+        raise CheckpointError(
+            f"no such checkpoint file: {path}", hint=f"did you mean {' or '.join(near)}?" if near else None
+        )
+    return path
+
+
+def sniff(path: Path) -> Container:
+    """Tell a checkpoint's container from its first bytes, and refuse whatever is none.
+
+    Raises:
+        CheckpointError: The file is empty, cut short, compressed, or something else than a checkpoint.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(1024)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    if size == 0:
+        raise CheckpointError(f"{path} is empty (0 bytes)", hint=GET_IT_AGAIN)
+    if head.startswith(b"PK\x03\x04"):
+        _check_zip(path, size)
+        return "zip"
+    if head.startswith(b"\x80"):
+        return "legacy"
+    if size > 8 and head[8:9] == b"{":
+        _check_safetensors(path, size, int.from_bytes(head[:8], "little"))
+        return "safetensors"
+    raise CheckpointError(f"{path} is not a checkpoint: it is {_describe(head)}", hint=_advice(head))
+
+
+def _check_zip(path: Path, size: int) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError):
+        raise CheckpointError(
+            f"{path} is cut short or damaged: {size:,} bytes whose zip directory cannot be read", hint=GET_IT_AGAIN
+        ) from None
+    unpacked = sum(entry.file_size for entry in entries)
+    # torch stores tensors uncompressed, so a directory that promises more than the file holds is no checkpoint.
+    if unpacked > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise CheckpointError(
+            f"{path} is refused as a zip bomb: {size:,} bytes would unpack to {unpacked:,}, "
+            "and a checkpoint is stored uncompressed",
+            hint="if it is a zip around a checkpoint, unpack it and give the file inside",
+        )
+    if not any(entry.filename.endswith("/data.pkl") for entry in entries):
+        names = ", ".join(entry.filename for entry in entries[:3])
+        raise CheckpointError(
+            f"{path} is a zip archive, but not one that torch.save wrote (it holds {names or 'nothing'})",
+            hint="if it is a zip around a checkpoint, unpack it and give the file inside",
+        )
+
+
+def _check_safetensors(path: Path, size: int, header_size: int) -> None:
+    """The header states how many bytes the tensors take, so a file cut short is seen before it is mapped."""
+    promised = 8 + header_size
+    if promised <= size:
+        with path.open("rb") as file:
+            file.seek(8)
+            try:
+                header = json.loads(file.read(header_size))
+                ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+                raise CheckpointError(f"{path} has a damaged safetensors header", hint=GET_IT_AGAIN) from None
+        promised += max(ends, default=0)
+    if promised > size:
+        raise CheckpointError(
+            f"{path} is cut short: its safetensors header promises {promised:,} bytes and the file has {size:,}",
+            hint=GET_IT_AGAIN,
+        )
+
+
+def _describe(head: bytes) -> str:
+    for magic, name in _OTHER_FILES.items():
+        if head.startswith(magic):
+            return name
+    if _is_html(head):
+        return "an HTML page"
+    try:
+        head[:256].decode("ascii")
+    except UnicodeDecodeError:
+        return f"a file of unknown kind that begins with {head[:8].hex(' ')}"
+    return "a text"
+
+
+def _advice(head: bytes) -> str:
+    if _is_html(head):
+        return "the download saved a web page (an error or a login) in place of the file: get the file itself"
+    if head.startswith(b"version https://git-lfs"):
+        return "fetch the real file with `git lfs pull`"
+    return "give a .pth, .pt, .bin or .safetensors file of a masked autoencoder"
+
+
+def _is_html(head: bytes) -> bool:
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:64].lower()
+    return start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--"))
