@@ -203,10 +203,10 @@ def _declared(path: Path, dialect: str, others: Mapping[str, Any]) -> Declared:
             decoder_num_heads=config.get("decoder_num_heads"),
             norm_pix_loss=config.get("norm_pix_loss"),
         )
-    stated = _as_dict(others.get("args")).get("norm_pix_loss")
+    trained_with = _as_dict(others.get("args")).get("norm_pix_loss")
     release = release_of(path.name)
     known = release.norm_pix_loss if release else None
-    return Declared(norm_pix_loss=stated if isinstance(stated, bool) else known)
+    return Declared(norm_pix_loss=trained_with if isinstance(trained_with, bool) else known)
 
 
 def _beside(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from mae.config import MAEConfig
 from mae.errors import CheckpointError, ConfigError
@@ -60,7 +61,7 @@ def config_from_shapes(shapes: Shapes, declared: Declared) -> tuple[MAEConfig, t
     if depth == 0:
         raise CheckpointError("the file holds no encoder block")
     usual = MAEConfig()
-    sizes = {
+    sizes: dict[str, Any] = {
         "img_size": declared.img_size or _img_size(shapes, patch_size, notes),
         "patch_size": patch_size,
         "in_chans": in_chans,
