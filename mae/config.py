@@ -44,12 +44,9 @@ class MAEConfig:
     norm_pix_loss: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("patch_size", "in_chans", "embed_dim", "num_heads", "decoder_embed_dim", "decoder_num_heads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1; got {getattr(self, name)}")
-        for name in ("depth", "decoder_depth"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must be at least 0; got {getattr(self, name)}")
+        for field in dataclasses.fields(self):
+            if field.type == "int" and getattr(self, field.name) < 1:
+                raise ConfigError(f"{field.name} must be at least 1; got {getattr(self, field.name)}")
         rows, columns = self.img_size
         if rows < 1 or columns < 1 or rows % self.patch_size or columns % self.patch_size:
             near = tuple(max(1, round(side / self.patch_size)) * self.patch_size for side in self.img_size)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mae.config import LAYER_NORM_EPS
-from mae.masking import take_patches
+from mae.masking import Masking, take_patches
 from mae.pos_embed import sincos_2d
-from mae.transformer import Block
+from mae.transformer import Block, run_block
 
 
 class MAEDecoder(nn.Module):
@@ -45,17 +48,17 @@ class MAEDecoder(nn.Module):
         self.blocks = nn.ModuleList(Block(decoder_embed_dim, num_heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(decoder_embed_dim, eps=LAYER_NORM_EPS)
         self.pred = nn.Linear(decoder_embed_dim, patch_dim)
+        self.recompute = False
 
-    def forward(self, latent: Tensor, ids_restore: Tensor, ids_predict: Tensor | None = None) -> Tensor:
-        """Predict the pixels of every patch, or only of those asked for.
+    def forward(self, latent: Tensor, ids_restore: Tensor) -> Tensor:
+        """Predict the pixels of every patch.
 
         Args:
             latent: (B, 1 + K, D), the encoder's output with its class token.
             ids_restore: (B, L), where in [visible | removed] each position is found.
-            ids_predict: (B, M), the positions to predict; all of them if None.
 
         Returns:
-            (B, L, p * p * C) in reading order, or (B, M, p * p * C) in the order of ``ids_predict``.
+            (B, L, p * p * C) in reading order.
         """
         x = self.decoder_embed(latent)  # (B, 1 + K, E)
         batch, tokens, width = x.shape
@@ -64,8 +67,36 @@ class MAEDecoder(nn.Module):
         x = torch.cat([x[:, :1], patches], dim=1) + self.decoder_pos_embed
         for block in self.blocks:
             x = block(x)
-        x = x[:, 1:]  # the class token predicts nothing
-        if ids_predict is not None:
-            x = take_patches(x, ids_predict)
+        out: Tensor = self.pred(self.norm(x))[:, 1:]  # the class token predicts nothing
+        return out
+
+    def predict_removed(self, latent: Tensor, masking: Masking) -> Tensor:
+        """Predict the removed patches only: what ``forward`` predicts for them, for less work.
+
+        Attention does not care about the order of its tokens, so they stay in the order [class | visible |
+        removed]. What the first block asks of a removed patch depends on its position alone, so it is worked
+        out once for all pictures; the last block works out the removed patches only.
+
+        Args:
+            latent: (B, 1 + K, D), the encoder's output with its class token.
+            masking: What was visible.
+
+        Returns:
+            (B, L - K, p * p * C) in the order of ``masking.ids_removed``.
+        """
+        positions = self.decoder_pos_embed[0]  # (1 + L, E)
+        class_id = masking.ids_keep.new_zeros(len(latent), 1)
+        ids_visible = torch.cat([class_id, masking.ids_keep + 1], dim=1)
+        visible = self.decoder_embed(latent) + F.embedding(ids_visible, positions)  # (B, 1 + K, E)
+        removed = self.mask_token[0] + positions[1:]  # (L, E)
+        x, seen = visible, visible.shape[1]
+        for number, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            first_query = seen if number == len(self.blocks) - 1 else 0
+            run = partial(run_block, recompute=self.recompute)
+            if number == 0:
+                x = run(block.forward_shared, x, removed, masking.ids_removed, first_query)
+            else:
+                x = run(block, x, first_query)
         out: Tensor = self.pred(self.norm(x))
         return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mae.config import LAYER_NORM_EPS
-from mae.transformer import Block
+from mae.transformer import Block, run_block
 
 
 class MAEEncoder(nn.Module):
@@ -25,10 +25,11 @@ class MAEEncoder(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
+        self.recompute = False
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 1 + K, D) -> (B, 1 + K, D)."""
         for block in self.blocks:
-            x = block(x)
+            x = run_block(block, x, recompute=self.recompute)
         out: Tensor = self.norm(x)
         return out

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mae.attention import Attention
 from mae.config import LAYER_NORM_EPS
@@ -44,8 +50,37 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, first_query: int = 0) -> Tensor:
+        """(B, L, D) -> (B, L - first_query, D): only the tokens from ``first_query`` on are worked out."""
+        mixed = self.attn(self.norm1(x), first_query)
+        return self._finish(x[:, first_query:], mixed)
+
+    def forward_shared(self, own: Tensor, shared: Tensor, ids: Tensor, first_query: int = 0) -> Tensor:
+        """``forward`` of tokens of which many are the same in every picture, normalised and projected once.
+
+        Args:
+            own: (B, K, D), tokens that differ from picture to picture.
+            shared: (L, D), tokens that do not.
+            ids: (B, M), which rows of ``shared`` follow the own tokens.
+            first_query: The first of the K + M tokens that is worked out.
+
+        Returns:
+            (B, K + M - first_query, D).
+        """
+        own_qkv, shared_qkv = (self.attn.qkv(self.norm1(tokens)) for tokens in (own, shared))
+        qkv = torch.cat([own_qkv, F.embedding(ids, shared_qkv)], dim=1)
+        x = torch.cat([own, F.embedding(ids, shared)], dim=1)
+        return self._finish(x[:, first_query:], self.attn.mix(qkv, first_query))
+
+    def _finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        x = x + mixed
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
+
+
+def run_block(function: Callable[..., Tensor], *args: Any, recompute: bool) -> Tensor:
+    """Call a block; with ``recompute`` only its input is kept, and the backward pass works the rest out again."""
+    if recompute and torch.is_grad_enabled():
+        out: Tensor = checkpoint(function, *args, use_reentrant=False)
+        return out
+    return function(*args)
