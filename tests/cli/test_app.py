@@ -1,0 +1,226 @@
+"""The command line as a user meets it: lean start, one document, exit codes, no traceback for a mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import mae
+from maecli.app import app
+
+TINY = ["--variant", "vit_tiny", "--image-size", "32", "--device", "cpu", "--workers", "0"]
+ROOT = Path(__file__).parents[2]
+
+
+def maecli(*arguments: str | Path) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command run in this process."""
+    result = CliRunner(env={"COLUMNS": "100"}).invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def start(*arguments: str | Path, code: str | None = None) -> subprocess.Popen[str]:
+    """The command as a process of its own."""
+    command = [sys.executable, "-c", code] if code else [sys.executable, "-m", "maecli"]
+    return subprocess.Popen(
+        [*command, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    stream = np.random.default_rng(0)
+    for number in range(6):
+        pixels = stream.integers(0, 256, (3, 4, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((48, 40), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def run(pictures: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    code, _, err = maecli("pretrain", pictures, *TINY, "--epochs", 1, "--warmup-epochs", 0, "--out", folder)
+    assert code == 0, err
+    return folder
+
+
+HEAVY = ("torch", "torchvision", "numpy", "PIL", "rich.progress", "tomli_w")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code"),
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        (["pretrain", "--help"], 0),
+        (["reconstruct", "--help"], 0),
+        (["pretrain", "x", "--epochs", "0"], 2),
+        (["pretrain", "x", "--variant", "vit_bse"], 2),
+        (["pretrain", "x", "--no-such-option"], 2),
+        (["reconstruct"], 2),
+        (["nonsense"], 2),
+    ],
+)
+def test_help_and_usage_errors_load_no_torch(arguments: list[str], exit_code: int) -> None:
+    code = (
+        "import sys\nfrom maecli.app import app\n"
+        "try:\n    app(sys.argv[1:])\nexcept SystemExit as stop:\n"
+        f"    print('loaded:', [name for name in {HEAVY} if name in sys.modules], stop.code or 0)\n"
+    )
+    out, err = start(*arguments, code=code).communicate(timeout=60)
+    assert out.splitlines()[-1:] == [f"loaded: [] {exit_code}"], err
+    assert "Traceback" not in err
+
+
+def test_importing_the_library_loads_no_torch() -> None:
+    code = "import sys, mae, mae.config, mae.models, mae.errors, mae.training.config; print('torch' in sys.modules)"
+    assert start(code=code).communicate(timeout=60)[0] == "False\n"
+
+
+def test_version() -> None:
+    assert maecli("--version")[:2] == (0, f"maecli {mae.__version__}\n")
+
+
+def test_pretrain_and_reconstruct_print_one_document(pictures: Path, tmp_path: Path) -> None:
+    run, grid = tmp_path / "run", tmp_path / "grid.png"
+    code, out, err = maecli("pretrain", pictures, *TINY, "--epochs", 1, "--json", "--out", run)
+    assert code == 0
+    document = json.loads(out)
+    assert document["epochs"] == 1
+    assert document["checkpoint"] == str(run / "checkpoint-last.pth")
+    assert "nothing learnt is a loss of" in err
+    code, out, _ = maecli(
+        "reconstruct", pictures / "0.png", "--checkpoint", run / "checkpoint-last.pth", "--out", grid, "--json"
+    )
+    assert code == 0
+    (picture,) = json.loads(out)["pictures"]
+    assert picture["psnr_db"] > 0
+    assert picture["loss"] > 0
+    assert grid.stat().st_size > 1000
+
+
+def test_quiet_prints_the_one_value(run: Path, pictures: Path, tmp_path: Path) -> None:
+    checkpoint, grid = run / "checkpoint-last.pth", tmp_path / "grid.png"
+    assert maecli("reconstruct", pictures / "0.png", "--checkpoint", checkpoint, "--out", grid, "--quiet") == (
+        0,
+        f"{grid}\n",
+        "",
+    )
+
+
+def test_people_see_a_table_and_what_was_written(run: Path, pictures: Path, tmp_path: Path) -> None:
+    grid = tmp_path / "grid.webp"
+    code, out, err = maecli("reconstruct", pictures, "--checkpoint", run / "checkpoint-last.pth", "--out", grid)
+    assert code == 0
+    assert "0.png" in out
+    assert "5.png" in out
+    assert f"wrote {grid}" in out
+    assert "taken from the original" in err  # the recipe's target is normalised patches
+
+
+def test_a_config_file_and_the_command_line_that_wins(pictures: Path, tmp_path: Path) -> None:
+    import tomllib
+
+    settings = tmp_path / "settings.toml"
+    settings.write_text(
+        f'data = ["{pictures}"]\nvariant = "vit_tiny"\nimage-size = "32"\nepochs = 2\nwarmup_epochs = 0\n'
+        f'workers = 0\ndevice = "cpu"\nout = "{tmp_path / "run"}"\n'
+    )
+    assert maecli("pretrain", "--config", settings, "--epochs", 1)[0] == 0
+    written = tomllib.loads((tmp_path / "run/config.toml").read_text())
+    assert (written["epochs"], written["variant"], written["image_size"]) == (1, "vit_tiny", [32, 32])
+
+
+MISTAKES: list[tuple[list[str], int, str]] = [
+    (["pretrain", "{none}"], 3, "no such folder"),
+    (["pretrain", "{empty}"], 3, "no picture in"),
+    (["pretrain"], 2, "missing DATA"),
+    (["pretrain", "{pictures}", "--mask-ratio", "1"], 2, "--mask-ratio must be above 0 and below 1; got 1"),
+    (["pretrain", "{pictures}", "--image-size", "100"], 2, "the nearest image size is 96x96"),
+    (["pretrain", "{pictures}", "--image-size", "big"], 2, "--image-size: wanted pixels as S or HxW"),
+    (["pretrain", "{pictures}", "--variant", "vit_bse"], 2, "did you mean vit_base"),
+    (["pretrain", "{pictures}", "--precision", "bf61"], 2, "did you mean bf16"),
+    (["pretrain", "{pictures}", "--config", "{none}"], 2, "--config {none}: No such file"),
+    (["pretrain", "{pictures}", "--config", "{misspelt}"], 2, "did you mean batch_size"),
+    (["pretrain", "{pictures}", "--resume", "{empty}"], 2, "--resume {empty}/config.toml: No such file"),
+    (["pretrain", "{pictures}", "--init", "{page}"], 4, "an HTML page"),
+    (["reconstruct"], 2, "missing IMAGE"),
+    (["reconstruct", "{none}", "--checkpoint", "{weights}"], 3, "no such file"),
+    (["reconstruct", "{picture}", "--checkpoint", "{none}"], 4, "no such checkpoint file"),
+    (["reconstruct", "{picture}", "--checkpoint", "{page}"], 4, "an HTML page"),
+    (["reconstruct", "{page}", "--checkpoint", "{weights}"], 3, "is no picture that Pillow knows"),
+    (["reconstruct", "{picture}", "--checkpoint", "{weights}", "--out", "grid.gif"], 2, "must end in .png"),
+    (["reconstruct", "{picture}", "--checkpoint", "{weights}", "--out", "{none}/grid.png"], 2, "there is no folder"),
+    (["reconstruct", "{picture}", "--checkpoint", "{weights}", "--mask-ratio", "0.99"], 2, "leaves none"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "exit_code", "message"), MISTAKES, ids=lambda value: str(value)[:60])
+def test_mistakes_are_answered_in_a_line(
+    arguments: list[str], exit_code: int, message: str, run: Path, pictures: Path, tmp_path: Path
+) -> None:
+    places = {
+        "none": tmp_path / "none",
+        "empty": tmp_path / "empty",
+        "pictures": pictures,
+        "picture": pictures / "0.png",
+        "page": tmp_path / "page.pth",
+        "misspelt": tmp_path / "misspelt.toml",
+        "weights": run / "checkpoint-last.pth",
+    }
+    places["empty"].mkdir()
+    places["page"].write_text("<!DOCTYPE html><title>Not found</title>")
+    places["misspelt"].write_text("batchsize = 3\n")
+    code, out, err = maecli(*(argument.format(**places) for argument in arguments), "--json")
+    assert code == exit_code, err
+    assert out == ""
+    assert message.format(**places) in err
+    assert "Traceback" not in err
+
+
+def test_a_debugger_sees_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mae.errors import DataError
+
+    monkeypatch.setenv("MAECLI_DEBUG", "1")
+    with pytest.raises(DataError):
+        maecli("pretrain", "/nonexistent/folder")
+
+
+@pytest.mark.e2e
+def test_ctrl_c_saves_and_resume_finishes(pictures: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start("pretrain", pictures, *TINY, "--epochs", "100000", "--log-every", "1", "--out", run)
+    log = run / "log.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and len(log.read_text().splitlines()) > 3):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"go on with: maecli pretrain --resume {run}" in err
+    assert "Traceback" not in err
+    steps = [entry["step"] for entry in map(json.loads, log.read_text().splitlines()) if "lr" in entry]
+    assert steps == list(range(1, len(steps) + 1))
+    code, out, err = maecli("pretrain", "--resume", run, "--epochs", len(steps) + 2, "--quiet")
+    assert code == 0, err
+    assert out == f"{run / 'checkpoint-last.pth'}\n"

@@ -1,0 +1,85 @@
+"""The shape of the code: imports go one way, and the command line stays lean."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# A module imports from its own layer or from a later one.
+LAYERS = (
+    ("maecli",),
+    ("mae.compare", "mae.comparing", "mae.export", "mae.profiling.profile", "mae.training.pretrain", "mae.reconstruct"),
+    ("mae.training", "mae.profiling"),
+    ("mae.figure", "mae.panels"),
+    ("mae.data", "mae.checkpoints"),
+    ("mae.device", "mae.seeding", "mae.files"),
+    ("mae.models",),
+    ("mae.mae",),
+    ("mae.encoder", "mae.decoder"),
+    ("mae.transformer",),
+    ("mae.attention", "mae.patch_embed", "mae.pos_embed", "mae.masking"),
+    ("mae.config", "mae.results"),
+    ("mae.options",),
+    ("mae.errors",),
+)
+# The registry's factories build the model that the registry's sizes describe, inside functions.
+ALLOWED = {("mae.models", "mae.mae")}
+
+
+def sources() -> Iterator[tuple[str, Path]]:
+    for package in ("mae", "maecli"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            if name != "mae":
+                yield name, path
+
+
+def layer(module: str) -> int:
+    fits = [
+        (len(prefix), number)
+        for number, prefixes in enumerate(LAYERS)
+        for prefix in prefixes
+        if module == prefix or module.startswith(prefix + ".")
+    ]
+    return max(fits)[1] if fits else -1
+
+
+def imports(path: Path, *, top_level: bool = False) -> Iterator[str]:
+    tree = ast.parse(path.read_text())
+    hidden = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if top_level and id(node) in hidden:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+@pytest.mark.parametrize(("module", "path"), list(sources()), ids=lambda value: str(value) if isinstance(value, str) else "")
+def test_imports_go_one_way(module: str, path: Path) -> None:
+    own = layer(module)
+    assert own >= 0, f"{module} has no place in the layers"
+    for imported in imports(path):
+        if imported.split(".")[0] in ("mae", "maecli") and imported != "mae" and (module, imported) not in ALLOWED:
+            assert layer(imported) >= own, f"{module} imports {imported}, which lies above it"
+
+
+@pytest.mark.parametrize(
+    ("module", "path"),
+    [(module, path) for module, path in sources() if module.startswith("maecli")],
+    ids=lambda value: str(value) if isinstance(value, str) else "",
+)
+def test_the_command_line_starts_without_heavy_imports(module: str, path: Path) -> None:
+    heavy = {"torch", "torchvision", "numpy", "PIL", "safetensors"}
+    assert not heavy & {name.split(".")[0] for name in imports(path, top_level=True)}
