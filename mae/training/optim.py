@@ -27,5 +27,5 @@ def make_optimizer(
     model: MaskedAutoencoder, *, lr: float, betas: tuple[float, float], weight_decay: float
 ) -> torch.optim.AdamW:
     """AdamW over ``parameter_groups``; fused where the parameters' device has such a kernel."""
-    fused = next(model.parameters()).device.type == "cuda"
+    fused = next(model.parameters()).device.type in ("cuda", "cpu")
     return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, betas=betas, fused=fused)

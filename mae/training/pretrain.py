@@ -20,12 +20,12 @@ from mae.models import create_model
 from mae.seeding import seeded, stream, stream_seed
 from mae.training.config import PretrainConfig
 from mae.training.events import Event, PretrainResult, Scanned, Started
-from mae.training.optim import make_optimizer
 from mae.training.plan import TrainingPlan, make_plan
 from mae.training.previews import Previews
 from mae.training.run_folder import CHECKPOINT_LAST, Position, RunFolder
+from mae.training.step import TrainingStep
 from mae.training.tensorboard import also_to_tensorboard
-from mae.training.trainer import Trainer, autocast, check_unreadable, run_identity
+from mae.training.trainer import Trainer, check_unreadable, run_identity
 
 TIMED_PICTURES = 8
 
@@ -71,13 +71,13 @@ def pretrain(
         model = create_model(config.model_config())
     notes = _starting_weights(model, config, resumed)
     model.to(device)
-    optimizer = make_optimizer(model, lr=plan.lr, betas=config.betas, weight_decay=config.weight_decay)
+    training_step = TrainingStep(model, precision, lr=plan.lr, betas=config.betas, weight_decay=config.weight_decay)
     previews = Previews(model, scan.pictures, config.val, config.mask_ratio)
-    trainer = Trainer(config, plan, model, optimizer, previews, run, position, scan.unreadable, on_event, should_stop)
+    trainer = Trainer(config, plan, training_step, previews, run, position, scan.unreadable, on_event, should_stop)
     if resumed:
         _check_same_run(resumed, plan, config)
-        optimizer.load_state_dict(resumed.optimizer or {})
-        trainer.scaler.load_state_dict(resumed.scaler or {})
+        training_step.optimizer.load_state_dict(resumed.optimizer or {})
+        training_step.scaler.load_state_dict(resumed.scaler or {})
     else:
         run.write_config(config)
     run.start_log(position)
@@ -88,7 +88,7 @@ def pretrain(
     )
     draws = EpochBatches(plan.pictures, plan.batch_size, config.epochs, config.seed, position.epoch, position.batch)
     batches = iter(make_loader(dataset, draws, workers=workers, pin_memory=device.type == "cuda"))
-    on_event(_started(config, plan, model, scan, previews, workers, position, notes))
+    on_event(_started(config, plan, training_step, scan, previews, workers, position, notes))
     return trainer.train(batches)
 
 
@@ -139,13 +139,14 @@ def _workers(wanted: int | None, device: torch.device) -> int:
 def _started(
     config: PretrainConfig,
     plan: TrainingPlan,
-    model: MaskedAutoencoder,
+    training_step: TrainingStep,
     scan: PictureScan,
     previews: Previews,
     workers: int,
     position: Position,
     notes: tuple[str, ...],
 ) -> Started:
+    model = training_step.model
     return Started(
         config=config,
         model=model.config,
@@ -157,27 +158,24 @@ def _started(
         precision=config.precision,
         workers=workers,
         nothing_learnt_loss=previews.nothing_learnt_loss(),
-        step_seconds=_time_batch(model, config, plan.batch_size),
+        step_seconds=_time_batch(training_step, config, plan.batch_size),
         first_epoch=position.epoch,
         first_step=position.step,
         notes=notes,
     )
 
 
-def _time_batch(model: MaskedAutoencoder, config: PretrainConfig, batch_size: int) -> float:
+def _time_batch(training_step: TrainingStep, config: PretrainConfig, batch_size: int) -> float:
     """Seconds of one batch's forward and backward pass, from a few pictures of noise; nothing is changed."""
-    device = next(model.parameters()).device
+    model, device = training_step.model, training_step.device
     pictures = min(batch_size, TIMED_PICTURES) if device.type == "cpu" else batch_size
-    size = (pictures, config.in_chans, *config.image_size)
-    imgs = torch.rand(size, generator=stream(config.seed, "timing")).to(device)
-    noise = torch.rand(pictures, model.config.num_patches, generator=stream(config.seed, "timing")).to(device)
+    source = stream(config.seed, "timing")
+    images = torch.randint(0, 256, (pictures, config.in_chans, *config.image_size), generator=source, dtype=torch.uint8)
+    noise = torch.rand(pictures, model.config.num_patches, generator=source)
     seconds = 0.0
     for _ in range(2):  # the first one warms up
         start = time.monotonic()
-        with autocast(device, config.precision):
-            loss = model.pretraining_loss(imgs, config.mask_ratio, noise)
-        loss.backward()  # type: ignore[no-untyped-call]
-        loss.item()
+        training_step.backward(images, config.mask_ratio, noise).item()
         seconds = time.monotonic() - start
         model.zero_grad(set_to_none=True)
     return seconds * batch_size / pictures

@@ -12,11 +12,8 @@ from torch import Tensor
 
 from mae.checkpoints import save_checkpoint
 from mae.data.loader import Batch
-from mae.data.normalise import normalise
 from mae.data.scan import Unreadable
-from mae.device import PRECISIONS
 from mae.errors import CheckpointError, DataError, TrainingError
-from mae.mae import MaskedAutoencoder
 from mae.models import factory_name
 from mae.seeding import stream
 from mae.training.config import PretrainConfig
@@ -25,6 +22,7 @@ from mae.training.plan import TrainingPlan
 from mae.training.previews import Previews
 from mae.training.run_folder import Position, RunFolder
 from mae.training.schedule import lr_at
+from mae.training.step import TrainingStep
 
 SECONDS_BETWEEN_SAVES = 30.0
 # Reading a loss makes the host wait for the accelerator, so there the losses are read in groups.
@@ -37,8 +35,7 @@ class Trainer:
     Args:
         config: The run's settings, with device and precision resolved.
         plan: What follows from them for this data set.
-        model: On the run's device.
-        optimizer: From ``make_optimizer``.
+        training_step: The run's model and its optimiser.
         run: Where to write.
         position: Where to start; the start of a new run or a saved one's place.
         unreadable: What the scan could not read already.
@@ -50,8 +47,7 @@ class Trainer:
         self,
         config: PretrainConfig,
         plan: TrainingPlan,
-        model: MaskedAutoencoder,
-        optimizer: torch.optim.Optimizer,
+        training_step: TrainingStep,
         previews: Previews,
         run: RunFolder,
         position: Position,
@@ -61,15 +57,12 @@ class Trainer:
     ) -> None:
         self.config = config
         self.plan = plan
-        self.model = model
-        self.optimizer = optimizer
+        self.training_step = training_step
         self.previews = previews
         self.run = run
         self.position = position
         self.on_event = on_event
         self.should_stop = should_stop
-        self.device = next(model.parameters()).device
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.unreadable = {bad.path: bad for bad in unreadable}
         self.clock = Clock()
         self.unread: list[tuple[Position, float, Tensor]] = []
@@ -117,38 +110,28 @@ class Trainer:
         here = self.position
         micro_batches = min(self.plan.accum_iter, self.plan.batches_per_epoch - here.batch)
         lr = self.lr_at(here.batch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
         losses = []
-        self.optimizer.zero_grad(set_to_none=True)
         for number in range(here.batch, here.batch + micro_batches):
             with self.clock.waiting():
                 batch = next(batches)
             self.note_unreadable(batch.unreadable)
-            loss = self.loss(batch.images, number)
-            self.scaler.scale(loss / micro_batches).backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach())
+            noise = self.noise(number, len(batch.images))
+            losses.append(
+                self.training_step.backward(batch.images, self.config.mask_ratio, noise, share=1 / micro_batches)
+            )
             self.clock.images += len(batch.images)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        self.training_step.update(lr)
         self.position = dataclasses.replace(
             here, batch=here.batch + micro_batches, step=here.step + 1, lr_sum=here.lr_sum + lr * micro_batches
         )
         self.unread.append((self.position, lr, torch.stack(losses)))
-        if self.device.type == "cpu" or len(self.unread) == STEPS_BETWEEN_READS:
+        if self.training_step.device.type == "cpu" or len(self.unread) == STEPS_BETWEEN_READS:
             self.read_losses()
-
-    def loss(self, images: Tensor, batch: int) -> Tensor:
-        """The loss of one batch (B, C, H, W) uint8 under the mask of its place in the run."""
-        imgs = normalise(images.to(self.device, non_blocking=True))
-        noise = self.noise(batch, len(imgs)).to(self.device, non_blocking=True)
-        with autocast(self.device, self.config.precision):
-            return self.model.pretraining_loss(imgs, self.config.mask_ratio, noise)
 
     def noise(self, batch: int, pictures: int) -> Tensor:
         """(B, L) uniform, on the CPU: what a batch's masks are drawn from."""
         source = stream(self.config.seed, "mask", self.position.epoch, batch)
-        return torch.rand(pictures, self.model.config.num_patches, generator=source)
+        return torch.rand(pictures, self.training_step.model.config.num_patches, generator=source)
 
     def lr_at(self, batch: int) -> float:
         """The learning rate at a batch of this epoch."""
@@ -221,10 +204,10 @@ class Trainer:
             try:
                 save_checkpoint(
                     path,
-                    self.model,
-                    optimizer=self.optimizer,
+                    self.training_step.model,
+                    optimizer=self.training_step.optimizer,
                     epoch=self.position.epoch - 1,
-                    scaler=self.scaler.state_dict(),
+                    scaler=self.training_step.scaler.state_dict(),
                     args=official_args(self.config, self.plan),
                     extra={
                         "maecli": {
@@ -284,11 +267,6 @@ class Clock:
         self._epoch = now
         seconds = max(now[0] - then[0], 1e-9)
         return seconds, now[1] - then[1], (now[2] - then[2]) / seconds
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Mixed precision: matrix products in bf16 or fp16, weights, norms and the loss in fp32."""
-    return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32")
 
 
 def check_unreadable(bad: int, pictures: int, allowed: float, run: RunFolder) -> None:

@@ -66,7 +66,9 @@ def imports(path: Path, *, top_level: bool = False) -> Iterator[str]:
             yield node.module
 
 
-@pytest.mark.parametrize(("module", "path"), list(sources()), ids=lambda value: str(value) if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("module", "path"), list(sources()), ids=lambda value: str(value) if isinstance(value, str) else ""
+)
 def test_imports_go_one_way(module: str, path: Path) -> None:
     own = layer(module)
     assert own >= 0, f"{module} has no place in the layers"

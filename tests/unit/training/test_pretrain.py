@@ -20,6 +20,7 @@ from mae.training import trainer as trainer_module
 from mae.training.config import PretrainConfig
 from mae.training.events import EpochDone, Event, PassedOver, Started, Stepped
 from mae.training.pretrain import pretrain
+from mae.training.step import TrainingStep
 
 
 @pytest.fixture
@@ -182,12 +183,10 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_state(
 ) -> None:
     pretrain(config, *stop_after(4))
     before = (config.out / "checkpoint-last.pth").read_bytes()
-    loss = trainer_module.Trainer.loss
-    monkeypatch.setattr(
-        trainer_module.Trainer,
-        "loss",
-        lambda self, images, batch: loss(self, images, batch) * (float("nan") if self.position.step == 5 else 1),
-    )
+    losses = iter([1.0, 1.0, float("nan"), 1.0])
+    loss = TrainingStep.loss
+    monkeypatch.setattr(TrainingStep, "loss", lambda self, *batch: loss(self, *batch) * next(losses))
+    monkeypatch.setattr("mae.training.pretrain._time_batch", lambda *_: 0.1)
     with pytest.raises(TrainingError, match="loss became nan at step 6, epoch 1"):
         pretrain(dataclasses.replace(config, resume=config.out))
     assert (config.out / "checkpoint-last.pth").read_bytes() == before
