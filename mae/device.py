@@ -25,13 +25,23 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """``auto`` is bf16 where a GPU computes it, else fp32.
+    """``auto`` is bf16 where the GPU or the CPU multiplies in it, else fp32.
 
     Raises:
         ConfigError: fp16 on a CPU, where training in it is neither fast nor safe.
     """
     if name == "auto":
-        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        return "bf16" if _multiplies_bf16(device) else "fp32"
     if name == "fp16" and device.type == "cpu":
         raise ConfigError("--precision fp16 needs a GPU", hint="use fp32 or bf16 on a CPU")
     return name
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    """Whether bf16 products are faster than fp32 ones, and not emulated."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        # Torch has no public question for it on every version that we support.
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False

@@ -79,7 +79,10 @@ class PretrainConfig:
     seed: int = option(0, "Everything random follows from it.", low=0, panel=_RUN)
     device: str = option("auto", "auto takes the best there is.", choices=("auto", "cuda", "mps", "cpu"), panel=_RUN)
     precision: str = option(
-        "auto", "auto is bf16 where a GPU supports it, else fp32.", choices=("auto", "fp32", "bf16", "fp16"), panel=_RUN
+        "auto",
+        "auto is bf16 where the hardware multiplies in it, else fp32.",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        panel=_RUN,
     )
     save_every: int = option(20, "Epochs between checkpoints that are kept.", low=1, panel=_RUN)
     preview_every: int = option(20, "Epochs between pictures of reconstructions; 0 for none.", low=0, panel=_RUN)
