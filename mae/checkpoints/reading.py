@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from mae.checkpoints.dialects import foreign_layout, from_hugging_face, hugging_face_dialect, is_hugging_face, unwrap
-from mae.checkpoints.releases import release_of
+from mae.checkpoints.download import fetch
+from mae.checkpoints.releases import LICENCE_NOTE, release_named, release_of
 from mae.checkpoints.sizes import Declared, config_from_shapes, variant_of
 from mae.checkpoints.sniff import GET_IT_AGAIN, Container, find_file, printable, sniff
 from mae.checkpoints.tables import grid_of
 from mae.config import MAEConfig, parse_size
 from mae.errors import CheckpointError
-
-LICENCE_NOTE = "the released weights are under CC BY-NC 4.0: not for commercial use"
 
 
 @dataclass(frozen=True)
@@ -73,18 +72,25 @@ class Checkpoint:
 
 
 def load_checkpoint(
-    path: str | Path, *, num_heads: int | None = None, decoder_num_heads: int | None = None
+    path: str | Path,
+    *,
+    num_heads: int | None = None,
+    decoder_num_heads: int | None = None,
+    offline: bool = False,
 ) -> Checkpoint:
     """Read a checkpoint of any dialect on the CPU, memory-mapped.
 
     Args:
-        path: A ``.pth``, ``.pt``, ``.bin`` or ``.safetensors`` file, or a Hugging Face model's folder.
+        path: A ``.pth``, ``.pt``, ``.bin`` or ``.safetensors`` file, a Hugging Face model's folder, or the name
+            of a released file such as ``mae_visualize_vit_base`` or ``hf:facebook/vit-mae-base``, which is
+            downloaded once.
         num_heads, decoder_num_heads: Attention heads, where the file does not tell them.
+        offline: Download nothing.
 
     Raises:
         CheckpointError: The file is missing, broken, unsafe, or no masked autoencoder of pictures.
     """
-    path = find_file(Path(path))
+    path = _locate(path, offline=offline)
     container = sniff(path)
     tensors, others = unwrap(_read(path, container))
     _refuse_inflated(path, tensors)
@@ -124,6 +130,12 @@ def load_checkpoint(
         extra=others,
         notes=notes,
     )
+
+
+def _locate(path: str | Path, *, offline: bool) -> Path:
+    """A file of that name comes before a release of that name."""
+    release = None if Path(path).exists() else release_named(str(path))
+    return fetch(release, offline=offline) if release else find_file(Path(path))
 
 
 def _read(path: Path, container: Container) -> Any:

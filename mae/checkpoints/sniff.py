@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from mae.checkpoints.pickle_check import check_pickle
+from mae.checkpoints.releases import RELEASES
 from mae.errors import CheckpointError
 
 Container = Literal["zip", "legacy", "safetensors"]
@@ -53,10 +54,8 @@ def find_file(path: Path) -> Path:
     if path.exists() and not path.is_file():
         raise CheckpointError(f"{path} is no file but a device, a pipe or a socket")
     if not path.exists():
-        near = []
-        if path.parent.is_dir():
-            names = [file.name for file in path.parent.iterdir() if file.is_file()]
-            near = difflib.get_close_matches(path.name, names, n=3)
+        names = [file.name for file in path.parent.iterdir() if file.is_file()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, names, n=3) or difflib.get_close_matches(str(path), RELEASES, n=3)
         raise CheckpointError(
             f"no such checkpoint file: {path}", hint=f"did you mean {' or '.join(near)}?" if near else None
         )

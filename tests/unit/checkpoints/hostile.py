@@ -253,7 +253,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
             state_dict(
                 {"cls_token": tensor((1, 1, 20_000), (1, 1, 1), 20_000)}
                 | PROJECTION
-                | {"blocks.0.norm1.weight": tensor((4,), (1,), 4)}
+                | {f"{prefix}blocks.0.norm1.weight": tensor((4,), (1,), 4) for prefix in ("", "decoder_")}
                 | {"decoder_pos_embed": tensor((1, 141 * 141 + 1, 4), (4, 4, 1), 80_000, storage="1")}
             ),
             {"0": bytes(80_000), "1": bytes(320_000)},
