@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from mae.errors import MaeError
+from maecli.commands.compare import compare
 from maecli.commands.pretrain import pretrain
 from maecli.commands.reconstruct import reconstruct
 from maecli.output import show_error
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 app.command("pretrain")(pretrain)
 app.command("reconstruct")(reconstruct)
+app.command("compare")(compare)
 
 
 def _show_version(wanted: bool) -> None:

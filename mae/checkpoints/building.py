@@ -61,6 +61,33 @@ def build_model(
     return model.eval(), notes + ignored
 
 
+def build_encoder(checkpoint: Checkpoint) -> MaskedAutoencoder:
+    """The model of a checkpoint whose decoder, if it has one, is left without weights (on the meta device).
+
+    A fine-tuned file has no final encoder norm; the model's then changes nothing but a token's mean and scale.
+
+    Raises:
+        CheckpointError: The file lacks a tensor of the encoder, or one has another shape or holds NaN.
+    """
+    with torch.device("meta"):
+        model = create_model(checkpoint.config)
+    wanted = {key: tensor for key, tensor in model.state_dict().items() if not is_decoder(key)}
+    state = {key: tensor for key, tensor in checkpoint.state.items() if key in wanted}
+    if checkpoint.kind == "fine-tuned":
+        width = checkpoint.config.embed_dim
+        state = {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)} | state
+    missing, _, misshapen = compare_shapes(state, wanted)
+    _refuse(checkpoint.path, missing, misshapen)
+    _refuse_not_finite(checkpoint.path, state)
+    model.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True, strict=False)
+    return model.eval()
+
+
+def is_decoder(key: str) -> bool:
+    """Whether a tensor (official name) belongs to the decoder, which an encoder-only file lacks."""
+    return key.startswith("decoder_") or key == "mask_token"
+
+
 def load_weights(model: MaskedAutoencoder, checkpoint: Checkpoint) -> tuple[str, ...]:
     """Copy a checkpoint's weights, and nothing else of it, into a model that exists.
 
@@ -78,7 +105,7 @@ def load_weights(model: MaskedAutoencoder, checkpoint: Checkpoint) -> tuple[str,
     missing, _, misshapen = compare_shapes(state, wanted)
     if not checkpoint.has_decoder:
         notes += ("the file has no decoder: the decoder starts from fresh weights",)
-        missing = [key for key in missing if not key.startswith(("decoder_", "mask_token"))]
+        missing = [key for key in missing if not is_decoder(key)]
     if checkpoint.kind == "fine-tuned" and {"norm.weight", "norm.bias"} <= set(missing):
         notes += ("the file is fine-tuned and has no final encoder norm: that norm starts fresh",)
         missing = [key for key in missing if not key.startswith("norm.")]
