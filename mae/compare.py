@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mae.checkpoints import Checkpoint, load_checkpoint
-from mae.checkpoints.building import build_encoder, build_model
+from mae.checkpoints.building import build_usable
 from mae.checkpoints.sniff import printable
 from mae.comparing.clone import check_clone, run_clone
 from mae.comparing.config import CompareConfig
@@ -87,7 +87,7 @@ class CompareResult:
         files: The two files against each other.
         between: Our model with the one file's weights against our model with the other's.
         out: The picture that was drawn.
-        equal: Whether nothing is wrong.
+        problems: What is wrong, the gravest first; nothing if the file is what it is taken for.
         verdict: The same in one line.
         notes: What else a user should know.
     """
@@ -98,9 +98,14 @@ class CompareResult:
     files: FilesReport | None
     between: Computation | None
     out: Path | None
-    equal: bool
+    problems: tuple[str, ...]
     verdict: str
     notes: tuple[str, ...]
+
+    @property
+    def equal(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
 
 
 def compare(config: CompareConfig, on_step: Callable[[str], None] = lambda step: None) -> CompareResult:
@@ -152,7 +157,7 @@ def compare(config: CompareConfig, on_step: Callable[[str], None] = lambda step:
         files=files,
         between=between,
         out=out,
-        equal=not problems,
+        problems=tuple(problems),
         verdict=_verdict(reports[0], computations, files, problems),
         notes=tuple(notes),
     )
@@ -186,31 +191,40 @@ def _computations(
     names: list[str], checkpoint: Checkpoint, scene: _Scene, on_step: Callable[[str], None]
 ) -> tuple[tuple[Computation, ...], list[str]]:
     """Our model against each reference, and the tensors that did not reach our model as they are in the file."""
-    sizes, has_decoder = checkpoint.config, checkpoint.has_decoder
+    sizes = checkpoint.config
     on_step("computing in float32")
-    model = _model(checkpoint)
+    model = build_usable(checkpoint)
     loaded = model.state_dict()
-    lost = [key for key, tensor in checkpoint.state.items() if key in loaded and not _arrived(tensor, loaded[key])]
+    known = {key: tensor for key, tensor in checkpoint.state.items() if key in loaded}
+    lost = [key for key, tensor in known.items() if not _arrived(tensor, loaded[key])]
     del loaded
-    single = _without_norm(checkpoint, own_stages(model, scene.imgs, scene.noise, scene.mask_ratio, decode=has_decoder))
+    single = _own(model, checkpoint, scene)
     on_step("computing in float64")
-    model = model.double()
-    double = _without_norm(checkpoint, own_stages(model, scene.imgs, scene.noise, scene.mask_ratio, decode=has_decoder))
+    double = _own(model.double(), checkpoint, scene)
     del model  # the references need the room
     found = []
     for name in names:
         on_step(f"computing with {name}")
         if name == "builtin":
             heads = Sizes(sizes.patch_size, sizes.num_heads, sizes.decoder_num_heads)
-            stages = run_reference(checkpoint.state, heads, scene.imgs, scene.noise, scene.mask_ratio)
-            found += [_computation(name, "float64", double, stages), _computation(name, "float32", single, stages)]
+            stages = run_reference(known, heads, scene.imgs, scene.noise, scene.mask_ratio)
         elif name in LIBRARIES:
-            stages = LIBRARIES[name](checkpoint.state, sizes, scene.imgs, scene.noise, scene.mask_ratio)
-            found.append(_computation(name, "float64", double, stages))
+            stages = LIBRARIES[name](known, sizes, scene.imgs, scene.noise, scene.mask_ratio)
         else:
             stages = run_clone(Path(name), checkpoint, scene.imgs, scene.noise, scene.mask_ratio)
-            found.append(_computation("the clone", "float64", double, stages))
+        label = name if name in ("builtin", *LIBRARIES) else "the clone"
+        found.append(_computation(label, "float64", double, stages))
+        if name == "builtin":
+            found.append(_computation(label, "float32", single, stages))
     return tuple(found), lost
+
+
+def _own(model: MaskedAutoencoder, checkpoint: Checkpoint, scene: _Scene) -> dict[str, Tensor]:
+    """Our stages; a fine-tuned file has no final encoder norm, and its stand-in's output means nothing."""
+    stages = own_stages(model, scene.imgs, scene.noise, scene.mask_ratio, decode=checkpoint.has_decoder)
+    if "norm.weight" not in checkpoint.state:
+        del stages["encoder norm"]
+    return stages
 
 
 def _arrived(tensor: Tensor, loaded: Tensor) -> bool:
@@ -230,17 +244,6 @@ def _references(asked: str, checkpoint: Checkpoint) -> tuple[list[str], list[str
     return [asked], []
 
 
-def _model(checkpoint: Checkpoint) -> MaskedAutoencoder:
-    return build_model(checkpoint)[0] if checkpoint.has_decoder else build_encoder(checkpoint)
-
-
-def _without_norm(checkpoint: Checkpoint, stages: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A fine-tuned file has no final encoder norm, and the stand-in's output means nothing."""
-    if "norm.weight" not in checkpoint.state:
-        del stages["encoder norm"]
-    return stages
-
-
 def _computation(reference: str, precision: str, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> Computation:
     stages = hold_against(ours, theirs)
     tolerance = TOLERANCES[precision]
@@ -248,17 +251,12 @@ def _computation(reference: str, precision: str, ours: dict[str, Tensor], theirs
 
 
 def _between(first: Checkpoint, second: Checkpoint, scene: _Scene, precisions: set[str]) -> Computation:
-    stages = [
-        own_stages(
-            _model(checkpoint).double(), scene.imgs, scene.noise, scene.mask_ratio, decode=checkpoint.has_decoder
-        )
-        for checkpoint in (second, first)
-    ]
+    theirs, ours = (_own(build_usable(one).double(), one, scene) for one in (first, second))
     # Two files of different types may differ by what rounding the weights does.
     tolerance = TOLERANCES["float64"]
     if len(precisions) > 1:
         tolerance = max(TOLERANCES[name] for name in precisions if name in TOLERANCES)
-    found = hold_against(stages[0], stages[1])
+    found = hold_against(ours, theirs)
     return Computation("the first file", "float64", tolerance, found, first_beyond(found, tolerance))
 
 

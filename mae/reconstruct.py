@@ -86,7 +86,7 @@ def reconstruct(
     if not config.out.parent.is_dir():
         raise ConfigError(f"--out {config.out}: there is no folder {config.out.parent}")
     device = resolve_device(config.device)
-    checkpoint = _load(config.checkpoint)
+    checkpoint = _load(config.checkpoint, offline=config.offline)
     check_channels(checkpoint.config.in_chans)
     studio = _Studio(config, checkpoint, device)
     paths, skipped = _find(config.images)
@@ -217,14 +217,14 @@ class _Studio:
         return _Shot(panels, masking.ids_removed.shape[1] / masking.ids_restore.shape[1])
 
 
-def _load(path: Path) -> Checkpoint:
+def _load(path: Path, *, offline: bool) -> Checkpoint:
     if path == DEFAULT_CHECKPOINT and not path.exists():
         raise CheckpointError(
             f"no weights: --checkpoint is not given and there is no {path} here",
-            hint="train your own (maecli pretrain FOLDER), or give an official file with a decoder, for instance "
-            "https://dl.fbaipublicfiles.com/mae/visualize/mae_visualize_vit_base.pth (CC BY-NC 4.0)",
+            hint="train your own (maecli pretrain FOLDER), or give an official file with a decoder or its name, for "
+            "instance --checkpoint mae_visualize_vit_base (448 MB, CC BY-NC 4.0)",
         )
-    return load_checkpoint(path)
+    return load_checkpoint(path, offline=offline)
 
 
 def _find(sources: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:

@@ -83,6 +83,11 @@ def build_encoder(checkpoint: Checkpoint) -> MaskedAutoencoder:
     return model.eval()
 
 
+def build_usable(checkpoint: Checkpoint) -> MaskedAutoencoder:
+    """The whole model where the checkpoint has a decoder, else its encoder: as ``build_model``, ``build_encoder``."""
+    return build_model(checkpoint)[0] if checkpoint.has_decoder else build_encoder(checkpoint)
+
+
 def is_decoder(key: str) -> bool:
     """Whether a tensor (official name) belongs to the decoder, which an encoder-only file lacks."""
     return key.startswith("decoder_") or key == "mask_token"

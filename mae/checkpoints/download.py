@@ -70,6 +70,8 @@ def fetch(release: Release, *, offline: bool = False) -> Path:
     except CheckpointError as error:
         raise CheckpointError(error.message, hint=error.hint or by_hand) from None
     except (OSError, ValueError) as error:  # urllib's errors are OSErrors, http.client's end as either
+        if hasattr(error, "close"):
+            error.close()
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         raise CheckpointError(f"{release.name} cannot be downloaded: {reason}", hint=by_hand) from None
     return path
@@ -80,7 +82,11 @@ def _open(url: str) -> Any:
 
     class OnlyAllowed(urllib.request.HTTPRedirectHandler):
         def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-            _check_scheme(newurl)
+            try:
+                _check_scheme(newurl)
+            except CheckpointError:
+                fp.close()
+                raise
             return super().redirect_request(req, fp, code, msg, headers, newurl)
 
     _check_scheme(url)

@@ -70,7 +70,7 @@ def _run(path: Path, checkpoint: Checkpoint, imgs: Tensor, noise: Tensor, mask_r
     config = checkpoint.config
     _prepare_process(path)
     model = _build(importlib.import_module(MODULE).MaskedAutoencoderViT, config)
-    model.load_state_dict(checkpoint.state)
+    model.load_state_dict({key: checkpoint.state[key] for key in model.state_dict()})
     model = model.eval().double()
     outputs = {"patch embedding": model.patch_embed}
     outputs |= {f"encoder block {number}": block for number, block in enumerate(model.blocks)}

@@ -51,3 +51,25 @@ class CompareConfig:
                 raise ConfigError("--out draws two reconstructions side by side, so it needs --checkpoint")
             if not self.out.parent.is_dir():
                 raise ConfigError(f"--out {self.out}: there is no folder {self.out.parent}")
+
+
+TARGETS = ("official", "encoder", "timm", "hf", "safetensors")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """Which file, written for whom."""
+
+    checkpoint: Path = option(
+        dataclasses.MISSING, "The checkpoint: a file, or a released file's name.", positional=True, metavar="CKPT"
+    )
+    to: str = option(
+        dataclasses.MISSING,
+        "official (.pth for the official scripts), encoder (the same without decoder), timm, hf (a folder for "
+        "transformers) or safetensors (official names).",
+        choices=TARGETS,
+    )
+    out: Path | None = option(None, "Where to write.", default_text="beside the checkpoint")
+    num_heads: int | None = option(None, "Heads of the encoder.", low=1, default_text="the usual")
+    decoder_num_heads: int | None = option(None, "Heads of the decoder.", low=1, default_text="the usual")
+    offline: bool = option(False, "Download nothing.")

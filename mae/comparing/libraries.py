@@ -10,6 +10,7 @@ import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,19 +64,9 @@ def run_transformers(
     state: Mapping[str, Tensor], config: MAEConfig, imgs: Tensor, noise: Tensor, mask_ratio: float
 ) -> dict[str, Tensor]:
     """The stages of transformers' ViTMAE on a masked picture."""
-    import transformers
-
-    library: Any = transformers  # its annotations do not know what output_loading_info does
     # Its loss is worked out inside its forward pass; the normalised one has more to get wrong.
-    settings = library.ViTMAEConfig(**hugging_face_config(config.replace(norm_pix_loss=True)), mask_ratio=mask_ratio)
-    with _quiet(library):
-        model, loading = library.ViTMAEForPreTraining.from_pretrained(
-            None, config=settings, state_dict=to_hugging_face(state), output_loading_info=True
-        )
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if loading[problem]:
-            raise ConfigError(f"transformers reports {problem.replace('_', ' ')}: {sorted(loading[problem])[:4]}")
-    model = model.eval().double()
+    settings = hugging_face_config(config.replace(norm_pix_loss=True)) | {"mask_ratio": mask_ratio}
+    model = load_transformers(None, settings=settings, state=to_hugging_face(state))
     encoder, decoder = model.vit, model.decoder
     layers = encoder.layers if hasattr(encoder, "layers") else encoder.encoder.layer
     outputs = {"patch embedding": encoder.embeddings.patch_embeddings, "visible tokens": encoder.embeddings}
@@ -86,6 +77,30 @@ def run_transformers(
     with watch(outputs, {"decoder tokens": decoder.decoder_layers[0]}) as seen:
         result = model(imgs.double(), noise=noise)
     return seen | {"prediction": result.logits, "loss, normalised": result.loss}
+
+
+def load_transformers(
+    path: Path | None, *, settings: Mapping[str, Any] | None = None, state: Mapping[str, Tensor] | None = None
+) -> Any:
+    """A ViTMAE in float64, from a folder as transformers loads it, or from settings and a state dict.
+
+    Raises:
+        ConfigError: transformers finds a tensor missing, unexpected or of another shape.
+    """
+    import transformers
+
+    library: Any = transformers  # its annotations do not know what output_loading_info does
+    options: dict[str, Any] = {}
+    if settings is not None:
+        options = {"config": library.ViTMAEConfig(**settings), "state_dict": dict(state or {})}
+    with _quiet(library):
+        model, loading = library.ViTMAEForPreTraining.from_pretrained(
+            path, output_loading_info=True, local_files_only=True, **options
+        )
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if loading[problem]:
+            raise ConfigError(f"transformers reports {problem.replace('_', ' ')}: {sorted(loading[problem])[:4]}")
+    return model.eval().double()
 
 
 @contextmanager

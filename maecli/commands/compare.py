@@ -48,7 +48,7 @@ def compare(config: CompareConfig, output: Output) -> None:
             output.note(note)
     for note in result.notes:
         output.note(note)
-    output.result(lambda: _document(result), lambda console: _show(console, result), result.verdict.split(":")[0])
+    output.result(lambda: {"equal": result.equal} | _document(result), lambda console: _show(console, result), result.verdict.split(":")[0])
     if not result.equal:
         raise typer.Exit(1)
 
