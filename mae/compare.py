@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mae.checkpoints import Checkpoint, load_checkpoint
 from mae.checkpoints.building import build_usable
-from mae.checkpoints.sniff import printable
+from mae.checkpoints.strangers import a_few
 from mae.comparing.clone import check_clone, run_clone
 from mae.comparing.config import CompareConfig
 from mae.comparing.files import FilesReport, compare_files
@@ -133,7 +133,7 @@ def compare(config: CompareConfig, on_step: Callable[[str], None] = lambda step:
     if _can_compute(reports[0].weights):
         names, notes = _references(config.reference, first)
         computations, lost = _computations(names, first, scene, on_step)
-        problems += [f"not in our model as in the file: {printable(lost)} ({len(lost)} tensors)"] if lost else []
+        problems += [f"not in our model as in the file: {a_few(lost)} ({len(lost)} tensors)"] if lost else []
         problems += [
             f"computation differs from {one.reference} from {one.first_beyond!r} on ({one.precision})"
             for one in computations
@@ -276,7 +276,7 @@ def _file_problems(files: FilesReport, first: MAEConfig, second: MAEConfig) -> l
         )
     for alone, which in ((files.only_first, "first"), (files.only_second, "second")):
         if alone:
-            problems.append(f"only in the {which} file: {printable(list(alone))} ({len(alone)} tensors)")
+            problems.append(f"only in the {which} file: {a_few(alone)} ({len(alone)} tensors)")
     return problems
 
 

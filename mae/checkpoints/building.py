@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mae.checkpoints.reading import Checkpoint, load_checkpoint
 from mae.checkpoints.releases import OFFICIAL_BASE
-from mae.checkpoints.sniff import printable
+from mae.checkpoints.strangers import a_few
 from mae.checkpoints.tables import follows_formula
 from mae.config import format_size
 from mae.errors import CheckpointError
@@ -182,16 +182,14 @@ def _known(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[dict
     unknown = [key for key in state if key not in wanted]
     if not unknown:
         return known, ()
-    return known, (
-        f"{len(unknown)} tensors of the file are not part of the model and stay unused: {printable(unknown)}",
-    )
+    return known, (f"{len(unknown)} tensors of the file are not part of the model and stay unused: {a_few(unknown)}",)
 
 
 def _refuse_not_finite(path: Path, state: Mapping[str, Tensor]) -> None:
     bad = [key for key, tensor in state.items() if not is_finite(tensor)]
     if bad:
         raise CheckpointError(
-            f"{path}: {printable(bad)} {'hold' if len(bad) > 1 else 'holds'} NaN or infinity",
+            f"{path}: {a_few(bad)} {'hold' if len(bad) > 1 else 'holds'} NaN or infinity",
             hint="the training that wrote it had diverged, or the file is damaged; use an earlier checkpoint",
         )
 
@@ -199,7 +197,7 @@ def _refuse_not_finite(path: Path, state: Mapping[str, Tensor]) -> None:
 def _refuse(path: Path, missing: list[str], misshapen: list[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> None:
     if missing:
         raise CheckpointError(
-            f"{path} lacks {len(missing)} tensors of the model: {printable(missing)}",
+            f"{path} lacks {len(missing)} tensors of the model: {a_few(missing)}",
             hint=f"`maecli compare --official {path}` lists every one",
         )
     if misshapen:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, cast
 
+from mae.checkpoints.strangers import printable
 from mae.errors import CheckpointError
 
 LONGEST_PICKLE = 4_000_000  # bytes; that of a ViT-Huge with its optimiser has 0.2 million
@@ -148,7 +149,7 @@ class _Walk:
 
     def _global(self, name: str) -> None:
         if name not in _ALLOWED:
-            raise self._refusal(f"asks for {name.replace(' ', '.')[:100]}")
+            raise self._refusal(f"asks for {printable(name.replace(' ', '.'), 100)}")
         self.stack.append(name if name == _ORDERED_DICT else _OTHER)
 
     def _call(self, _: Any) -> None:

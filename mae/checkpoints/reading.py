@@ -16,7 +16,8 @@ from mae.checkpoints.dialects import foreign_layout, from_hugging_face, hugging_
 from mae.checkpoints.download import fetch
 from mae.checkpoints.releases import LICENCE_NOTE, release_named, release_of
 from mae.checkpoints.sizes import Declared, config_from_shapes, variant_of
-from mae.checkpoints.sniff import GET_IT_AGAIN, Container, find_file, printable, sniff
+from mae.checkpoints.sniff import GET_IT_AGAIN, Container, find_file, sniff
+from mae.checkpoints.strangers import a_few, printable
 from mae.checkpoints.tables import grid_of
 from mae.config import MAEConfig, parse_size
 from mae.errors import CheckpointError
@@ -148,7 +149,7 @@ def _read(path: Path, container: Container) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=container == "zip" or None)
     except Exception as error:  # a damaged file can raise almost anything from inside the unpickler
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path} is damaged: {reason[:200]}", hint=GET_IT_AGAIN) from None
+        raise CheckpointError(f"{path} is damaged: {printable(reason, 200)}", hint=GET_IT_AGAIN) from None
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -160,7 +161,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             own = (file.metadata() or {}).get("maecli")
         return {"model": tensors} | ({"maecli": json.loads(own)} if own else {})
     except Exception as error:  # as above
-        raise CheckpointError(f"{path} is damaged: {str(error)[:200]}", hint=GET_IT_AGAIN) from None
+        raise CheckpointError(f"{path} is damaged: {printable(str(error), 200)}", hint=GET_IT_AGAIN) from None
 
 
 def _refuse_inflated(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -172,11 +173,11 @@ def _refuse_inflated(path: Path, tensors: Mapping[str, Tensor]) -> None:
     room = path.stat().st_size
     for key, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.device.type != "cpu":
-            raise CheckpointError(f"{path} is refused: {printable([key])} is no plain tensor")
+            raise CheckpointError(f"{path} is refused: {printable(key)} is no plain tensor")
         room -= tensor.numel() * tensor.element_size()
         if room < 0:
             raise CheckpointError(
-                f"{path} is refused: its tensors claim more numbers than the file holds, at {printable([key])} "
+                f"{path} is refused: its tensors claim more numbers than the file holds, at {printable(key)} "
                 f"{tuple(tensor.shape)}",
                 hint="the file was made wrongly or to exhaust memory; get it from a source you trust",
             )
@@ -186,7 +187,7 @@ def _refuse_integers(path: Path, state: Mapping[str, Tensor]) -> None:
     for key, tensor in state.items():
         if not tensor.is_floating_point() and tensor.ndim:
             raise CheckpointError(
-                f"{path}: {printable([key])} is {str(tensor.dtype).removeprefix('torch.')}; weights must be floats",
+                f"{path}: {printable(key)} is {str(tensor.dtype).removeprefix('torch.')}; weights must be floats",
                 hint="a quantised file cannot be read; get the weights it was made from",
             )
 
@@ -278,4 +279,4 @@ def _what_it_holds(tensors: Mapping[str, Any]) -> str:
         return f"its keys are those of {layout}"
     if not tensors:
         return "it holds no tensors"
-    return f"it holds no patch projection but {printable(list(tensors))} ({len(tensors):,} tensors)"
+    return f"it holds no patch projection but {a_few(list(tensors))} ({len(tensors):,} tensors)"

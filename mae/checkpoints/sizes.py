@@ -144,7 +144,7 @@ def _patch(shapes: Shapes) -> tuple[int, int]:
         return shape[2], shape[1]
     if len(shape) == 5:
         raise CheckpointError(
-            f"the patch projection is {shape}: a masked autoencoder of video, not of pictures",
+            f"patch_embed.proj.weight is {shape}: a masked autoencoder of video, not of pictures",
             hint="only models of pictures can be read",
         )
     side = math.sqrt((_last(shapes, "decoder_pred.bias") or 0) / 3)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import io
 import json
 import zipfile
 from pathlib import Path
 from typing import Literal
 
-from mae.checkpoints.pickle_check import check_pickle
+from mae.checkpoints.pickle_check import LONGEST_PICKLE, check_pickle
 from mae.checkpoints.releases import RELEASES
+from mae.checkpoints.strangers import a_few, printable
 from mae.errors import CheckpointError
 
 Container = Literal["zip", "legacy", "safetensors"]
@@ -91,11 +93,11 @@ def sniff(path: Path) -> Container:
 
 
 def _check_zip(path: Path, size: int) -> None:
+    _check_directory(path, size)
     try:
-        _check_directory(path, size)
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError):
+    except Exception:  # damaged bytes can raise almost anything from inside the decoder
         raise CheckpointError(
             f"{path} is cut short or damaged: {size:,} bytes whose zip directory cannot be read", hint=GET_IT_AGAIN
         ) from None
@@ -115,11 +117,16 @@ def _check_zip(path: Path, size: int) -> None:
     contents = [name for name in names if name.endswith("/data.pkl")]
     if len(contents) != 1 or len(set(names)) != len(names):
         raise CheckpointError(
-            f"{path} is a zip archive, but not one that torch.save wrote (it holds {printable(names) or 'nothing'})",
+            f"{path} is a zip archive, but not one that torch.save wrote (it holds {a_few(names) or 'nothing'})",
             hint="if it is a zip around a checkpoint, unpack it and give the file inside",
         )
-    with zipfile.ZipFile(path) as archive, archive.open(contents[0]) as file:
-        check_pickle(file, path)
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(contents[0]) as file:
+            pickled = file.read(LONGEST_PICKLE + 1)
+    except Exception as error:  # as above
+        reason = printable(str(error) or type(error).__name__, 200)
+        raise CheckpointError(f"{path} is damaged: {reason}", hint=GET_IT_AGAIN) from None
+    check_pickle(io.BytesIO(pickled), path)  # from memory, since many small reads of a zip are slow
 
 
 def _check_directory(path: Path, size: int) -> None:
@@ -172,12 +179,6 @@ def _check_safetensors(path: Path, size: int, header_size: int) -> None:
             f"{path} is cut short: its safetensors header promises {promised:,} bytes and the file has {size:,}",
             hint=GET_IT_AGAIN,
         )
-
-
-def printable(names: list[str]) -> str:
-    """A few of a file's names, fit for a terminal: a stranger wrote them."""
-    few = ["".join(c if c.isprintable() else "?" for c in name[:80]) for name in names[:4]]
-    return ", ".join(few) + (" ..." if len(names) > 4 else "")
 
 
 def _describe(head: bytes) -> str:

@@ -14,9 +14,9 @@ LIKE_FORMULA = 1e-4  # far above float32's rounding, far below a step to the nex
 
 def follows_formula(table: Tensor, grid: tuple[int, int]) -> bool:
     """Whether a table (1, 1 + rows * columns, D) is the sine-cosine one, as nearly as its type can hold it."""
-    width = table.shape[-1]
-    if table.shape != (1, 1 + grid[0] * grid[1], width) or width % 4:
+    if table.ndim != 3 or table.shape[:2] != (1, 1 + grid[0] * grid[1]) or table.shape[2] % 4:
         return False
+    width = table.shape[2]
     off = (table.float() - sincos_2d(width, grid)).abs().max()
     return bool(off < LIKE_FORMULA + torch.finfo(table.dtype).eps)
 

@@ -26,7 +26,7 @@ class CompareConfig:
         "auto",
         "builtin (plain float64, from the paper), transformers, timm, or your clone of the official repository; "
         "auto takes the builtin one and those that are installed.",
-        metavar="auto|builtin|transformers|timm|PATH",
+        metavar="NAME|PATH",
     )
     mask_ratio: float = option(0.75, "Share of the patches that is removed.", low=0, below=1)
     seed: int = option(2, "Chooses the mask and the generated picture.", low=0)

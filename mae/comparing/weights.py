@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mae.checkpoints import Checkpoint
 from mae.checkpoints.building import compare_shapes, is_decoder, is_finite
-from mae.checkpoints.sniff import printable
+from mae.checkpoints.strangers import a_few, printable
 from mae.checkpoints.tables import follows_formula
 from mae.models import create_model
 from mae.pos_embed import sincos_2d
@@ -78,10 +78,10 @@ def inspect_weights(checkpoint: Checkpoint) -> WeightsReport:
     tables = {key: _table(state[key], checkpoint.config.grid) for key in TABLES if key in state}
     precision = _precision(checkpoint)
 
-    problems = [f"{printable(not_finite)}: NaN or infinity"] if not_finite else []
-    problems += [f"missing: {printable(missing)} ({len(missing)} tensors)"] if missing else []
-    problems += [f"{name} has shape {got}; {shape} is wanted" for name, shape, got in misshapen]
-    problems += [f"unexpected: {printable(unexpected)} ({len(unexpected)} tensors)"] if unexpected else []
+    problems = [f"{a_few(not_finite)}: NaN or infinity"] if not_finite else []
+    problems += [f"missing: {a_few(missing)} ({len(missing)} tensors)"] if missing else []
+    problems += [f"{printable(name)} has shape {got}; {shape} is wanted" for name, shape, got in misshapen]
+    problems += [f"unexpected: {a_few(unexpected)} ({len(unexpected)} tensors)"] if unexpected else []
     # Fine-tuning trains the table; everywhere else it is fixed.
     wrong = [f"{key}: {what}" for key, what in tables.items() if what != "formula"]
     problems += [] if checkpoint.kind == "fine-tuned" else wrong
@@ -122,9 +122,9 @@ def _is_expected(key: str, checkpoint: Checkpoint) -> bool:
 def _table(table: Tensor, grid: tuple[int, int]) -> str:
     if follows_formula(table, grid):
         return "formula"
-    width = table.shape[-1]
-    if table.shape != (1, 1 + grid[0] * grid[1], width) or width % 4:
+    if table.ndim != 3 or table.shape[:2] != (1, 1 + grid[0] * grid[1]) or table.shape[2] % 4:
         return f"of shape {tuple(table.shape)}"
+    width = table.shape[2]
     if not table.any():
         return "all zeros"
     if follows_formula(table.roll(width // 2, dims=-1), grid):

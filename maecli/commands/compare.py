@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mae.comparing.files import FilesReport
 
 _MOST_TENSORS = 12  # differing tensors that are listed
-_BAR = 10  # characters of a full bar
+_BAR = 7  # characters of a full bar
 
 
 @command_from(CompareConfig)
@@ -48,7 +48,11 @@ def compare(config: CompareConfig, output: Output) -> None:
             output.note(note)
     for note in result.notes:
         output.note(note)
-    output.result(lambda: {"equal": result.equal} | _document(result), lambda console: _show(console, result), result.verdict.split(":")[0])
+    output.result(
+        lambda: {"equal": result.equal} | _document(result),
+        lambda console: _show(console, result),
+        result.verdict.split(":")[0],
+    )
     if not result.equal:
         raise typer.Exit(1)
 
@@ -67,9 +71,6 @@ def _show(console: Console, result: CompareResult) -> None:
     console.print(_files_table([report for report in (result.official, result.checkpoint) if report]))
     console.print()
     console.print(_groups_table(result.official))
-    for report in (result.official, result.checkpoint):
-        for problem in report.weights.problems if report else ():
-            console.print(f"[red]✗[/red] {escape(problem)}", soft_wrap=True)
     if result.computations:
         console.print()
         console.print(_stages_table(result.computations))
@@ -83,6 +84,8 @@ def _show(console: Console, result: CompareResult) -> None:
     if result.out is not None:
         console.print(f"wrote {escape(str(result.out))}", soft_wrap=True)
     console.print()
+    for problem in result.problems:
+        console.print(f"[red]✗[/red] {escape(problem)}", soft_wrap=True)
     console.print(f"[bold {'green' if result.equal else 'red'}]{escape(result.verdict)}", soft_wrap=True)
 
 

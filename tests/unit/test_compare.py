@@ -167,6 +167,18 @@ def test_a_fine_tuned_file(tmp_path: Path) -> None:
     assert result.computations[0].stages[-1].name == "encoder block 2"
 
 
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 5), (2, 3, 4, 5, 6)])
+def test_a_tensor_of_any_other_shape_is_named(shape: tuple[int, ...], tmp_path: Path) -> None:
+    small = official.GOLDEN["golden_gray"]
+    for key in official.weights(small):
+        path = written(tmp_path, official.weights(small) | {key: torch.ones(shape)})
+        try:
+            said = compared(path, num_heads=1, decoder_num_heads=2).verdict
+        except CheckpointError as error:
+            said = error.message
+        assert key in said, (key, said)
+
+
 # What only computation can show: a defect put into our loaded model, and the stage where it must be found.
 def _transposed(model: MaskedAutoencoder) -> None:
     weight = model.get_parameter("encoder.blocks.1.attn.proj.weight")

@@ -175,13 +175,11 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
 start = time.process_time()
-if sys.argv[2] == "ours":
-    model, _ = build_model(load_checkpoint(sys.argv[1]))
-    tensors = [*model.parameters(), *model.buffers()]
+if sys.argv[2] == "ours":  # looks for NaN, and so reads every number
+    build_model(load_checkpoint(sys.argv[1]))
 else:
-    tensors = torch.load(sys.argv[1], mmap=True, weights_only=True)["model"].values()
-for tensor in tensors:
-    tensor.sum()
+    for tensor in torch.load(sys.argv[1], mmap=True, weights_only=True)["model"].values():
+        tensor.sum()
 print(peak() - before, time.process_time() - start)
 """
 
@@ -202,5 +200,5 @@ def test_reading_copies_nothing(name: str, tmp_path: Path) -> None:
 
     runs = [(measure("ours"), measure("torch")) for _ in range(3)]
     assert max(ours[0] for ours, _ in runs) <= 1.3 * path.stat().st_size
-    assert min(ours[1] for ours, _ in runs) <= 1.5 * min(bare[1] for _, bare in runs) + 0.2
+    assert min(ours[1] for ours, _ in runs) <= 1.5 * min(bare[1] for _, bare in runs) + 0.1
     path.unlink()

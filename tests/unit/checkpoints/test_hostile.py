@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
 import subprocess
 import sys
 from pathlib import Path, PurePosixPath
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mae.checkpoints import build_model, load_checkpoint, load_weights
 from mae.errors import CheckpointError
@@ -95,6 +97,40 @@ def test_not_even_a_good_file_with_a_bad_option(tmp_path: Path) -> None:
     torch.save(document, path)
     with pytest.raises(CheckpointError, match=r"asks for pathlib\.\w+, which could run code"):
         load_checkpoint(path)
+
+
+def outcome(path: Path) -> str | None:
+    """What reading a file ends with: our error's message, or None."""
+    try:
+        load_checkpoint(path)
+    except CheckpointError as error:
+        return error.message
+    return None
+
+
+@pytest.mark.parametrize("container", ["zip", "legacy", "safetensors"])
+def test_damaged_bytes_never_crash(container: str, tmp_path: Path) -> None:
+    """Bytes changed at random, most of all where the structure is: an error of ours, or a model."""
+    if container == "safetensors":
+        save_file(official.weights(official.GOLDEN["golden_gray"]), tmp_path / "good")
+    else:
+        document = official.checkpoint(official.GOLDEN["golden_gray"], "training")
+        torch.save(document, tmp_path / "good", _use_new_zipfile_serialization=container == "zip")
+    good = (tmp_path / "good").read_bytes()
+    start = good.index(b"cls_token") if container == "zip" else 0
+    stream = random.Random(0)
+    messages = []
+    for _ in range(300):
+        damaged = bytearray(good)
+        for _ in range(stream.choice((1, 1, 2, 5))):
+            places = (stream.randrange(start, start + 6000), stream.randrange(len(good) - 6000, len(good)))
+            damaged[stream.choice(places)] = stream.randrange(256)
+        path = tmp_path / "file.pth"
+        path.write_bytes(damaged)
+        message = outcome(path)
+        assert message is None or (str(path) in message and message.isprintable())
+        messages.append(message)
+    assert len([message for message in messages if message]) > 50
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
