@@ -150,6 +150,11 @@ def compare(config: CompareConfig, on_step: Callable[[str], None] = lambda step:
             problems += [f"the files compute differently from {between.first_beyond!r} on"] * bool(between.first_beyond)
             if config.out is not None and first.has_decoder and second.has_decoder:
                 out = draw_side_by_side(config.out, (first, second), scene.imgs, scene.noise, config.mask_ratio)
+                notes += [
+                    f"{one.path.name} does not say what its decoder predicts: drawn as raw pixels"
+                    for one in (first, second)
+                    if one.norm_pix_loss is None
+                ]
     return CompareResult(
         official=reports[0],
         checkpoint=reports[1] if second else None,

@@ -172,7 +172,7 @@ class ReconstructConfig:
     )
     separate: Path | None = option(None, "Write every panel as a file of its own into this folder too.")
     device: str = option("auto", "auto takes the best there is.", choices=("auto", "cuda", "mps", "cpu"))
-    offline: bool = option(False, "Download nothing.")
+    offline: bool = option(False, "Download nothing.", flags="--offline")
 
     def __post_init__(self) -> None:
         if self.out.suffix.lower() not in PICTURE_FORMATS:

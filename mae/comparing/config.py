@@ -35,7 +35,7 @@ class CompareConfig:
     out: Path | None = option(
         None, "With --checkpoint: draw both reconstructions side by side into this picture: .png, .jpg or .webp."
     )
-    offline: bool = option(False, "Download nothing.")
+    offline: bool = option(False, "Download nothing.", flags="--offline")
 
     def __post_init__(self) -> None:
         if self.reference not in REFERENCES and not Path(self.reference).is_dir():
@@ -68,8 +68,9 @@ class ExportConfig:
         "official (.pth for the official scripts), encoder (the same without decoder), timm, hf (a folder for "
         "transformers) or safetensors (official names).",
         choices=TARGETS,
+        metavar="TARGET",
     )
     out: Path | None = option(None, "Where to write.", default_text="beside the checkpoint")
     num_heads: int | None = option(None, "Heads of the encoder.", low=1, default_text="the usual")
     decoder_num_heads: int | None = option(None, "Heads of the decoder.", low=1, default_text="the usual")
-    offline: bool = option(False, "Download nothing.")
+    offline: bool = option(False, "Download nothing.", flags="--offline")

@@ -35,5 +35,5 @@ def draw_side_by_side(
     views = [panels[0].original, panels[0].masked, *(panel.with_visible for panel in panels)]
     titles = ["original", "masked", *(checkpoint.path.stem[:24] for checkpoint in checkpoints)]
     numbers = [f"{c.path.name}: PSNR {p.psnr:.1f} dB" for c, p in zip(checkpoints, panels, strict=True)]
-    write_picture(out, draw_grid(titles, [Row([tensor_to_picture(view) for view in views], "   ".join(numbers))]))
+    write_picture(out, draw_grid(titles, [Row([tensor_to_picture(view) for view in views], "; ".join(numbers))]))
     return out

@@ -30,6 +30,9 @@ class Server(http.server.ThreadingHTTPServer):
     redirect = ""
     asked = 0
 
+    def handle_error(self, *_: object) -> None:
+        """A client that goes away is what some tests are about."""
+
 
 class Handler(http.server.BaseHTTPRequestHandler):
     server: Server
