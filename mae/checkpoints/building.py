@@ -195,15 +195,15 @@ def _refuse_not_finite(path: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def _refuse(path: Path, missing: list[str], misshapen: list[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> None:
+    if misshapen:
+        key, wanted, got = misshapen[0]
+        others = f" (and {len(misshapen) - 1} more)" if len(misshapen) > 1 else ""
+        raise CheckpointError(f"{path}: {key} must be {wanted}; got {got}{others}")
     if missing:
         raise CheckpointError(
             f"{path} lacks {len(missing)} tensors of the model: {a_few(missing)}",
             hint=f"`maecli compare --official {path}` lists every one",
         )
-    if misshapen:
-        key, wanted, got = misshapen[0]
-        others = f" (and {len(misshapen) - 1} more)" if len(misshapen) > 1 else ""
-        raise CheckpointError(f"{path}: {key} must be {wanted}; got {got}{others}")
 
 
 def _no_decoder(checkpoint: Checkpoint) -> CheckpointError:

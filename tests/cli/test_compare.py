@@ -129,6 +129,20 @@ def test_released_names_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         assert "save it as" in err
 
 
+def test_pretraining_starts_from_a_released_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MAECLI_CACHE", str(tmp_path))
+    monkeypatch.setenv("MAECLI_OFFLINE", "1")
+    command = ["pretrain", ROOT / "sample_images", "--variant", "vit_tiny", "--image-size", "32", "--device", "cpu"]
+    command += ["--init", "mae_pretrain_vit_base", "--out", tmp_path / "run", "--epochs", 1, "--workers", 0]
+    code, _, err = maecli(*command)
+    assert code == 4
+    assert "mae_pretrain_vit_base is not in the cache" in err
+    torch.save(official.checkpoint(TINY, "encoder"), tmp_path / "mae_pretrain_vit_base.pth")
+    code, _, err = maecli(*command)
+    assert code == 4
+    assert "must be (1, 1, 192); got (1, 1, 128)" in err  # found, and of another width
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "seconds", "gigabytes"), [("vit_base", 20, 2.5), ("vit_large", 60, 6)])
 def test_time_and_memory(name: str, seconds: float, gigabytes: float, tmp_path: Path) -> None:
