@@ -145,7 +145,9 @@ class ReconstructConfig:
     images: tuple[Path, ...] = option(
         dataclasses.MISSING, "Pictures, or folders with pictures.", positional=True, metavar="IMAGE"
     )
-    checkpoint: Path = option(DEFAULT_CHECKPOINT, "Weights with a decoder: your own or official ones.")
+    checkpoint: Path = option(
+        DEFAULT_CHECKPOINT, "Weights with a decoder: a file of yours, an official one, or its name."
+    )
     out: Path = option(Path("reconstruction.png"), "The picture to write: .png, .jpg or .webp.")
     mask_ratio: tuple[float, ...] = option(
         (0.75,),
@@ -170,6 +172,7 @@ class ReconstructConfig:
     )
     separate: Path | None = option(None, "Write every panel as a file of its own into this folder too.")
     device: str = option("auto", "auto takes the best there is.", choices=("auto", "cuda", "mps", "cpu"))
+    offline: bool = option(False, "Download nothing.", flags="--offline")
 
     def __post_init__(self) -> None:
         if self.out.suffix.lower() not in PICTURE_FORMATS:

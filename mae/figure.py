@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+
+from mae.config import PICTURE_FORMATS
+from mae.errors import ConfigError
+from mae.files import write_atomically
 
 MARGIN = 12
 GAP = 6
@@ -78,3 +83,17 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
         else:
             lines.append(word)
     return lines
+
+
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """Write a picture in the format of its name's suffix, whole or not at all.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    kind = PICTURE_FORMATS[path.suffix.lower()]
+    options = {"JPEG": {"quality": 92}, "WEBP": {"quality": 92}}.get(kind, {})
+    try:
+        write_atomically(path, lambda file: picture.save(file, format=kind, **options))
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from None

@@ -89,7 +89,9 @@ def build_config(config_class: type[Config], values: Mapping[str, Any], *, sourc
         checked[name] = _check(label, value, hints[name], declared)
     for name, field in fields.items():
         if field.default is dataclasses.MISSING and name not in checked:
-            raise ConfigError(f"missing {option_of(field).metavar or name}{where}", hint="see --help for an example")
+            declared = option_of(field)
+            label = declared.metavar or name if declared.positional else flag_name(name)
+            raise ConfigError(f"missing {label}{where}", hint="see --help for an example")
     return config_class(**checked)
 
 

@@ -11,15 +11,14 @@ from PIL import Image
 from torch import Tensor
 
 from mae.checkpoints import Checkpoint, build_model, load_checkpoint
-from mae.config import DEFAULT_CHECKPOINT, PICTURE_FORMATS, ReconstructConfig, num_kept
+from mae.config import DEFAULT_CHECKPOINT, ReconstructConfig, num_kept
 from mae.data.geometry import crop_to, whole_size
 from mae.data.normalise import normalise, picture_to_tensor, tensor_to_picture
 from mae.data.picture import check_channels, load_picture
 from mae.data.scan import scan_pictures
 from mae.device import resolve_device
 from mae.errors import CheckpointError, ConfigError, DataError
-from mae.figure import Row, draw_grid
-from mae.files import write_atomically
+from mae.figure import Row, draw_grid, write_picture
 from mae.mae import MaskedAutoencoder, patch_statistics
 from mae.masking import Masking, masking_from_order, random_masking, take_patches
 from mae.panels import Panels, make_panels, predict
@@ -87,7 +86,7 @@ def reconstruct(
     if not config.out.parent.is_dir():
         raise ConfigError(f"--out {config.out}: there is no folder {config.out.parent}")
     device = resolve_device(config.device)
-    checkpoint = _load(config.checkpoint)
+    checkpoint = _load(config.checkpoint, offline=config.offline)
     check_channels(checkpoint.config.in_chans)
     studio = _Studio(config, checkpoint, device)
     paths, skipped = _find(config.images)
@@ -105,7 +104,7 @@ def reconstruct(
             separate += _write_separate(config.separate, f"{number + 1:03d}-{path.stem}", shots)
         on_picture(number + 1, len(paths))
     page = draw_grid(_titles(shots), rows, NORM_PIX_NOTE if studio.norm_pix else "")
-    _write_picture(config.out, page)
+    write_picture(config.out, page)
     return ReconstructResult(
         out=config.out,
         checkpoint=checkpoint.path,
@@ -218,14 +217,14 @@ class _Studio:
         return _Shot(panels, masking.ids_removed.shape[1] / masking.ids_restore.shape[1])
 
 
-def _load(path: Path) -> Checkpoint:
+def _load(path: Path, *, offline: bool) -> Checkpoint:
     if path == DEFAULT_CHECKPOINT and not path.exists():
         raise CheckpointError(
             f"no weights: --checkpoint is not given and there is no {path} here",
-            hint="train your own (maecli pretrain FOLDER), or give an official file with a decoder, for instance "
-            "https://dl.fbaipublicfiles.com/mae/visualize/mae_visualize_vit_base.pth (CC BY-NC 4.0)",
+            hint="train your own (maecli pretrain FOLDER), or give an official file with a decoder or its name, for "
+            "instance --checkpoint mae_visualize_vit_base (448 MB, CC BY-NC 4.0)",
         )
-    return load_checkpoint(path)
+    return load_checkpoint(path, offline=offline)
 
 
 def _find(sources: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
@@ -288,14 +287,5 @@ def _write_separate(folder: Path, stem: str, shots: Sequence[_Shot]) -> list[Pat
         views[f"with-visible{share}"] = shot.panels.with_visible
     paths = {folder / f"{stem}-{name}.png": view for name, view in views.items()}
     for path, view in paths.items():
-        _write_picture(path, tensor_to_picture(view))
+        write_picture(path, tensor_to_picture(view))
     return list(paths)
-
-
-def _write_picture(path: Path, picture: Image.Image) -> None:
-    kind = PICTURE_FORMATS[path.suffix.lower()]
-    options = {"JPEG": {"quality": 92}, "WEBP": {"quality": 92}}.get(kind, {})
-    try:
-        write_atomically(path, lambda file: picture.save(file, format=kind, **options))
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from None

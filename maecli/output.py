@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Output:
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json = as_json
         self.quiet = quiet
+        self._downloaded: tuple[str, int] | None = None
 
     def result(self, document: Callable[[], Any], human: Callable[[Console], None], value: Any) -> None:
         """Show a command's result in the way that was asked for.
@@ -60,6 +62,25 @@ class Output:
         if self.quiet or total < 8 or not (terminal or done % 50 == 0):
             return
         print(f"{done} of {total} {what}", file=sys.stderr, end="\r" if terminal and done < total else "\n")
+
+    @contextmanager
+    def steps(self) -> Iterator[Callable[[str], None]]:
+        """Say what is being done on one changing line of a terminal; keep still elsewhere."""
+        console = make_console(sys.stderr)
+        if self.quiet or not console.is_terminal:
+            yield lambda step: None
+            return
+        with console.status("") as status:
+            yield status.update
+
+    def download(self, what: str, done: int, total: int | None) -> None:
+        """Tell how a download proceeds, a line for every tenth of it."""
+        part = (what, 10 * done // total if total else done // 100_000_000)
+        if self.quiet or part == self._downloaded:
+            return
+        self._downloaded = part
+        of = f" of {total / 1e6:,.0f}" if total else ""
+        print(f"downloading {what}: {done / 1e6:,.0f}{of} MB", file=sys.stderr)
 
     def warn(self, message: str) -> None:
         """Say something that may be wrong; shown with ``--quiet`` too."""

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from mae.checkpoints.reading import Checkpoint, load_checkpoint
 from mae.checkpoints.releases import OFFICIAL_BASE
+from mae.checkpoints.strangers import a_few
+from mae.checkpoints.tables import follows_formula
 from mae.config import format_size
 from mae.errors import CheckpointError
 from mae.mae import MaskedAutoencoder
@@ -17,7 +19,6 @@ from mae.models import create_model
 from mae.pos_embed import resize_table, sincos_2d
 
 _TABLES = ("pos_embed", "decoder_pos_embed")
-_LIKE_FORMULA = 1e-4
 
 
 def build_model(
@@ -34,7 +35,7 @@ def build_model(
         The model in evaluation mode and float32, and what a user should be told.
 
     Raises:
-        CheckpointError: The file lacks the decoder or other tensors, or one has another shape.
+        CheckpointError: The file lacks the decoder or other tensors, or one has another shape or holds NaN.
     """
     if not checkpoint.has_decoder:
         raise _no_decoder(checkpoint)
@@ -46,8 +47,11 @@ def build_model(
     with torch.device("meta"):
         model = create_model(config)
     state, notes = fit_tables(checkpoint, config.grid)
-    state, ignored = _known(state, model)
-    _check(checkpoint.path, state, model)
+    wanted = model.state_dict()
+    state, ignored = _known(state, wanted)
+    missing, _, misshapen = compare_shapes(state, wanted)
+    _refuse(checkpoint.path, missing, misshapen)
+    _refuse_not_finite(checkpoint.path, state)
     model.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
@@ -55,6 +59,38 @@ def build_model(
     if precisions:
         notes += (f"the weights are {', '.join(sorted(precisions))} in the file and float32 in the model",)
     return model.eval(), notes + ignored
+
+
+def build_encoder(checkpoint: Checkpoint) -> MaskedAutoencoder:
+    """The model of a checkpoint whose decoder, if it has one, is left without weights (on the meta device).
+
+    A fine-tuned file has no final encoder norm; the model's then changes nothing but a token's mean and scale.
+
+    Raises:
+        CheckpointError: The file lacks a tensor of the encoder, or one has another shape or holds NaN.
+    """
+    with torch.device("meta"):
+        model = create_model(checkpoint.config)
+    wanted = {key: tensor for key, tensor in model.state_dict().items() if not is_decoder(key)}
+    state = {key: tensor for key, tensor in checkpoint.state.items() if key in wanted}
+    if checkpoint.kind == "fine-tuned":
+        width = checkpoint.config.embed_dim
+        state = {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)} | state
+    missing, _, misshapen = compare_shapes(state, wanted)
+    _refuse(checkpoint.path, missing, misshapen)
+    _refuse_not_finite(checkpoint.path, state)
+    model.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True, strict=False)
+    return model.eval()
+
+
+def build_usable(checkpoint: Checkpoint) -> MaskedAutoencoder:
+    """The whole model where the checkpoint has a decoder, else its encoder: as ``build_model``, ``build_encoder``."""
+    return build_model(checkpoint)[0] if checkpoint.has_decoder else build_encoder(checkpoint)
+
+
+def is_decoder(key: str) -> bool:
+    """Whether a tensor (official name) belongs to the decoder, which an encoder-only file lacks."""
+    return key.startswith("decoder_") or key == "mask_token"
 
 
 def load_weights(model: MaskedAutoencoder, checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -66,19 +102,20 @@ def load_weights(model: MaskedAutoencoder, checkpoint: Checkpoint) -> tuple[str,
         What a user should be told.
 
     Raises:
-        CheckpointError: A tensor has another shape than the model's, or an encoder tensor is missing.
+        CheckpointError: A tensor has another shape than the model's or holds NaN, or an encoder tensor is missing.
     """
     state, notes = fit_tables(checkpoint, model.config.grid)
-    state, ignored = _known(state, model)
     wanted = model.state_dict()
-    missing = [key for key in wanted if key not in state]
+    state, ignored = _known(state, wanted)
+    missing, _, misshapen = compare_shapes(state, wanted)
     if not checkpoint.has_decoder:
         notes += ("the file has no decoder: the decoder starts from fresh weights",)
-        missing = [key for key in missing if not key.startswith(("decoder_", "mask_token"))]
+        missing = [key for key in missing if not is_decoder(key)]
     if checkpoint.kind == "fine-tuned" and {"norm.weight", "norm.bias"} <= set(missing):
         notes += ("the file is fine-tuned and has no final encoder norm: that norm starts fresh",)
         missing = [key for key in missing if not key.startswith("norm.")]
-    _refuse(checkpoint.path, missing, _misshapen(state, wanted))
+    _refuse(checkpoint.path, missing, misshapen)
+    _refuse_not_finite(checkpoint.path, state)
     model.load_state_dict(state, strict=False)
     return notes + ignored
 
@@ -109,9 +146,9 @@ def fit_tables(checkpoint: Checkpoint, grid: tuple[int, int]) -> tuple[dict[str,
     notes: list[str] = []
     for key in _TABLES:
         table = state.get(key)
-        if table is None or old == grid or table.ndim != 3 or table.shape[1] != 1 + old[0] * old[1]:
+        if table is None or old == grid or table.ndim != 3 or table.shape[:2] != (1, 1 + old[0] * old[1]):
             continue
-        if (table.float() - sincos_2d(table.shape[-1], old)).abs().max() < _LIKE_FORMULA:
+        if follows_formula(table, old):
             state[key] = sincos_2d(table.shape[-1], grid, dtype=table.dtype)
             how = "computed anew by the sine-cosine formula"
         else:
@@ -127,44 +164,46 @@ def compare_shapes(
     """Which tensors are missing, unexpected, or of another shape (name, wanted, got)."""
     missing = [key for key in wanted if key not in state]
     unexpected = [key for key in state if key not in wanted]
-    return missing, unexpected, _misshapen(state, wanted)
-
-
-def _misshapen(
-    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
-) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    return [
+    misshapen = [
         (key, tuple(wanted[key].shape), tuple(tensor.shape))
         for key, tensor in state.items()
         if key in wanted and tensor.shape != wanted[key].shape
     ]
+    return missing, unexpected, misshapen
 
 
-def _known(state: dict[str, Tensor], model: MaskedAutoencoder) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    wanted = model.state_dict()
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor is free of NaN and infinity; one pass, no copy."""
+    return bool(tensor.sum(dtype=torch.float32).isfinite())
+
+
+def _known(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     known = {key: tensor for key, tensor in state.items() if key in wanted}
     unknown = [key for key in state if key not in wanted]
     if not unknown:
         return known, ()
-    return known, (f"{len(unknown)} tensors of the file are not part of the model and stay unused: {_few(unknown)}",)
+    return known, (f"{len(unknown)} tensors of the file are not part of the model and stay unused: {a_few(unknown)}",)
 
 
-def _check(path: Path, state: Mapping[str, Tensor], model: MaskedAutoencoder) -> None:
-    wanted = model.state_dict()
-    missing, _, misshapen = compare_shapes(state, wanted)
-    _refuse(path, missing, misshapen)
+def _refuse_not_finite(path: Path, state: Mapping[str, Tensor]) -> None:
+    bad = [key for key, tensor in state.items() if not is_finite(tensor)]
+    if bad:
+        raise CheckpointError(
+            f"{path}: {a_few(bad)} {'hold' if len(bad) > 1 else 'holds'} NaN or infinity",
+            hint="the training that wrote it had diverged, or the file is damaged; use an earlier checkpoint",
+        )
 
 
 def _refuse(path: Path, missing: list[str], misshapen: list[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> None:
-    if missing:
-        raise CheckpointError(
-            f"{path} lacks {len(missing)} tensors of the model: {_few(missing)}",
-            hint=f"`maecli compare --official {path}` lists every one",
-        )
     if misshapen:
         key, wanted, got = misshapen[0]
         others = f" (and {len(misshapen) - 1} more)" if len(misshapen) > 1 else ""
         raise CheckpointError(f"{path}: {key} must be {wanted}; got {got}{others}")
+    if missing:
+        raise CheckpointError(
+            f"{path} lacks {len(missing)} tensors of the model: {a_few(missing)}",
+            hint=f"`maecli compare --official {path}` lists every one",
+        )
 
 
 def _no_decoder(checkpoint: Checkpoint) -> CheckpointError:
@@ -176,7 +215,3 @@ def _no_decoder(checkpoint: Checkpoint) -> CheckpointError:
         "decoder_norm, decoder_pred) is missing, so it cannot rebuild a picture",
         hint=f"use a file with a decoder, for instance {OFFICIAL_BASE}/visualize/{name}",
     )
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (" ..." if len(names) > 4 else "")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 _WRAPPERS = ("model", "state_dict", "module", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "encoder.")
+_DEEPEST = 8  # wrappers in wrappers and prefixes before prefixes; a file may hold itself
 
 # Hugging Face's names, newest last: the classic ones of the Hub, those of transformers 5 in memory, and
 # what its save_pretrained writes, which differs from the classic in ``decoder_encoder.layer``.
@@ -63,7 +64,9 @@ def unwrap(loaded: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         The tensors by key, without wrappers' and compilers' prefixes, and the file's other entries.
     """
     others: dict[str, Any] = {}
-    while isinstance(loaded, Mapping):
+    for _ in range(_DEEPEST):
+        if not isinstance(loaded, Mapping):
+            break
         wrapper = next((key for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
         if wrapper is None:
             break
@@ -77,16 +80,18 @@ def unwrap(loaded: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Strip a prefix that keys share; ``encoder.`` only where it hides an official encoder."""
-    stripped = True
-    while stripped:
-        stripped = False
-        for prefix in _PREFIXES:
-            keys = [key for key in state if key.startswith(prefix)]
-            hidden = any(key.startswith(prefix + "patch_embed.proj.") for key in keys)
-            if keys and (hidden if prefix == "encoder." else len(keys) == len(state)):
-                state = {key.removeprefix(prefix): value for key, value in state.items()}
-                stripped = True
+    for _ in range(_DEEPEST):
+        prefix = next((prefix for prefix in _PREFIXES if _is_shared(prefix, state)), None)
+        if prefix is None:
+            break
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
+
+
+def _is_shared(prefix: str, state: Mapping[str, Any]) -> bool:
+    if prefix == "encoder.":
+        return any(key.startswith("encoder.patch_embed.proj.") for key in state)
+    return bool(state) and all(key.startswith(prefix) for key in state)
 
 
 def is_hugging_face(keys: Mapping[str, Any]) -> bool:
@@ -106,7 +111,8 @@ def hugging_face_dialect(keys: Mapping[str, Any]) -> str:
 def from_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Any Hugging Face dialect -> official names; query, key and value become one ``attn.qkv``.
 
-    A key that belongs to no ViTMAE keeps its name, so that it shows up as unexpected.
+    A key that belongs to no ViTMAE keeps its name, so that it shows up as unexpected; query, key and value that
+    do not fit together are left out, so that their ``attn.qkv`` shows up as missing.
     """
     official: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}
@@ -119,7 +125,7 @@ def from_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             official[_translated(rest, _HF_IN_BLOCK if block else _HF_OTHERS, block, key)] = tensor
     for name, part in parts.items():
-        if set(part) == {"q", "k", "v"}:
+        if set(part) == {"q", "k", "v"} and len({tensor.shape for tensor in part.values()}) == 1 and part["q"].ndim:
             official[name] = torch.cat([part["q"], part["k"], part["v"]])
     return official
 

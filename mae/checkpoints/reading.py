@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mae.checkpoints.dialects import foreign_layout, from_hugging_face, hugging_face_dialect, is_hugging_face, unwrap
-from mae.checkpoints.releases import release_of
+from mae.checkpoints.download import fetch
+from mae.checkpoints.releases import LICENCE_NOTE, release_named, release_of
 from mae.checkpoints.sizes import Declared, config_from_shapes, variant_of
 from mae.checkpoints.sniff import GET_IT_AGAIN, Container, find_file, sniff
+from mae.checkpoints.strangers import a_few, printable
+from mae.checkpoints.tables import grid_of
 from mae.config import MAEConfig, parse_size
 from mae.errors import CheckpointError
-
-LICENCE_NOTE = "the released weights are under CC BY-NC 4.0: not for commercial use"
 
 
 @dataclass(frozen=True)
@@ -74,32 +73,39 @@ class Checkpoint:
 
 
 def load_checkpoint(
-    path: str | Path, *, num_heads: int | None = None, decoder_num_heads: int | None = None
+    path: str | Path,
+    *,
+    num_heads: int | None = None,
+    decoder_num_heads: int | None = None,
+    offline: bool = False,
 ) -> Checkpoint:
     """Read a checkpoint of any dialect on the CPU, memory-mapped.
 
     Args:
-        path: A ``.pth``, ``.pt``, ``.bin`` or ``.safetensors`` file, or a Hugging Face model's folder.
+        path: A ``.pth``, ``.pt``, ``.bin`` or ``.safetensors`` file, a Hugging Face model's folder, or the name
+            of a released file such as ``mae_visualize_vit_base`` or ``hf:facebook/vit-mae-base``, which is
+            downloaded once.
         num_heads, decoder_num_heads: Attention heads, where the file does not tell them.
+        offline: Download nothing.
 
     Raises:
         CheckpointError: The file is missing, broken, unsafe, or no masked autoencoder of pictures.
     """
-    path = find_file(Path(path))
+    path = _locate(path, offline=offline)
     container = sniff(path)
     tensors, others = unwrap(_read(path, container))
     _refuse_inflated(path, tensors)
     state, dialect = _official(tensors, container, others)
     declared = _declared(path, dialect, others)
-    if num_heads or decoder_num_heads:
-        declared = Declared(
-            declared.img_size,
-            num_heads or declared.num_heads,
-            decoder_num_heads or declared.decoder_num_heads,
-            declared.norm_pix_loss,
-        )
+    declared = replace(
+        declared,
+        num_heads=num_heads or declared.num_heads,
+        decoder_num_heads=decoder_num_heads or declared.decoder_num_heads,
+        grid=_grid(state),
+    )
     if not {"patch_embed.proj.weight", "cls_token"} & set(state):
         raise CheckpointError(f"{path} is not a masked autoencoder that can be read: {_what_it_holds(tensors)}")
+    _refuse_integers(path, state)
     try:
         config, notes = config_from_shapes({key: tuple(tensor.shape) for key, tensor in state.items()}, declared)
     except CheckpointError as error:
@@ -127,6 +133,12 @@ def load_checkpoint(
     )
 
 
+def _locate(path: str | Path, *, offline: bool) -> Path:
+    """A file of that name comes before a release of that name."""
+    release = None if Path(path).exists() else release_named(str(path))
+    return fetch(release, offline=offline) if release else find_file(Path(path))
+
+
 def _read(path: Path, container: Container) -> Any:
     if container == "safetensors":
         return _read_safetensors(path)
@@ -135,40 +147,48 @@ def _read(path: Path, container: Container) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             # Only the zip format can be mapped; a legacy pickle is read whole.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=container == "zip" or None)
-    except UnpicklingError as error:
-        raise _refusal(path, str(error)) from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: {str(error).splitlines()[0]}", hint=GET_IT_AGAIN) from None
+    except Exception as error:  # a damaged file can raise almost anything from inside the unpickler
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path} is damaged: {printable(reason, 200)}", hint=GET_IT_AGAIN) from None
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError, safe_open
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import safe_open
 
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged: {error}", hint=GET_IT_AGAIN) from None
-
-
-def _refusal(path: Path, reason: str) -> CheckpointError:
-    found = re.search(r"GLOBAL ([\w.]+)", reason)
-    if found is None:
-        return CheckpointError(f"{path} is damaged or no checkpoint: its pickle cannot be read", hint=GET_IT_AGAIN)
-    return CheckpointError(
-        f"{path} is refused: its pickle asks for {found[1]}, which could run code; nothing was run",
-        hint="only tensors, plain values and argparse.Namespace are read; save the state dict alone, or get the "
-        "file from a source you trust",
-    )
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            own = (file.metadata() or {}).get("maecli")
+        return {"model": tensors} | ({"maecli": json.loads(own)} if own else {})
+    except Exception as error:  # as above
+        raise CheckpointError(f"{path} is damaged: {printable(str(error), 200)}", hint=GET_IT_AGAIN) from None
 
 
 def _refuse_inflated(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A stored view may repeat few bytes without end; unfolding it would fill the memory."""
+    """Tensors must take no more room than the file has, and be numbers that a model can compute with.
+
+    A stored view may repeat few bytes without end, or many names may share the same bytes; copying them would
+    fill the memory.
+    """
+    room = path.stat().st_size
     for key, tensor in tensors.items():
-        if tensor.is_sparse or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise CheckpointError(f"{path} is refused: {printable(key)} is no plain tensor")
+        room -= tensor.numel() * tensor.element_size()
+        if room < 0:
             raise CheckpointError(
-                f"{path} is refused: {key} claims {tensor.numel():,} numbers but the file holds fewer",
+                f"{path} is refused: its tensors claim more numbers than the file holds, at {printable(key)} "
+                f"{tuple(tensor.shape)}",
                 hint="the file was made wrongly or to exhaust memory; get it from a source you trust",
+            )
+
+
+def _refuse_integers(path: Path, state: Mapping[str, Tensor]) -> None:
+    for key, tensor in state.items():
+        if not tensor.is_floating_point() and tensor.ndim:
+            raise CheckpointError(
+                f"{path}: {printable(key)} is {str(tensor.dtype).removeprefix('torch.')}; weights must be floats",
+                hint="a quantised file cannot be read; get the weights it was made from",
             )
 
 
@@ -185,35 +205,52 @@ def _official(
 
 def _declared(path: Path, dialect: str, others: Mapping[str, Any]) -> Declared:
     """What the file says of itself: our own entry, a trainer's options, config.json, or its released name."""
+    release = release_of(path.name)
+    known = release.norm_pix_loss if release else None
     if dialect.startswith("huggingface"):
         stated = _beside(path)
-        size = stated.get("image_size")
         return Declared(
-            img_size=parse_size(size) if isinstance(size, int | list) else None,
-            num_heads=stated.get("num_attention_heads"),
-            decoder_num_heads=stated.get("decoder_num_attention_heads"),
-            norm_pix_loss=bool(stated.get("norm_pix_loss", False)),
+            img_size=_size(stated.get("image_size")),
+            num_heads=_count(stated.get("num_attention_heads")),
+            decoder_num_heads=_count(stated.get("decoder_num_attention_heads")),
+            norm_pix_loss=bool(stated.get("norm_pix_loss", False)) if stated else known,
         )
     own = others.get("maecli")
     config = own.get("config") if isinstance(own, Mapping) else None
     if isinstance(config, Mapping):
+        normalised = config.get("norm_pix_loss")
         return Declared(
-            img_size=tuple(config["img_size"]) if "img_size" in config else None,
-            num_heads=config.get("num_heads"),
-            decoder_num_heads=config.get("decoder_num_heads"),
-            norm_pix_loss=config.get("norm_pix_loss"),
+            img_size=_size(config.get("img_size")),
+            num_heads=_count(config.get("num_heads")),
+            decoder_num_heads=_count(config.get("decoder_num_heads")),
+            norm_pix_loss=normalised if isinstance(normalised, bool) else None,
         )
     trained_with = _as_dict(others.get("args")).get("norm_pix_loss")
-    release = release_of(path.name)
-    known = release.norm_pix_loss if release else None
     return Declared(norm_pix_loss=trained_with if isinstance(trained_with, bool) else known)
+
+
+def _grid(state: Mapping[str, Tensor]) -> tuple[int, int] | None:
+    """The grid of patches by a table that follows the formula: it tells a rectangle from a square of as many."""
+    tables = [state[key] for key in ("pos_embed", "decoder_pos_embed") if key in state]
+    return next((grid for table in tables if (grid := grid_of(table))), None)
+
+
+def _size(stated: Any) -> tuple[int, int] | None:
+    try:
+        return parse_size(stated)
+    except (TypeError, ValueError):
+        return None
+
+
+def _count(stated: Any) -> int | None:
+    return stated if type(stated) is int and stated > 0 else None
 
 
 def _beside(path: Path) -> dict[str, Any]:
     """The config.json of a Hugging Face folder, {} where there is none."""
     try:
         stated = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return stated if isinstance(stated, dict) and stated.get("model_type") == "vit_mae" else {}
 
@@ -242,4 +279,4 @@ def _what_it_holds(tensors: Mapping[str, Any]) -> str:
         return f"its keys are those of {layout}"
     if not tensors:
         return "it holds no tensors"
-    return f"it holds no patch projection but {', '.join(list(tensors)[:4])} ({len(tensors)} tensors)"
+    return f"it holds no patch projection but {a_few(list(tensors))} ({len(tensors):,} tensors)"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+LICENCE_NOTE = "the released weights are under CC BY-NC 4.0: not for commercial use"
 OFFICIAL_BASE = "https://dl.fbaipublicfiles.com/mae"
 
 
@@ -25,6 +26,11 @@ class Release:
     url: str
     norm_pix_loss: bool | None
     md5_prefix: str | None = None
+
+    @property
+    def file_name(self) -> str:
+        """What its file is called in the cache: unlike the Hub's, the name tells what it is."""
+        return f"{self.name.replace(':', '--').replace('/', '--')}{'.bin' if self.name.startswith('hf:') else '.pth'}"
 
 
 def _releases() -> dict[str, Release]:
@@ -49,6 +55,14 @@ def _releases() -> dict[str, Release]:
 RELEASES: dict[str, Release] = _releases()
 
 
+_BY_FILE_NAME = {release.file_name: release for release in RELEASES.values()}
+
+
 def release_of(file_name: str) -> Release | None:
     """The release that a file's name names, or None."""
-    return RELEASES.get(file_name.removesuffix(".pth"))
+    return _BY_FILE_NAME.get(file_name)
+
+
+def release_named(name: str) -> Release | None:
+    """The release that a user names, with or without ``.pth``, or None."""
+    return RELEASES.get(name) or _BY_FILE_NAME.get(name)

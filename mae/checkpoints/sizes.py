@@ -22,16 +22,22 @@ Shapes = Mapping[str, Shape]
 
 HEAD_WIDTH = 64
 DECODER_HEAD_WIDTH = 32
+MOST_BLOCKS = 512
 
 
 @dataclasses.dataclass(frozen=True)
 class Declared:
-    """What a file says of itself beside its tensors; None where it says nothing."""
+    """What a file says of itself beside its tensors' shapes; None where it says nothing.
+
+    Attributes:
+        grid: Patches as (rows, columns), by a position table that follows the formula.
+    """
 
     img_size: tuple[int, int] | None = None
     num_heads: int | None = None
     decoder_num_heads: int | None = None
     norm_pix_loss: bool | None = None
+    grid: tuple[int, int] | None = None
 
 
 def config_from_shapes(shapes: Shapes, declared: Declared) -> tuple[MAEConfig, tuple[str, ...]]:
@@ -62,7 +68,7 @@ def config_from_shapes(shapes: Shapes, declared: Declared) -> tuple[MAEConfig, t
         raise CheckpointError("the file holds no encoder block")
     usual = MAEConfig()
     sizes: dict[str, Any] = {
-        "img_size": declared.img_size or _img_size(shapes, patch_size, notes),
+        "img_size": declared.img_size or _img_size(shapes, patch_size, declared.grid, notes),
         "patch_size": patch_size,
         "in_chans": in_chans,
         "embed_dim": embed_dim,
@@ -77,9 +83,25 @@ def config_from_shapes(shapes: Shapes, declared: Declared) -> tuple[MAEConfig, t
         _heads("decoder_num_heads", decoder_dim, decoder_depth, notes) if decoder_dim else usual.decoder_num_heads
     )
     try:
-        return MAEConfig(**sizes), tuple(notes)
+        config = MAEConfig(**sizes)
     except ConfigError as error:
         raise CheckpointError(f"the tensors' sizes do not fit together: {error.message}", hint=error.hint) from None
+    _refuse_vast(config, sum(math.prod(shape) for shape in shapes.values()), has_decoder=decoder_dim is not None)
+    return config, tuple(notes)
+
+
+def _refuse_vast(config: MAEConfig, numbers: int, *, has_decoder: bool) -> None:
+    """A few small tensors can tell of a model that no memory holds."""
+    if max(config.depth, config.decoder_depth) > MOST_BLOCKS:
+        raise CheckpointError(
+            f"the tensors' names tell of {max(config.depth, config.decoder_depth):,} blocks; {MOST_BLOCKS} can be read"
+        )
+    width = config.embed_dim + (config.decoder_embed_dim if has_decoder else 0)
+    if (1 + config.num_patches) * width > numbers:
+        raise CheckpointError(
+            f"pictures of {config.img_size[0]}x{config.img_size[1]} pixels need position tables of "
+            f"{(1 + config.num_patches) * width:,} numbers; the whole file holds {numbers:,}"
+        )
 
 
 def variant_of(config: MAEConfig, *, has_decoder: bool = True) -> str | None:
@@ -111,18 +133,18 @@ def _last(shapes: Shapes, key: str) -> int | None:
 
 
 def _depth(shapes: Shapes, prefix: str) -> int:
-    numbers = [int(match[1]) for key in shapes if (match := re.match(rf"{prefix}(\d+)\.", key))]
+    numbers = [int(match[1]) for key in shapes if (match := re.match(rf"{prefix}(\d{{1,9}})\.", key))]
     return max(numbers, default=-1) + 1
 
 
 def _patch(shapes: Shapes) -> tuple[int, int]:
     """Patch side and channels: the projection's, or the prediction's where that is out of shape."""
     shape = shapes.get("patch_embed.proj.weight", ())
-    if len(shape) == 4 and shape[2] == shape[3]:
+    if len(shape) == 4 and shape[2] == shape[3] and min(shape):
         return shape[2], shape[1]
     if len(shape) == 5:
         raise CheckpointError(
-            f"the patch projection is {shape}: a masked autoencoder of video, not of pictures",
+            f"patch_embed.proj.weight is {shape}: a masked autoencoder of video, not of pictures",
             hint="only models of pictures can be read",
         )
     side = math.sqrt((_last(shapes, "decoder_pred.bias") or 0) / 3)
@@ -131,7 +153,9 @@ def _patch(shapes: Shapes) -> tuple[int, int]:
     return int(side), 3
 
 
-def _img_size(shapes: Shapes, patch_size: int, notes: list[str]) -> tuple[int, int]:
+def _img_size(shapes: Shapes, patch_size: int, grid: tuple[int, int] | None, notes: list[str]) -> tuple[int, int]:
+    if grid:
+        return grid[0] * patch_size, grid[1] * patch_size
     for key in ("pos_embed", "decoder_pos_embed"):
         shape = shapes.get(key, ())
         patches = shape[1] - 1 if len(shape) == 3 else 0
@@ -151,8 +175,17 @@ def _img_size(shapes: Shapes, patch_size: int, notes: list[str]) -> tuple[int, i
 
 
 def _mlp_ratio(shapes: Shapes, embed_dim: int) -> float:
-    hidden = _majority(shape[0] for key, shape in shapes.items() if re.match(r"blocks\.\d+\.mlp\.fc1\.bias$", key))
-    return hidden / embed_dim if hidden else 4.0
+    in_block = {"fc1.weight": 0, "fc1.bias": 0, "fc2.weight": -1}  # which axis is the hidden one
+    hidden = _majority(
+        shape[in_block[match[1]]]
+        for key, shape in shapes.items()
+        if (match := re.match(r"blocks\.\d+\.mlp\.(fc1\.weight|fc1\.bias|fc2\.weight)$", key)) and shape
+    )
+    if hidden is None:
+        return 4.0
+    ratio = hidden / embed_dim
+    # The model rounds down, and so would lose a unit to a quotient that was rounded down itself.
+    return ratio if int(embed_dim * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def _heads(name: str, width: int, depth: int, notes: list[str]) -> int:

@@ -1,18 +1,27 @@
-"""What a file is by its first bytes, so that nothing but a checkpoint is ever unpickled. Standard library only."""
+"""What a file is by its bytes, so that nothing but a checkpoint is ever unpickled. Standard library only."""
 
 from __future__ import annotations
 
 import difflib
+import io
 import json
 import zipfile
 from pathlib import Path
 from typing import Literal
 
+from mae.checkpoints.pickle_check import LONGEST_PICKLE, check_pickle
+from mae.checkpoints.releases import RELEASES
+from mae.checkpoints.strangers import a_few, printable
 from mae.errors import CheckpointError
 
 Container = Literal["zip", "legacy", "safetensors"]
 
 GET_IT_AGAIN = "the download or copy did not finish, or the file was changed: get it again"
+# Far above what any model here needs, and low enough to be looked through in a moment.
+LONGEST_DIRECTORY = 16_000_000  # bytes of a zip's directory
+LONGEST_HEADER = 16_000_000  # bytes of a safetensors header
+_LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began before it wrote zip files
+_LEGACY_PICKLES = 5  # magic, version, system, contents, keys
 _SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 _HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
 _OTHER_FILES = {
@@ -44,11 +53,11 @@ def find_file(path: Path) -> Path:
             f"{path} is a folder; a checkpoint file is wanted",
             hint=f"it holds {', '.join(found[:5])}" if found else "it holds no .pth or .safetensors file",
         )
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is no file but a device, a pipe or a socket")
     if not path.exists():
-        near = []
-        if path.parent.is_dir():
-            names = [file.name for file in path.parent.iterdir() if file.is_file()]
-            near = difflib.get_close_matches(path.name, names, n=3)
+        names = [file.name for file in path.parent.iterdir() if file.is_file()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, names, n=3) or difflib.get_close_matches(str(path), RELEASES, n=3)
         raise CheckpointError(
             f"no such checkpoint file: {path}", hint=f"did you mean {' or '.join(near)}?" if near else None
         )
@@ -56,10 +65,11 @@ def find_file(path: Path) -> Path:
 
 
 def sniff(path: Path) -> Container:
-    """Tell a checkpoint's container from its first bytes, and refuse whatever is none.
+    """Tell a checkpoint's container from its first bytes, and refuse whatever is none or is not safe to read.
 
     Raises:
-        CheckpointError: The file is empty, cut short, compressed, or something else than a checkpoint.
+        CheckpointError: The file is empty, cut short, compressed, something else than a checkpoint, or holds a
+            pickle that could run code.
     """
     try:
         size = path.stat().st_size
@@ -72,19 +82,22 @@ def sniff(path: Path) -> Container:
     if head.startswith(b"PK\x03\x04"):
         _check_zip(path, size)
         return "zip"
-    if head.startswith(b"\x80"):
-        return "legacy"
-    if size > 8 and head[8:9] == b"{":
+    # A safetensors file begins with its header's length, which may look like a pickle's magic: its brace decides.
+    if size > 8 and head[8:9] == b"{" and not head.startswith(_LEGACY_MAGIC):
         _check_safetensors(path, size, int.from_bytes(head[:8], "little"))
         return "safetensors"
+    if head.startswith(b"\x80"):
+        _check_legacy(path, head)
+        return "legacy"
     raise CheckpointError(f"{path} is not a checkpoint: it is {_describe(head)}", hint=_advice(head))
 
 
 def _check_zip(path: Path, size: int) -> None:
+    _check_directory(path, size)
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError):
+    except Exception:  # damaged bytes can raise almost anything from inside the decoder
         raise CheckpointError(
             f"{path} is cut short or damaged: {size:,} bytes whose zip directory cannot be read", hint=GET_IT_AGAIN
         ) from None
@@ -96,11 +109,50 @@ def _check_zip(path: Path, size: int) -> None:
             "and a checkpoint is stored uncompressed",
             hint="if it is a zip around a checkpoint, unpack it and give the file inside",
         )
-    if not any(entry.filename.endswith("/data.pkl") for entry in entries):
-        names = ", ".join(entry.filename for entry in entries[:3])
+    names = [entry.filename for entry in entries]
+    if any("/code/" in name for name in names):
         raise CheckpointError(
-            f"{path} is a zip archive, but not one that torch.save wrote (it holds {names or 'nothing'})",
+            f"{path} is a TorchScript program, not a checkpoint", hint="save the state dict of the model it was made of"
+        )
+    contents = [name for name in names if name.endswith("/data.pkl")]
+    if len(contents) != 1 or len(set(names)) != len(names):
+        raise CheckpointError(
+            f"{path} is a zip archive, but not one that torch.save wrote (it holds {a_few(names) or 'nothing'})",
             hint="if it is a zip around a checkpoint, unpack it and give the file inside",
+        )
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(contents[0]) as file:
+            pickled = file.read(LONGEST_PICKLE + 1)
+    except Exception as error:  # as above
+        reason = printable(str(error) or type(error).__name__, 200)
+        raise CheckpointError(f"{path} is damaged: {reason}", hint=GET_IT_AGAIN) from None
+    check_pickle(io.BytesIO(pickled), path)  # from memory, since many small reads of a zip are slow
+
+
+def _check_directory(path: Path, size: int) -> None:
+    """The last bytes of a zip tell how long its directory is: look before it is read whole."""
+    with path.open("rb") as file:
+        file.seek(max(0, size - 66_000))
+        tail = file.read()
+    # The end record, and the one of large archives, which wins where both are there.
+    places = ((tail.rfind(b"PK\x05\x06"), 12, 4), (tail.rfind(b"PK\x06\x06"), 40, 8))
+    stated = [int.from_bytes(tail[at + skip : at + skip + width], "little") for at, skip, width in places if at >= 0]
+    longest = max((length for length in stated if length <= size), default=0)
+    if longest > LONGEST_DIRECTORY:
+        raise CheckpointError(
+            f"{path} is refused: its zip directory has {longest:,} bytes, hundreds of thousands of entries",
+            hint="the file was made wrongly or to exhaust memory; get it from a source you trust",
+        )
+
+
+def _check_legacy(path: Path, head: bytes) -> None:
+    """Look through the pickles with which a file of the old format begins."""
+    with path.open("rb") as file:
+        for _ in range(_LEGACY_PICKLES if head.startswith(_LEGACY_MAGIC) else 1):
+            check_pickle(file, path)
+    if not head.startswith(_LEGACY_MAGIC):
+        raise CheckpointError(
+            f"{path} is a plain pickle, not a file that torch.save wrote", hint="save its tensors with torch.save"
         )
 
 
@@ -108,12 +160,18 @@ def _check_safetensors(path: Path, size: int, header_size: int) -> None:
     """The header states how many bytes the tensors take, so a file cut short is seen before it is mapped."""
     promised = 8 + header_size
     if promised <= size:
+        if header_size > LONGEST_HEADER:
+            raise CheckpointError(
+                f"{path} is refused: its safetensors header has {header_size:,} bytes, "
+                "and that of the largest published model has 60 thousand",
+                hint="the file was made wrongly or to exhaust memory; get it from a source you trust",
+            )
         with path.open("rb") as file:
             file.seek(8)
             try:
                 header = json.loads(file.read(header_size))
-                ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-            except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+                ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
+            except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
                 raise CheckpointError(f"{path} has a damaged safetensors header", hint=GET_IT_AGAIN) from None
         promised += max(ends, default=0)
     if promised > size:
@@ -129,6 +187,8 @@ def _describe(head: bytes) -> str:
             return name
     if _is_html(head):
         return "an HTML page"
+    if not head.strip(b"\0"):
+        return "nothing but zeros, as an interrupted download leaves it"
     try:
         head[:256].decode("ascii")
     except UnicodeDecodeError:

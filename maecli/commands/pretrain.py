@@ -35,10 +35,11 @@ def pretrain(config: PretrainConfig, output: Output) -> None:
 
       maecli pretrain --resume runs/base
     """
+    from mae.checkpoints.download import announce_downloads
     from mae.training.pretrain import pretrain as train
     from maecli.progress import TrainingView
 
-    with StopOnSignal() as stop, TrainingView(output) as view:
+    with StopOnSignal() as stop, announce_downloads(output.download), TrainingView(output) as view:
         result = train(config, view, stop)
     output.result(lambda: _document(result), lambda console: _show(console, result), result.checkpoint)
     if result.stopped:

@@ -25,9 +25,11 @@ def reconstruct(config: ReconstructConfig, output: Output) -> None:
 
       maecli reconstruct cat.jpg --mask hole.png --resize --out filled.webp
     """
+    from mae.checkpoints.download import announce_downloads
     from mae.reconstruct import reconstruct as use_case
 
-    result = use_case(config, lambda done, total: output.count(done, total, "pictures"))
+    with announce_downloads(output.download):
+        result = use_case(config, lambda done, total: output.count(done, total, "pictures"))
     for note in result.notes:
         output.note(note)
     for path, reason in result.skipped:

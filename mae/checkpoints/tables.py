@@ -1,0 +1,31 @@
+"""What a file's position tables tell: whether they follow the formula, and for which grid of patches."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mae.pos_embed import sincos_2d
+
+LIKE_FORMULA = 1e-4  # far above float32's rounding, far below a step to the next position
+
+
+def follows_formula(table: Tensor, grid: tuple[int, int]) -> bool:
+    """Whether a table (1, 1 + rows * columns, D) is the sine-cosine one, as nearly as its type can hold it."""
+    if table.ndim != 3 or table.shape[:2] != (1, 1 + grid[0] * grid[1]) or table.shape[2] % 4:
+        return False
+    width = table.shape[2]
+    off = (table.float() - sincos_2d(width, grid)).abs().max()
+    return bool(off < LIKE_FORMULA + torch.finfo(table.dtype).eps)
+
+
+def grid_of(table: Tensor) -> tuple[int, int] | None:
+    """The grid (rows, columns) whose sine-cosine table this is; the shape alone cannot tell 7x28 from 14x14."""
+    patches = table.shape[1] - 1 if table.ndim == 3 else 0
+    if patches < 1:
+        return None
+    divisors = [rows for rows in range(1, patches + 1) if patches % rows == 0]
+    divisors.sort(key=lambda rows: abs(math.log(rows * rows / patches)))  # the square first
+    return next((grid for rows in divisors if follows_formula(table, grid := (rows, patches // rows))), None)

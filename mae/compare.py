@@ -1,0 +1,325 @@
+"""Prove that a checkpoint is the model it is taken for, and that our computation is the official one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mae.checkpoints import Checkpoint, load_checkpoint
+from mae.checkpoints.building import build_usable
+from mae.checkpoints.strangers import a_few
+from mae.comparing.clone import check_clone, run_clone
+from mae.comparing.config import CompareConfig
+from mae.comparing.files import FilesReport, compare_files
+from mae.comparing.libraries import LIBRARIES, why_not
+from mae.comparing.reference import Sizes, run_reference
+from mae.comparing.side_by_side import draw_side_by_side
+from mae.comparing.stages import TOLERANCES, StageDifference, first_beyond, hold_against, own_stages
+from mae.comparing.weights import WeightsReport, inspect_weights
+from mae.config import MAEConfig, format_size
+from mae.data.geometry import crop_to
+from mae.data.normalise import normalise, picture_to_tensor
+from mae.data.picture import check_channels, load_picture
+from mae.errors import ConfigError
+from mae.mae import MaskedAutoencoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Computation:
+    """Our model against one reference.
+
+    Attributes:
+        reference: Its name.
+        precision: In which our model computed; the reference always computes in float64.
+        tolerance: Relative difference that a correct computation may have.
+        stages: The difference at every stage.
+        first_beyond: The first stage beyond the tolerance, or None.
+    """
+
+    reference: str
+    precision: str
+    tolerance: float
+    stages: tuple[StageDifference, ...]
+    first_beyond: str | None
+
+    @property
+    def largest(self) -> float:
+        """The largest relative difference of any stage."""
+        return max(stage.relative for stage in self.stages)
+
+
+@dataclasses.dataclass(frozen=True)
+class FileReport:
+    """What one file is.
+
+    Attributes:
+        target: What its decoder predicts: "raw pixels", "normalised patches", "unknown" or "nothing".
+        weights: What its tensors tell.
+    """
+
+    path: Path
+    kind: str
+    dialect: str
+    variant: str | None
+    encoder: str
+    decoder: str | None
+    image_size: tuple[int, int]
+    patch_size: int
+    in_chans: int
+    target: str
+    parameters: int
+    weights: WeightsReport
+    notes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareResult:
+    """Everything that was found.
+
+    Attributes:
+        official: The examined file.
+        checkpoint: The second file, if one was given.
+        computations: Our model with the examined file's weights against each reference.
+        files: The two files against each other.
+        between: Our model with the one file's weights against our model with the other's.
+        out: The picture that was drawn.
+        problems: What is wrong, the gravest first; nothing if the file is what it is taken for.
+        verdict: The same in one line.
+        notes: What else a user should know.
+    """
+
+    official: FileReport
+    checkpoint: FileReport | None
+    computations: tuple[Computation, ...]
+    files: FilesReport | None
+    between: Computation | None
+    out: Path | None
+    problems: tuple[str, ...]
+    verdict: str
+    notes: tuple[str, ...]
+
+    @property
+    def equal(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+def compare(config: CompareConfig, on_step: Callable[[str], None] = lambda step: None) -> CompareResult:
+    """Examine a checkpoint's weights, then its computation against every reference asked for.
+
+    Args:
+        config: What to do.
+        on_step: Told what is being done.
+
+    Raises:
+        CheckpointError: A file cannot be read at all; what can be read and is wrong is in the result.
+        ConfigError: A reference that is not there or cannot run.
+        DataError: The picture cannot be read.
+    """
+    on_step("reading")
+    heads = {"num_heads": config.num_heads, "decoder_num_heads": config.decoder_num_heads}
+    first = load_checkpoint(config.official, offline=config.offline, **heads)
+    second = load_checkpoint(config.checkpoint, offline=config.offline, **heads) if config.checkpoint else None
+    reports = [_report(checkpoint) for checkpoint in (first, second) if checkpoint]
+    problems = [f"{report.path.name}: {problem}" for report in reports for problem in report.weights.problems]
+    scene = _Scene(config, first)
+    notes: list[str] = []
+
+    computations: tuple[Computation, ...] = ()
+    if _can_compute(reports[0].weights):
+        names, notes = _references(config.reference, first)
+        computations, lost = _computations(names, first, scene, on_step)
+        problems += [f"not in our model as in the file: {a_few(lost)} ({len(lost)} tensors)"] if lost else []
+        problems += [
+            f"computation differs from {one.reference} from {one.first_beyond!r} on ({one.precision})"
+            for one in computations
+            if one.first_beyond
+        ]
+    files, between, out = None, None, None
+    if second is not None:
+        on_step("comparing the files")
+        files = compare_files(first, second)
+        sizes = (first.config, second.config.replace(norm_pix_loss=first.config.norm_pix_loss))
+        problems += _file_problems(files, *sizes)
+        if all(_can_compute(report.weights) for report in reports) and sizes[0] == sizes[1]:
+            between = _between(first, second, scene, {report.weights.precision.split(",")[0] for report in reports})
+            problems += [f"the files compute differently from {between.first_beyond!r} on"] * bool(between.first_beyond)
+            if config.out is not None and first.has_decoder and second.has_decoder:
+                out = draw_side_by_side(config.out, (first, second), scene.imgs, scene.noise, config.mask_ratio)
+                notes += [
+                    f"{one.path.name} does not say what its decoder predicts: drawn as raw pixels"
+                    for one in (first, second)
+                    if one.norm_pix_loss is None
+                ]
+    return CompareResult(
+        official=reports[0],
+        checkpoint=reports[1] if second else None,
+        computations=computations,
+        files=files,
+        between=between,
+        out=out,
+        problems=tuple(problems),
+        verdict=_verdict(reports[0], computations, files, problems),
+        notes=tuple(notes),
+    )
+
+
+class _Scene:
+    """The picture and the mask that every computation shares."""
+
+    def __init__(self, config: CompareConfig, checkpoint: Checkpoint) -> None:
+        sizes = checkpoint.config
+        stream = torch.Generator().manual_seed(config.seed)
+        self.noise = torch.rand(1, sizes.num_patches, generator=stream)
+        self.mask_ratio = config.mask_ratio
+        sizes.num_kept(config.mask_ratio)
+        if sizes.num_kept(config.mask_ratio) == sizes.num_patches:
+            raise ConfigError(f"--mask-ratio {config.mask_ratio:g} removes no patch, so there is no loss to compare")
+        if config.image is None:
+            self.imgs = torch.randn(1, sizes.in_chans, *sizes.img_size, generator=stream)
+        else:
+            check_channels(sizes.in_chans)
+            picture = crop_to(load_picture(config.image, sizes.in_chans), sizes.img_size)
+            self.imgs = normalise(picture_to_tensor(picture))[None]
+
+
+def _can_compute(weights: WeightsReport) -> bool:
+    """Whether the tensors are all there, of the right shape and numbers; bad values are worth computing with."""
+    return not (weights.missing or weights.misshapen or weights.not_finite)
+
+
+def _computations(
+    names: list[str], checkpoint: Checkpoint, scene: _Scene, on_step: Callable[[str], None]
+) -> tuple[tuple[Computation, ...], list[str]]:
+    """Our model against each reference, and the tensors that did not reach our model as they are in the file."""
+    sizes = checkpoint.config
+    on_step("computing in float32")
+    model = build_usable(checkpoint)
+    loaded = model.state_dict()
+    known = {key: tensor for key, tensor in checkpoint.state.items() if key in loaded}
+    lost = [key for key, tensor in known.items() if not _arrived(tensor, loaded[key])]
+    del loaded
+    single = _own(model, checkpoint, scene)
+    on_step("computing in float64")
+    double = _own(model.double(), checkpoint, scene)
+    del model  # the references need the room
+    found = []
+    for name in names:
+        on_step(f"computing with {name}")
+        if name == "builtin":
+            heads = Sizes(sizes.patch_size, sizes.num_heads, sizes.decoder_num_heads)
+            stages = run_reference(known, heads, scene.imgs, scene.noise, scene.mask_ratio)
+        elif name in LIBRARIES:
+            stages = LIBRARIES[name](known, sizes, scene.imgs, scene.noise, scene.mask_ratio)
+        else:
+            stages = run_clone(Path(name), checkpoint, scene.imgs, scene.noise, scene.mask_ratio)
+        label = name if name in ("builtin", *LIBRARIES) else "the clone"
+        found.append(_computation(label, "float64", double, stages))
+        if name == "builtin":
+            found.append(_computation(label, "float32", single, stages))
+    return tuple(found), lost
+
+
+def _own(model: MaskedAutoencoder, checkpoint: Checkpoint, scene: _Scene) -> dict[str, Tensor]:
+    """Our stages; a fine-tuned file has no final encoder norm, and its stand-in's output means nothing."""
+    stages = own_stages(model, scene.imgs, scene.noise, scene.mask_ratio, decode=checkpoint.has_decoder)
+    if "norm.weight" not in checkpoint.state:
+        del stages["encoder norm"]
+    return stages
+
+
+def _arrived(tensor: Tensor, loaded: Tensor) -> bool:
+    return loaded.is_meta or torch.equal(tensor.float(), loaded)
+
+
+def _references(asked: str, checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
+    """Which references to run, and which were passed over and why."""
+    reasons = {library: why_not(library, checkpoint) for library in LIBRARIES if asked in ("auto", library)}
+    if reasons.get(asked):
+        raise ConfigError(f"--reference {asked}: {reasons[asked]}", hint="--reference builtin is always there")
+    if asked == "auto":
+        notes = [f"not held against {library}: {reason}" for library, reason in reasons.items() if reason]
+        return ["builtin", *(library for library, reason in reasons.items() if not reason)], notes
+    if asked not in ("builtin", *LIBRARIES):
+        check_clone(Path(asked), checkpoint)
+    return [asked], []
+
+
+def _computation(reference: str, precision: str, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> Computation:
+    stages = hold_against(ours, theirs)
+    tolerance = TOLERANCES[precision]
+    return Computation(reference, precision, tolerance, stages, first_beyond(stages, tolerance))
+
+
+def _between(first: Checkpoint, second: Checkpoint, scene: _Scene, precisions: set[str]) -> Computation:
+    theirs, ours = (_own(build_usable(one).double(), one, scene) for one in (first, second))
+    # Two files of different types may differ by what rounding the weights does.
+    tolerance = TOLERANCES["float64"]
+    if len(precisions) > 1:
+        tolerance = max(TOLERANCES[name] for name in precisions if name in TOLERANCES)
+    found = hold_against(ours, theirs)
+    return Computation("the first file", "float64", tolerance, found, first_beyond(found, tolerance))
+
+
+def _file_problems(files: FilesReport, first: MAEConfig, second: MAEConfig) -> list[str]:
+    names = [field.name for field in dataclasses.fields(first)]
+    problems = [
+        f"the files' sizes differ: {name} is {getattr(first, name)} and {getattr(second, name)}"
+        for name in names
+        if getattr(first, name) != getattr(second, name)
+    ]
+    differing = [tensor for tensor in files.differing if not tensor.rounding]
+    if differing:
+        worst = differing[0]
+        problems.append(
+            f"{len(differing)} tensors differ between the files, most of all {worst.name} "
+            f"(relative {worst.relative:.2g})"
+        )
+    for alone, which in ((files.only_first, "first"), (files.only_second, "second")):
+        if alone:
+            problems.append(f"only in the {which} file: {a_few(alone)} ({len(alone)} tensors)")
+    return problems
+
+
+def _report(checkpoint: Checkpoint) -> FileReport:
+    config = checkpoint.config
+    targets = {True: "normalised patches", False: "raw pixels", None: "unknown"}
+    decoder = f"{config.decoder_embed_dim}/{config.decoder_depth}/{config.decoder_num_heads}"
+    return FileReport(
+        path=checkpoint.path,
+        kind=checkpoint.kind,
+        dialect=checkpoint.dialect,
+        variant=checkpoint.variant,
+        encoder=f"{config.embed_dim}/{config.depth}/{config.num_heads}",
+        decoder=decoder if checkpoint.has_decoder else None,
+        image_size=config.img_size,
+        patch_size=config.patch_size,
+        in_chans=config.in_chans,
+        target=targets[checkpoint.norm_pix_loss] if checkpoint.has_decoder else "nothing: it has no decoder",
+        parameters=checkpoint.num_parameters,
+        weights=inspect_weights(checkpoint),
+        notes=checkpoint.notes,
+    )
+
+
+def _verdict(
+    report: FileReport, computations: tuple[Computation, ...], files: FilesReport | None, problems: list[str]
+) -> str:
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        return f"different: {problems[0]}{more}"
+    name = report.variant or f"a model of {report.encoder} at {format_size(report.image_size)}"
+    exact = [one for one in computations if one.precision == "float64"]
+    names = ", ".join(one.reference for one in exact)
+    largest = max(one.largest for one in exact)
+    second = "; both files hold the same weights" if files is not None else ""
+    if files is not None and files.differing:
+        second = "; the files differ by rounding alone"
+    return (
+        f"equal: {name}, {report.kind}, {report.weights.matched} tensors, computes as {names} "
+        f"(largest relative difference {largest:.1e} in float64, tolerance {TOLERANCES['float64']:.0e}){second}"
+    )

@@ -1,0 +1,1 @@
+"""Holding a checkpoint and our computation against independent references."""

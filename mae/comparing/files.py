@@ -1,0 +1,75 @@
+"""Two checkpoints against each other, tensor by tensor."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from mae.checkpoints import Checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorDifference:
+    """One tensor that differs.
+
+    Attributes:
+        largest: Largest absolute difference; infinite for another shape or NaN on one side.
+        relative: Norm of the difference over the norm of the first file's tensor.
+        rounding: Whether the second is the first, rounded to a shorter type.
+    """
+
+    name: str
+    largest: float
+    relative: float
+    rounding: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class FilesReport:
+    """Two files against each other.
+
+    Attributes:
+        equal: How many tensors are the same, bit for bit.
+        only_first, only_second: Names of tensors that one file alone has.
+        differing: The others, most different first.
+    """
+
+    equal: int
+    only_first: tuple[str, ...]
+    only_second: tuple[str, ...]
+    differing: tuple[TensorDifference, ...]
+
+    @property
+    def same(self) -> bool:
+        """Whether the files hold the same model, but for rounding to a shorter type."""
+        return not (self.only_first or self.only_second) and all(tensor.rounding for tensor in self.differing)
+
+
+def compare_files(first: Checkpoint, second: Checkpoint) -> FilesReport:
+    """Every tensor of two files, under official names."""
+    common = [key for key in first.state if key in second.state]
+    differences = [found for key in common if (found := _difference(key, first.state[key], second.state[key]))]
+    return FilesReport(
+        equal=len(common) - len(differences),
+        only_first=tuple(key for key in first.state if key not in second.state),
+        only_second=tuple(key for key in second.state if key not in first.state),
+        differing=tuple(sorted(differences, key=lambda found: -found.relative)),
+    )
+
+
+def _difference(name: str, first: Tensor, second: Tensor) -> TensorDifference | None:
+    if first.shape != second.shape:
+        return TensorDifference(name, float("inf"), float("inf"), False)
+    if torch.equal(first.float(), second.float()):
+        return None
+    off = first.double() - second.double()
+    largest, relative = float(off.abs().max()), float(off.norm() / first.double().norm().clamp_min(1e-300))
+    rounding = any(
+        torch.equal(one.to(dtype).float(), other.float())
+        for one, other in ((first, second), (second, first))
+        for dtype in (torch.bfloat16, torch.float16)
+    )
+    whole = largest == largest
+    return TensorDifference(name, largest if whole else float("inf"), relative if whole else float("inf"), rounding)

@@ -1,0 +1,111 @@
+"""The stages of a forward pass: caught in a running model, and held against another model's."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mae.mae import MaskedAutoencoder
+
+# What two correct implementations may differ by, relative to a stage's norm. In float64 rounding stays near 1e-15
+# and a LayerNorm epsilon of 1e-5 in place of 1e-6 is near 4e-6, so the verdict is about the function, not luck.
+TOLERANCES = {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 1e-1}
+
+
+@dataclasses.dataclass(frozen=True)
+class StageDifference:
+    """How far two computations are apart at one stage.
+
+    Attributes:
+        name: The stage.
+        largest: Largest absolute difference of two numbers; infinite where one side has no such stage.
+        relative: Norm of the difference over the norm of the reference.
+    """
+
+    name: str
+    largest: float
+    relative: float
+
+
+def hold_against(ours: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> tuple[StageDifference, ...]:
+    """The differences at every stage of the reference, in its order."""
+    return tuple(_difference(name, ours.get(name), theirs) for name, theirs in reference.items())
+
+
+def first_beyond(stages: tuple[StageDifference, ...], tolerance: float) -> str | None:
+    """The first stage whose relative difference is not within the tolerance."""
+    return next((stage.name for stage in stages if not stage.relative <= tolerance), None)
+
+
+def _difference(name: str, ours: Tensor | None, theirs: Tensor) -> StageDifference:
+    if ours is None or ours.shape != theirs.shape:
+        return StageDifference(name, float("inf"), float("inf"))
+    off = (ours.double() - theirs.double()).flatten()
+    relative = off.norm() / theirs.double().norm().clamp_min(torch.finfo(torch.float64).tiny)
+    return StageDifference(name, float(off.abs().max()), float(relative))
+
+
+@contextmanager
+def watch(outputs: Mapping[str, nn.Module], inputs: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """Note what modules return, and what they are given, while the context lasts.
+
+    Args:
+        outputs: Stage name to the module that returns it.
+        inputs: Stage name to the module whose first argument it is.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def note(name: str, value: Any) -> None:
+        seen[name] = value[0] if isinstance(value, tuple) else value
+
+    handles = [
+        module.register_forward_pre_hook(lambda _, args, name=name: note(name, args)) for name, module in inputs.items()
+    ]
+    handles += [
+        module.register_forward_hook(lambda _, args, output, name=name: note(name, output))
+        for name, module in outputs.items()
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def own_stages(
+    model: MaskedAutoencoder, imgs: Tensor, noise: Tensor, mask_ratio: float, *, decode: bool
+) -> dict[str, Tensor]:
+    """Every stage of our model, named as the reference names them.
+
+    Args:
+        model: In the precision in which it is to compute.
+        imgs: (B, C, H, W), normalised.
+        noise: (B, L), the lowest stay visible.
+        mask_ratio: Share of the patches that is removed.
+        decode: Whether the model has a decoder to go on with.
+    """
+    imgs = imgs.to(model.cls_token.dtype)
+    encoder, decoder = model.encoder, model.decoder
+    outputs: dict[str, nn.Module] = {"patch embedding": model.patch_embed}
+    outputs |= {f"encoder block {number}": block for number, block in enumerate(encoder.blocks)}
+    outputs |= {"encoder norm": encoder.norm, "decoder embedding": decoder.decoder_embed}
+    outputs |= {f"decoder block {number}": block for number, block in enumerate(decoder.blocks)}
+    outputs |= {"decoder norm": decoder.norm}
+    inputs = {"visible tokens": encoder.blocks[0], "decoder tokens": decoder.blocks[0]}
+    with watch(outputs, inputs) as seen:
+        latent, mask, ids_restore = model.forward_encoder(imgs, mask_ratio, noise)
+        if not decode:
+            return seen
+        pred = seen["prediction"] = model.forward_decoder(latent, ids_restore)
+    config = model.config
+    for name, norm_pix_loss in (("loss, pixels", False), ("loss, normalised", True)):
+        model.config = config.replace(norm_pix_loss=norm_pix_loss)
+        seen[name] = model.forward_loss(imgs, pred, mask)
+    model.config = config
+    return seen

@@ -1,0 +1,203 @@
+"""``maecli compare --official CKPT``."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from mae.comparing.config import CompareConfig
+from mae.config import format_size
+from maecli.options import command_from
+from maecli.output import Output
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from mae.compare import CompareResult, Computation, FileReport
+    from mae.comparing.files import FilesReport
+
+_MOST_TENSORS = 12  # differing tensors that are listed
+_BAR = 7  # characters of a full bar
+
+
+@command_from(CompareConfig)
+def compare(config: CompareConfig, output: Output) -> None:
+    """Prove that a checkpoint is the model it is taken for, and that our computation is the official one.
+
+    Ends with 0 if nothing differs, 1 if something does, 4 if the file cannot be read.
+
+    Examples:
+      maecli compare --official mae_visualize_vit_base.pth
+
+      maecli compare --official facebook-vit-mae-base/model.safetensors --reference transformers
+
+      maecli compare --official before.pth --checkpoint after.pth --image cat.jpg --out both.png
+    """
+    from mae.checkpoints.download import announce_downloads
+    from mae.compare import compare as use_case
+
+    with announce_downloads(output.download), output.steps() as on_step:
+        result = use_case(config, on_step)
+    for report in (result.official, result.checkpoint):
+        for note in (*report.notes, *report.weights.notes) if report else ():
+            output.note(note)
+    for note in result.notes:
+        output.note(note)
+    output.result(
+        lambda: {"equal": result.equal} | _document(result),
+        lambda console: _show(console, result),
+        result.verdict.split(":")[0],
+    )
+    if not result.equal:
+        raise typer.Exit(1)
+
+
+def _document(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _document(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, list | tuple):
+        return [_document(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _show(console: Console, result: CompareResult) -> None:
+    from rich.markup import escape
+
+    console.print(_files_table([report for report in (result.official, result.checkpoint) if report]))
+    console.print()
+    console.print(_groups_table(result.official))
+    if result.computations:
+        console.print()
+        console.print(_stages_table(result.computations))
+    if result.files is not None:
+        console.print()
+        for part in _between_files(result.files):
+            console.print(part)
+    if result.between is not None:
+        console.print()
+        console.print(_stages_table((result.between,)))
+    if result.out is not None:
+        console.print(f"wrote {escape(str(result.out))}", soft_wrap=True)
+    console.print()
+    for problem in result.problems:
+        console.print(f"[red]✗[/red] {escape(problem)}", soft_wrap=True)
+    console.print(f"[bold {'green' if result.equal else 'red'}]{escape(result.verdict)}", soft_wrap=True)
+
+
+def _files_table(reports: list[FileReport]) -> RenderableType:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2), pad_edge=False, show_header=len(reports) > 1)
+    table.add_column("")
+    for report in reports:
+        table.add_column(escape(report.path.name), overflow="fold")
+    rows: dict[str, Callable[[FileReport], str]] = {
+        "file": lambda report: report.path.name,
+        "kind": lambda report: f"{report.kind}, {report.dialect} names",
+        "variant": lambda report: report.variant or "no published one",
+        "encoder": lambda report: f"{report.encoder} (width/blocks/heads)",
+        "decoder": lambda report: report.decoder or "none",
+        "picture": lambda report: (
+            f"{format_size(report.image_size)}, patches of {report.patch_size}, {report.in_chans} channels"
+        ),
+        "predicts": lambda report: report.target,
+        "parameters": lambda report: f"{report.parameters:,}",
+        "precision": lambda report: report.weights.precision,
+        "tensors": lambda report: (
+            f"{report.weights.matched} matched, {len(report.weights.missing)} missing, "
+            f"{len(report.weights.unexpected)} unexpected, {len(report.weights.misshapen)} of another shape"
+        ),
+        "tables": lambda report: "; ".join(f"{name}: {what}" for name, what in report.weights.tables),
+    }
+    for name, cell in rows.items():
+        if name != "file" or len(reports) == 1:
+            table.add_row(f"[dim]{name}[/dim]", *(escape(cell(report)) for report in reports))
+    return table
+
+
+def _groups_table(report: FileReport) -> RenderableType:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2), pad_edge=False)
+    table.add_column("part")
+    for title in ("tensors", "parameters", "rms", "largest"):
+        table.add_column(title, justify="right")
+    for group in report.weights.groups:
+        table.add_row(
+            group.name, str(group.tensors), f"{group.parameters:,}", f"{group.rms:.3g}", f"{group.largest:.3g}"
+        )
+    return table
+
+
+def _stages_table(computations: tuple[Computation, ...]) -> RenderableType:
+    """A row per stage: the first computation in full with bars that grow with the error, the others in short."""
+    from rich.table import Table
+
+    first, others = computations[0], computations[1:]
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    table.add_column("stage", no_wrap=True)
+    table.add_column("largest", justify="right")
+    table.add_column(f"relative\nto {first.reference}", justify="right")
+    table.add_column("growth", no_wrap=True)
+    for one in others:
+        precision = f"\n{one.precision}" if one.precision != first.precision else "\n"
+        table.add_column(f"{one.reference}{precision}", justify="right")
+    by_name = [{stage.name: stage for stage in one.stages} for one in others]
+    for stage in first.stages:
+        cells = [
+            _relative(found[stage.name].relative, one) if stage.name in found else ""
+            for found, one in zip(by_name, others, strict=True)
+        ]
+        bar = _bar(stage.relative, max(other.relative for other in first.stages), first.tolerance)
+        table.add_row(stage.name, _number(stage.largest), _relative(stage.relative, first), bar, *cells)
+    table.add_section()
+    tolerances = [f"[dim]{one.tolerance:.0e}[/dim]" for one in computations]
+    table.add_row("[dim]tolerance[/dim]", "", tolerances[0], "", *tolerances[1:])
+    return table
+
+
+def _number(value: float) -> str:
+    return "–" if math.isinf(value) else f"{value:.1e}"
+
+
+def _relative(value: float, computation: Computation) -> str:
+    text = "missing" if math.isinf(value) else f"{value:.1e}"
+    return text if value <= computation.tolerance else f"[red]{text}[/red]"
+
+
+def _bar(relative: float, largest: float, tolerance: float) -> str:
+    """As long as the error is large, the largest of all stages being full."""
+    share = 1.0 if math.isinf(relative) else relative / largest if largest else 0.0
+    bar = "█" * math.floor(share * _BAR) + ("▌" if share * _BAR % 1 >= 0.5 else "")
+    return bar if relative <= tolerance else f"[red]{bar or '▏'} ✗[/red]"
+
+
+def _between_files(files: FilesReport) -> list[RenderableType]:
+    from rich.markup import escape
+    from rich.table import Table
+
+    lines: list[RenderableType] = [f"{files.equal} tensors are the same in both files, {len(files.differing)} differ"]
+    for names, which in ((files.only_first, "first"), (files.only_second, "second")):
+        if names:
+            shown = ", ".join(names[:4]) + (" ..." if len(names) > 4 else "")
+            lines.append(f"only in the {which} file ({len(names)}): {escape(shown)}")
+    if files.differing:
+        table = Table(box=None, padding=(0, 2), pad_edge=False)
+        table.add_column("differing tensor")
+        table.add_column("largest", justify="right")
+        table.add_column("relative", justify="right")
+        table.add_column("")
+        for tensor in files.differing[:_MOST_TENSORS]:
+            why = "rounding" if tensor.rounding else ""
+            relative = "other shape" if math.isinf(tensor.relative) else f"{tensor.relative:.1e}"
+            table.add_row(escape(tensor.name), _number(tensor.largest), relative, why)
+        lines.append(table)
+    if len(files.differing) > _MOST_TENSORS:
+        lines.append(f"... and {len(files.differing) - _MOST_TENSORS} more (--json lists all)")
+    return lines

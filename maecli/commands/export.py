@@ -1,0 +1,58 @@
+"""``maecli export CKPT --to TARGET``."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mae.comparing.config import ExportConfig
+from maecli.options import command_from
+from maecli.output import Output
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mae.export import ExportResult
+
+
+@command_from(ExportConfig)
+def export(config: ExportConfig, output: Output) -> None:
+    """Write a checkpoint for another tool, then prove that the tool computes the same with it.
+
+    Examples:
+      maecli export run/checkpoint-last.pth --to timm
+
+      maecli export run/checkpoint-last.pth --to hf --out my-vit-mae
+
+      maecli export mae_visualize_vit_base.pth --to encoder --out encoder.pth
+    """
+    from mae.checkpoints.download import announce_downloads
+    from mae.export import export as use_case
+
+    with announce_downloads(output.download), output.steps() as on_step:
+        result = use_case(config, on_step)
+    for note in result.notes:
+        output.note(note)
+    output.result(lambda: _document(result), lambda console: _show(console, result), result.out)
+
+
+def _document(result: ExportResult) -> dict[str, Any]:
+    return {
+        name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(result).items()
+    }
+
+
+def _show(console: Console, result: ExportResult) -> None:
+    console.print(
+        f"wrote {result.out}: {result.tensors} tensors, {result.parameters:,} parameters, "
+        f"{result.size_bytes / 1e6:,.1f} MB",
+        soft_wrap=True,
+        markup=False,
+    )
+    console.print(
+        f"checked: every tensor reads back bit for bit, and {result.checked_by} computes the same {result.output} "
+        f"(relative difference {result.difference:.1e} in float64)",
+        soft_wrap=True,
+        markup=False,
+    )

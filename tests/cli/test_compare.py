@@ -1,0 +1,167 @@
+"""``maecli compare`` as a user meets it: tables, one document, exit codes, time and memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from maecli.app import app
+from tests.golden import official
+
+TINY = official.GOLDEN["golden_tiny"]
+ROOT = Path(__file__).parents[2]
+HEADS = ["--num-heads", "2", "--decoder-num-heads", "4"]
+
+
+def maecli(*arguments: str | Path) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command run in this process."""
+    result = CliRunner(env={"COLUMNS": "100"}).invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    torch.save(official.checkpoint(TINY, "training"), tmp_path / "file.pth")
+    return tmp_path / "file.pth"
+
+
+def test_a_good_file(path: Path) -> None:
+    code, out, err = maecli("compare", "--official", path, *HEADS, "--reference", "builtin")
+    assert code == 0
+    assert err == ""
+    for line in ("training, official names", "128/3/2", "normalised patches", "74 matched, 0 missing, 0 unexpected"):
+        assert line in out
+    stages = [
+        line for line in out.splitlines() if line.startswith(("patch", "visible", "encoder b", "decoder b", "loss"))
+    ]
+    assert len([line for line in stages if "e-" in line or "0.0e+00" in line]) == 9
+    assert "tolerance" in out
+    assert out.splitlines()[-1].startswith(
+        "equal: a model of 128/3/2 at 64x64, training, 74 tensors, computes as builtin"
+    )
+    assert max(map(len, out.splitlines()[:-1])) <= 100
+
+
+def test_one_document(path: Path) -> None:
+    code, out, err = maecli("compare", "--official", path, *HEADS, "--reference", "builtin", "--json")
+    document = json.loads(out)
+    assert (code, err, document["equal"]) == (0, "", True)
+    assert document["official"]["kind"] == "training"
+    assert document["official"]["weights"]["matched"] == 74
+    double, single = document["computations"]
+    assert (double["reference"], double["precision"], double["first_beyond"]) == ("builtin", "float64", None)
+    assert single["precision"] == "float32"
+    assert double["stages"][0]["name"] == "patch embedding"
+    assert maecli("compare", "--official", path, *HEADS, "--reference", "builtin", "--quiet") == (0, "equal\n", "")
+
+
+def test_a_difference_ends_with_1(path: Path, tmp_path: Path) -> None:
+    document = official.checkpoint(TINY)
+    document["model"]["pos_embed"] = document["model"]["pos_embed"].roll(64, dims=-1)
+    document["model"]["[red]markup"] = torch.ones(2)
+    torch.save(document, tmp_path / "changed.pth")
+    code, out, _ = maecli("compare", "--official", tmp_path / "changed.pth", *HEADS, "--reference", "builtin")
+    assert code == 1
+    assert "pos_embed: its halves are exchanged" in out
+    assert "unexpected: [red]markup (1 tensors)" in out
+    assert out.splitlines()[-1].startswith("different: changed.pth: unexpected")
+
+    code, out, _ = maecli(
+        "compare", "--official", path, "--checkpoint", tmp_path / "changed.pth", *HEADS, "--reference", "builtin"
+    )
+    assert code == 1
+    assert "73 tensors are the same in both files, 1 differ" in out
+    assert "only in the second file (1): [red]markup" in out
+    code, out, _ = maecli("compare", "--official", tmp_path / "changed.pth", *HEADS, "--quiet")
+    assert (code, out) == (1, "different\n")
+
+
+def test_what_cannot_be_read_ends_with_4(tmp_path: Path) -> None:
+    for content, message in (
+        (b"", "is empty (0 bytes)"),
+        (b"<html>", "an HTML page"),
+        (b"\x80\x02cos\nsystem\n", "os.system"),
+    ):
+        (tmp_path / "bad.pth").write_bytes(content)
+        code, out, err = maecli("compare", "--official", tmp_path / "bad.pth")
+        assert (code, out) == (4, "")
+        assert message in err
+        assert "Traceback" not in err
+
+
+def test_usage(path: Path) -> None:
+    code, _, err = maecli("compare")
+    assert code == 2
+    assert "missing --official" in err
+    code, _, err = maecli("compare", "--official", path, "--reference", "transfomers")
+    assert code == 2
+    assert "did you mean transformers?" in err
+
+
+def test_released_names_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MAECLI_CACHE", str(tmp_path))
+    commands = (
+        ["compare", "--official", "mae_visualize_vit_base"],
+        ["export", "hf:facebook/vit-mae-base", "--to", "timm"],
+        [
+            "reconstruct",
+            ROOT / "sample_images/cat.jpg",
+            "--checkpoint",
+            "mae_visualize_vit_base",
+            "--out",
+            tmp_path / "x.png",
+        ],
+    )
+    for command in commands:
+        code, out, err = maecli(*command, "--offline")
+        assert (code, out) == (4, "")
+        assert "is not in the cache, and the network is not to be used" in err
+        assert "save it as" in err
+
+
+def test_pretraining_starts_from_a_released_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MAECLI_CACHE", str(tmp_path))
+    monkeypatch.setenv("MAECLI_OFFLINE", "1")
+    command = ["pretrain", ROOT / "sample_images", "--variant", "vit_tiny", "--image-size", "32", "--device", "cpu"]
+    command += ["--init", "mae_pretrain_vit_base", "--out", tmp_path / "run", "--epochs", 1, "--workers", 0]
+    code, _, err = maecli(*command)
+    assert code == 4
+    assert "mae_pretrain_vit_base is not in the cache" in err
+    torch.save(official.checkpoint(TINY, "encoder"), tmp_path / "mae_pretrain_vit_base.pth")
+    code, _, err = maecli(*command)
+    assert code == 4
+    assert "must be (1, 1, 192); got (1, 1, 128)" in err  # found, and of another width
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "seconds", "gigabytes"), [("vit_base", 20, 2.5), ("vit_large", 60, 6)])
+def test_time_and_memory(name: str, seconds: float, gigabytes: float, tmp_path: Path) -> None:
+    """With every reference that is installed. On a machine that does other things too: CPU seconds of two cores."""
+    path = tmp_path / "ckpt.pth"
+    torch.save(official.checkpoint(official.GOLDEN[name]), path)
+    code = (
+        "import resource, sys\n"
+        "from maecli.app import app\n"
+        "sys.argv = ['maecli', 'compare', '--official', sys.argv[1], '--quiet']\n"
+        "try:\n    app()\n"
+        "finally:\n    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)\n"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, cwd=ROOT, env=os.environ, check=True
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    path.unlink()
+    assert run.stdout == "equal\n"
+    assert int(run.stderr.split()[-1]) * 1024 < gigabytes * 1e9
+    assert (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 2 < seconds
