@@ -27,6 +27,9 @@ class Compute:
     def __add__(self, other: Compute) -> Compute:
         return Compute(self.forward + other.forward, self.backward + other.backward)
 
+    def __mul__(self, times: int) -> Compute:
+        return Compute(self.forward * times, self.backward * times)
+
     @property
     def step(self) -> int:
         """A training step: forward and backward; the optimiser multiplies no matrices."""

@@ -28,12 +28,16 @@ class Step:
     passing: int = 0
 
 
-def playback_peak(steps: list[Step]) -> int:
-    """The most bytes at once during the backward pass over steps in forward order."""
-    peak, kept, gradients = 0, sum(step.kept for step in steps), 0
+def playback_peak(steps: list[Step], *, accumulate: bool = False) -> int:
+    """The most bytes at once during the backward pass over steps in forward order.
+
+    With ``accumulate`` all gradients are there from the start, and each step's new one comes on top.
+    """
+    kept = peak = sum(step.kept for step in steps)
+    there = sum(step.gradients for step in steps) if accumulate else 0
     for step in reversed(steps):
-        gradients += step.gradients
-        peak = max(peak, kept + gradients + step.passing)
+        peak = max(peak, kept + there + step.gradients + step.passing)
+        there += 0 if accumulate else step.gradients
         kept -= step.kept
     return peak
 
@@ -68,17 +72,26 @@ class Tape:
         values = tokens * width * FLOAT
         self.steps.append(Step(values + 2 * tokens * FLOAT, 2 * width * FLOAT, passing=3 * values))
 
-    def linear(self, tokens: int, inputs: int, outputs: int, *, keep: bool = True, per_picture: bool = True) -> None:
-        """A product keeps its input (unless another step does already) and its weight's 16-bit copy."""
+    def linear(
+        self, tokens: int, inputs: int, outputs: int, *, keep: bool = True, per_picture: bool = True, again: bool = False
+    ) -> None:
+        """A product keeps its input and its weight's 16-bit copy.
+
+        Args:
+            tokens, inputs, outputs: Sizes.
+            keep: Whether no other step keeps the input already.
+            per_picture: Whether every picture has such tokens, or the batch has them once.
+            again: Whether the same weight is met a second time.
+        """
         tokens *= self.batch if per_picture else 1
-        weight = inputs * outputs
+        weight = 0 if again else inputs * outputs
         cast = weight * _HALF if self.half else 0
         self.cast_weights += cast
         self.steps.append(
             Step(
                 kept=(tokens * inputs * self.size if keep else 0) + cast,
                 gradients=(weight + outputs) * FLOAT,
-                passing=tokens * (inputs + outputs) * self.size + tokens * inputs * FLOAT + cast,
+                passing=tokens * ((inputs + outputs) * self.size + min(inputs, outputs) * FLOAT) + cast,
             )
         )
 
@@ -118,4 +131,4 @@ class Tape:
         """Make the steps from number ``first`` on one that keeps ``inputs`` bytes and is run again for its backward."""
         inner = self.steps[first:]
         gradients = sum(step.gradients for step in inner)
-        self.steps[first:] = [Step(inputs, gradients, passing=playback_peak(inner) - gradients)]
+        self.steps[first:] = [Step(inputs, gradients, passing=playback_peak(inner) - inputs - gradients)]
