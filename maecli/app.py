@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from mae.errors import MaeError
 from maecli.commands.pretrain import pretrain
+from maecli.commands.profile import profile
 from maecli.commands.reconstruct import reconstruct
 from maecli.output import show_error
 
@@ -40,6 +41,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command("pretrain")(pretrain)
+app.command("profile")(profile)
 app.command("reconstruct")(reconstruct)
 
 

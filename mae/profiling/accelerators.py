@@ -92,7 +92,9 @@ ACCELERATORS: dict[str, Accelerator] = {
         Accelerator("rtx3090", "NVIDIA GeForce RTX 3090", 71, 71, 35.6, 35.6, 24, 350, _GA102),
         Accelerator("rtx4090", "NVIDIA GeForce RTX 4090", 165.2, 165.2, 82.6, 82.6, 24, 450, _AD102),
         Accelerator("rtx5090", "NVIDIA GeForce RTX 5090", 209.5, 209.5, 104.8, 104.8, 32, 575, _GB202),
-        Accelerator("mi300x", "AMD Instinct MI300X", 1307, 1307, 654, 163.4, 192, 750, "AMD Instinct MI300X data sheet"),
+        Accelerator(
+            "mi300x", "AMD Instinct MI300X", 1307, 1307, 654, 163.4, 192, 750, "AMD Instinct MI300X data sheet"
+        ),
     )
 }
 

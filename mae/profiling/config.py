@@ -57,7 +57,9 @@ class ProfileConfig:
     )
     in_chans: int = option(3, "Channels of a picture.", low=1, panel=_MODEL)
     mask_ratio: float = option(0.75, "Share of the patches that is removed.", above=0, below=1, panel=_MODEL)
-    batch_size: int = option(64, "Pictures in a training batch.", low=1, panel=_MODEL)
+    batch_size: int | None = option(
+        None, "Pictures in a batch.", low=1, default_text="64; 8 to measure on a CPU", panel=_MODEL
+    )
     precision: str = option(
         "auto",
         "auto is bf16 (fp16 where --gpu has no bf16), and fp32 on a CPU.",
@@ -83,7 +85,9 @@ class ProfileConfig:
     gpus: int = option(1, "How many of them.", low=1, panel=_PLAN)
     images: int = option(IMAGENET_IMAGES, "Pictures in the data set.", low=1, panel=_PLAN)
     epochs: int = option(RECIPE_EPOCHS, "Epochs of the run.", low=1, panel=_PLAN)
-    mfu: float = option(0.3, "Share of the peak rate that training reaches: an assumption.", above=0, high=1, panel=_PLAN)
+    mfu: float = option(
+        0.3, "Share of the peak rate that training reaches: an assumption.", above=0, high=1, panel=_PLAN
+    )
     price: float | None = option(None, "Price of one accelerator for an hour, in any currency.", low=0, panel=_PLAN)
 
     measure: bool = option(False, "Time it and take its peak memory on this machine.", panel=_MEASURE)
@@ -111,19 +115,25 @@ class ProfileConfig:
         Raises:
             ConfigError: An unknown name, or pictures that no patch size divides.
         """
+        fitting, misfits = self._sort_out()
+        if misfits and (self.variant or not fitting):
+            raise next(iter(misfits.values()))
+        return tuple(fitting.items())
+
+    def left_out(self) -> tuple[tuple[str, str], ...]:
+        """Variants that were not named and whose patches do not divide the picture, with the reason."""
+        return tuple((name, error.message) for name, error in self._sort_out()[1].items())
+
+    def _sort_out(self) -> tuple[dict[str, MAEConfig], dict[str, ConfigError]]:
         changes = {} if self.patch_size is None else {"patch_size": self.patch_size}
-        names = dict.fromkeys(variant_name(name) for name in self.variant)
-        fitting, misfit = [], None
-        for name in names or VARIANTS:
+        fitting: dict[str, MAEConfig] = {}
+        misfits: dict[str, ConfigError] = {}
+        for name in [variant_name(name) for name in self.variant] or VARIANTS:
             try:
-                model = variant_config(name, img_size=self.image_size, in_chans=self.in_chans, **changes)
+                fitting[name] = variant_config(name, img_size=self.image_size, in_chans=self.in_chans, **changes)
             except ConfigError as error:
-                misfit = error
-            else:
-                fitting.append((name, model))
-        if misfit is not None and (names or not fitting):
-            raise misfit
-        return tuple(fitting)
+                misfits[name] = error
+        return fitting, misfits
 
     @property
     def assumed_device(self) -> str:

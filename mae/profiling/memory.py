@@ -9,6 +9,7 @@ holds: the libraries and CUDA's context, the workspaces of matrix kernels, and t
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from mae.config import MAEConfig
 from mae.profiling.parameters import count_parameters
@@ -136,7 +137,14 @@ def _optimizer_passing(config: MAEConfig, device: str) -> int:
 
 
 def fit(
-    config: MAEConfig, kept: int, memory_bytes: int, precision: str, device: str, *, gpus: int = 1, recompute: bool = False
+    config: MAEConfig,
+    kept: int,
+    memory_bytes: int,
+    precision: str,
+    device: str,
+    *,
+    gpus: int = 1,
+    recompute: bool = False,
 ) -> Fit:
     """The largest training batch in some memory, and how to reach the recipe's effective batch with it.
 
@@ -147,22 +155,37 @@ def fit(
         memory_bytes: Memory of one device.
         gpus: Devices that share the effective batch.
     """
-    allowed = memory_bytes - FIT_RESERVE_BYTES
+    allowed = (memory_bytes - FIT_RESERVE_BYTES) / (1 + FIT_MARGIN)
 
     def peak(batch: int) -> int:
         estimate = training_memory(config, kept, batch, precision, device, recompute=recompute, accumulate=True)
         return estimate.peak
 
-    def fits(batch: int) -> bool:
-        return peak(batch) * (1 + FIT_MARGIN) <= allowed
-
-    share = max(1, RECIPE_BATCH // gpus)
-    low, high = 0, share + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    if low == 0:
+    largest = _largest(peak, allowed, max(1, RECIPE_BATCH // gpus))
+    if largest == 0:
         return Fit(memory_bytes, 0, 0, 0, 0, peak(1))
-    batch = 1 << (low.bit_length() - 1)
+    batch = 1 << (largest.bit_length() - 1)
     accum = max(1, round(RECIPE_BATCH / (batch * gpus)))
-    return Fit(memory_bytes, low, batch, accum, batch * accum * gpus, peak(batch))
+    return Fit(memory_bytes, largest, batch, accum, batch * accum * gpus, peak(batch))
+
+
+def _largest(peak: Callable[[int], int], allowed: float, most: int) -> int:
+    """The largest batch up to ``most`` whose peak is allowed; 0 if none is.
+
+    The peak grows almost linearly with the batch, so a line through two batches leads to it in a few steps.
+    """
+    high, above = most, peak(most)
+    if above <= allowed:
+        return most
+    low, below = 1, peak(1)
+    if below > allowed:
+        return 0
+    while high - low > 1:
+        guess = low + int((allowed - below) / (above - below) * (high - low))
+        guess = min(max(guess, low + 1), high - 1)
+        taken = peak(guess)
+        if taken <= allowed:
+            low, below = guess, taken
+        else:
+            high, above = guess, taken
+    return low

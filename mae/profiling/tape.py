@@ -7,14 +7,13 @@ tensors go one by one while the weights' gradients come.
 
 from __future__ import annotations
 
-import dataclasses
+from typing import NamedTuple
 
 FLOAT = 4  # bytes of float32: weights, gradients, AdamW's moments, norms, the residual stream
 _HALF = 2
 
 
-@dataclasses.dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One operation.
 
     Attributes:
@@ -73,7 +72,14 @@ class Tape:
         self.steps.append(Step(values + 2 * tokens * FLOAT, 2 * width * FLOAT, passing=3 * values))
 
     def linear(
-        self, tokens: int, inputs: int, outputs: int, *, keep: bool = True, per_picture: bool = True, again: bool = False
+        self,
+        tokens: int,
+        inputs: int,
+        outputs: int,
+        *,
+        keep: bool = True,
+        per_picture: bool = True,
+        again: bool = False,
     ) -> None:
         """A product keeps its input and its weight's 16-bit copy.
 

@@ -37,9 +37,7 @@ def own_compute(config: MAEConfig, kept: int, batch: int) -> dict[str, Compute]:
     return whole
 
 
-def own_tape(
-    config: MAEConfig, kept: int, batch: int, precision: str, device: str, *, recompute: bool = False
-) -> Tape:
+def own_tape(config: MAEConfig, kept: int, batch: int, precision: str, device: str, *, recompute: bool = False) -> Tape:
     """What a batch through ``pretraining_loss`` keeps for its backward pass.
 
     Args:
