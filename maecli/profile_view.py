@@ -46,7 +46,13 @@ def _conditions(result: ProfileResult) -> list[str]:
         threads = f", {machine.threads} threads" if machine.device == "cpu" else ""
         lines.append(
             f"measured on {machine.name}{threads}, torch {machine.torch}; its matrix products reach "
-            f"{_rate(machine.matmul_flops)} in {machine.precision}"
+            f"{_rate(machine.matmul_flops)} in {machine.precision} (in brackets: share of that; error of the estimate)"
+        )
+    plan = next((one.plan for one in result.variants if one.plan), None)
+    if plan is not None:
+        basis = "the rate measured here" if plan.mfu is None else f"{plan.mfu:.0%} of its peak, an assumption"
+        lines.append(
+            f"plan: {plan.images:,} pictures x {plan.epochs:,} epochs on {plan.gpus} x {plan.accelerator} at {basis}"
         )
     return lines
 
@@ -100,28 +106,28 @@ class _Sheet:
         self.row("trainable", lambda one: _millions(one.parameters.trainable))
 
     def compute(self) -> None:
-        self.section("Compute for a picture, GFLOPs")
-        self.row("encoder, visible patches", lambda one: _giga(one.compute.encoder))
+        self.section("GFLOPs for a picture")
+        self.row("encoder, visible", lambda one: _giga(one.compute.encoder))
         self.row("decoder", lambda one: _giga(one.compute.decoder))
         self.row("forward", lambda one: _giga(one.compute.forward), style="bold")
         self.row("training step", lambda one: _giga(one.compute.training_step))
-        self.row("training step, as pretrain does it", lambda one: _giga(one.compute.own_training_step))
-        self.row("encoder, all patches (features)", lambda one: _giga(one.compute.whole_encoder))
-        self.row("saved by keeping mask tokens out", lambda one: f"{one.compute.saving:.2f}x")
-        self.section("The same in GMACs (1 MAC = 2 FLOPs)")
+        self.row("step as in pretrain", lambda one: _giga(one.compute.own_training_step))
+        self.row("encoder, all patches", lambda one: _giga(one.compute.whole_encoder))
+        self.row("saving, no mask tokens", lambda one: f"{one.compute.saving:.2f}x")
+        self.section("GMACs (1 MAC = 2 FLOPs)")
         self.row("forward", lambda one: _giga(one.compute.forward // 2))
         self.row("training step", lambda one: _giga(one.compute.training_step // 2))
-        self.row("encoder, all patches (features)", lambda one: _giga(one.compute.whole_encoder // 2))
+        self.row("encoder, all patches", lambda one: _giga(one.compute.whole_encoder // 2))
 
     def memory(self) -> None:
-        self.section(f"Memory, GB, batch {self.result.batch_size}")
+        self.section(f"GB of memory, batch {self.result.batch_size}")
         self.row("weights", lambda one: _giga(one.training.weights))
         self.row("gradients", lambda one: _giga(one.training.gradients))
-        self.row("AdamW's two moments", lambda one: _giga(one.training.optimizer))
+        self.row("AdamW's moments", lambda one: _giga(one.training.optimizer))
         self.row("activations", lambda one: _giga(one.training.activations))
-        self.row("training, peak", lambda one: _giga(one.training.peak), style="bold")
-        self.row("training, peak, recomputing", lambda one: _giga(one.training_recompute.peak))
-        self.row("features, peak", lambda one: _giga(one.inference_peak))
+        self.row("peak of training", lambda one: _giga(one.training.peak), style="bold")
+        self.row("same, recomputing", lambda one: _giga(one.training_recompute.peak))
+        self.row("peak of features", lambda one: _giga(one.inference_peak))
 
     def fit(self) -> None:
         some = self.variants[0].fit
@@ -136,24 +142,20 @@ class _Sheet:
                 "effective batch": lambda fit: f"{fit.effective_batch:,}" if fit.batch_size else None,
             },
         )
-        self.rows(lambda one: one.fit_recompute, {"largest batch, recomputing": _batch})
+        self.rows(lambda one: one.fit_recompute, {"largest, recomputing": _batch})
 
     def plan(self) -> None:
         some = next((one.plan for one in self.variants if one.plan), None)
         if some is None:
             return
-        from maecli.progress import duration
-
-        basis = "the rate measured here" if some.mfu is None else f"{some.mfu:.0%} of the peak, assumed"
-        self.section(f"{some.gpus} x {some.accelerator}, at {basis}")
-        self.table.add_row(Text(f"{some.images:,} pictures x {some.epochs:,} epochs", style="bold"))
+        self.section("Plan")
         self.rows(
             lambda one: one.plan,
             {
-                "time": lambda plan: duration(plan.hours * 3600),
+                "time": lambda plan: _span(plan.hours),
                 "device hours": lambda plan: _figure(plan.gpu_hours),
                 "pictures/s each": lambda plan: _figure(plan.images_per_second),
-                "energy at full power, kWh": lambda plan: _figure(plan.energy_kwh),
+                "energy, kWh": lambda plan: _figure(plan.energy_kwh),
                 "cost": lambda plan: _figure(plan.cost),
             },
         )
@@ -161,17 +163,17 @@ class _Sheet:
     def measured(self) -> None:
         if all(one.measured is None for one in self.variants):
             return
-        self.section("Measured: median (spread)")
-        rates = {"pictures/s": _pictures, "GFLOP/s (of peak)": _speed}
-        self.rows(lambda one: one.measured.latency if one.measured else None, {"features of 1 picture, ms": _latency})
+        self.section("Measured (spread)")
+        rates = {"pictures/s": _pictures, "GFLOP/s": _speed}
+        self.rows(lambda one: one.measured.latency if one.measured else None, {"features of one, ms": _latency})
         for title, timing in (
             ("features", lambda one: one.measured.encode),
             ("forward", lambda one: one.measured.forward),
-            ("training step", lambda one: one.measured.training_step),
+            ("training", lambda one: one.measured.training_step),
         ):
             self.rows(timing, {f"{title}, {unit}": figure for unit, figure in rates.items()})
-        self.row("training, peak GB", lambda one: _measured_peak(one.training.peak, _training_peak(one)))
-        self.row("features, peak GB", lambda one: _measured_peak(one.inference_peak, _inference_peak(one)))
+        self.row("peak of training, GB", lambda one: _measured_peak(one.training.peak, _training_peak(one)))
+        self.row("peak of features, GB", lambda one: _measured_peak(one.inference_peak, _inference_peak(one)))
 
 
 def _all_bars(console: Console, result: ProfileResult) -> list[Text]:
@@ -190,23 +192,23 @@ def _all_bars(console: Console, result: ProfileResult) -> list[Text]:
 
 def _module_table(one: VariantProfile) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, title_justify="left")
-    table.add_column(f"{one.variant} by module")
-    for title in ("parameters", "forward GFLOPs", "GMACs", "share", "training GFLOPs"):
+    table.add_column(f"{one.variant}, each", overflow="fold")
+    for title in ("parameters", "GFLOPs", "GMACs", "share", "step GFLOPs"):
         table.add_column(title, justify="right")
     for name, module in _collapsed(one.modules):
         table.add_row(
             name,
             f"{module.parameters:,}",
-            _giga(module.forward),
-            _giga(module.forward // 2),
+            f"{module.forward / _GIGA:,.3f}",
+            f"{module.forward / 2 / _GIGA:,.3f}",
             f"{module.forward / one.compute.forward:.1%}",
-            _giga(module.training_step),
+            f"{module.training_step / _GIGA:,.3f}",
         )
     return table
 
 
 def _collapsed(modules: Sequence[ModuleCost]) -> list[tuple[str, ModuleCost]]:
-    """Blocks that cost the same become one row: ``encoder.blocks.0-11`` and what each of them costs."""
+    """Blocks that cost the same become one row, ``encoder.blocks.0-11``, of what each of them costs."""
     groups: dict[tuple[str, int, int, int], list[ModuleCost]] = {}
     for module in modules:
         pattern = ".".join("*" if part.isdigit() else part for part in module.name.split("."))
@@ -217,7 +219,7 @@ def _collapsed(modules: Sequence[ModuleCost]) -> list[tuple[str, ModuleCost]]:
         name = members[0].name
         if len(members) > 1:
             numbers = [next(part for part in one.name.split(".") if part.isdigit()) for one in members]
-            name = pattern.replace("*", f"{numbers[0]}-{numbers[-1]}") + ", each"
+            name = pattern.replace("*", f"{numbers[0]}-{numbers[-1]}")
         rows.append((name, members[0]))
     return rows
 
@@ -235,6 +237,12 @@ def _figure(value: float | None) -> str | None:
     if value is None:
         return None
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _span(hours: float) -> str:
+    if hours >= 48:
+        return f"{_figure(hours / 24)} days"
+    return f"{_figure(hours)} h" if hours >= 1 else f"{_figure(hours * 60)} min"
 
 
 def _rate(flops: float) -> str:

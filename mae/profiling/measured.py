@@ -120,11 +120,15 @@ def measure_model(
             answers |= _ask({"task": task} | shared)
         except TrainingError as error:
             failures.append(f"{task.replace('_', ' ')}: {error.message}")
-    timings = {
-        name: _timing(answers[name], operations[name], machine) if name in answers else None for name in operations
-    }
+
+    def timing(name: str) -> Timing | None:
+        return _timing(answers[name], operations[name], machine) if name in answers else None
+
     return Measured(
-        **timings,
+        latency=timing("latency"),
+        encode=timing("encode"),
+        forward=timing("forward"),
+        training_step=timing("training_step"),
         inference_peak_bytes=answers.get("inference_peak_bytes"),
         training_peak_bytes=answers.get("training_peak_bytes"),
         failures=tuple(failures),
