@@ -13,6 +13,7 @@ from mae.errors import MaeError
 from maecli.commands.compare import compare
 from maecli.commands.export import export
 from maecli.commands.pretrain import pretrain
+from maecli.commands.profile import profile
 from maecli.commands.reconstruct import reconstruct
 from maecli.output import show_error
 
@@ -42,6 +43,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command("pretrain")(pretrain)
+app.command("profile")(profile)
 app.command("reconstruct")(reconstruct)
 app.command("compare")(compare)
 app.command("export")(export)

@@ -46,6 +46,10 @@ class Output:
         else:
             human(make_console(sys.stdout))
 
+    def text(self, lines: str) -> None:
+        """Print text for another program as it stands, neither wrapped nor coloured."""
+        print(lines)
+
     def talk(self, renderable: Any) -> None:
         """Show a panel or a line to the person at the terminal; ``--quiet`` keeps it back."""
         if not self.quiet:

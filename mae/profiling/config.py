@@ -1,0 +1,150 @@
+"""Every setting of a profile. Standard library only."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+from mae.config import MAEConfig, parse_size
+from mae.errors import ConfigError
+from mae.models import VARIANTS, variant_config, variant_name
+from mae.options import option
+from mae.profiling.accelerators import ACCELERATORS, find_accelerator
+
+IMAGENET_IMAGES = 1_281_167
+RECIPE_EPOCHS = 800
+
+_MODEL = "Model"
+_PLAN = "Plan"
+_MEASURE = "Measure"
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+
+def parse_bytes(value: Any) -> int:
+    """Read an amount of memory: "24GB" (10^9), "24GiB" (2^30), "24G" or plain bytes.
+
+    Raises:
+        ValueError: Anything else, or nothing at all.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", str(value).upper())
+    amount = round(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
+    if amount < 1:
+        raise ValueError(f"wanted memory as 24GB, 24GiB or bytes; got {value!r}")
+    return amount
+
+
+@dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+    """Which models to work out the cost of, under which conditions."""
+
+    variant: tuple[str, ...] = option(
+        (),
+        "vit_tiny, vit_small, vit_base, vit_large or vit_huge; several times for several.",
+        default_text="all of them",
+        panel=_MODEL,
+    )
+    image_size: tuple[int, int] = option(
+        (224, 224),
+        "Pictures in pixels, S or HxW (rows first).",
+        parse=parse_size,
+        metavar="S|HxW",
+        default_text="224",
+        panel=_MODEL,
+    )
+    patch_size: int | None = option(
+        None, "Side of a patch in pixels.", low=1, default_text="the variant's", panel=_MODEL
+    )
+    in_chans: int = option(3, "Channels of a picture.", low=1, panel=_MODEL)
+    mask_ratio: float = option(0.75, "Share of the patches that is removed.", above=0, below=1, panel=_MODEL)
+    batch_size: int | None = option(
+        None, "Pictures in a batch.", low=1, default_text="64; 8 to measure on a CPU", panel=_MODEL
+    )
+    precision: str = option(
+        "auto",
+        "auto is bf16 (fp16 where --gpu has no bf16), and fp32 on a CPU.",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        panel=_MODEL,
+    )
+    device: str = option(
+        "auto",
+        "auto is a GPU; with --measure the best there is here.",
+        choices=("auto", "cuda", "mps", "cpu"),
+        panel=_MODEL,
+    )
+    depth: int | None = option(None, "Break parameters and compute down by module, so many levels deep.", low=1)
+    fit: int | None = option(
+        None,
+        "Say what batch fits in this memory.",
+        parse=parse_bytes,
+        metavar="24GB",
+        default_text="the memory of --gpu",
+    )
+
+    gpu: str | None = option(None, f"Plan a run on these: {', '.join(ACCELERATORS)}.", panel=_PLAN)
+    gpus: int = option(1, "How many of them.", low=1, panel=_PLAN)
+    images: int = option(IMAGENET_IMAGES, "Pictures in the data set.", low=1, panel=_PLAN)
+    epochs: int = option(RECIPE_EPOCHS, "Epochs of the run.", low=1, panel=_PLAN)
+    mfu: float = option(
+        0.3, "Share of the peak rate that training reaches: an assumption.", above=0, high=1, panel=_PLAN
+    )
+    price: float | None = option(None, "Price of one accelerator for an hour, in any currency.", low=0, panel=_PLAN)
+
+    measure: bool = option(False, "Time it and take its peak memory on this machine.", panel=_MEASURE)
+    repeats: int = option(5, "Timed repeats after the warm-up.", low=2, panel=_MEASURE)
+    csv: bool = option(False, "Print one line of comma-separated values per variant.", flags="--csv")
+
+    def __post_init__(self) -> None:
+        for name, model in self.models():
+            kept = model.num_kept(self.mask_ratio)
+            if kept == model.num_patches:
+                raise ConfigError(
+                    f"--mask-ratio {self.mask_ratio:g} removes none of the {kept} patches of {name}",
+                    hint="the encoder without a mask is part of every profile",
+                )
+        if self.gpu is not None:
+            find_accelerator(self.gpu).peak_flops(self.assumed_precision)
+        elif self.price is not None and not self.measure:
+            raise ConfigError("--price needs --gpu or --measure: without them there are no hours to pay for")
+        if self.precision == "fp16" and self.device == "cpu":
+            raise ConfigError("--precision fp16 needs a GPU", hint="use fp32 or bf16 on a CPU")
+
+    def models(self) -> tuple[tuple[str, MAEConfig], ...]:
+        """Names and sizes in the order asked for, each once; or all those whose patches divide the picture.
+
+        Raises:
+            ConfigError: An unknown name, or pictures that no patch size divides.
+        """
+        fitting, misfits = self._sort_out()
+        if misfits and (self.variant or not fitting):
+            raise next(iter(misfits.values()))
+        return tuple(fitting.items())
+
+    def left_out(self) -> tuple[tuple[str, str], ...]:
+        """Variants that were not named and whose patches do not divide the picture, with the reason."""
+        return tuple((name, error.message) for name, error in self._sort_out()[1].items())
+
+    def _sort_out(self) -> tuple[dict[str, MAEConfig], dict[str, ConfigError]]:
+        changes = {} if self.patch_size is None else {"patch_size": self.patch_size}
+        fitting: dict[str, MAEConfig] = {}
+        misfits: dict[str, ConfigError] = {}
+        for name in [variant_name(name) for name in self.variant] or VARIANTS:
+            try:
+                fitting[name] = variant_config(name, img_size=self.image_size, in_chans=self.in_chans, **changes)
+            except ConfigError as error:
+                misfits[name] = error
+        return fitting, misfits
+
+    @property
+    def assumed_device(self) -> str:
+        """What the figures are for where nothing is measured."""
+        return "cuda" if self.device == "auto" else self.device
+
+    @property
+    def assumed_precision(self) -> str:
+        """What ``auto`` stands for where nothing is measured."""
+        if self.precision != "auto":
+            return self.precision
+        if self.gpu is not None:
+            return find_accelerator(self.gpu).usual_precision
+        return "fp32" if self.device == "cpu" else "bf16"

@@ -1,0 +1,178 @@
+"""Measurements of this machine, each taken by a process of its own. Loads no torch: the processes do.
+
+A process of its own starts from clean memory, and when the system ends it for taking too much, this one
+lives to say so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+from mae.config import MAEConfig
+from mae.errors import ConfigError, TrainingError
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What measured.
+
+    Attributes:
+        device, precision: As resolved from ``auto``.
+        name: Of the GPU or the processor.
+        threads: That torch computes with on a CPU.
+        torch: Its version.
+        matmul_flops: FLOP/s of the fastest square matrix product in that precision: the measured peak.
+    """
+
+    device: str
+    precision: str
+    name: str
+    threads: int
+    torch: str
+    matmul_flops: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Repeated runs of one thing after a warm-up.
+
+    Attributes:
+        batch: Pictures in one run.
+        repeats: Timed runs.
+        seconds_median, seconds_min, seconds_max: Of one run.
+        images_per_second: From the median.
+        achieved_flops: FLOP/s: operations of what really ran, over the median.
+        matmul_share: That over the machine's measured peak.
+    """
+
+    batch: int
+    repeats: int
+    seconds_median: float
+    seconds_min: float
+    seconds_max: float
+    images_per_second: float
+    achieved_flops: float
+    matmul_share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What one model took on this machine. A part that did not work out is None, and ``failures`` says why.
+
+    Attributes:
+        latency: ``encode`` of one picture.
+        encode: ``encode`` of a batch.
+        forward: The official forward of a batch.
+        training_step: ``pretraining_loss``, its backward pass and AdamW's step.
+        inference_peak_bytes, training_peak_bytes: On CUDA the most that its allocator had given out; on a
+            CPU the growth of the resident size over a process that has torch loaded and warm.
+        failures: Out of memory, for instance.
+    """
+
+    latency: Timing | None
+    encode: Timing | None
+    forward: Timing | None
+    training_step: Timing | None
+    inference_peak_bytes: int | None
+    training_peak_bytes: int | None
+    failures: tuple[str, ...]
+
+
+def measure_machine(device: str, precision: str) -> Machine:
+    """Resolve ``auto``, and measure the rate of matrix products.
+
+    Raises:
+        ConfigError: No such device here, or one that does not compute in that precision.
+    """
+    return Machine(**_ask({"task": "machine", "device": device, "precision": precision}))
+
+
+def measure_model(
+    config: MAEConfig, machine: Machine, *, mask_ratio: float, batch: int, repeats: int, operations: dict[str, float]
+) -> Measured:
+    """Measure inference and training of one model.
+
+    Args:
+        config: The model's sizes.
+        machine: From ``measure_machine``.
+        mask_ratio: Share of the patches that is removed.
+        batch: Pictures in a batch.
+        repeats: Timed runs of each thing.
+        operations: FLOPs per picture of ``latency``, ``encode``, ``forward`` and ``training_step``.
+    """
+    shared = {
+        "device": machine.device,
+        "precision": machine.precision,
+        "model": dataclasses.asdict(config),
+        "mask_ratio": mask_ratio,
+        "batch": batch,
+        "repeats": repeats,
+    }
+    answers: dict[str, Any] = {}
+    failures: list[str] = []
+    for task in ("inference_time", "training_time", "inference_memory", "training_memory"):
+        try:
+            answers |= _ask({"task": task} | shared)
+        except TrainingError as error:
+            failures.append(f"{task.replace('_', ' ')}: {error.message}")
+
+    def timing(name: str) -> Timing | None:
+        return _timing(answers[name], operations[name], machine) if name in answers else None
+
+    return Measured(
+        latency=timing("latency"),
+        encode=timing("encode"),
+        forward=timing("forward"),
+        training_step=timing("training_step"),
+        inference_peak_bytes=answers.get("inference_peak_bytes"),
+        training_peak_bytes=answers.get("training_peak_bytes"),
+        failures=tuple(failures),
+    )
+
+
+def _timing(answer: dict[str, Any], operations: float, machine: Machine) -> Timing:
+    seconds, batch = sorted(answer["seconds"]), answer["batch"]
+    middle = len(seconds) // 2
+    median = seconds[middle] if len(seconds) % 2 else (seconds[middle - 1] + seconds[middle]) / 2
+    achieved = operations * batch / median
+    return Timing(
+        batch, len(seconds), median, seconds[0], seconds[-1], batch / median, achieved, achieved / machine.matmul_flops
+    )
+
+
+def _ask(request: dict[str, Any]) -> dict[str, Any]:
+    """Have a process of its own do something, and wait for its answer.
+
+    Raises:
+        ConfigError: It was asked for what this machine does not have.
+        TrainingError: It ran out of memory, or died of something else.
+    """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    if request["task"].endswith("_memory"):
+        # Without it glibc keeps freed tensors for later and the resident size says little about live ones.
+        environment["MALLOC_MMAP_THRESHOLD_"] = "65536"
+    done = subprocess.run(
+        [sys.executable, "-m", "mae.profiling.measuring"],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    if done.returncode < 0:
+        raise TrainingError(f"the system ended the process (signal {-done.returncode}), most likely out of memory")
+    lines = done.stdout.strip().splitlines()
+    answer: dict[str, Any] = json.loads(lines[-1]) if lines and done.returncode == 0 else {}
+    if "config_error" in answer:
+        raise ConfigError(answer["config_error"], hint=answer["hint"])
+    if "out_of_memory" in answer:
+        raise TrainingError(f"out of memory ({answer['out_of_memory']})")
+    if not answer:
+        reason = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+        raise TrainingError(f"the measuring process failed: {reason[0]}")
+    return answer

@@ -1,0 +1,237 @@
+"""The process that measures: reads one request as JSON on stdin, prints the answer as JSON.
+
+Started by ``mae.profiling.measured``; it alone of this package loads torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mae.config import MAEConfig
+from mae.device import PRECISIONS, resolve_device, resolve_precision
+from mae.errors import ConfigError
+from mae.mae import MaskedAutoencoder
+from mae.models import create_model
+from mae.training.optim import make_optimizer
+from mae.training.trainer import autocast
+
+ENOUGH_SECONDS = 60.0  # no more repeats of one thing after that, but never fewer than two
+_MATMUL_SIDES = {"cpu": (1024, 2048), "cuda": (4096, 8192), "mps": (2048, 4096)}
+
+
+def main() -> None:
+    """Do what stdin asks for."""
+    request = json.load(sys.stdin)
+    _offer_to_be_ended_first()
+    try:
+        answer = _TASKS[request.pop("task")](request)
+    except ConfigError as error:
+        answer = {"config_error": error.message, "hint": error.hint}
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        answer = {"out_of_memory": _first_line(error)}
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        answer = {"out_of_memory": _first_line(error)}
+    sys.stdout.write(json.dumps(answer) + "\n")
+
+
+def measure_machine(request: dict[str, Any]) -> dict[str, Any]:
+    """Resolve the device and the precision and time square matrix products."""
+    device = resolve_device(request["device"])
+    precision = resolve_precision(request["precision"], device)
+    best = 0.0
+    for side in _MATMUL_SIDES[device.type]:
+        left, right = (torch.randn(side, side, device=device, dtype=PRECISIONS[precision]) for _ in range(2))
+        seconds = timed(partial(torch.matmul, left, right), device, repeats=20)
+        best = max(best, 2 * side**3 / min(seconds))
+    return {
+        "device": device.type,
+        "precision": precision,
+        "name": torch.cuda.get_device_name() if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "matmul_flops": best,
+    }
+
+
+def inference_time(request: dict[str, Any]) -> dict[str, Any]:
+    """Time ``encode`` of one picture and of a batch, and the official forward."""
+    subject = Subject(request)
+    runs = {"latency": subject.encode_one, "encode": subject.encode, "forward": subject.forward}
+    return {
+        name: {
+            "batch": 1 if name == "latency" else subject.batch,
+            "seconds": timed(run, subject.device, subject.repeats),
+        }
+        for name, run in runs.items()
+    }
+
+
+def training_time(request: dict[str, Any]) -> dict[str, Any]:
+    """Time training steps."""
+    subject = Subject(request)
+    seconds = timed(subject.training_step, subject.device, subject.repeats)
+    return {"training_step": {"batch": subject.batch, "seconds": seconds}}
+
+
+def inference_memory(request: dict[str, Any]) -> dict[str, Any]:
+    """Peak memory of ``encode``."""
+    return {"inference_peak_bytes": peak_bytes(request, lambda subject: subject.encode())}
+
+
+def training_memory(request: dict[str, Any]) -> dict[str, Any]:
+    """Peak memory of training steps."""
+    return {"training_peak_bytes": peak_bytes(request, lambda subject: subject.training_step())}
+
+
+class Subject:
+    """A model with its optimiser and a batch of noise for pictures."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self.device = torch.device(request["device"])
+        self.precision: str = request["precision"]
+        self.mask_ratio: float = request["mask_ratio"]
+        self.batch: int = request["batch"]
+        self.repeats: int = request["repeats"]
+        sizes = request["model"]
+        config = MAEConfig(**(sizes | {"img_size": tuple(sizes["img_size"]), "norm_pix_loss": True}))
+        self.model: MaskedAutoencoder = create_model(config).to(self.device)
+        self.optimizer = make_optimizer(self.model, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
+        self.imgs = torch.rand(self.batch, config.in_chans, *config.img_size, device=self.device)
+
+    def encode_one(self) -> Tensor:
+        """Features of one picture."""
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            return self.model.encode(self.imgs[:1])
+
+    def encode(self) -> Tensor:
+        """Features of the batch."""
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            return self.model.encode(self.imgs)
+
+    def forward(self) -> Tensor:
+        """Loss, prediction and mask of the batch, as the official model."""
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            loss: Tensor = self.model(self.imgs, self.mask_ratio)[0]
+            return loss
+
+    def training_step(self) -> Tensor:
+        """One optimiser step on the batch."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(self.device, self.precision):
+            loss = self.model.pretraining_loss(self.imgs, self.mask_ratio)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return loss.detach()
+
+
+def timed(run: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
+    """Seconds of each of ``repeats`` runs, after two that warm up."""
+    begun = time.perf_counter()
+    seconds: list[float] = []
+    for number in range(repeats + 2):
+        _wait_for(device)
+        start = time.perf_counter()
+        run()
+        _wait_for(device)
+        if number >= 2:
+            seconds.append(time.perf_counter() - start)
+        if len(seconds) >= 2 and time.perf_counter() - begun > ENOUGH_SECONDS:
+            break
+    return seconds
+
+
+def peak_bytes(request: dict[str, Any], run: Callable[[Subject], object]) -> int | None:
+    """The most memory that building a subject and three runs take; None where the device cannot tell.
+
+    On a CPU the same is done with a tiny model first, so that what the libraries take does not count.
+    """
+    device = torch.device(request["device"])
+    if device.type == "mps":
+        return None
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        tiny = {"img_size": (32, 32), "patch_size": 16, "embed_dim": 64, "depth": 1, "num_heads": 2}
+        _run_thrice(request | {"batch": 2, "model": request["model"] | tiny | {"decoder_depth": 2}}, run)
+    before = 0 if device.type == "cuda" else _forget_resident_peak()
+    _run_thrice(request, run)
+    return torch.cuda.max_memory_allocated() if device.type == "cuda" else _resident_peak() - before
+
+
+def _run_thrice(request: dict[str, Any], run: Callable[[Subject], object]) -> None:
+    subject = Subject(request)
+    for _ in range(3):
+        run(subject)
+
+
+def _forget_resident_peak() -> int:
+    """Start the resident size's peak anew where the system can (Linux); the resident size now, in bytes."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS") or _resident_peak()
+
+
+def _resident_peak() -> int:
+    in_kilobytes = sys.platform != "darwin"
+    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if in_kilobytes else 1)
+
+
+def _status(field: str) -> int:
+    """A size in bytes from /proc/self/status; 0 where there is none."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")), 0)
+
+
+def _offer_to_be_ended_first() -> None:
+    """When memory runs out, Linux is to end this process and not the user's others."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+_TASKS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "machine": measure_machine,
+    "inference_time": inference_time,
+    "training_time": training_time,
+    "inference_memory": inference_memory,
+    "training_memory": training_memory,
+}
+
+if __name__ == "__main__":
+    main()

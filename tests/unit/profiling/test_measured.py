@@ -1,0 +1,67 @@
+"""Measuring processes: what they answer, and what becomes of those that die."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import Any
+
+import pytest
+
+from mae.errors import TrainingError
+from mae.models import variant_config
+from mae.profiling import measured
+from mae.profiling.measured import Machine, measure_machine, measure_model
+
+TINY = variant_config("vit_tiny", img_size=32, depth=1, decoder_depth=2)
+MACHINE = Machine("cpu", "fp32", "some CPU", 2, "2.0", 1e12)
+OPERATIONS = {"latency": 1e6, "encode": 1e6, "forward": 2e6, "training_step": 4e6}
+
+
+def test_a_model_is_measured() -> None:
+    result = measure_model(TINY, MACHINE, mask_ratio=0.75, batch=2, repeats=2, operations=OPERATIONS)
+    assert result.failures == ()
+    for name, batch in (("latency", 1), ("encode", 2), ("forward", 2), ("training_step", 2)):
+        timing = getattr(result, name)
+        assert (timing.batch, timing.repeats) == (batch, 2)
+        assert 0 < timing.seconds_min <= timing.seconds_median <= timing.seconds_max < 10
+        assert timing.images_per_second == pytest.approx(batch / timing.seconds_median)
+        assert timing.achieved_flops == pytest.approx(OPERATIONS[name] * batch / timing.seconds_median)
+        assert timing.matmul_share == pytest.approx(timing.achieved_flops / 1e12)
+    assert 0 < result.inference_peak_bytes < result.training_peak_bytes < 10**8  # type: ignore[operator]
+
+
+def test_memory_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = measured._ask
+    monkeypatch.setattr(measured, "_ask", lambda request: ask(request) if request["task"] == "training_time" else {})
+    result = measure_model(TINY, MACHINE, mask_ratio=0.75, batch=10**12, repeats=2, operations=OPERATIONS)
+    assert result.training_step is None
+    (failure,) = result.failures
+    assert failure.startswith("training time: out of memory (")
+
+
+@pytest.mark.parametrize(
+    ("status", "stderr", "message"),
+    [
+        (-9, "", r"the system ended the process \(signal 9\), most likely out of memory"),
+        (1, "Traceback\nValueError: something else\n", "the measuring process failed: ValueError: something else"),
+        (3, "", "the measuring process failed: exit status 3"),
+    ],
+)
+def test_processes_that_die(monkeypatch: pytest.MonkeyPatch, status: int, stderr: str, message: str) -> None:
+    def died(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess("", status, "", stderr)
+
+    monkeypatch.setattr(subprocess, "run", died)
+    with pytest.raises(TrainingError, match=message):
+        measure_machine("cpu", "fp32")
+    result = measure_model(TINY, MACHINE, mask_ratio=0.75, batch=2, repeats=2, operations=OPERATIONS)
+    assert len(result.failures) == 4
+    assert result.encode is None
+
+
+def test_the_median_of_an_even_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = {"batch": 10, "seconds": [4.0, 1.0, 3.0, 1.0]}
+    monkeypatch.setattr(measured, "_ask", lambda request: {"encode": answer} if "time" in request["task"] else {})
+    result = measure_model(TINY, MACHINE, mask_ratio=0.75, batch=10, repeats=4, operations=OPERATIONS)
+    assert result.encode is not None
+    assert (result.encode.seconds_min, result.encode.seconds_median, result.encode.seconds_max) == (1.0, 2.0, 4.0)
