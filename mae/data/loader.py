@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
+from mae.data.formats import PictureError
 from mae.data.normalise import picture_to_tensor
 from mae.data.picture import load_picture
 from mae.data.scan import Unreadable
-from mae.errors import DataError
 from mae.seeding import seeded, stream, stream_seed
 
 CACHE_BYTES = 256 * 2**20
@@ -90,9 +90,8 @@ class PictureDataset(Dataset[Sample]):
             try:
                 picture = self._decode(index)
                 break
-            except DataError as error:
-                reason = error.message.removeprefix(f"{self.paths[index]}: ")
-                unreadable.append(Unreadable(self.paths[index], reason))
+            except PictureError as error:
+                unreadable.append(Unreadable(self.paths[index], error.reason))
         else:
             # The trainer, told that all of them are unreadable, ends the run with that error.
             return Sample(torch.zeros(self.in_chans, *self.image_size, dtype=torch.uint8), tuple(unreadable))

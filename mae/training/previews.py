@@ -13,7 +13,7 @@ from mae.data.picture import load_picture
 from mae.data.scan import scan_pictures
 from mae.errors import DataError
 from mae.figure import Row, draw_grid
-from mae.files import write_atomically
+from mae.files import shown, write_atomically
 from mae.mae import MaskedAutoencoder
 from mae.masking import random_masking
 from mae.panels import make_panels, predict
@@ -67,7 +67,7 @@ class Previews:
         rows = [
             Row(
                 [tensor_to_picture(view) for view in (one.original, one.masked, one.reconstruction, one.with_visible)],
-                f"{name.name}   loss {one.loss:.3f}   PSNR {one.psnr:.1f} dB",
+                f"{shown(name.name)}   loss {one.loss:.3f}   PSNR {one.psnr:.1f} dB",
             )
             for name, one in zip(self.paths, panels, strict=True)
         ]
