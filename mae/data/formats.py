@@ -119,11 +119,14 @@ def check_size(name: str | Path, picture: Image.Image) -> None:
         DataError: It has too many pixels.
     """
     kind = picture.format or ""
-    most = MAX_DECODED_BYTES // BYTES_PER_PIXEL.get(kind, OTHER_BYTES_PER_PIXEL)
-    pixels = picture.width * picture.height
-    if pixels > most:
+    if picture.width * picture.height > most_pixels(kind):
         size = f"{picture.width:,} x {picture.height:,} pixels"
-        raise PictureError(name, f"is too large ({size}; {kind} is read up to {most / 1e6:.0f} million)")
+        raise PictureError(name, f"is too large ({size}; {kind} is read up to {most_pixels(kind) / 1e6:.0f} million)")
+
+
+def most_pixels(kind: str) -> int:
+    """How many pixels a picture of a format may have."""
+    return MAX_DECODED_BYTES // BYTES_PER_PIXEL.get(kind, OTHER_BYTES_PER_PIXEL)
 
 
 def check_scans(name: str | Path, file: IO[bytes]) -> None:

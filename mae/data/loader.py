@@ -8,18 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import v2
 
+from mae.data.augment import Augmentation, WholePicture
 from mae.data.formats import PictureError
-from mae.data.normalise import picture_to_tensor
-from mae.data.picture import load_picture
+from mae.data.picture import open_picture
 from mae.data.scan import Unreadable
-from mae.seeding import seeded, stream, stream_seed
-
-CACHE_BYTES = 256 * 2**20
+from mae.seeding import stream, stream_seed
 
 
 class Draw(NamedTuple):
@@ -30,14 +26,14 @@ class Draw(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A decoded, augmented picture (C, H, W) uint8, and the files that had to be passed over for it."""
+    """A decoded, augmented picture (H, W, C) uint8, and the files that had to be passed over for it."""
 
     image: Tensor
     unreadable: tuple[Unreadable, ...]
 
 
 class Batch(NamedTuple):
-    """(B, C, H, W) uint8, and the files that had to be passed over."""
+    """(B, C, H, W) uint8 with channels last in memory, and the files that had to be passed over."""
 
     images: Tensor
     unreadable: tuple[Unreadable, ...]
@@ -46,68 +42,52 @@ class Batch(NamedTuple):
 class PictureDataset(Dataset[Sample]):
     """Pictures with the official augmentation (Paper: Appendix A.1).
 
-    RandomResizedCrop (bicubic) and a horizontal flip, nothing else. A file that cannot be decoded is
-    replaced by the next one that can, so one bad file ends no run.
+    A file that cannot be decoded is replaced by the next one that can, so one bad file ends no run.
 
     Args:
         paths: The files.
-        image_size: Size of a crop in pixels, (rows, columns).
-        in_chans: Channels.
+        augmentation: What is done to each.
         seed: The run's seed.
-        crop_scale: Smallest and largest share of a picture's area that a crop covers.
-        hflip: Whether to flip half of the crops.
+        cache_bytes: How much memory decoded pictures may take in each loader process; 0 keeps none.
     """
 
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        image_size: tuple[int, int],
-        in_chans: int,
-        seed: int,
-        crop_scale: tuple[float, float] = (0.2, 1.0),
-        hflip: bool = True,
-    ) -> None:
+    def __init__(self, paths: Sequence[Path], augmentation: Augmentation, seed: int, cache_bytes: int = 0) -> None:
         self.paths = paths
-        self.image_size = image_size
-        self.in_chans = in_chans
+        self.augmentation = augmentation
         self.seed = seed
-        steps = [
-            v2.RandomResizedCrop(
-                image_size, scale=crop_scale, interpolation=v2.InterpolationMode.BICUBIC, antialias=True
-            )
-        ]
-        self.augment = v2.Compose([*steps, v2.RandomHorizontalFlip()] if hflip else steps)
-        self._cache: dict[int, Image.Image] = {}
-        self._cached_bytes = 0
+        self.cache_bytes = cache_bytes
+        self._cache: dict[int, WholePicture] = {}
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, draw: Draw) -> Sample:
-        unreadable = []
+        unreadable: list[Unreadable] = []
+        seed = stream_seed(self.seed, "augment", draw.epoch, draw.picture)
         for offset in range(len(self.paths)):
             index = (draw.picture + offset) % len(self.paths)
             try:
-                picture = self._decode(index)
-                break
+                return Sample(self._augmented(index, seed), tuple(unreadable))
             except PictureError as error:
                 unreadable.append(Unreadable(self.paths[index], error.reason))
-        else:
-            # The trainer, told that all of them are unreadable, ends the run with that error.
-            return Sample(torch.zeros(self.in_chans, *self.image_size, dtype=torch.uint8), tuple(unreadable))
-        with seeded(stream_seed(self.seed, "augment", draw.epoch, draw.picture)):
-            return Sample(picture_to_tensor(self.augment(picture)), tuple(unreadable))
+        # The trainer, told that all of them are unreadable, ends the run with that error.
+        shape = (*self.augmentation.image_size, self.augmentation.in_chans)
+        return Sample(torch.zeros(shape, dtype=torch.uint8), tuple(unreadable))
 
-    def _decode(self, index: int) -> Image.Image:
-        """Decode a picture; a small data set is decoded once and kept."""
+    def _augmented(self, index: int, seed: int) -> Tensor:
         if index in self._cache:
-            return self._cache[index]
-        picture = load_picture(self.paths[index], self.in_chans)
-        size = picture.width * picture.height * self.in_chans
-        if self._cached_bytes + size <= CACHE_BYTES:
-            self._cache[index] = picture
-            self._cached_bytes += size
-        return picture
+            return self.augmentation.crop(self._cache[index], seed)
+        path = self.paths[index]
+        with open_picture(path) as file:
+            if self.cache_bytes > 0:
+                picture = self.augmentation.keepable(file, path)
+                if picture is not None and picture.pixels.nbytes <= self.cache_bytes:
+                    self._cache[index] = picture
+                    self.cache_bytes -= picture.pixels.nbytes
+                if picture is not None:
+                    return self.augmentation.crop(picture, seed)
+                file.seek(0)
+            return self.augmentation(file, path, seed)
 
 
 class EpochBatches(Sampler[list[Draw]]):
@@ -168,4 +148,4 @@ def _ignore_interrupt(worker: int) -> None:
 
 def _collate(samples: list[Sample]) -> Batch:
     unreadable = tuple(bad for sample in samples for bad in sample.unreadable)
-    return Batch(torch.stack([sample.image for sample in samples]), unreadable)
+    return Batch(torch.stack([sample.image for sample in samples]).permute(0, 3, 1, 2), unreadable)

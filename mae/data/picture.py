@@ -58,12 +58,20 @@ def load_picture(path: Path, in_chans: int = 3, on_note: Callable[[str], None] |
         ConfigError: No picture has so many channels.
     """
     check_channels(in_chans)
+    with open_picture(path) as file:
+        return decode_picture(file, path, in_chans, on_note)
+
+
+def open_picture(path: Path) -> IO[bytes]:
+    """Open a file for ``decode_picture``.
+
+    Raises:
+        DataError: It cannot be opened, or is no regular file.
+    """
     try:
-        file = open_regular(path)
+        return open_regular(path)
     except OSError as error:
         raise PictureError(path, describe_failure(error, path=path)) from None
-    with file:
-        return decode_picture(file, path, in_chans, on_note)
 
 
 def probe_picture(path: Path) -> str | None:
@@ -141,7 +149,7 @@ def _decode(opened: ImageFile.ImageFile, mode: str) -> Image.Image:
         opened.info["transparency"] = clear * (85 if rawmode == "L;2" else 17)
     elif rawmode == "RGB;16B" and isinstance(clear, tuple):
         opened.info["transparency"] = tuple(value >> 8 for value in clear)
-    turn = _UPRIGHT.get(_orientation(opened))
+    turn = _UPRIGHT.get(orientation_of(opened))
     picture = with_channels(opened, mode, most, inverted)
     if turn is not None:
         return picture.transpose(turn)
@@ -167,7 +175,7 @@ def _grey_scale(opened: Image.Image) -> tuple[int | None, bool]:
     return 2 ** bits[0] - 1 if isinstance(bits, tuple) else None, tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
 
 
-def _orientation(opened: Image.Image) -> int:
+def orientation_of(opened: Image.Image) -> int:
     """1 (upright) where there is none, or EXIF is damaged."""
     try:
         value = opened.getexif().get(_ORIENTATION, 1)
