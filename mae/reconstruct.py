@@ -246,7 +246,7 @@ def _find(sources: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
     for source in sources:
         if source.is_dir():
             scan = scan_pictures([source])
-            paths += scan.pictures
+            paths += [scan.pictures.name(index) for index in range(len(scan.pictures))]
             skipped += [(bad.path, bad.reason) for bad in scan.unreadable]
         else:
             paths.append(source)

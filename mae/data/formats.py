@@ -62,29 +62,29 @@ class PictureError(DataError):
         self.reason = reason
 
 
-def open_regular(path: Path) -> IO[bytes]:
+def open_regular(path: Path, *, limited: bool = True) -> IO[bytes]:
     """Open a file for reading; a FIFO, a socket, a device or a folder is refused before it is opened.
 
     Raises:
         OSError: It cannot be opened; ``describe_failure`` puts the reason in words.
-        DataError: It is no regular file, or over 512 MiB.
+        DataError: It is no regular file, or ``limited`` and over 512 MiB.
     """
-    _check_regular(path, path.stat())
+    _check_regular(path, path.stat(), limited)
     # Not to hang should it become a FIFO just now.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
-        _check_regular(path, os.fstat(descriptor))
+        _check_regular(path, os.fstat(descriptor), limited)
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
 
 
-def _check_regular(name: Path, info: os.stat_result) -> None:
+def _check_regular(name: Path, info: os.stat_result, limited: bool) -> None:
     if not stat.S_ISREG(info.st_mode):
         kind = next((words for is_kind, words in _KINDS if is_kind(info.st_mode)), "is no regular file")
         raise PictureError(name, kind)
-    if info.st_size > MAX_FILE_BYTES:
+    if limited and info.st_size > MAX_FILE_BYTES:
         raise PictureError(name, f"is too large ({info.st_size / 2**20:,.0f} MiB; at most 512 are read)")
 
 

@@ -6,12 +6,15 @@ import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import overload
+from typing import IO, overload
 
 import numpy as np
 
+from mae.data.picture import open_picture
+from mae.data.source import PictureSource
 
-class PicturePaths(Sequence[Path]):
+
+class PicturePaths(PictureSource, Sequence[Path]):
     """Files of some folders, as a sequence of paths.
 
     A million ``Path`` objects take 300 MB and a second for each loader process; this takes a name's length
@@ -46,6 +49,14 @@ class PicturePaths(Sequence[Path]):
         folder = self._folders[int(np.searchsorted(self._counts, index, side="right"))]
         return Path(os.fsdecode(os.path.join(folder, self._names[start : int(self._ends[index])])))
 
+    def name(self, index: int) -> Path:
+        """The file's path."""
+        return self[index]
+
+    def open(self, index: int) -> IO[bytes]:
+        """Open the file."""
+        return open_picture(self[index])
+
     def digest(self) -> str:
-        """Changes when a name is added, removed or renamed, and not when the folders are moved elsewhere."""
+        """Of the files' names and the sizes of the folders, in order."""
         return hashlib.blake2b(self._names + self._counts.tobytes(), digest_size=8).hexdigest()

@@ -62,30 +62,39 @@ def load_picture(path: Path, in_chans: int = 3, on_note: Callable[[str], None] |
         return decode_picture(file, path, in_chans, on_note)
 
 
-def open_picture(path: Path) -> IO[bytes]:
-    """Open a file for ``decode_picture``.
+def open_picture(path: Path, *, limited: bool = True) -> IO[bytes]:
+    """Open a file for ``decode_picture``; ``limited`` refuses one over 512 MiB.
 
     Raises:
         DataError: It cannot be opened, or is no regular file.
     """
     try:
-        return open_regular(path)
+        return open_regular(path, limited=limited)
     except OSError as error:
         raise PictureError(path, describe_failure(error, path=path)) from None
 
 
 def probe_picture(path: Path) -> str | None:
     """None for a file that begins as a picture does, else why it is none; nothing is decoded."""
+    try:
+        with open_regular(path) as file:
+            return probe_open(file)
+    except (OSError, PictureError) as error:
+        return describe_failure(error, path=path)
+
+
+def probe_open(file: IO[bytes]) -> str | None:
+    """``probe_picture`` of an open file."""
     head = b"\0"
     try:
-        with open_regular(path) as file, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             head = file.read(HEAD_BYTES)
             file.seek(0)
             with Image.open(file, formats=FORMATS):
                 return None
     except Exception as error:  # as in ``decode_picture``
-        return describe_failure(error, head, path)
+        return describe_failure(error, head)
 
 
 def decode_picture(

@@ -1,20 +1,20 @@
-"""Find the pictures below some folders."""
+"""Find the pictures below some folders, in archives and in tables."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import stat
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mae.data.formats import HEAD_BYTES, describe_failure, picture_suffixes, sniff
+from mae.data.archives import ARCHIVE_SUFFIXES, ArchiveListing, ArchiveSource, list_archive
+from mae.data.folders import FolderReader, Listing, walk
 from mae.data.paths import PicturePaths
-from mae.data.picture import probe_picture
+from mae.data.scan_index import ScanIndex
+from mae.data.source import JoinedSource, PictureSource
 from mae.errors import DataError
 from mae.files import shown
-
-FILES_BETWEEN_REPORTS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,73 +30,85 @@ class PictureScan:
     """What was found.
 
     Attributes:
-        pictures: Files whose content is a picture's, sorted within each folder.
+        pictures: Those whose content is a picture's, sorted within each folder.
         unreadable: Files that are named like a picture and are none that can be read.
         others: How many files are neither (texts, tables ...).
     """
 
-    pictures: PicturePaths
+    pictures: PictureSource
     unreadable: tuple[Unreadable, ...]
     others: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Listing:
-    """What one folder holds, by name.
-
-    Attributes:
-        subfolders: Sorted.
-        pictures: Sorted, each ended by a zero byte.
-        unreadable: Names and reasons.
-        others: How many other files there are.
-    """
-
-    subfolders: tuple[bytes, ...] = ()
-    pictures: bytes = b""
-    unreadable: tuple[tuple[bytes, str], ...] = ()
-    others: int = 0
-
-
 def scan_pictures(sources: Sequence[Path], on_progress: Callable[[int], None] | None = None) -> PictureScan:
-    """Look through folders (and single files) for pictures, by content rather than by suffix.
+    """Look through folders, archives and single files for pictures, by content rather than by suffix.
 
     Folders may be nested or flat, with class folders or without; links are followed, hidden files are not.
     Each folder counts once, however many ways lead to it. Only a file's head is read here: one that breaks
-    off later is found when it is decoded.
+    off later is found when it is decoded. What was seen is kept in the user's cache folder, so that the next
+    scan reads only what has changed.
 
     Args:
-        sources: Folders or files.
+        sources: Folders; .tar, .zip and .parquet files; pictures. A name may hold braces: ``{000..099}``, ``{a,b}``.
         on_progress: Called with the number of files seen so far, now and then.
 
     Raises:
         DataError: A source does not exist, or there is no picture in any of them.
     """
-    reader = _Reader(on_progress)
-    found: list[tuple[bytes, Listing]] = []
-    visited: set[tuple[int, int]] = set()
-    for source in sources:
-        failure = _missing(source)
+    paths = [path for source in sources for path in expand_braces(source)]
+    for path in paths:
+        failure = _missing(path)
         if failure:
-            raise DataError(f"{shown(source)}: {failure}", hint="give a folder with pictures, or several")
-        if source.is_dir():
-            found += _walk(os.fsencode(source), reader, visited)
-    for source in dict.fromkeys(source for source in sources if not source.is_dir()):
-        folder, name = os.path.split(os.fsencode(source))
-        if not any(at == folder and _holds(listing, name) for at, listing in found):
-            found.append((folder, reader.file(folder, name)))
-    pictures = PicturePaths((folder, listing.pictures) for folder, listing in found)
-    unreadable = tuple(
-        Unreadable(Path(os.fsdecode(os.path.join(folder, name))), reason)
-        for folder, listing in found
+            raise DataError(f"{shown(path)}: {failure}", hint="give a folder with pictures, or several")
+    reader = FolderReader(on_progress)
+    listed = _folders_and_files(paths, reader)
+    archives = _archives([path for path in paths if _is_archive(path)], reader)
+    tables = [path for path in paths if path.suffix.lower() == ".parquet" and path.is_file()]
+    parts: list[PictureSource] = [PicturePaths((folder, listing.pictures) for folder, listing in listed)]
+    if archives:
+        parts.append(ArchiveSource(archives))
+    if tables:
+        from mae.data.tables import TableSource
+
+        parts.append(TableSource(tables))
+    parts = [part for part in parts if len(part)]
+    where: list[tuple[bytes, Listing | ArchiveListing]] = [*listed]
+    where += [(os.fsencode(path), listing) for path, listing in archives]
+    unreadable = [
+        Unreadable(Path(os.fsdecode(os.path.join(at, name))), reason)
+        for at, listing in where
         for name, reason in listing.unreadable
-    )
-    others = sum(listing.others for _, listing in found)
-    if not pictures:
-        where = ", ".join(shown(source) for source in sources)
-        what = f"{len(unreadable)} unreadable and {others} other files" if unreadable or others else "it is empty"
-        hint = f"{shown(unreadable[0].path)}: {unreadable[0].reason}" if unreadable else None
-        raise DataError(f"no picture in {where}: {what}", hint=hint)
-    return PictureScan(pictures, unreadable, others)
+    ]
+    others = sum(listing.others for _, listing in where)
+    if not parts:
+        raise _nothing_found(paths, unreadable, others)
+    return PictureScan(parts[0] if len(parts) == 1 else JoinedSource(parts), tuple(unreadable), others)
+
+
+def expand_braces(source: Path) -> list[Path]:
+    """``shards-{000..099}.tar`` as a hundred paths; a name that is there as it stands is left alone."""
+    match = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", str(source))
+    if match is None or source.exists():
+        return [source]
+    first, last, words = match.groups()
+    parts = words.split(",") if words else [f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1)]
+    before, after = str(source)[: match.start()], str(source)[match.end() :]
+    return [path for part in parts for path in expand_braces(Path(before + part + after))]
+
+
+def _nothing_found(paths: Sequence[Path], unreadable: Sequence[Unreadable], others: int) -> DataError:
+    where = ", ".join(shown(path) for path in paths)
+    what = f"{len(unreadable)} unreadable and {others} other files" if unreadable or others else "it is empty"
+    hint = f"{shown(unreadable[0].path)}: {unreadable[0].reason}" if unreadable else None
+    for path in paths:
+        archive = next((one for one in sorted(path.glob("*")) if _is_archive(one) or one.suffix == ".parquet"), None)
+        if archive is not None:
+            hint = f"archives are read when they are named: {shown(path)}/*{archive.suffix}"
+    return DataError(f"no picture in {where}: {what}", hint=hint)
+
+
+def _is_archive(path: Path) -> bool:
+    return path.suffix.lower() in ARCHIVE_SUFFIXES and path.is_file()
 
 
 def _missing(source: Path) -> str:
@@ -105,95 +117,37 @@ def _missing(source: Path) -> str:
     return "is a link to nothing" if source.is_symlink() else "no such folder"
 
 
+def _archives(paths: Sequence[Path], reader: FolderReader) -> list[tuple[Path, ArchiveListing]]:
+    found = []
+    for path in dict.fromkeys(paths):
+        name, index = os.fsencode(path), ScanIndex(os.fsencode(path))
+        info = path.stat()
+        kept = index.get(name, info)
+        if kept is not None:
+            listing = ArchiveListing.from_plain(kept)
+        else:
+            listing = list_archive(path, reader.count)
+            index.put(name, info, listing.to_plain(), len(listing.offsets) + listing.others)
+            index.save()
+        found.append((path, listing))
+    return found
+
+
+def _folders_and_files(paths: Sequence[Path], reader: FolderReader) -> list[tuple[bytes, Listing]]:
+    found: list[tuple[bytes, Listing]] = []
+    visited: set[tuple[int, int]] = set()
+    for path in paths:
+        if path.is_dir():
+            reader.index = ScanIndex(os.fsencode(path))
+            found += walk(os.fsencode(path), reader, visited)
+            reader.index.save()
+    singles = [path for path in paths if not path.is_dir() and not _is_archive(path) and path.suffix != ".parquet"]
+    for path in dict.fromkeys(singles):
+        folder, name = os.path.split(os.fsencode(path))
+        if not any(at == folder and _holds(listing, name) for at, listing in found):
+            found.append((folder, reader.file(folder, name)))
+    return found
+
+
 def _holds(listing: Listing, name: bytes) -> bool:
     return b"\0" + name + b"\0" in b"\0" + listing.pictures or any(bad == name for bad, _ in listing.unreadable)
-
-
-def _walk(top: bytes, reader: _Reader, visited: set[tuple[int, int]]) -> Iterator[tuple[bytes, Listing]]:
-    """A folder and all below it, each real one once, so that circular links end."""
-    waiting = [top]
-    while waiting:
-        folder = waiting.pop()
-        try:
-            info = os.stat(folder)
-        except OSError as error:
-            yield os.path.dirname(folder), Listing(unreadable=((os.path.basename(folder), describe_failure(error)),))
-            continue
-        if (info.st_dev, info.st_ino) in visited:
-            continue
-        visited.add((info.st_dev, info.st_ino))
-        listing = reader.folder(folder)
-        yield folder, listing
-        waiting += [os.path.join(folder, name) for name in reversed(listing.subfolders)]
-
-
-class _Reader:
-    """Reads folders, telling how far it is."""
-
-    def __init__(self, on_progress: Callable[[int], None] | None) -> None:
-        self.on_progress = on_progress
-        self.seen = 0
-
-    def folder(self, folder: bytes) -> Listing:
-        """Look into a folder and at the head of every file in it."""
-        subfolders: list[bytes] = []
-        files: list[bytes] = []
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if not entry.name.startswith(b"."):
-                        (subfolders if _is_folder(entry) else files).append(entry.name)
-        except OSError as error:
-            return Listing(unreadable=((b"", describe_failure(error)),))
-        pictures, unreadable, others = [], [], 0
-        for name in sorted(files):
-            kind = self._kind(os.path.join(folder, name))
-            if kind is None:
-                pictures.append(name + b"\0")
-            elif kind:
-                unreadable.append((name, kind))
-            else:
-                others += 1
-        return Listing(tuple(sorted(subfolders)), b"".join(pictures), tuple(unreadable), others)
-
-    def file(self, folder: bytes, name: bytes) -> Listing:
-        """Look at one file that was named by its path."""
-        kind = self._kind(os.path.join(folder, name))
-        if kind is None:
-            return Listing(pictures=name + b"\0")
-        return Listing(unreadable=((name, kind),)) if kind else Listing(others=1)
-
-    def _kind(self, path: bytes) -> str | None:
-        """None for a picture, the reason for a file that is named like one and is none, else an empty text."""
-        self.seen += 1
-        if self.on_progress is not None and self.seen % FILES_BETWEEN_REPORTS == 0:
-            self.on_progress(self.seen)
-        named = os.path.splitext(path)[1].lower().decode("latin-1") in picture_suffixes()
-        told = _sniff(path)
-        if told is True:
-            return None
-        if told is False and not named:
-            return ""
-        failure = probe_picture(Path(os.fsdecode(path)))
-        return failure if failure is None or named else ""
-
-
-def _is_folder(entry: os.DirEntry[bytes]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads back to itself
-        return False
-
-
-def _sniff(path: bytes) -> bool | None:
-    """What a regular file's head says; None where it has to be opened with care to know."""
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return None
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        try:
-            return sniff(os.read(descriptor, HEAD_BYTES))
-        finally:
-            os.close(descriptor)
-    except OSError:
-        return None

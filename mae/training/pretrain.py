@@ -12,7 +12,7 @@ import torch
 from mae.checkpoints import Checkpoint, load_checkpoint, load_weights
 from mae.data.augment import Augmentation
 from mae.data.jpeg import resolve_decoder
-from mae.data.loader import EpochBatches, PictureDataset, make_loader
+from mae.data.loader import EpochBatches, PictureDataset, explain_worker_death, make_loader
 from mae.data.picture import check_channels
 from mae.data.scan import PictureScan, scan_pictures
 from mae.device import resolve_device, resolve_precision
@@ -94,10 +94,21 @@ def pretrain(
     augmentation = Augmentation(config.image_size, config.in_chans, config.crop_scale, config.hflip, config.decoder)
     cache_bytes = config.cache * 2**20 // max(1, workers)
     dataset = PictureDataset(scan.pictures, augmentation, config.seed, cache_bytes)
-    draws = EpochBatches(plan.pictures, plan.batch_size, config.epochs, config.seed, position.epoch, position.batch)
+    draws = EpochBatches(
+        plan.pictures,
+        plan.batch_size,
+        config.epochs,
+        config.seed,
+        position.epoch,
+        position.batch,
+        groups=scan.pictures.groups,
+    )
     batches = iter(make_loader(dataset, draws, workers=workers, pin_memory=device.type == "cuda"))
     on_event(_started(config, plan, training_step, scan, previews, workers, position, notes))
-    return trainer.train(batches)
+    try:
+        return trainer.train(batches)
+    except RuntimeError as error:
+        raise explain_worker_death(error) or error from None
 
 
 def _load_state(config: PretrainConfig) -> Checkpoint:
