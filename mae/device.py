@@ -37,6 +37,11 @@ def resolve_precision(name: str, device: torch.device) -> str:
     return name
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Mixed precision: matrix products in bf16 or fp16, weights, norms and the loss in fp32."""
+    return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32")
+
+
 def _multiplies_bf16(device: torch.device) -> bool:
     """Whether bf16 products are faster than fp32 ones, and not emulated."""
     if device.type == "cuda":

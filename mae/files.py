@@ -1,4 +1,4 @@
-"""Writing files so that a crash or a full disk leaves the old file or the new one, never half of one."""
+"""Files: writing them so that a crash leaves the old one or the new one, and showing any name on one line."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
+
+
+def shown(name: str | Path) -> str:
+    r"""A name on one line: bytes that are no UTF-8 as ``\xff``, a new line as ``\n``, nothing that a terminal obeys."""
+    text = str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:

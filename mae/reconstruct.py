@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mae.checkpoints import Checkpoint, build_model, load_checkpoint
 from mae.config import DEFAULT_CHECKPOINT, ReconstructConfig, num_kept
+from mae.data.formats import PictureError
 from mae.data.geometry import crop_to, whole_size
 from mae.data.normalise import normalise, picture_to_tensor, tensor_to_picture
 from mae.data.picture import check_channels, load_picture
@@ -19,6 +20,7 @@ from mae.data.scan import scan_pictures
 from mae.device import resolve_device
 from mae.errors import CheckpointError, ConfigError, DataError
 from mae.figure import Row, draw_grid, write_picture
+from mae.files import shown
 from mae.mae import MaskedAutoencoder, patch_statistics
 from mae.masking import Masking, masking_from_order, random_masking, take_patches
 from mae.panels import Panels, make_panels, predict
@@ -90,9 +92,17 @@ def reconstruct(
     check_channels(checkpoint.config.in_chans)
     studio = _Studio(config, checkpoint, device)
     paths, skipped = _find(config.images)
-    rows, pictures, separate = [], [], []
+    rows: list[Row] = []
+    pictures: list[PictureResult] = []
+    separate: list[Path] = []
     for number, path in enumerate(paths):
-        picture = studio.frame(load_picture(path, checkpoint.config.in_chans))
+        try:
+            picture = studio.frame(load_picture(path, checkpoint.config.in_chans, studio.notes.append))
+        except PictureError as error:
+            if path in config.images:  # asked for by name, not found in a folder
+                raise
+            skipped.append((path, error.reason))
+            continue
         shots = [studio.shoot(picture, masking) for masking in studio.maskings(picture)]
         results = [
             PictureResult(path, picture.img_size, shot.removed_share, shot.panels.loss, shot.panels.psnr)
@@ -103,6 +113,8 @@ def reconstruct(
         if config.separate is not None:
             separate += _write_separate(config.separate, f"{number + 1:03d}-{path.stem}", shots)
         on_picture(number + 1, len(paths))
+    if not rows:
+        raise DataError("none of the pictures can be decoded", hint=f"{shown(skipped[0][0])}: {skipped[0][1]}")
     page = draw_grid(_titles(shots), rows, NORM_PIX_NOTE if studio.norm_pix else "")
     write_picture(config.out, page)
     return ReconstructResult(
@@ -234,7 +246,7 @@ def _find(sources: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
     for source in sources:
         if source.is_dir():
             scan = scan_pictures([source])
-            paths += scan.pictures
+            paths += [scan.pictures.name(index) for index in range(len(scan.pictures))]
             skipped += [(bad.path, bad.reason) for bad in scan.unreadable]
         else:
             paths.append(source)
@@ -271,7 +283,7 @@ def _caption(path: Path, results: Sequence[PictureResult]) -> str:
         (f"{one.mask_ratio:.0%}: " if len(results) > 1 else "") + f"loss {one.loss:.3f}, PSNR {one.psnr:.1f} dB"
         for one in results
     ]
-    return f"{path.name}   {'; '.join(numbers)}"
+    return f"{shown(path.name)}   {'; '.join(numbers)}"
 
 
 def _write_separate(folder: Path, stem: str, shots: Sequence[_Shot]) -> list[Path]:

@@ -6,11 +6,14 @@ prints the one value that a script wants. Notes, warnings, progress and errors a
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from mae.files import shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,6 +33,8 @@ class Output:
         self.as_json = as_json
         self.quiet = quiet
         self._downloaded: tuple[str, int] | None = None
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a path's bytes go out as they came in
+            sys.stdout.reconfigure(errors="surrogateescape")
 
     def result(self, document: Callable[[], Any], human: Callable[[Console], None], value: Any) -> None:
         """Show a command's result in the way that was asked for.
@@ -40,7 +45,10 @@ class Output:
             value: What ``--quiet`` prints.
         """
         if self.as_json:
-            print(json.dumps(_finite(document()), indent=2, ensure_ascii=False, allow_nan=False))
+            values = _finite(document())
+            text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
+            # A file's name may hold bytes that are no UTF-8: escaped, they come back from any JSON reader.
+            print(text if _is_utf8(text) else json.dumps(values, indent=2, allow_nan=False))
         elif self.quiet:
             print(value)
         else:
@@ -108,8 +116,16 @@ def make_console(stream: Any) -> Console:
 def _say(kind: str, style: str, message: str) -> None:
     from rich.text import Text
 
-    text = Text.assemble((f"{kind}: ", style), message)
+    text = Text.assemble((f"{kind}: ", style), shown(message))
     make_console(sys.stderr).print(text, soft_wrap=True)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _finite(value: Any) -> Any:

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from mae.config import format_size
+from mae.files import shown
 from mae.training.events import EpochDone, Event, PassedOver, Previewed, Scanned, Started, Stepped
 from maecli.output import Output, make_console
 
@@ -39,7 +40,7 @@ class TrainingView:
     def __call__(self, event: Event) -> None:
         """Show one event."""
         if isinstance(event, PassedOver):
-            self.output.warn(f"passed over {event.path}: {event.reason}")
+            self.output.warn(f"passed over {shown(event.path)}: {event.reason}")
         elif self.output.quiet:
             return
         elif isinstance(event, Scanned):

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import v2
 
-from mae.data.normalise import picture_to_tensor
-from mae.data.picture import load_picture
+from mae.data.augment import Augmentation, WholePicture
+from mae.data.formats import PictureError
 from mae.data.scan import Unreadable
-from mae.errors import DataError
-from mae.seeding import seeded, stream, stream_seed
+from mae.data.source import PictureSource
+from mae.errors import ConfigError, DataError
+from mae.seeding import stream, stream_seed
 
-CACHE_BYTES = 256 * 2**20
+GROUPS_AT_ONCE = 16
 
 
 class Draw(NamedTuple):
@@ -30,14 +29,14 @@ class Draw(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A decoded, augmented picture (C, H, W) uint8, and the files that had to be passed over for it."""
+    """A decoded, augmented picture (H, W, C) uint8, and the files that had to be passed over for it."""
 
     image: Tensor
     unreadable: tuple[Unreadable, ...]
 
 
 class Batch(NamedTuple):
-    """(B, C, H, W) uint8, and the files that had to be passed over."""
+    """(B, C, H, W) uint8 with channels last in memory, and the files that had to be passed over."""
 
     images: Tensor
     unreadable: tuple[Unreadable, ...]
@@ -46,69 +45,52 @@ class Batch(NamedTuple):
 class PictureDataset(Dataset[Sample]):
     """Pictures with the official augmentation (Paper: Appendix A.1).
 
-    RandomResizedCrop (bicubic) and a horizontal flip, nothing else. A file that cannot be decoded is
-    replaced by the next one that can, so one bad file ends no run.
+    A file that cannot be decoded is replaced by the next one that can, so one bad file ends no run.
 
     Args:
-        paths: The files.
-        image_size: Size of a crop in pixels, (rows, columns).
-        in_chans: Channels.
+        source: The pictures.
+        augmentation: What is done to each.
         seed: The run's seed.
-        crop_scale: Smallest and largest share of a picture's area that a crop covers.
-        hflip: Whether to flip half of the crops.
+        cache_bytes: How much memory decoded pictures may take in each loader process; 0 keeps none.
     """
 
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        image_size: tuple[int, int],
-        in_chans: int,
-        seed: int,
-        crop_scale: tuple[float, float] = (0.2, 1.0),
-        hflip: bool = True,
-    ) -> None:
-        self.paths = paths
-        self.image_size = image_size
-        self.in_chans = in_chans
+    def __init__(self, source: PictureSource, augmentation: Augmentation, seed: int, cache_bytes: int = 0) -> None:
+        self.source = source
+        self.augmentation = augmentation
         self.seed = seed
-        steps = [
-            v2.RandomResizedCrop(
-                image_size, scale=crop_scale, interpolation=v2.InterpolationMode.BICUBIC, antialias=True
-            )
-        ]
-        self.augment = v2.Compose([*steps, v2.RandomHorizontalFlip()] if hflip else steps)
-        self._cache: dict[int, Image.Image] = {}
-        self._cached_bytes = 0
+        self.cache_bytes = cache_bytes
+        self._cache: dict[int, WholePicture] = {}
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.source)
 
     def __getitem__(self, draw: Draw) -> Sample:
-        unreadable = []
-        for offset in range(len(self.paths)):
-            index = (draw.picture + offset) % len(self.paths)
+        unreadable: list[Unreadable] = []
+        seed = stream_seed(self.seed, "augment", draw.epoch, draw.picture)
+        for offset in range(len(self.source)):
+            index = (draw.picture + offset) % len(self.source)
             try:
-                picture = self._decode(index)
-                break
-            except DataError as error:
-                reason = error.message.removeprefix(f"{self.paths[index]}: ")
-                unreadable.append(Unreadable(self.paths[index], reason))
-        else:
-            # The trainer, told that all of them are unreadable, ends the run with that error.
-            return Sample(torch.zeros(self.in_chans, *self.image_size, dtype=torch.uint8), tuple(unreadable))
-        with seeded(stream_seed(self.seed, "augment", draw.epoch, draw.picture)):
-            return Sample(picture_to_tensor(self.augment(picture)), tuple(unreadable))
+                return Sample(self._augmented(index, seed), tuple(unreadable))
+            except PictureError as error:
+                unreadable.append(Unreadable(self.source.name(index), error.reason))
+        # The trainer, told that all of them are unreadable, ends the run with that error.
+        shape = (*self.augmentation.image_size, self.augmentation.in_chans)
+        return Sample(torch.zeros(shape, dtype=torch.uint8), tuple(unreadable))
 
-    def _decode(self, index: int) -> Image.Image:
-        """Decode a picture; a small data set is decoded once and kept."""
+    def _augmented(self, index: int, seed: int) -> Tensor:
         if index in self._cache:
-            return self._cache[index]
-        picture = load_picture(self.paths[index], self.in_chans)
-        size = picture.width * picture.height * self.in_chans
-        if self._cached_bytes + size <= CACHE_BYTES:
-            self._cache[index] = picture
-            self._cached_bytes += size
-        return picture
+            return self.augmentation.crop(self._cache[index], seed)
+        name = self.source.name(index)
+        with self.source.open(index) as file:
+            if self.cache_bytes > 0:
+                picture = self.augmentation.keepable(file, name)
+                if picture is not None and picture.pixels.nbytes <= self.cache_bytes:
+                    self._cache[index] = picture
+                    self.cache_bytes -= picture.pixels.nbytes
+                if picture is not None:
+                    return self.augmentation.crop(picture, seed)
+                file.seek(0)
+            return self.augmentation(file, name, seed)
 
 
 class EpochBatches(Sampler[list[Draw]]):
@@ -117,32 +99,75 @@ class EpochBatches(Sampler[list[Draw]]):
     The last pictures of an order that fill no batch are left out of that epoch, as in the official
     recipe. The epochs follow each other without a gap, so workers never wait at their boundary.
 
+    Several ranks share each batch: its pictures are the same and in the same order whatever their number, and
+    rank r takes the r-th of equal slices.
+
     Args:
         pictures: Number of pictures.
-        batch_size: Pictures in a batch, at most ``pictures``.
+        batch_size: Pictures in a batch over all ranks, at most ``pictures``.
         epochs: Epochs of the whole run.
         seed: The run's seed.
         start_epoch, start_batch: Where to go on.
+        groups: Sizes of the parts that are read as a whole, from the source; see ``epoch_order``.
+        rank, world_size: Which slice of each batch is drawn, and how many there are.
+
+    Raises:
+        ConfigError: The ranks cannot share a batch equally.
     """
 
     def __init__(
-        self, pictures: int, batch_size: int, epochs: int, seed: int, start_epoch: int = 0, start_batch: int = 0
+        self,
+        pictures: int,
+        batch_size: int,
+        epochs: int,
+        seed: int,
+        start_epoch: int = 0,
+        start_batch: int = 0,
+        *,
+        groups: Sequence[int] = (),
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
+        if batch_size % world_size:
+            raise ConfigError(f"a batch of {batch_size} pictures cannot be shared equally by {world_size} processes")
         self.pictures = pictures
         self.batch_size = batch_size
         self.epochs = epochs
         self.seed = seed
         self.start_epoch = start_epoch
         self.start_batch = start_batch
+        self.groups = groups
+        self.rank = rank
+        self.world_size = world_size
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        first = self.start_batch
+        first, share = self.start_batch, self.batch_size // self.world_size
         for epoch in range(self.start_epoch, self.epochs):
-            order = torch.randperm(self.pictures, generator=stream(self.seed, "order", epoch)).tolist()
+            order = epoch_order(self.pictures, self.groups, stream(self.seed, "order", epoch))
             for batch in range(first, self.pictures // self.batch_size):
-                indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-                yield [Draw(epoch, index) for index in indices]
+                start = batch * self.batch_size + self.rank * share
+                yield [Draw(epoch, index) for index in order[start : start + share].tolist()]
             first = 0
+
+
+def epoch_order(pictures: int, groups: Sequence[int], generator: torch.Generator) -> Tensor:
+    """A shuffled order of an epoch's pictures, (pictures,) int64.
+
+    Where pictures are read in groups, the groups are shuffled and then the pictures of ``GROUPS_AT_ONCE`` groups
+    among each other, so that a group is read once and not for every picture.
+    """
+    if not groups:
+        return torch.randperm(pictures, generator=generator)
+    starts = torch.tensor([0, *groups[:-1]]).cumsum(0)
+    shuffled = torch.randperm(len(groups), generator=generator).tolist()
+    parts = []
+    for start in range(0, len(shuffled), GROUPS_AT_ONCE):
+        window = torch.cat(
+            [torch.arange(int(starts[group]), int(starts[group]) + groups[group])
+             for group in shuffled[start : start + GROUPS_AT_ONCE]]
+        )  # fmt: skip
+        parts.append(window[torch.randperm(len(window), generator=generator)])
+    return torch.cat(parts)
 
 
 def make_loader(
@@ -162,6 +187,23 @@ def make_loader(
     )
 
 
+def explain_worker_death(error: RuntimeError) -> DataError | None:
+    """What to tell the user if an error says that a loader process is gone; None for any other error.
+
+    torch notices at once, wherever the training process is, and raises there.
+    """
+    text = str(error)
+    match = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)", text)
+    if match is None:
+        return None
+    how = match[2].split(". ")[0].rstrip(".")
+    return DataError(
+        f"loader process {match[1]} {how}",
+        hint="the system kills processes when memory runs short: fewer --workers, a smaller --cache or --batch-size "
+        "need less",
+    )
+
+
 def _ignore_interrupt(worker: int) -> None:
     """Ctrl-C reaches the whole process group; the training process alone decides when workers end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -169,4 +211,4 @@ def _ignore_interrupt(worker: int) -> None:
 
 def _collate(samples: list[Sample]) -> Batch:
     unreadable = tuple(bad for sample in samples for bad in sample.unreadable)
-    return Batch(torch.stack([sample.image for sample in samples]), unreadable)
+    return Batch(torch.stack([sample.image for sample in samples]).permute(0, 3, 1, 2), unreadable)

@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile
 
-from mae.errors import ConfigError, DataError
+from mae.data.channels import MODES, with_channels
+from mae.data.formats import (
+    FORMATS,
+    HEAD_BYTES,
+    PictureError,
+    check_scans,
+    check_size,
+    describe_failure,
+    open_regular,
+)
+from mae.errors import ConfigError
+from mae.files import shown
 
-# Pillow's mode for so many channels; more than these Pillow cannot hold.
-MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 0x0112, 258, 262
+_WHITE_IS_ZERO = 0
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def check_channels(in_chans: int) -> None:
@@ -28,79 +50,144 @@ def check_channels(in_chans: int) -> None:
         )
 
 
-def load_picture(path: Path, in_chans: int = 3) -> Image.Image:
-    """Decode a picture upright, with the wanted channels, 8 bits each.
-
-    The orientation that a camera noted is applied. 16-bit grey is scaled to 8 bits rather than clipped.
-    Transparency is laid over white unless alpha is a wanted channel; a palette, CMYK and other colour
-    spaces become RGB; grey becomes three equal channels, and colour becomes its luma for one.
-
-    Args:
-        path: The file.
-        in_chans: 1 (L), 2 (LA), 3 (RGB) or 4 (RGBA).
+def load_picture(path: Path, in_chans: int = 3, on_note: Callable[[str], None] | None = None) -> Image.Image:
+    """Decode a picture file; see ``decode_picture``.
 
     Raises:
         DataError: The file cannot be read as a picture; the message names it and says why.
         ConfigError: No picture has so many channels.
     """
     check_channels(in_chans)
+    with open_picture(path) as file:
+        return decode_picture(file, path, in_chans, on_note)
+
+
+def open_picture(path: Path, *, limited: bool = True) -> IO[bytes]:
+    """Open a file for ``decode_picture``; ``limited`` refuses one over 512 MiB.
+
+    Raises:
+        DataError: It cannot be opened, or is no regular file.
+    """
+    try:
+        return open_regular(path, limited=limited)
+    except OSError as error:
+        raise PictureError(path, describe_failure(error, path=path)) from None
+
+
+def probe_picture(path: Path) -> str | None:
+    """None for a file that begins as a picture does, else why it is none; nothing is decoded."""
+    try:
+        with open_regular(path) as file:
+            return probe_open(file)
+    except (OSError, PictureError) as error:
+        return describe_failure(error, path=path)
+
+
+def probe_open(file: IO[bytes]) -> str | None:
+    """``probe_picture`` of an open file."""
+    head = b"\0"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            head = file.read(HEAD_BYTES)
+            file.seek(0)
+            with Image.open(file, formats=FORMATS):
+                return None
+    except Exception as error:  # as in ``decode_picture``
+        return describe_failure(error, head)
+
+
+def decode_picture(
+    file: IO[bytes], name: str | Path, in_chans: int = 3, on_note: Callable[[str], None] | None = None
+) -> Image.Image:
+    """Decode a picture upright, with the wanted channels, 8 bits each.
+
+    The orientation that a camera noted is applied; the first frame of an animation or page of a document is
+    used. Grey of more than 8 bits and floats are scaled rather than clipped. Transparency is laid over white
+    unless alpha is a wanted channel; a palette, CMYK and other colour spaces become RGB without regard to
+    ICC profiles, as in the official pipeline; grey becomes three equal channels, and colour becomes its luma
+    for one.
+
+    Args:
+        file: Open for reading, and it can seek.
+        name: What messages call it.
+        in_chans: 1 (L), 2 (LA), 3 (RGB) or 4 (RGBA).
+        on_note: Told what a person should know of the picture; counting an animation's frames takes a while.
+
+    Raises:
+        DataError: It cannot be read as a picture; the message names it and says why.
+        ConfigError: No picture has so many channels.
+    """
+    check_channels(in_chans)
+    head = b""
     try:
         with warnings.catch_warnings():
             # A large photograph is no attack, and a damaged EXIF block no reason to lose the picture.
             warnings.simplefilter("ignore")
-            with Image.open(path) as opened:
-                upright = ImageOps.exif_transpose(opened)
-                return _with_channels(upright, MODES[in_chans])
-    except MemoryError:
-        raise
+            head = file.read(HEAD_BYTES)
+            file.seek(0)
+            with Image.open(file, formats=FORMATS) as opened:
+                _check_before_decoding(opened, file, name)
+                upright = _decode(opened, MODES[in_chans])
+                if on_note is not None and (more := _frames(opened)):
+                    on_note(f"{shown(name)}: the first of its {more} is used")
+                return upright
     except Exception as error:  # a damaged file can raise almost anything from inside a decoder
-        raise DataError(f"{path}: {describe_failure(path, error)}") from None
+        raise PictureError(name, describe_failure(error, head)) from None
 
 
-def describe_failure(path: Path, error: BaseException) -> str:
-    """Why a picture could not be read, in words for its owner."""
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    if isinstance(error, IsADirectoryError):
-        return "is a folder"
-    if isinstance(error, PermissionError):
-        return "no permission to read it"
-    if path.is_file() and path.stat().st_size == 0:
-        return "is empty (0 bytes)"
-    if isinstance(error, UnidentifiedImageError):
-        return "is no picture that Pillow knows"
-    if isinstance(error, Image.DecompressionBombError):
-        return "is too large (over 178 million pixels)"
-    return " ".join(str(error).split()) or type(error).__name__
+def _check_before_decoding(opened: ImageFile.ImageFile, file: IO[bytes], name: str | Path) -> None:
+    check_size(name, opened)
+    if opened.format in ("JPEG", "MPO") and "progressive" in opened.info:
+        check_scans(name, file)
+    if opened.format == "PNG":  # Pillow looks at the checksums of pixels only when asked to
+        place = file.tell()
+        file.seek(0)
+        with Image.open(file, formats=("PNG",)) as checked:
+            checked.verify()
+        file.seek(place)
 
 
-def _with_channels(picture: Image.Image, mode: str) -> Image.Image:
-    if picture.mode.startswith("I") or picture.mode == "F":
-        picture = _to_8_bits(picture)
-    if mode in ("L", "RGB") and picture.has_transparency_data:
-        layer = picture.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        picture = Image.alpha_composite(white, layer).convert("RGB")
-    if mode in ("L", "LA") and picture.mode not in ("1", "L", "LA", "RGB", "RGBA"):
-        picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
-    converted = picture if picture.mode == mode else picture.convert(mode)
-    converted.load()
-    return converted
+def _decode(opened: ImageFile.ImageFile, mode: str) -> Image.Image:
+    """Decode the open picture; the depth that Pillow reads past is taken from its header."""
+    rawmode = opened.tile[0].args if opened.format == "PNG" and opened.tile else None
+    opened.load()
+    most, inverted = _grey_scale(opened)
+    clear = opened.info.get("transparency")
+    if rawmode in ("L;2", "L;4") and isinstance(clear, int):
+        opened.info["transparency"] = clear * (85 if rawmode == "L;2" else 17)
+    elif rawmode == "RGB;16B" and isinstance(clear, tuple):
+        opened.info["transparency"] = tuple(value >> 8 for value in clear)
+    turn = _UPRIGHT.get(orientation_of(opened))
+    picture = with_channels(opened, mode, most, inverted)
+    if turn is not None:
+        return picture.transpose(turn)
+    return picture.copy() if picture is opened else picture  # not to keep the open file
 
 
-def _to_8_bits(picture: Image.Image) -> Image.Image:
-    """Grey of 16 bits, 32 bits or floats as 8 bits; Pillow's own conversion clips at 255.
+def _frames(opened: Image.Image) -> str:
+    """How many there are of what, for instance "12 frames"; empty for one."""
+    try:
+        frames = getattr(opened, "n_frames", 1)
+    except Exception:  # damage behind the first frame
+        return ""
+    word = {"TIFF": "pages", "MPO": "pictures"}.get(opened.format or "", "frames")
+    return f"{frames:,} {word}" if frames > 1 else ""
 
-    Whole numbers up to 65535 are a fraction of 65535 (so two pictures of one scanner stay comparable),
-    floats within [0, 1] a fraction of 1; anything else is stretched from its lowest to its highest value.
-    """
-    values = np.asarray(picture, dtype=np.float64)
-    low, high = float(values.min()), float(values.max())
-    if not np.isfinite([low, high]).all():
-        raise ValueError("holds NaN or infinity")
-    if low >= 0 and picture.mode != "F" and high <= 65535:
-        low, high = 0.0, 65535.0
-    elif low >= 0 and high <= 1:
-        low, high = 0.0, 1.0
-    scaled = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
-    return Image.fromarray(np.rint(scaled).astype(np.uint8))
+
+def _grey_scale(opened: Image.Image) -> tuple[int | None, bool]:
+    """The value of white in a TIFF's grey of odd depth, and whether it counts from white to black."""
+    tags = getattr(opened, "tag_v2", None)
+    if tags is None or opened.mode not in ("I;16", "I;16B"):
+        return None, False
+    bits = tags.get(_BITS_PER_SAMPLE, (16,))
+    return 2 ** bits[0] - 1 if isinstance(bits, tuple) else None, tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+
+
+def orientation_of(opened: Image.Image) -> int:
+    """1 (upright) where there is none, or EXIF is damaged."""
+    try:
+        value = opened.getexif().get(_ORIENTATION, 1)
+    except (ArithmeticError, AttributeError, LookupError, OSError, SyntaxError, TypeError, ValueError, struct.error):
+        return 1
+    return value if isinstance(value, int) else 1

@@ -1,22 +1,25 @@
-"""Find the pictures below some folders."""
+"""Find the pictures below some folders, in archives and in tables."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from PIL import Image
-
-from mae.data.picture import describe_failure
+from mae.data.archives import ARCHIVE_SUFFIXES, ArchiveListing, ArchiveSource, list_archive
+from mae.data.folders import FolderReader, Listing, walk
+from mae.data.paths import PicturePaths
+from mae.data.scan_index import ScanIndex
+from mae.data.source import JoinedSource, PictureSource
 from mae.errors import DataError
+from mae.files import shown
 
 
 @dataclasses.dataclass(frozen=True)
 class Unreadable:
-    """A file that should be a picture and is none."""
+    """A file that should be a picture and is none, or a folder that cannot be looked into."""
 
     path: Path
     reason: str
@@ -27,77 +30,124 @@ class PictureScan:
     """What was found.
 
     Attributes:
-        pictures: Files that Pillow knows by their content, sorted.
-        unreadable: Files that are named like a picture and are none that Pillow knows.
+        pictures: Those whose content is a picture's, sorted within each folder.
+        unreadable: Files that are named like a picture and are none that can be read.
         others: How many files are neither (texts, tables ...).
     """
 
-    pictures: tuple[Path, ...]
+    pictures: PictureSource
     unreadable: tuple[Unreadable, ...]
     others: int
 
 
 def scan_pictures(sources: Sequence[Path], on_progress: Callable[[int], None] | None = None) -> PictureScan:
-    """Look through folders (and single files) for pictures, by content rather than by suffix.
+    """Look through folders, archives and single files for pictures, by content rather than by suffix.
 
     Folders may be nested or flat, with class folders or without; links are followed, hidden files are not.
-    Only a file's head is read here: one that breaks off later is found when it is decoded.
+    Each folder counts once, however many ways lead to it. Only a file's head is read here: one that breaks
+    off later is found when it is decoded. What was seen is kept in the user's cache folder, so that the next
+    scan reads only what has changed.
 
     Args:
-        sources: Folders or files.
+        sources: Folders; .tar, .zip and .parquet files; pictures. A name may hold braces: ``{000..099}``, ``{a,b}``.
         on_progress: Called with the number of files seen so far, now and then.
 
     Raises:
         DataError: A source does not exist, or there is no picture in any of them.
     """
-    suffixes = set(Image.registered_extensions())
-    pictures: dict[Path, None] = {}
-    unreadable: list[Unreadable] = []
-    others = 0
-    for source in sources:
-        if not source.exists():
-            raise DataError(f"{source}: no such folder", hint="give a folder with pictures, or several")
-        for seen, path in enumerate(_files(source)):
-            if on_progress is not None and seen % 256 == 255:
-                on_progress(seen + 1)
-            failure = _probe(path)
-            if failure is None:
-                pictures[path] = None
-            elif path.suffix.lower() in suffixes:
-                unreadable.append(Unreadable(path, failure))
-            else:
-                others += 1
-    if not pictures:
-        where = ", ".join(str(source) for source in sources)
-        found = f"{len(unreadable)} unreadable and {others} other files" if unreadable or others else "it is empty"
-        raise DataError(f"no picture in {where}: {found}", hint=unreadable[0].reason if unreadable else None)
-    return PictureScan(tuple(pictures), tuple(unreadable), others)
+    paths = [path for source in sources for path in expand_braces(source)]
+    for path in paths:
+        failure = _missing(path)
+        if failure:
+            raise DataError(f"{shown(path)}: {failure}", hint="give a folder with pictures, or several")
+    reader = FolderReader(on_progress)
+    listed = _folders_and_files(paths, reader)
+    archives = _archives([path for path in paths if _is_archive(path)], reader)
+    tables = [path for path in paths if path.suffix.lower() == ".parquet" and path.is_file()]
+    parts: list[PictureSource] = [PicturePaths((folder, listing.pictures) for folder, listing in listed)]
+    if archives:
+        parts.append(ArchiveSource(archives))
+    if tables:
+        from mae.data.tables import TableSource
+
+        parts.append(TableSource(tables))
+    parts = [part for part in parts if len(part)]
+    where: list[tuple[bytes, Listing | ArchiveListing]] = [*listed]
+    where += [(os.fsencode(path), listing) for path, listing in archives]
+    unreadable = [
+        Unreadable(Path(os.fsdecode(os.path.join(at, name))), reason)
+        for at, listing in where
+        for name, reason in listing.unreadable
+    ]
+    others = sum(listing.others for _, listing in where)
+    if not parts:
+        raise _nothing_found(paths, unreadable, others)
+    return PictureScan(parts[0] if len(parts) == 1 else JoinedSource(parts), tuple(unreadable), others)
 
 
-def _files(source: Path) -> Iterator[Path]:
-    """All files below a folder in sorted order; each real folder once, so that circular links end."""
-    if source.is_file():
-        yield source
-        return
-    visited: set[Path] = set()
-    for folder, subfolders, names in os.walk(source, followlinks=True):
-        real = Path(folder).resolve()
-        if real in visited:
-            subfolders.clear()
-            continue
-        visited.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield Path(folder, name)
+def expand_braces(source: Path) -> list[Path]:
+    """``shards-{000..099}.tar`` as a hundred paths; a name that is there as it stands is left alone."""
+    match = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", str(source))
+    if match is None or source.exists():
+        return [source]
+    first, last, words = match.groups()
+    parts = words.split(",") if words else [f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1)]
+    before, after = str(source)[: match.start()], str(source)[match.end() :]
+    return [path for part in parts for path in expand_braces(Path(before + part + after))]
 
 
-def _probe(path: Path) -> str | None:
-    """None for a picture, else why it is none."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path):
-                return None
-    except Exception as error:  # a damaged file can raise almost anything from inside a decoder
-        return describe_failure(path, error)
+def _nothing_found(paths: Sequence[Path], unreadable: Sequence[Unreadable], others: int) -> DataError:
+    where = ", ".join(shown(path) for path in paths)
+    what = f"{len(unreadable)} unreadable and {others} other files" if unreadable or others else "it is empty"
+    hint = f"{shown(unreadable[0].path)}: {unreadable[0].reason}" if unreadable else None
+    for path in paths:
+        archive = next((one for one in sorted(path.glob("*")) if _is_archive(one) or one.suffix == ".parquet"), None)
+        if archive is not None:
+            hint = f"archives are read when they are named: {shown(path)}/*{archive.suffix}"
+    return DataError(f"no picture in {where}: {what}", hint=hint)
+
+
+def _is_archive(path: Path) -> bool:
+    return path.suffix.lower() in ARCHIVE_SUFFIXES and path.is_file()
+
+
+def _missing(source: Path) -> str:
+    if source.exists():
+        return ""
+    return "is a link to nothing" if source.is_symlink() else "no such folder"
+
+
+def _archives(paths: Sequence[Path], reader: FolderReader) -> list[tuple[Path, ArchiveListing]]:
+    found = []
+    for path in dict.fromkeys(paths):
+        name, index = os.fsencode(path), ScanIndex(os.fsencode(path))
+        info = path.stat()
+        kept = index.get(name, info)
+        if kept is not None:
+            listing = ArchiveListing.from_plain(kept)
+        else:
+            listing = list_archive(path, reader.count)
+            index.put(name, info, listing.to_plain(), len(listing.offsets) + listing.others)
+            index.save()
+        found.append((path, listing))
+    return found
+
+
+def _folders_and_files(paths: Sequence[Path], reader: FolderReader) -> list[tuple[bytes, Listing]]:
+    found: list[tuple[bytes, Listing]] = []
+    visited: set[tuple[int, int]] = set()
+    for path in paths:
+        if path.is_dir():
+            reader.index = ScanIndex(os.fsencode(path))
+            found += walk(os.fsencode(path), reader, visited)
+            reader.index.save()
+    singles = [path for path in paths if not path.is_dir() and not _is_archive(path) and path.suffix != ".parquet"]
+    for path in dict.fromkeys(singles):
+        folder, name = os.path.split(os.fsencode(path))
+        if not any(at == folder and _holds(listing, name) for at, listing in found):
+            found.append((folder, reader.file(folder, name)))
+    return found
+
+
+def _holds(listing: Listing, name: bytes) -> bool:
+    return b"\0" + name + b"\0" in b"\0" + listing.pictures or any(bad == name for bad, _ in listing.unreadable)

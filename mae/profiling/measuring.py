@@ -20,12 +20,11 @@ import torch
 from torch import Tensor
 
 from mae.config import MAEConfig
-from mae.device import PRECISIONS, resolve_device, resolve_precision
+from mae.device import PRECISIONS, autocast, resolve_device, resolve_precision
 from mae.errors import ConfigError
 from mae.mae import MaskedAutoencoder
 from mae.models import create_model
 from mae.training.optim import make_optimizer
-from mae.training.trainer import autocast
 
 ENOUGH_SECONDS = 60.0  # no more repeats of one thing after that, but never fewer than two
 _MATMUL_SIDES = {"cpu": (1024, 2048), "cuda": (4096, 8192), "mps": (2048, 4096)}

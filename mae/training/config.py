@@ -68,6 +68,15 @@ class PretrainConfig:
     )
     hflip: bool = option(True, "Flip half of the crops left to right.", panel=_DATA)
     workers: int | None = option(None, "Processes that decode pictures.", low=0, default_text="by cores", panel=_DATA)
+    decoder: str = option(
+        "auto",
+        "What decodes JPEGs; auto is simplejpeg where it is installed (about twice as fast).",
+        choices=("auto", "pillow", "simplejpeg"),
+        panel=_DATA,
+    )
+    cache: int = option(
+        0, "MiB of memory for keeping decoded pictures, over all loader processes; 0 for none.", low=0, panel=_DATA
+    )
     max_unreadable: float = option(
         0.1, "Stop when more than this share of the pictures is unreadable.", low=0, high=1, panel=_DATA
     )

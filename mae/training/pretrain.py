@@ -10,7 +10,9 @@ from collections.abc import Callable
 import torch
 
 from mae.checkpoints import Checkpoint, load_checkpoint, load_weights
-from mae.data.loader import EpochBatches, PictureDataset, make_loader
+from mae.data.augment import Augmentation
+from mae.data.jpeg import resolve_decoder
+from mae.data.loader import EpochBatches, PictureDataset, explain_worker_death, make_loader
 from mae.data.picture import check_channels
 from mae.data.scan import PictureScan, scan_pictures
 from mae.device import resolve_device, resolve_precision
@@ -54,7 +56,13 @@ def pretrain(
     check_channels(config.in_chans)
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
-    config = dataclasses.replace(config, device=device.type, precision=precision, out=config.resume or config.out)
+    config = dataclasses.replace(
+        config,
+        device=device.type,
+        precision=precision,
+        decoder=resolve_decoder(config.decoder),
+        out=config.resume or config.out,
+    )
     resumed = _load_state(config) if config.resume else None
     position = Position(**resumed.extra["maecli"]["position"]) if resumed else Position()
     run = RunFolder(config.out, resume=resumed is not None)
@@ -69,7 +77,7 @@ def pretrain(
 
     with seeded(stream_seed(config.seed, "weights")):
         model = create_model(config.model_config())
-    notes = _starting_weights(model, config, resumed)
+    notes = (*_starting_weights(model, config, resumed), *_decoder_note(config.decoder))
     model.to(device)
     training_step = TrainingStep(model, precision, lr=plan.lr, betas=config.betas, weight_decay=config.weight_decay)
     previews = Previews(model, scan.pictures, config.val, config.mask_ratio)
@@ -83,13 +91,24 @@ def pretrain(
     run.start_log(position)
 
     workers = _workers(config.workers, device)
-    dataset = PictureDataset(
-        scan.pictures, config.image_size, config.in_chans, config.seed, config.crop_scale, config.hflip
+    augmentation = Augmentation(config.image_size, config.in_chans, config.crop_scale, config.hflip, config.decoder)
+    cache_bytes = config.cache * 2**20 // max(1, workers)
+    dataset = PictureDataset(scan.pictures, augmentation, config.seed, cache_bytes)
+    draws = EpochBatches(
+        plan.pictures,
+        plan.batch_size,
+        config.epochs,
+        config.seed,
+        position.epoch,
+        position.batch,
+        groups=scan.pictures.groups,
     )
-    draws = EpochBatches(plan.pictures, plan.batch_size, config.epochs, config.seed, position.epoch, position.batch)
     batches = iter(make_loader(dataset, draws, workers=workers, pin_memory=device.type == "cuda"))
     on_event(_started(config, plan, training_step, scan, previews, workers, position, notes))
-    return trainer.train(batches)
+    try:
+        return trainer.train(batches)
+    except RuntimeError as error:
+        raise explain_worker_death(error) or error from None
 
 
 def _load_state(config: PretrainConfig) -> Checkpoint:
@@ -126,6 +145,12 @@ def _check_same_run(resumed: Checkpoint, plan: TrainingPlan, config: PretrainCon
             f"--resume {config.out} would not be the same run: {'; '.join(changed)}",
             hint=f"put it back, or start a new run with --init {config.out / CHECKPOINT_LAST}",
         )
+
+
+def _decoder_note(decoder: str) -> tuple[str, ...]:
+    if decoder != "pillow" or resolve_decoder("auto") != "pillow":
+        return ()
+    return ("JPEGs are decoded by Pillow; pip install 'maecli[fast]' brings a faster decoder with the same pixels",)
 
 
 def _workers(wanted: int | None, device: torch.device) -> int:

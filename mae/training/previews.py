@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from mae.data.geometry import crop_to
 from mae.data.normalise import normalise, picture_to_tensor, tensor_to_picture
-from mae.data.picture import load_picture
 from mae.data.scan import scan_pictures
+from mae.data.source import PictureSource
 from mae.errors import DataError
 from mae.figure import Row, draw_grid
-from mae.files import write_atomically
+from mae.files import shown, write_atomically
 from mae.mae import MaskedAutoencoder
 from mae.masking import random_masking
 from mae.panels import make_panels, predict
@@ -32,18 +31,18 @@ class Previews:
         mask_ratio: Share of the patches that is removed.
     """
 
-    def __init__(self, model: MaskedAutoencoder, pictures: Sequence[Path], val: Path | None, mask_ratio: float) -> None:
+    def __init__(self, model: MaskedAutoencoder, pictures: PictureSource, val: Path | None, mask_ratio: float) -> None:
         self.model = model
         self.held_out = val is not None
         candidates = scan_pictures([val]).pictures if val is not None else pictures
         self.paths: list[Path] = []
         tensors = []
-        for path in _spread(candidates):
+        for index in _spread(len(candidates)):
             try:
-                picture = load_picture(path, model.config.in_chans)
+                picture = candidates.load(index, model.config.in_chans)
             except DataError:  # the loader reports it
                 continue
-            self.paths.append(path)
+            self.paths.append(candidates.name(index))
             tensors.append(picture_to_tensor(crop_to(picture, model.config.img_size)))
             if len(tensors) == PREVIEW_PICTURES:
                 break
@@ -67,7 +66,7 @@ class Previews:
         rows = [
             Row(
                 [tensor_to_picture(view) for view in (one.original, one.masked, one.reconstruction, one.with_visible)],
-                f"{name.name}   loss {one.loss:.3f}   PSNR {one.psnr:.1f} dB",
+                f"{shown(name.name)}   loss {one.loss:.3f}   PSNR {one.psnr:.1f} dB",
             )
             for name, one in zip(self.paths, panels, strict=True)
         ]
@@ -79,9 +78,9 @@ class Previews:
         return sum(one.psnr for one in panels) / len(panels)
 
 
-def _spread(paths: Sequence[Path]) -> list[Path]:
-    """The pictures in an order that starts with a few from all over the list, then the others."""
-    chosen = [paths[i * len(paths) // PREVIEW_PICTURES] for i in range(min(PREVIEW_PICTURES, len(paths)))]
-    if len(paths) <= PREVIEW_PICTURES:
-        return list(paths)
-    return chosen + [path for path in paths[: 10 * PREVIEW_PICTURES] if path not in chosen]
+def _spread(pictures: int) -> list[int]:
+    """Their numbers in an order that starts with a few from all over, then the others."""
+    if pictures <= PREVIEW_PICTURES:
+        return list(range(pictures))
+    chosen = [i * pictures // PREVIEW_PICTURES for i in range(PREVIEW_PICTURES)]
+    return chosen + [index for index in range(min(pictures, 10 * PREVIEW_PICTURES)) if index not in chosen]

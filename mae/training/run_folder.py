@@ -11,7 +11,7 @@ import tomli_w
 
 from mae.data.scan import Unreadable
 from mae.errors import ConfigError, TrainingError
-from mae.files import write_atomically
+from mae.files import shown, write_atomically
 from mae.training.config import PretrainConfig
 
 CHECKPOINT_LAST = "checkpoint-last.pth"
@@ -75,7 +75,14 @@ class RunFolder:
         """Write a TOML file that repeats the run when it is given to ``--config``."""
         values = {name: _toml(value) for name, value in dataclasses.asdict(config).items() if name != "resume"}
         text = tomli_w.dumps({name: value for name, value in values.items() if value is not None})
-        write_atomically(self.path / "config.toml", lambda file: file.write(text.encode()))
+        try:
+            encoded = text.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(
+                "a path holds bytes that are no UTF-8, so config.toml cannot repeat it",
+                hint="give a link with a plain name that leads there",
+            ) from None
+        write_atomically(self.path / "config.toml", lambda file: file.write(encoded))
 
     def start_log(self, position: Position) -> None:
         """Drop what a run that was killed had logged past the state that it goes on from."""
@@ -102,7 +109,7 @@ class RunFolder:
 
     def report_unreadable(self, files: list[Unreadable]) -> None:
         """Write the names of the pictures that were passed over, with the reasons."""
-        lines = ["file\treason\n", *(f"{bad.path}\t{bad.reason}\n" for bad in files)]
+        lines = ["file\treason\n", *(f"{shown(bad.path)}\t{bad.reason}\n" for bad in files)]
         write_atomically(self.path / "unreadable.tsv", lambda file: file.write("".join(lines).encode()))
 
 

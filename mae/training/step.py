@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mae.data.normalise import normalise
-from mae.device import PRECISIONS
+from mae.device import autocast
 from mae.mae import MaskedAutoencoder
 from mae.training.optim import make_optimizer
 
@@ -45,7 +45,7 @@ class TrainingStep:
         """The loss of pictures (B, C, H, W) uint8 under the masks that ``noise`` (B, L) draws."""
         imgs = normalise(images.to(self.device, non_blocking=True))
         noise = noise.to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32"):
+        with autocast(self.device, self.precision):
             return self.model.pretraining_loss(imgs, mask_ratio, noise)
 
     def backward(self, images: Tensor, mask_ratio: float, noise: Tensor, share: float = 1.0) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mae.config import ReconstructConfig
+from mae.files import shown
 from maecli.options import command_from
 from maecli.output import Output
 
@@ -33,7 +34,7 @@ def reconstruct(config: ReconstructConfig, output: Output) -> None:
     for note in result.notes:
         output.note(note)
     for path, reason in result.skipped:
-        output.warn(f"skipped {path}: {reason}")
+        output.warn(f"skipped {shown(path)}: {reason}")
     output.result(lambda: _document(result), lambda console: _show(console, result), result.out)
 
 
@@ -62,6 +63,7 @@ def _document(result: ReconstructResult) -> dict[str, Any]:
 
 def _show(console: Console, result: ReconstructResult) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, padding=(0, 2), pad_edge=False)
     table.add_column("picture")
@@ -69,7 +71,7 @@ def _show(console: Console, result: ReconstructResult) -> None:
         table.add_column(title, justify="right")
     for one in result.pictures:
         table.add_row(
-            one.path.name,
+            Text(shown(one.path.name)),
             f"{one.image_size[0]}x{one.image_size[1]}",
             f"{one.mask_ratio:.0%}",
             f"{one.loss:.4f}",

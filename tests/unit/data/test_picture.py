@@ -98,8 +98,8 @@ def test_broken_files_are_named_with_the_reason(tmp_path: Path) -> None:
     cut.write_bytes(whole[: len(whole) // 2])
     for path, reason in (
         (empty, "is empty"),
-        (page, "no picture that Pillow knows"),
-        (cut, "truncated"),
+        (page, "is a web page"),
+        (cut, "is damaged .Truncated"),
         (tmp_path / "none.jpg", "no such file"),
         (tmp_path, "is a folder"),
     ):

@@ -38,7 +38,8 @@ def pictures(tmp_path: Path) -> Path:
 def config(pictures: Path, tmp_path: Path) -> PretrainConfig:
     return PretrainConfig(
         data=(pictures,), variant="vit_tiny", image_size=(32, 16), patch_size=8, batch_size=2, accum_iter=2, epochs=3,
-        warmup_epochs=1.0, lr=2e-3, workers=0, device="cpu", precision="fp32", log_every=1, preview_every=2, out=tmp_path / "run",
+        warmup_epochs=1.0, lr=2e-3, workers=0, device="cpu", precision="fp32", log_every=1, preview_every=2,
+        out=tmp_path / "run",
     )  # fmt: skip
 
 

@@ -1,0 +1,180 @@
+"""The official augmentation of one picture: decode, crop, resample, flip (Paper: Appendix A.1)."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from mae.data.crop import TURNS, Box, Turn, draw_box, offset_error, resample
+from mae.data.formats import MAX_SCANS, most_pixels
+from mae.data.jpeg import EIGHTHS, JpegHeader, decode_rows, read_header
+from mae.data.picture import decode_picture, orientation_of
+
+# A picture is decoded smaller only as far as a crop keeps this many times the pixels of its side.
+OVERSAMPLING = 1.3
+LARGEST_OFFSET_ERROR = 0.1
+
+
+class WholePicture(NamedTuple):
+    """A decoded picture: (rows, columns, C) uint8 as it is stored, and how it becomes upright."""
+
+    pixels: NDArray[np.uint8]
+    turn: Turn
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """(rows, columns) before it is turned."""
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+    def eighths(self, box: Box, size: tuple[int, int]) -> int:
+        """There is only the whole size."""
+        return EIGHTHS
+
+    def decode(self, rows: int, eighths: int) -> NDArray[np.uint8]:
+        """The pixels, with at least the first ``rows``."""
+        return self.pixels
+
+
+class JpegPicture(NamedTuple):
+    """A JPEG of which no more will be decoded than a crop needs."""
+
+    data: bytearray
+    header: JpegHeader
+    turn: Turn
+    channels: int
+    decoder: str
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """(rows, columns) before it is turned."""
+        return self.header.rows, self.header.columns
+
+    def eighths(self, box: Box, size: tuple[int, int]) -> int:
+        """The smallest size at which a box still has pixels to spare and begins where it should."""
+        for eighths in (1, 2, 4):
+            small = box.scaled(eighths / EIGHTHS)
+            steps = small.height / size[0], small.width / size[1]
+            if (
+                min(steps) >= OVERSAMPLING
+                and max(offset_error(small.top, steps[0]), offset_error(small.left, steps[1])) <= LARGEST_OFFSET_ERROR
+            ):
+                return eighths
+        return EIGHTHS
+
+    def decode(self, rows: int, eighths: int) -> NDArray[np.uint8]:
+        """The first rows, at some eighths of the size."""
+        return decode_rows(self.data, self.header, rows, eighths, self.channels, self.decoder)
+
+
+class Augmentation:
+    """RandomResizedCrop (bicubic) and a horizontal flip, nothing else.
+
+    The crop's box is drawn as torchvision draws it. The pixels are those of the official pipeline but for
+    rounding, except that a large JPEG is decoded at a fraction of its size where the crop has pixels to spare.
+
+    Args:
+        image_size: Size of a crop in pixels, (rows, columns).
+        in_chans: Channels.
+        crop_scale: Smallest and largest share of a picture's area that a crop covers.
+        hflip: Whether to flip half of the crops.
+        decoder: What decodes a usual JPEG, "pillow" or "simplejpeg"; from ``resolve_decoder``.
+    """
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        in_chans: int,
+        crop_scale: tuple[float, float] = (0.2, 1.0),
+        hflip: bool = True,
+        decoder: str = "pillow",
+    ) -> None:
+        self.image_size = image_size
+        self.in_chans = in_chans
+        self.crop_scale = crop_scale
+        self.hflip = hflip
+        self.decoder = decoder
+
+    def __call__(self, file: IO[bytes], name: str | Path, seed: int) -> Tensor:
+        """Augment the picture in an open file; (rows, columns, C) uint8.
+
+        Args:
+            file: Open for reading, and it can seek.
+            name: What messages call it.
+            seed: Of this picture in this epoch.
+
+        Raises:
+            DataError: It cannot be read as a picture.
+        """
+        jpeg = self._as_jpeg(file)
+        if jpeg is not None:
+            try:
+                return self.crop(jpeg, seed)
+            except Exception:  # damaged: Pillow reads it all the same, or says what is wrong
+                file.seek(0)
+        return self.crop(self._whole(file, name), seed)
+
+    def crop(self, picture: JpegPicture | WholePicture, seed: int) -> Tensor:
+        """Crop and flip as the seed says; (rows, columns, C) uint8."""
+        generator = torch.Generator().manual_seed(seed)
+        turn, (rows, columns) = picture.turn, picture.stored_size
+        rows, columns = (columns, rows) if turn.swap else (rows, columns)
+        box = turn.stored(draw_box(rows, columns, self.crop_scale, generator), rows, columns)
+        size = (self.image_size[1], self.image_size[0]) if turn.swap else self.image_size
+        eighths = picture.eighths(box, size)
+        pixels = picture.decode(math.ceil(box.top + box.height), eighths)
+        crop = turn.apply(resample(pixels, box.scaled(eighths / EIGHTHS), size))
+        flip = self.hflip and torch.rand(1, generator=generator).item() < 0.5
+        return crop.flip(1) if flip else crop
+
+    def keepable(self, file: IO[bytes], name: str | Path) -> WholePicture | None:
+        """The decoded picture, if crops of it are always taken from its whole size; it may be kept and cropped again.
+
+        Raises:
+            DataError: It cannot be read as a picture.
+        """
+        jpeg = self._as_jpeg(file)
+        if jpeg is None:
+            return self._whole(file, name)
+        if min(jpeg.stored_size) / 2 >= OVERSAMPLING * min(self.image_size):
+            return None
+        try:
+            return WholePicture(jpeg.decode(jpeg.header.rows, EIGHTHS), jpeg.turn)
+        except Exception:  # as in ``__call__``
+            file.seek(0)
+            return self._whole(file, name)
+
+    def _as_jpeg(self, file: IO[bytes]) -> JpegPicture | None:
+        """The file as a JPEG of a usual kind, else None and the file at its beginning."""
+        if self.in_chans not in (1, 3) or file.read(3) != b"\xff\xd8\xff":
+            file.seek(0)
+            return None
+        data = bytearray(file.seek(0, os.SEEK_END))
+        file.seek(0)
+        file.readinto(data)  # type: ignore[attr-defined]
+        file.seek(0)
+        header = read_header(data)
+        if header is None or header.rows * header.columns > most_pixels("JPEG"):
+            return None
+        if header.progressive and data.count(b"\xff\xda") > MAX_SCANS:
+            return None
+        turn = TURNS[1]
+        if header.has_metadata:
+            try:
+                with Image.open(io.BytesIO(data), formats=("JPEG",)) as opened:
+                    turn = TURNS.get(orientation_of(opened), turn)
+            except Exception:  # as in ``__call__``
+                return None
+        return JpegPicture(data, header, turn, self.in_chans, self.decoder)
+
+    def _whole(self, file: IO[bytes], name: str | Path) -> WholePicture:
+        pixels = np.array(decode_picture(file, name, self.in_chans))
+        return WholePicture(pixels.reshape(*pixels.shape[:2], self.in_chans), TURNS[1])

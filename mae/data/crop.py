@@ -1,0 +1,143 @@
+"""The official crop: where it lies, and how its pixels are resampled (Paper: Appendix A.1)."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+RATIO = (3 / 4, 4 / 3)
+LOG_RATIO = tuple(torch.log(torch.tensor(RATIO)).tolist())  # rounded as torchvision's are
+ATTEMPTS = 10
+# A resampled row may lie this far from where it should, in pixels of the source.
+OFFSET_TOLERANCE = 0.02
+MOST_LEADING_ROWS = 24
+
+
+class Box(NamedTuple):
+    """A part of a picture in pixels; fractions of a pixel where the picture was decoded smaller."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+    def scaled(self, factor: float) -> Box:
+        """The same part of a picture whose sides are ``factor`` times as long."""
+        return Box(*(side * factor for side in self))
+
+
+class Turn(NamedTuple):
+    """How a stored picture becomes upright: rows and columns are swapped first, then flipped."""
+
+    swap: bool
+    flip_rows: bool
+    flip_columns: bool
+
+    def stored(self, box: Box, rows: int, columns: int) -> Box:
+        """Where a box of the upright picture (rows, columns) lies in the stored one."""
+        top = rows - box.top - box.height if self.flip_rows else box.top
+        left = columns - box.left - box.width if self.flip_columns else box.left
+        return Box(left, top, box.width, box.height) if self.swap else Box(top, left, box.height, box.width)
+
+    def apply(self, pixels: Tensor) -> Tensor:
+        """Turn stored pixels (rows, columns, C) upright."""
+        pixels = pixels.transpose(0, 1) if self.swap else pixels
+        flips = [axis for axis, flip in enumerate((self.flip_rows, self.flip_columns)) if flip]
+        return pixels.flip(flips) if flips else pixels
+
+
+# By the number that EXIF has for it.
+TURNS = {
+    1: Turn(False, False, False),
+    2: Turn(False, False, True),
+    3: Turn(False, True, True),
+    4: Turn(False, True, False),
+    5: Turn(True, False, False),
+    6: Turn(True, False, True),
+    7: Turn(True, True, True),
+    8: Turn(True, True, False),
+}
+
+
+def draw_box(rows: int, columns: int, scale: tuple[float, float], generator: torch.Generator) -> Box:
+    """A random crop, drawn as torchvision's RandomResizedCrop draws it, from a stream of its own.
+
+    Args:
+        rows, columns: Of the upright picture.
+        scale: Smallest and largest share of the picture's area.
+        generator: The same state gives the box that torchvision gives from the global stream.
+    """
+    for _ in range(ATTEMPTS):
+        area = rows * columns * torch.empty(1).uniform_(*scale, generator=generator).item()
+        ratio = torch.exp(torch.empty(1).uniform_(*LOG_RATIO, generator=generator)).item()
+        width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < width <= columns and 0 < height <= rows:
+            top = int(torch.randint(0, rows - height + 1, (1,), generator=generator))
+            left = int(torch.randint(0, columns - width + 1, (1,), generator=generator))
+            return Box(top, left, height, width)
+    if columns / rows < RATIO[0]:
+        width, height = columns, round(columns / RATIO[0])
+    elif columns / rows > RATIO[1]:
+        width, height = round(rows * RATIO[1]), rows
+    else:
+        width, height = columns, rows
+    return Box((rows - height) // 2, (columns - width) // 2, height, width)
+
+
+def resample(pixels: NDArray[np.uint8], box: Box, size: tuple[int, int]) -> Tensor:
+    """Bicubic resampling with antialiasing of a part of a picture.
+
+    torch's fast 8-bit kernel knows no fraction of a pixel to begin at. Where the box begins at one, a few rows
+    are put before it, so many that the first of them begins at a whole pixel or hardly beside it, and are
+    dropped from the result.
+
+    Args:
+        pixels: (rows, columns, C) uint8.
+        box: What to take.
+        size: (rows, columns) of the result.
+
+    Returns:
+        (rows, columns, C) uint8.
+    """
+    if pixels.shape[2] in (2, 4):
+        return _resample_with_alpha(pixels, box, size)
+    step_down, step_across = box.height / size[0], box.width / size[1]
+    top, drop_top = _whole_start(box.top, step_down)
+    left, drop_left = _whole_start(box.left, step_across)
+    part = pixels[top : math.ceil(box.top + box.height - 1e-6), left : math.ceil(box.left + box.width - 1e-6)]
+    imgs = torch.from_numpy(part).permute(2, 0, 1)[None]  # (1, C, h, w) with channels last in memory
+    # Not torch.nn.functional.interpolate: it takes a size or a scale, and a box with fractions needs both.
+    resampled: Tensor = torch.ops.aten._upsample_bicubic2d_aa(
+        imgs, [size[0] + drop_top, size[1] + drop_left], False, 1 / step_down, 1 / step_across
+    )
+    return resampled[0, :, drop_top:, drop_left:].permute(1, 2, 0)
+
+
+def _resample_with_alpha(pixels: NDArray[np.uint8], box: Box, size: tuple[int, int]) -> Tensor:
+    """Pillow weighs colours by their alpha, so that what is transparent does not show."""
+    top, left, height, width = (int(side) for side in box)
+    part = Image.fromarray(pixels[top : top + height, left : left + width])
+    return torch.from_numpy(np.array(part.resize((size[1], size[0]), Image.Resampling.BICUBIC)))
+
+
+def offset_error(start: float, step: float) -> float:
+    """How far beside its place ``resample`` begins, in pixels of the source."""
+    whole, leading = _whole_start(start, step)
+    return abs(start - leading * step - whole)
+
+
+def _whole_start(start: float, step: float) -> tuple[int, int]:
+    """A whole pixel to begin at, and how many resampled rows lie between it and ``start``."""
+    best = (abs(start - round(start)), round(start), 0)
+    for leading in range(1, MOST_LEADING_ROWS):
+        if best[0] <= OFFSET_TOLERANCE or start - leading * step < -OFFSET_TOLERANCE:
+            break
+        at = start - leading * step
+        best = min(best, (abs(at - round(at)), max(0, round(at)), leading))
+    return best[1], best[2]

@@ -1,0 +1,94 @@
+"""Where pictures come from: one interface for folders, archives and tables."""
+
+from __future__ import annotations
+
+import abc
+import bisect
+import hashlib
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from PIL import Image
+
+from mae.data.picture import decode_picture
+
+
+class PictureSource(abc.ABC):
+    """Numbered pictures, any of which can be opened at any time and from any process.
+
+    Order, shuffling, resuming and the split over ranks need nothing but the numbers, so they are the same for
+    all sources.
+    """
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """How many there are."""
+
+    @abc.abstractmethod
+    def name(self, index: int) -> Path:
+        """What a person calls one: its path, or its archive's path and its name therein."""
+
+    @abc.abstractmethod
+    def open(self, index: int) -> IO[bytes]:
+        """Open one for reading; it can seek.
+
+        Raises:
+            DataError: It cannot be read any more.
+        """
+
+    @abc.abstractmethod
+    def digest(self) -> str:
+        """Changes when a picture is added, removed or renamed, and not when the whole is moved elsewhere."""
+
+    @property
+    def groups(self) -> Sequence[int]:
+        """Sizes of the parts that are cheap to read only as a whole, in order; none where any picture is."""
+        return ()
+
+    def load(self, index: int, in_chans: int) -> Image.Image:
+        """Decode one; see ``decode_picture``."""
+        with self.open(index) as file:
+            return decode_picture(file, self.name(index), in_chans)
+
+
+class JoinedSource(PictureSource):
+    """Several sources, one after the other."""
+
+    def __init__(self, parts: Sequence[PictureSource]) -> None:
+        self.parts = parts
+        self._starts = list(itertools.accumulate((len(part) for part in parts), initial=0))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def _find(self, index: int) -> tuple[PictureSource, int]:
+        part = bisect.bisect_right(self._starts, index) - 1
+        return self.parts[part], index - self._starts[part]
+
+    def name(self, index: int) -> Path:
+        """As the part has it."""
+        part, place = self._find(index)
+        return part.name(place)
+
+    def open(self, index: int) -> IO[bytes]:
+        """As the part does."""
+        part, place = self._find(index)
+        return part.open(place)
+
+    def digest(self) -> str:
+        """Of all parts in their order."""
+        text = " ".join(part.digest() for part in self.parts)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    @property
+    def groups(self) -> Sequence[int]:
+        """A part without groups is taken in pieces, so that it mixes with the others."""
+        if not any(part.groups for part in self.parts):
+            return ()
+        return [size for part in self.parts for size in (part.groups or _pieces(len(part)))]
+
+
+def _pieces(total: int, piece: int = 100) -> list[int]:
+    return [min(piece, total - start) for start in range(0, total, piece)]

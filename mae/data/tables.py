@@ -1,0 +1,134 @@
+"""Pictures in a column of Parquet files, as the Hugging Face hub keeps them. Needs the extra ``parquet``."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from mae.data.formats import PictureError
+from mae.data.source import PictureSource
+from mae.errors import ConfigError, DataError
+from mae.files import shown
+
+# As many as are mixed with each other, twice: a loader process may be at the end of one mix and at the next.
+KEPT_GROUPS = 32
+KEPT_BYTES = 512 * 2**20
+_USUAL_NAMES = ("image", "img", "picture", "jpg", "png")
+
+
+class TableSource(PictureSource):
+    """The pictures in one column of some Parquet files.
+
+    The column holds encoded pictures: bytes, or a struct with ``bytes`` and perhaps ``path`` as the ``datasets``
+    library writes it. Parquet is compressed by row groups, so a group is decoded as a whole and kept for the
+    pictures that are drawn next.
+
+    Args:
+        paths: The files.
+
+    Raises:
+        ConfigError: pyarrow is not installed.
+        DataError: A file is no Parquet, or has no column of pictures.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        try:
+            import pyarrow.parquet as parquet
+        except ImportError:
+            raise ConfigError(
+                f"{shown(paths[0])}: reading Parquet needs pyarrow", hint="pip install 'maecli[parquet]'"
+            ) from None
+        self._paths = list(paths)
+        self._columns = []
+        self._digests = []
+        places: list[tuple[int, int, int]] = []  # file, row group, rows
+        for number, path in enumerate(self._paths):
+            try:
+                with parquet.ParquetFile(path) as file:
+                    self._columns.append(_picture_column(path, file.schema_arrow))
+                    rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            except (OSError, ValueError) as error:
+                raise DataError(f"{shown(path)} is no Parquet file that can be read: {error}") from None
+            places += [(number, group, count) for group, count in enumerate(rows) if count]
+            self._digests.append(f"{path.name} {rows}")
+        self._places = places
+        self._ends = np.cumsum([count for *_, count in places], dtype=np.int64)
+        self._groups: collections.OrderedDict[int, Any] = collections.OrderedDict()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @property
+    def groups(self) -> Sequence[int]:
+        """Rows of each row group."""
+        return [count for *_, count in self._places]
+
+    def name(self, index: int) -> Path:
+        """The file's path and the row's number in it."""
+        group, row = self._find(index)
+        number = self._places[group][0]
+        before = sum(count for file, at, count in self._places if file == number and at < self._places[group][1])
+        return self._paths[number] / f"row {before + row}"
+
+    def open(self, index: int) -> IO[bytes]:
+        """Read one picture's bytes, and its row group if it is not at hand."""
+        group, row = self._find(index)
+        try:
+            value = self._group(group)[row].as_py()
+        except (OSError, ValueError) as error:
+            raise PictureError(self.name(index), f"is damaged ({shown(str(error))})") from None
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if data is None:
+            raise PictureError(self.name(index), "holds no picture")
+        return io.BytesIO(data)
+
+    def digest(self) -> str:
+        """Of the files' names and row counts."""
+        return hashlib.blake2b("\n".join(self._digests).encode("utf-8", "replace"), digest_size=8).hexdigest()
+
+    def _find(self, index: int) -> tuple[int, int]:
+        group = int(np.searchsorted(self._ends, index, side="right"))
+        return group, index - (int(self._ends[group - 1]) if group else 0)
+
+    def _group(self, group: int) -> Any:
+        if group in self._groups:
+            self._groups.move_to_end(group)
+            return self._groups[group]
+        import pyarrow.parquet as parquet
+
+        number, row_group, _ = self._places[group]
+        # Threads of its own would not survive a fork into loader processes.
+        with parquet.ParquetFile(self._paths[number]) as file:
+            table = file.read_row_group(row_group, columns=[self._columns[number]], use_threads=False)
+        column = table.column(self._columns[number])
+        kept = sum(one.nbytes for one in self._groups.values()) + column.nbytes
+        while self._groups and (len(self._groups) >= KEPT_GROUPS or kept > KEPT_BYTES):
+            kept -= self._groups.popitem(last=False)[1].nbytes
+        self._groups[group] = column
+        return column
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_groups": collections.OrderedDict()}
+
+
+def _picture_column(path: Path, schema: Any) -> str:
+    """The column that holds pictures: the only one of bytes, or the one with a usual name."""
+    import pyarrow as pa
+
+    def holds_bytes(kind: Any) -> bool:
+        if pa.types.is_struct(kind):
+            return bool(kind.get_field_index("bytes") >= 0)
+        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+    found = [field.name for field in schema if holds_bytes(field.type)]
+    usual = [name for name in _USUAL_NAMES if name in found]
+    if len(found) == 1 or usual:
+        return usual[0] if usual else found[0]
+    what = f"several columns of bytes ({', '.join(found)})" if found else f"none among {', '.join(schema.names)}"
+    raise DataError(f"{shown(path)}: no column of pictures: {what}", hint="call the one with the pictures 'image'")

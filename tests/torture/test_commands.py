@@ -1,0 +1,93 @@
+"""The commands walk through the whole corpus: no traceback, no hang, no more than 2 GB."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mae.checkpoints import save_checkpoint
+from mae.config import MAEConfig
+from mae.models import create_model
+from mae.seeding import seeded
+from tests.torture.pictures import all_cases, photo, write_all
+
+# Runs the command line and notes the process's peak memory, which a parent cannot ask for.
+_MEASURED = """
+import sys
+from maecli.app import app
+try:
+    app(sys.argv[2:])
+finally:
+    peak = open("/proc/self/status").read().split("VmHWM:")[1].split()[0]
+    open(sys.argv[1], "w").write(peak)
+"""
+
+
+def run(folder: Path, *words: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    """The finished process, and its peak memory in GB."""
+    command = [sys.executable, "-c", _MEASURED, str(folder / "peak"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    return done, int((folder / "peak").read_text()) * 1024 / 1e9
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    sizes = {"embed_dim": 32, "depth": 1, "num_heads": 2, "decoder_embed_dim": 32, "decoder_depth": 1}
+    config = MAEConfig(img_size=(32, 32), patch_size=8, decoder_num_heads=2, **sizes)
+    with seeded(0):
+        save_checkpoint(tmp_path / "tiny.pth", create_model(config))
+    return tmp_path / "tiny.pth"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads peak memory from /proc")
+def test_reconstruct_draws_what_it_can_and_names_the_rest(tmp_path: Path, checkpoint: Path) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    write_all(folder)
+    out = tmp_path / "grid.png"
+    done, peak = run(tmp_path, "reconstruct", str(folder), "--checkpoint", str(checkpoint), "--out", str(out), "--json")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert peak < 2
+    drawn = {Path(one["path"]).name for one in json.loads(done.stdout)["pictures"]}
+    assert drawn == {case.name for case in all_cases() if case.refused is None}
+    skipped = {Path(one["path"]).name for one in json.loads(done.stdout)["skipped"]}
+    assert skipped == {case.name for case in all_cases() if case.refused is not None} - {"folder.png"}
+
+
+@pytest.mark.parametrize("name", ["fifo.png", "cut.jpg", "folder.png", "bomb_400mp.png"])
+def test_a_file_asked_for_by_name_is_one_clear_line(tmp_path: Path, checkpoint: Path, name: str) -> None:
+    (case,) = (case for case in all_cases() if case.name == name)
+    case.make(tmp_path / name)
+    done, _ = run(tmp_path, "reconstruct", str(tmp_path / name), "--checkpoint", str(checkpoint), "--quiet")
+    assert done.returncode == 3
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert name in lines[0]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads peak memory from /proc")
+def test_pretrain_learns_from_what_it_can_and_names_the_rest(tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    write_all(folder)
+    words = ["--variant", "vit_tiny", "--image-size", "16", "--patch-size", "8", "--batch-size", "16", "--epochs", "1"]
+    words += ["--out", str(tmp_path / "run"), "--workers", "0", "--max-unreadable", "1", "--device", "cpu", "--json"]
+    done, peak = run(tmp_path, "pretrain", str(folder), *words)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert peak < 2
+    report = (tmp_path / "run/unreadable.tsv").read_text(encoding="utf-8").splitlines()
+    named = {Path(line.split("\t")[0]).name for line in report[1:]}
+    assert {"fifo.png", "page.jpg", "pointer.jpg", "looping.png"} <= named
+    assert all(line.count("\t") == 1 for line in report)
+
+
+def test_the_corpus_has_what_the_commands_need() -> None:
+    assert len({case.name for case in all_cases()}) == len(all_cases()) > 150
+    assert photo().shape == (16, 24, 3)
