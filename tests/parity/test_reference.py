@@ -54,7 +54,9 @@ def test_the_reference_gives_the_official_values(name: str) -> None:
     np.testing.assert_allclose(stages["loss, normalised"], expected["loss_norm_pix"], **near)
 
 
-@pytest.mark.parametrize("name", [*SMALL, pytest.param("vit_base", marks=slow), pytest.param("vit_large", marks=slow)])
+@pytest.mark.parametrize(
+    "name", [*SMALL, *(pytest.param(name, marks=slow) for name in ("vit_base", "vit_large", "vit_huge"))]
+)
 def test_every_reference_agrees(name: str, tmp_path: Path) -> None:
     config = official.GOLDEN[name]
     result = compared(name, written(name, tmp_path))
@@ -72,12 +74,6 @@ def test_every_reference_agrees(name: str, tmp_path: Path) -> None:
         assert {stage.name for stage in found["transformers", "float64"].stages} == set(names) - {"loss, pixels"}
     if "timm" in LIBRARIES:
         assert {stage.name for stage in found["timm", "float64"].stages} == set(encoder)
-
-
-@pytest.mark.slow
-def test_every_reference_agrees_on_vit_huge(tmp_path: Path) -> None:
-    result = compared("vit_huge", written("vit_huge", tmp_path), "builtin")
-    assert result.equal, result.verdict
 
 
 @pytest.mark.parametrize("kind", ["encoder", "training"])
