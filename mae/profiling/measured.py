@@ -105,14 +105,7 @@ def measure_model(
         repeats: Timed runs of each thing.
         operations: FLOPs per picture of ``latency``, ``encode``, ``forward`` and ``training_step``.
     """
-    shared = {
-        "device": machine.device,
-        "precision": machine.precision,
-        "model": dataclasses.asdict(config),
-        "mask_ratio": mask_ratio,
-        "batch": batch,
-        "repeats": repeats,
-    }
+    shared = _conditions(config, machine, mask_ratio, batch, repeats)
     answers: dict[str, Any] = {}
     failures: list[str] = []
     for task in ("inference_time", "training_time", "inference_memory", "training_memory"):
@@ -133,6 +126,30 @@ def measure_model(
         training_peak_bytes=answers.get("training_peak_bytes"),
         failures=tuple(failures),
     )
+
+
+def measure_training_peak(
+    config: MAEConfig, machine: Machine, *, mask_ratio: float, batch: int, recompute: bool = False
+) -> int | None:
+    """Peak bytes of training steps in a process of their own, as ``Measured.training_peak_bytes``.
+
+    Raises:
+        TrainingError: Out of memory.
+    """
+    request = _conditions(config, machine, mask_ratio, batch) | {"task": "training_memory", "recompute": recompute}
+    peak: int | None = _ask(request)["training_peak_bytes"]
+    return peak
+
+
+def _conditions(config: MAEConfig, machine: Machine, mask_ratio: float, batch: int, repeats: int = 0) -> dict[str, Any]:
+    return {
+        "device": machine.device,
+        "precision": machine.precision,
+        "model": dataclasses.asdict(config),
+        "mask_ratio": mask_ratio,
+        "batch": batch,
+        "repeats": repeats,
+    }
 
 
 def _timing(answer: dict[str, Any], operations: float, machine: Machine) -> Timing:

@@ -108,6 +108,7 @@ class Subject:
         sizes = request["model"]
         config = MAEConfig(**(sizes | {"img_size": tuple(sizes["img_size"]), "norm_pix_loss": True}))
         self.model: MaskedAutoencoder = create_model(config).to(self.device)
+        self.model.recompute_activations(request.get("recompute", False))
         self.optimizer = make_optimizer(self.model, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
         self.imgs = torch.rand(self.batch, config.in_chans, *config.img_size, device=self.device)
 

@@ -42,13 +42,21 @@ def counted(run: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
+def counted_forward_and_step(loss: Callable[[], Tensor]) -> tuple[int, int]:
+    with FlopCounterMode(display=False) as counter:
+        result = loss()
+        forward = int(counter.get_total_flops())
+        result.backward()  # type: ignore[no-untyped-call]
+    return forward, int(counter.get_total_flops())
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_official_forward_and_training_step(case: str) -> None:
     config, ratio = CASES[case]
     model, imgs, noise = on_meta(config)
     official = total(official_compute(config, config.num_kept(ratio)))
-    assert counted(lambda: model(imgs, ratio, noise)) == BATCH * official.forward
-    assert counted(lambda: model(imgs, ratio, noise)[0].backward()) == BATCH * official.step
+    counts = counted_forward_and_step(lambda: model(imgs, ratio, noise)[0])
+    assert counts == (BATCH * official.forward, BATCH * official.step)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -56,11 +64,10 @@ def test_own_training_path(case: str) -> None:
     config, ratio = CASES[case]
     model, imgs, noise = on_meta(config)
     own = total(own_compute(config, config.num_kept(ratio), BATCH))
-    assert counted(lambda: model.pretraining_loss(imgs, ratio, noise)) == own.forward
-    assert counted(lambda: model.pretraining_loss(imgs, ratio, noise).backward()) == own.step  # type: ignore[no-untyped-call]
+    assert counted_forward_and_step(lambda: model.pretraining_loss(imgs, ratio, noise)) == (own.forward, own.step)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["vit_tiny, 0.75", "vit_huge, 0.75", "rectangle", "grey"])
 def test_parts_of_the_forward_pass(case: str) -> None:
     config, ratio = CASES[case]
     model, imgs, noise = on_meta(config)

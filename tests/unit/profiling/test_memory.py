@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from mae.config import MAEConfig
 from mae.models import create_model, variant_config
-from mae.profiling import measured
+from mae.profiling.measured import Machine, measure_training_peak
 from mae.profiling.memory import FIT_MARGIN, FIT_RESERVE_BYTES, fit, inference_peak, training_memory
 from mae.profiling.parameters import count_parameters
 from mae.profiling.tape import Step, Tape, playback_peak
@@ -142,17 +141,11 @@ def test_fit_at_the_ends() -> None:
     assert fit(variant_config("vit_tiny"), 49, 1000 * GB, "bf16", "cuda").largest_batch == 4096
 
 
-def measured_and_estimated(name: str, batch: int, precision: str) -> tuple[int, int]:
-    config = variant_config(name)
-    request: dict[str, Any] = {
-        "device": "cpu",
-        "precision": precision,
-        "mask_ratio": 0.75,
-        "batch": batch,
-        "repeats": 2,
-    }
-    answer = measured._ask({"task": "training_memory", "model": dataclasses.asdict(config)} | request)
-    return answer["training_peak_bytes"], training_memory(config, 49, batch, precision, "cpu").peak
+def measured_and_estimated(name: str, batch: int, precision: str, *, recompute: bool = False) -> tuple[int, int]:
+    config, machine = variant_config(name), Machine("cpu", precision, "this one", 1, torch.__version__, 1e9)
+    peak = measure_training_peak(config, machine, mask_ratio=0.75, batch=batch, recompute=recompute)
+    assert peak is not None
+    return peak, training_memory(config, 49, batch, precision, "cpu", recompute=recompute).peak
 
 
 def test_estimate_against_a_real_process() -> None:
@@ -165,4 +158,11 @@ def test_estimate_against_a_real_process() -> None:
 @pytest.mark.parametrize(("name", "batch"), [(n, b) for n in ("vit_tiny", "vit_small", "vit_base") for b in (8, 32)])
 def test_estimate_against_real_processes(name: str, batch: int, precision: str) -> None:
     peak, estimate = measured_and_estimated(name, batch, precision)
+    assert estimate == pytest.approx(peak, rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_estimate_with_recomputing_against_a_real_process(precision: str) -> None:
+    peak, estimate = measured_and_estimated("vit_small", 32, precision, recompute=True)
     assert estimate == pytest.approx(peak, rel=0.1)
