@@ -166,7 +166,7 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["reconstruct", "{none}", "--checkpoint", "{weights}"], 3, "no such file"),
     (["reconstruct", "{picture}", "--checkpoint", "{none}"], 4, "no such checkpoint file"),
     (["reconstruct", "{picture}", "--checkpoint", "{page}"], 4, "an HTML page"),
-    (["reconstruct", "{page}", "--checkpoint", "{weights}"], 3, "is no picture that Pillow knows"),
+    (["reconstruct", "{page}", "--checkpoint", "{weights}"], 3, "is a web page saved"),
     (["reconstruct", "{picture}", "--checkpoint", "{weights}", "--out", "grid.gif"], 2, "must end in .png"),
     (["reconstruct", "{picture}", "--checkpoint", "{weights}", "--out", "{none}/grid.png"], 2, "there is no folder"),
     (["reconstruct", "{picture}", "--checkpoint", "{weights}", "--mask-ratio", "0.99"], 2, "leaves none"),
