@@ -180,5 +180,5 @@ def describe_failure(error: BaseException, head: bytes = b"\0", path: Path | Non
     if isinstance(error, Image.DecompressionBombError):
         return "is too large (over 178 million pixels)"
     if "MAX_TEXT" in str(error) or "Decompressed data too large" in str(error):
-        return "is an attack or damaged: its text or its profile unpacks to more than a megabyte"
-    return f"is damaged ({shown(' '.join(str(error).split())) or type(error).__name__})"
+        return "is damaged or an attack: its text or its profile unpacks to more than a megabyte"
+    return f"cannot be decoded ({shown(' '.join(str(error).split())) or type(error).__name__})"

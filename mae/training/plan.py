@@ -22,6 +22,7 @@ class TrainingPlan:
         steps_per_epoch: Optimiser steps in an epoch; the last averages over the batches that are left.
         total_steps: Optimiser steps of the whole run.
         warnings: What the user may not have meant.
+        pictures_digest: Tells one set of so many pictures from another by their names.
     """
 
     pictures: int
@@ -33,10 +34,11 @@ class TrainingPlan:
     steps_per_epoch: int
     total_steps: int
     warnings: tuple[str, ...]
+    pictures_digest: str = ""
 
 
-def make_plan(config: PretrainConfig, pictures: int) -> TrainingPlan:
-    """Work out a run over ``pictures`` pictures."""
+def make_plan(config: PretrainConfig, pictures: int, digest: str = "") -> TrainingPlan:
+    """Work out a run over ``pictures`` pictures; ``digest`` is their source's."""
     warnings = []
     batch_size = config.batch_size
     if pictures < batch_size:
@@ -58,6 +60,5 @@ def make_plan(config: PretrainConfig, pictures: int) -> TrainingPlan:
     lr = config.lr if config.lr is not None else scaled_lr(config.base_lr, effective)
     if config.min_lr > lr:
         warnings.append(f"--min-lr {config.min_lr:g} is above the peak learning rate {lr:.3g}")
-    return TrainingPlan(
-        pictures, batch_size, accum_iter, effective, lr, batches, steps, steps * config.epochs, tuple(warnings)
-    )
+    total = steps * config.epochs
+    return TrainingPlan(pictures, batch_size, accum_iter, effective, lr, batches, steps, total, tuple(warnings), digest)

@@ -73,7 +73,7 @@ def pretrain(
         run.report_unreadable(list(scan.unreadable))
     found = len(scan.pictures) + len(scan.unreadable)
     check_unreadable(len(scan.unreadable), found, config.max_unreadable, run)
-    plan = make_plan(config, len(scan.pictures))
+    plan = make_plan(config, len(scan.pictures), scan.pictures.digest())
 
     with seeded(stream_seed(config.seed, "weights")):
         model = create_model(config.model_config())
@@ -139,7 +139,9 @@ def _check_same_run(resumed: Checkpoint, plan: TrainingPlan, config: PretrainCon
     """Refuse to go on where the pictures or the recipe would make another run of it."""
     saved = resumed.extra["maecli"]["run"]
     now = run_identity(config, plan)
-    changed = [f"{name} was {saved[name]} and is {now[name]}" for name in now if saved.get(name) != now[name]]
+    changed = [
+        f"{name} was {saved[name]} and is {now[name]}" for name in now if saved.get(name, now[name]) != now[name]
+    ]
     if changed:
         raise ConfigError(
             f"--resume {config.out} would not be the same run: {'; '.join(changed)}",

@@ -286,6 +286,7 @@ def run_identity(config: PretrainConfig, plan: TrainingPlan) -> dict[str, Any]:
     """What may not change between the parts of one run: each value decides its losses."""
     return {
         "pictures": plan.pictures,
+        "pictures_digest": plan.pictures_digest,
         "batch_size": plan.batch_size,
         "accum_iter": plan.accum_iter,
         "seed": config.seed,

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +22,8 @@ from tests.torture.pictures import all_cases, photo, write_all
 # Runs the command line and notes the process's peak memory, which a parent cannot ask for.
 _MEASURED = """
 import sys
+import time
+from collections.abc import Callable
 from maecli.app import app
 try:
     app(sys.argv[2:])
@@ -86,6 +92,38 @@ def test_pretrain_learns_from_what_it_can_and_names_the_rest(tmp_path: Path) -> 
     named = {Path(line.split("\t")[0]).name for line in report[1:]}
     assert {"fifo.png", "page.jpg", "pointer.jpg", "looping.png"} <= named
     assert all(line.count("\t") == 1 for line in report)
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds the loader process in /proc")
+def test_a_killed_loader_process_ends_the_run_with_its_cause(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for case in all_cases():
+        if case.name.startswith("turned") and case.name.endswith(".png"):
+            case.make(folder / case.name)
+    words = ["--variant", "vit_tiny", "--image-size", "16", "--patch-size", "8", "--batch-size", "2", "--workers", "1"]
+    words += ["--out", str(tmp_path / "run"), "--device", "cpu", "--preview-every", "0", "--log-every", "1"]
+    command = [sys.executable, "-m", "maecli", "pretrain", str(folder), *words]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    try:
+        log = tmp_path / "run/log.jsonl"
+        _until(lambda: log.exists() and log.stat().st_size > 0, 60)
+        (worker,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(worker), signal.SIGKILL)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 3, err
+    assert "Traceback" not in err
+    assert f"error: loader process {worker}" in err
+    assert "memory" in err
+
+
+def _until(true: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_the_corpus_has_what_the_commands_need() -> None:

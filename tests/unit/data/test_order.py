@@ -59,7 +59,8 @@ def test_groups_stay_near_each_other_and_all_pictures_come_once() -> None:
             window = set()
         assert group not in finished
         window.add(group)
-    assert seen[:50].unique().numel() > 5
+    changes = int((seen[1:] != seen[:-1]).sum())
+    assert changes > 3 * len(sizes)  # unshuffled there would be one for each group
     assert not torch.equal(order, epoch_order(sum(sizes), sizes, stream(1)))
     assert torch.equal(epoch_order(9, (), stream(3)), torch.randperm(9, generator=stream(3)))
 

@@ -99,7 +99,7 @@ def test_broken_files_are_named_with_the_reason(tmp_path: Path) -> None:
     for path, reason in (
         (empty, "is empty"),
         (page, "is a web page"),
-        (cut, "is damaged .Truncated"),
+        (cut, "cannot be decoded .Truncated"),
         (tmp_path / "none.jpg", "no such file"),
         (tmp_path, "is a folder"),
     ):

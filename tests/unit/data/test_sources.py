@@ -167,7 +167,7 @@ def test_a_flipped_bit_in_a_zip_is_found(tmp_path: Path) -> None:
     data[300] ^= 1
     path.write_bytes(data)
     source = ArchiveSource([(path, list_archive(path, lambda: None))])
-    with pytest.raises(PictureError, match=r"a\.zip/a\.png: is damaged"):
+    with pytest.raises(PictureError, match=r"a\.zip/a\.png: cannot be decoded"):
         contents(source)
 
 

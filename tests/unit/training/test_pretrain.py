@@ -247,7 +247,10 @@ def test_a_run_is_not_overwritten_and_not_resumed_as_another(config: PretrainCon
         pretrain(config)
     with pytest.raises(ConfigError, match="batch_size was 2 and is 3"):
         pretrain(dataclasses.replace(config, resume=config.out, batch_size=3))
-    (pictures / "0.png").unlink()
+    (pictures / "0.png").rename(pictures / "x.png")
+    with pytest.raises(ConfigError, match="pictures_digest was"):
+        pretrain(dataclasses.replace(config, resume=config.out))
+    (pictures / "x.png").unlink()
     with pytest.raises(ConfigError, match="pictures was 11 and is 10"):
         pretrain(dataclasses.replace(config, resume=config.out))
 
