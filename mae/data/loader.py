@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import signal
+import threading
+import time
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from mae.errors import ConfigError, DataError
 from mae.seeding import stream, stream_seed
 
 GROUPS_AT_ONCE = 16
+SECONDS_TO_DIE = 2.0
 
 
 class Draw(NamedTuple):
@@ -187,21 +189,52 @@ def make_loader(
     )
 
 
-def explain_worker_death(error: RuntimeError) -> DataError | None:
-    """What to tell the user if an error says that a loader process is gone; None for any other error.
+class LoaderError(DataError, RuntimeError):
+    """A loader process is gone. Also a RuntimeError, as torch's own report of it is."""
 
-    torch notices at once, wherever the training process is, and raises there.
+
+class Batches(Iterator[Batch]):
+    """A loader's batches; a loader process that dies becomes an error that names the cause.
+
+    torch notices the death by a signal, at once and wherever the training process is, and raises a RuntimeError
+    there; or the death is met first as a broken connection. ``explain`` turns either into the same error.
     """
-    text = str(error)
-    match = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)", text)
-    if match is None:
-        return None
-    how = match[2].split(". ")[0].rstrip(".")
-    return DataError(
-        f"loader process {match[1]} {how}",
-        hint="the system kills processes when memory runs short: fewer --workers, a smaller --cache or --batch-size "
-        "need less",
-    )
+
+    def __init__(self, loader: DataLoader[Batch]) -> None:
+        self._batches = iter(loader)
+        self.workers: Sequence[Any] = getattr(self._batches, "_workers", ())
+
+    def __next__(self) -> Batch:
+        try:
+            batch: Batch = next(self._batches)
+            return batch
+        except (EOFError, OSError, RuntimeError) as error:
+            explained = self.explain(error)
+            if explained is error:
+                raise
+            raise explained from None
+
+    def explain(self, error: Exception) -> Exception:
+        """A ``LoaderError`` if a loader process died and ``error`` came of it, else the error itself."""
+        if isinstance(error, LoaderError) or not (
+            isinstance(error, EOFError | OSError) or "DataLoader worker" in str(error)
+        ):
+            return error
+        # The signal would raise again and again, for every other process that ends.
+        if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        end = time.monotonic() + SECONDS_TO_DIE
+        while not (dead := [worker for worker in self.workers if worker.exitcode]) and time.monotonic() < end:
+            time.sleep(0.01)
+        if not dead:
+            return error
+        code = dead[0].exitcode
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return LoaderError(
+            f"loader process {dead[0].pid} {how}",
+            hint="the system kills processes when memory runs short: fewer --workers, a smaller --cache or "
+            "--batch-size need less",
+        )
 
 
 def _ignore_interrupt(worker: int) -> None:

@@ -12,7 +12,7 @@ import torch
 from mae.checkpoints import Checkpoint, load_checkpoint, load_weights
 from mae.data.augment import Augmentation
 from mae.data.jpeg import resolve_decoder
-from mae.data.loader import EpochBatches, PictureDataset, explain_worker_death, make_loader
+from mae.data.loader import Batches, EpochBatches, PictureDataset, make_loader
 from mae.data.picture import check_channels
 from mae.data.scan import PictureScan, scan_pictures
 from mae.device import resolve_device, resolve_precision
@@ -103,12 +103,12 @@ def pretrain(
         position.batch,
         groups=scan.pictures.groups,
     )
-    batches = iter(make_loader(dataset, draws, workers=workers, pin_memory=device.type == "cuda"))
+    batches = Batches(make_loader(dataset, draws, workers=workers, pin_memory=device.type == "cuda"))
     on_event(_started(config, plan, training_step, scan, previews, workers, position, notes))
     try:
         return trainer.train(batches)
     except RuntimeError as error:
-        raise explain_worker_death(error) or error from None
+        raise batches.explain(error) from None
 
 
 def _load_state(config: PretrainConfig) -> Checkpoint:

@@ -115,7 +115,7 @@ def test_a_killed_loader_process_ends_the_run_with_its_cause(tmp_path: Path) -> 
         process.kill()
     assert process.returncode == 3, err
     assert "Traceback" not in err
-    assert f"error: loader process {worker}" in err
+    assert f"error: loader process {worker} was killed by SIGKILL" in err
     assert "memory" in err
 
 
