@@ -186,7 +186,7 @@ TIMING = Timing(8, 5, 0.5, 0.45, 0.55, 16.0, 1e11, 0.5)
 
 
 def test_measured_stands_beside_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
-    measured_stand_in(monkeypatch, "cpu", Measured(TIMING, TIMING, TIMING, TIMING, 10**9, 2 * 10**9, ()))
+    measured_stand_in(monkeypatch, "cpu", Measured(TIMING, TIMING, TIMING, TIMING, 10**9, 2 * 10**9, 3 * 10**9, ()))
     result = document("--variant", "vit_base", "--measure")
     assert (result["device"], result["precision"], result["batch_size"]) == ("cpu", "fp32", 8)
     assert result["machine"]["matmul_flops"] == 2e11
@@ -200,7 +200,7 @@ def test_measured_stands_beside_estimated(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_cpus_rate_is_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    fine = Measured(TIMING, TIMING, TIMING, TIMING, 10**9, 2 * 10**9, ())
+    fine = Measured(TIMING, TIMING, TIMING, TIMING, 10**9, 2 * 10**9, 3 * 10**9, ())
     measured_stand_in(monkeypatch, "cpu", fine)
     (base,) = document("--variant", "vit_base", "--measure", "--gpu", "h100", "--precision", "bf16")["variants"]
     assert base["plan"]["source"] == "flops"
@@ -211,7 +211,7 @@ def test_a_cpus_rate_is_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_out_of_memory_leaves_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = Measured(TIMING, None, None, None, None, None, ("training time: out of memory (too much)",))
+    failed = Measured(TIMING, None, None, None, None, None, None, ("training time: out of memory (too much)",))
     measured_stand_in(monkeypatch, "cpu", failed)
     code, out, err = maecli("--variant", "vit_huge", "--measure")
     assert code == 0
@@ -301,9 +301,10 @@ def test_it_answers_as_fast_as_help_and_in_little_memory() -> None:
             times.append(started("-m", "maecli", command)[0])
     assert min(seconds["profile"]) <= 1.5 * min(seconds["--help"])
     code = (
-        "import resource, sys; from maecli.app import app\n"
+        "from maecli.app import app\n"
         "try: app(['profile'])\n"
         "except SystemExit: pass\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == 'darwin' else 1))"
+        "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
-    assert int(started("-c", code)[2].splitlines()[-1]) < 120_000
+    if sys.platform == "linux":  # elsewhere a process counts what it was forked from
+        assert int(started("-c", code)[2].split()[-2]) < 120_000
