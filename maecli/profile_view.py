@@ -174,6 +174,7 @@ class _Sheet:
             self.rows(timing, {f"{title}, {unit}": figure for unit, figure in rates.items()})
         self.row("peak of training, GB", lambda one: _measured_peak(one.training.peak, _training_peak(one)))
         self.row("peak of features, GB", lambda one: _measured_peak(one.inference_peak, _inference_peak(one)))
+        self.row("whole process, GB", _training_process)
 
 
 def _all_bars(console: Console, result: ProfileResult) -> list[Text]:
@@ -275,6 +276,11 @@ def _training_peak(one: VariantProfile) -> int | None:
 
 def _inference_peak(one: VariantProfile) -> int | None:
     return one.measured.inference_peak_bytes if one.measured else None
+
+
+def _training_process(one: VariantProfile) -> str | None:
+    size = one.measured.training_process_bytes if one.measured else None
+    return None if size is None else _giga(size)
 
 
 def _measured_peak(estimate: int, measured: int | None) -> str | None:

@@ -62,7 +62,7 @@ class ProfileConfig:
     )
     precision: str = option(
         "auto",
-        "auto is bf16 (fp16 where --gpu has no bf16), and fp32 on a CPU.",
+        "auto is bf16, fp16 for a --gpu without bf16, fp32 for a CPU; with --measure what pretrain would take.",
         choices=("auto", "fp32", "bf16", "fp16"),
         panel=_MODEL,
     )
@@ -90,7 +90,9 @@ class ProfileConfig:
     )
     price: float | None = option(None, "Price of one accelerator for an hour, in any currency.", low=0, panel=_PLAN)
 
-    measure: bool = option(False, "Time it and take its peak memory on this machine.", panel=_MEASURE)
+    measure: bool = option(
+        False, "Time it and take its peak memory on this machine.", flags="--measure", panel=_MEASURE
+    )
     repeats: int = option(5, "Timed repeats after the warm-up.", low=2, panel=_MEASURE)
     csv: bool = option(False, "Print one line of comma-separated values per variant.", flags="--csv")
 

@@ -71,6 +71,8 @@ class Measured:
         training_step: ``pretraining_loss``, its backward pass and AdamW's step.
         inference_peak_bytes, training_peak_bytes: On CUDA the most that its allocator had given out; on a
             CPU the growth of the resident size over a process that has torch loaded and warm.
+        training_process_bytes: On a CPU the most that the whole training process had resident, torch and the
+            gaps between tensors included; None elsewhere.
         failures: Out of memory, for instance.
     """
 
@@ -80,6 +82,7 @@ class Measured:
     training_step: Timing | None
     inference_peak_bytes: int | None
     training_peak_bytes: int | None
+    training_process_bytes: int | None
     failures: tuple[str, ...]
 
 
@@ -124,6 +127,7 @@ def measure_model(
         training_step=timing("training_step"),
         inference_peak_bytes=answers.get("inference_peak_bytes"),
         training_peak_bytes=answers.get("training_peak_bytes"),
+        training_process_bytes=answers.get("training_process_bytes"),
         failures=tuple(failures),
     )
 

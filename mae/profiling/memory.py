@@ -17,7 +17,7 @@ from mae.profiling.tape import FLOAT, Tape, playback_peak
 from mae.profiling.training_path import own_forward_end, own_tape
 
 RECIPE_BATCH = 4096  # Paper: Appendix A.1, Table 8
-FIT_MARGIN = 0.10  # what the estimate may be wrong by
+FIT_MARGINS = {"cuda": 0.10, "mps": 0.10, "cpu": 0.25}  # gaps between tensors, and what the estimate is wrong by
 FIT_RESERVE_BYTES = 10**9  # libraries, the device's context and the kernels' workspaces
 ONEDNN_BYTES = 40 * 10**6  # measured: kernels and buffers that 16-bit training on a CPU leaves behind, at any batch
 _ADAMW_TEMPORARIES = 3  # of the size of one weight, where AdamW goes through them one by one
@@ -31,7 +31,7 @@ class TrainingMemory:
         weights: Parameters and position tables, float32.
         gradients: Of all trained parameters, float32.
         optimizer: AdamW's two moments.
-        pictures: The batch.
+        pictures: The batch, as bytes and as the floats that the model is given.
         activations: What autograd keeps at the end of the forward pass, 16-bit copies of weights included.
         peak: The most at once. Less than the sum of the parts: activations go while gradients come.
     """
@@ -86,10 +86,11 @@ def training_memory(
     """
     counts = count_parameters(config)
     gradients = counts.trainable * FLOAT
-    pictures = _pictures(config, batch)
+    floats = _pictures(config, batch)
+    pictures = floats // FLOAT
     tape = own_tape(config, kept, batch, precision, device, recompute=recompute)
     cached = tape.cast_weights if recompute else 0  # autocast holds on to them until the forward pass ends
-    forward = tape.kept + cached + own_forward_end(config, kept, batch) + (gradients if accumulate else 0)
+    forward = floats + tape.kept + cached + own_forward_end(config, kept, batch) + (gradients if accumulate else 0)
     backward = playback_peak(tape.steps, accumulate=accumulate)
     update = gradients + _optimizer_passing(config, device)
     fixed = counts.total * FLOAT + 2 * gradients + pictures + (ONEDNN_BYTES if tape.half and device == "cpu" else 0)
@@ -97,7 +98,7 @@ def training_memory(
         weights=counts.total * FLOAT,
         gradients=gradients,
         optimizer=2 * gradients,
-        pictures=pictures,
+        pictures=pictures + floats,
         activations=tape.kept,
         peak=fixed + max(forward, backward, update),
     )
@@ -121,6 +122,7 @@ def inference_peak(config: MAEConfig, batch: int, precision: str, device: str) -
 
 
 def _pictures(config: MAEConfig, batch: int) -> int:
+    """Bytes of a batch in float32."""
     return batch * config.in_chans * config.img_size[0] * config.img_size[1] * FLOAT
 
 
@@ -155,7 +157,7 @@ def fit(
         memory_bytes: Memory of one device.
         gpus: Devices that share the effective batch.
     """
-    allowed = (memory_bytes - FIT_RESERVE_BYTES) / (1 + FIT_MARGIN)
+    allowed = (memory_bytes - FIT_RESERVE_BYTES) / (1 + FIT_MARGINS[device])
 
     def peak(batch: int) -> int:
         estimate = training_memory(config, kept, batch, precision, device, recompute=recompute, accumulate=True)

@@ -186,7 +186,7 @@ TIMING = Timing(8, 5, 0.5, 0.45, 0.55, 16.0, 1e11, 0.5)
 
 
 def test_measured_stands_beside_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
-    measured_stand_in(monkeypatch, "cpu", Measured(TIMING, TIMING, TIMING, TIMING, 10**9, 2 * 10**9, ()))
+    measured_stand_in(monkeypatch, "cpu", Measured(TIMING, TIMING, TIMING, TIMING, 10**9, 2 * 10**9, 3 * 10**9, ()))
     result = document("--variant", "vit_base", "--measure")
     assert (result["device"], result["precision"], result["batch_size"]) == ("cpu", "fp32", 8)
     assert result["machine"]["matmul_flops"] == 2e11
@@ -200,7 +200,7 @@ def test_measured_stands_beside_estimated(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_cpus_rate_is_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    fine = Measured(TIMING, TIMING, TIMING, TIMING, 10**9, 2 * 10**9, ())
+    fine = Measured(TIMING, TIMING, TIMING, TIMING, 10**9, 2 * 10**9, 3 * 10**9, ())
     measured_stand_in(monkeypatch, "cpu", fine)
     (base,) = document("--variant", "vit_base", "--measure", "--gpu", "h100", "--precision", "bf16")["variants"]
     assert base["plan"]["source"] == "flops"
@@ -211,7 +211,7 @@ def test_a_cpus_rate_is_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_out_of_memory_leaves_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = Measured(TIMING, None, None, None, None, None, ("training time: out of memory (too much)",))
+    failed = Measured(TIMING, None, None, None, None, None, None, ("training time: out of memory (too much)",))
     measured_stand_in(monkeypatch, "cpu", failed)
     code, out, err = maecli("--variant", "vit_huge", "--measure")
     assert code == 0
@@ -294,12 +294,17 @@ def test_neither_torch_nor_numpy_is_loaded() -> None:
     assert started("-c", code)[1:] == (0, "[]\n")
 
 
-def test_it_answers_as_fast_as_help_and_in_little_memory() -> None:
+@pytest.mark.slow
+def test_it_answers_about_as_fast_as_help() -> None:
+    """A timed test, so that it is left out where machines are noisy."""
     seconds: dict[str, list[float]] = {"--help": [], "profile": []}
     for _ in range(7):
         for command, times in seconds.items():
             times.append(started("-m", "maecli", command)[0])
     assert min(seconds["profile"]) <= 1.5 * min(seconds["--help"])
+
+
+def test_it_needs_little_memory() -> None:
     code = (
         "from maecli.app import app\n"
         "try: app(['profile'])\n"
