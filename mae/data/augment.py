@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mae.data.crop import TURNS, Box, Turn, draw_box, offset_error, resample
+from mae.data.crop import RATIO, TURNS, Box, Turn, draw_box, offset_error, resample
 from mae.data.formats import MAX_SCANS, most_pixels
 from mae.data.jpeg import EIGHTHS, JpegHeader, decode_rows, read_header
 from mae.data.picture import decode_picture, orientation_of
@@ -87,6 +87,7 @@ class Augmentation:
         crop_scale: Smallest and largest share of a picture's area that a crop covers.
         hflip: Whether to flip half of the crops.
         decoder: What decodes a usual JPEG, "pillow" or "simplejpeg"; from ``resolve_decoder``.
+        crop_ratio: Narrowest and widest crop, columns over rows.
     """
 
     def __init__(
@@ -96,12 +97,14 @@ class Augmentation:
         crop_scale: tuple[float, float] = (0.2, 1.0),
         hflip: bool = True,
         decoder: str = "pillow",
+        crop_ratio: tuple[float, float] = RATIO,
     ) -> None:
         self.image_size = image_size
         self.in_chans = in_chans
         self.crop_scale = crop_scale
         self.hflip = hflip
         self.decoder = decoder
+        self.crop_ratio = crop_ratio
 
     def __call__(self, file: IO[bytes], name: str | Path, seed: int) -> Tensor:
         """Augment the picture in an open file; (rows, columns, C) uint8.
@@ -127,7 +130,7 @@ class Augmentation:
         generator = torch.Generator().manual_seed(seed)
         turn, (rows, columns) = picture.turn, picture.stored_size
         rows, columns = (columns, rows) if turn.swap else (rows, columns)
-        box = turn.stored(draw_box(rows, columns, self.crop_scale, generator), rows, columns)
+        box = turn.stored(draw_box(rows, columns, self.crop_scale, generator, self.crop_ratio), rows, columns)
         size = (self.image_size[1], self.image_size[0]) if turn.swap else self.image_size
         eighths = picture.eighths(box, size)
         pixels = picture.decode(math.ceil(box.top + box.height), eighths)

@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 RATIO = (3 / 4, 4 / 3)
-LOG_RATIO = tuple(torch.log(torch.tensor(RATIO)).tolist())  # rounded as torchvision's are
 ATTEMPTS = 10
 # A resampled row may lie this far from where it should, in pixels of the source.
 OFFSET_TOLERANCE = 0.02
@@ -65,26 +64,34 @@ TURNS = {
 }
 
 
-def draw_box(rows: int, columns: int, scale: tuple[float, float], generator: torch.Generator) -> Box:
+def draw_box(
+    rows: int,
+    columns: int,
+    scale: tuple[float, float],
+    generator: torch.Generator,
+    ratio: tuple[float, float] = RATIO,
+) -> Box:
     """A random crop, drawn as torchvision's RandomResizedCrop draws it, from a stream of its own.
 
     Args:
         rows, columns: Of the upright picture.
         scale: Smallest and largest share of the picture's area.
         generator: The same state gives the box that torchvision gives from the global stream.
+        ratio: Narrowest and widest crop, columns over rows.
     """
+    log_ratio = torch.log(torch.tensor(ratio)).tolist()  # rounded as torchvision's is
     for _ in range(ATTEMPTS):
         area = rows * columns * torch.empty(1).uniform_(*scale, generator=generator).item()
-        ratio = torch.exp(torch.empty(1).uniform_(*LOG_RATIO, generator=generator)).item()
-        width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        shape = torch.exp(torch.empty(1).uniform_(*log_ratio, generator=generator)).item()
+        width, height = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
         if 0 < width <= columns and 0 < height <= rows:
             top = int(torch.randint(0, rows - height + 1, (1,), generator=generator))
             left = int(torch.randint(0, columns - width + 1, (1,), generator=generator))
             return Box(top, left, height, width)
-    if columns / rows < RATIO[0]:
-        width, height = columns, round(columns / RATIO[0])
-    elif columns / rows > RATIO[1]:
-        width, height = round(rows * RATIO[1]), rows
+    if columns / rows < ratio[0]:
+        width, height = columns, round(columns / ratio[0])
+    elif columns / rows > ratio[1]:
+        width, height = round(rows * ratio[1]), rows
     else:
         width, height = columns, rows
     return Box((rows - height) // 2, (columns - width) // 2, height, width)

@@ -66,6 +66,9 @@ class PretrainConfig:
     crop_scale: tuple[float, float] = option(
         (0.2, 1.0), "Smallest and largest share of a picture's area in a crop.", above=0, high=1, panel=_DATA
     )
+    crop_ratio: tuple[float, float] = option(
+        (3 / 4, 4 / 3), "Narrowest and widest crop, width over height.", above=0, panel=_DATA
+    )
     hflip: bool = option(True, "Flip half of the crops left to right.", panel=_DATA)
     workers: int | None = option(None, "Processes that decode pictures.", low=0, default_text="by cores", panel=_DATA)
     decoder: str = option(
@@ -107,6 +110,8 @@ class PretrainConfig:
             raise ConfigError(f"--mask-ratio {self.mask_ratio:g} removes no patch, so there is nothing to learn")
         if self.crop_scale[0] > self.crop_scale[1]:
             raise ConfigError(f"--crop-scale {self.crop_scale[0]:g} {self.crop_scale[1]:g}: the first is the smaller")
+        if self.crop_ratio[0] > self.crop_ratio[1]:
+            raise ConfigError(f"--crop-ratio {self.crop_ratio[0]:g} {self.crop_ratio[1]:g}: the first is the smaller")
         if self.lr is not None and self.min_lr > self.lr:
             raise ConfigError(f"--min-lr {self.min_lr:g} is above --lr {self.lr:g}")
 

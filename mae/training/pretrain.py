@@ -91,7 +91,9 @@ def pretrain(
     run.start_log(position)
 
     workers = _workers(config.workers, device)
-    augmentation = Augmentation(config.image_size, config.in_chans, config.crop_scale, config.hflip, config.decoder)
+    augmentation = Augmentation(
+        config.image_size, config.in_chans, config.crop_scale, config.hflip, config.decoder, config.crop_ratio
+    )
     cache_bytes = config.cache * 2**20 // max(1, workers)
     dataset = PictureDataset(scan.pictures, augmentation, config.seed, cache_bytes)
     draws = EpochBatches(

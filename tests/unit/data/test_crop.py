@@ -15,14 +15,17 @@ SIZES = [(300, 451), (640, 427), (224, 224), (7, 5), (1, 1), (3, 2000), (2000, 3
 
 @pytest.mark.parametrize(("rows", "columns"), SIZES)
 @pytest.mark.parametrize("scale", [(0.2, 1.0), (0.08, 1.0), (1.0, 1.0)])
-def test_boxes_are_torchvisions(rows: int, columns: int, scale: tuple[float, float]) -> None:
+@pytest.mark.parametrize("ratio", [(3 / 4, 4 / 3), (1.0, 1.0)])
+def test_boxes_are_torchvisions(
+    rows: int, columns: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> None:
     picture = Image.new("L", (columns, rows))
     generator = torch.Generator()
     with torch.random.fork_rng([]):
         for seed in range(40):
             torch.manual_seed(seed)
-            expected = RandomResizedCrop.get_params(picture, list(scale), [3 / 4, 4 / 3])
-            assert draw_box(rows, columns, scale, generator.manual_seed(seed)) == expected
+            expected = RandomResizedCrop.get_params(picture, list(scale), list(ratio))
+            assert draw_box(rows, columns, scale, generator.manual_seed(seed), ratio) == expected
             # The stream goes on at the same place too.
             assert torch.equal(torch.rand(1), torch.rand(1, generator=generator))
 
