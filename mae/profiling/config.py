@@ -93,7 +93,9 @@ class ProfileConfig:
     measure: bool = option(
         False, "Time it and take its peak memory on this machine.", flags="--measure", panel=_MEASURE
     )
-    repeats: int = option(5, "Timed repeats after the warm-up.", low=2, panel=_MEASURE)
+    repeats: int = option(
+        5, "Timed repeats after the warm-up, at least; short things are repeated more.", low=2, panel=_MEASURE
+    )
     csv: bool = option(False, "Print one line of comma-separated values per variant.", flags="--csv")
 
     def __post_init__(self) -> None:

@@ -85,6 +85,12 @@ class Measured:
     training_process_bytes: int | None
     failures: tuple[str, ...]
 
+    @property
+    def unsteady(self) -> bool:
+        """Whether some runs took more than half as long again as the median, and so tell little."""
+        timings = (self.latency, self.encode, self.forward, self.training_step)
+        return any(timing.seconds_max > 1.5 * timing.seconds_median for timing in timings if timing)
+
 
 def measure_machine(device: str, precision: str) -> Machine:
     """Resolve ``auto``, and measure the rate of matrix products.

@@ -120,6 +120,7 @@ def profile(config: ProfileConfig) -> ProfileResult:
     batch = config.batch_size or (DEFAULT_BATCH_MEASURED_ON_CPU if small else DEFAULT_BATCH)
     conditions = _Conditions(config, device, precision, batch, machine)
     left_out = () if config.variant else config.left_out()
+    variants = tuple(_profile_variant(name, model, conditions) for name, model in config.models())
     return ProfileResult(
         image_size=config.image_size,
         in_chans=config.in_chans,
@@ -128,8 +129,15 @@ def profile(config: ProfileConfig) -> ProfileResult:
         precision=precision,
         device=device,
         machine=machine,
-        variants=tuple(_profile_variant(name, model, conditions) for name, model in config.models()),
-        notes=tuple(f"left out {name}: {reason}" for name, reason in left_out),
+        variants=variants,
+        notes=(
+            *(f"left out {name}: {reason}" for name, reason in left_out),
+            *(
+                f"{one.variant}: runs of the same thing took very different times; is something else busy here?"
+                for one in variants
+                if one.measured and one.measured.unsteady
+            ),
+        ),
     )
 
 

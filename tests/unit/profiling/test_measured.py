@@ -22,7 +22,8 @@ def test_a_model_is_measured() -> None:
     assert result.failures == ()
     for name, batch in (("latency", 1), ("encode", 2), ("forward", 2), ("training_step", 2)):
         timing = getattr(result, name)
-        assert (timing.batch, timing.repeats) == (batch, 2)
+        assert timing.batch == batch
+        assert timing.repeats >= 2
         assert 0 < timing.seconds_min <= timing.seconds_median <= timing.seconds_max < 10
         assert timing.images_per_second == pytest.approx(batch / timing.seconds_median)
         assert timing.achieved_flops == pytest.approx(OPERATIONS[name] * batch / timing.seconds_median)
@@ -65,3 +66,6 @@ def test_the_median_of_an_even_number(monkeypatch: pytest.MonkeyPatch) -> None:
     result = measure_model(TINY, MACHINE, mask_ratio=0.75, batch=10, repeats=4, operations=OPERATIONS)
     assert result.encode is not None
     assert (result.encode.seconds_min, result.encode.seconds_median, result.encode.seconds_max) == (1.0, 2.0, 4.0)
+    assert result.unsteady
+    answer["seconds"] = [4.0, 4.0, 5.9, 3.0]
+    assert not measure_model(TINY, MACHINE, mask_ratio=0.75, batch=10, repeats=4, operations=OPERATIONS).unsteady
