@@ -1,4 +1,7 @@
-"""Peak rates, memory and power of accelerators, from their makers' data sheets. Standard library only.
+"""Peak rates, memory and power of accelerators. Standard library only.
+
+``source`` names the maker's document that should hold the figures; most were written from memory of it and
+not yet held against the original.
 
 Rates are dense: a data sheet's figure "with sparsity" is twice that and no training reaches it. For
 GeForce cards they are those with float32 accumulation, which is what PyTorch computes with.
