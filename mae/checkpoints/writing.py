@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import os
 import secrets
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,9 +62,12 @@ def save(path: Path, document: Mapping[str, Any]) -> None:
     """``torch.save``, whole or not at all.
 
     Raises:
-        CheckpointError: The file cannot be written.
+        CheckpointError: The file cannot be written; torch's own error on a full disk would not say so.
     """
     try:
+        needed, free = _tensor_bytes(document), shutil.disk_usage(path.parent).free
+        if needed > free:
+            raise OSError(errno.ENOSPC, f"it needs {needed / 1e6:.1f} MB and the disk has {free / 1e6:.1f} MB left")
         write_atomically(path, lambda file: torch.save(document, file))
     except (OSError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
@@ -91,3 +96,12 @@ def save_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[
         raise CheckpointError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _tensor_bytes(value: Any) -> int:
+    """Bytes of all tensors inside a document of mappings and lists."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, Mapping):
+        return sum(_tensor_bytes(item) for item in value.values())
+    return sum(_tensor_bytes(item) for item in value) if isinstance(value, list | tuple) else 0

@@ -66,9 +66,10 @@ def pretrain(
     resumed = _load_state(config) if config.resume else None
     position = Position(**resumed.extra["maecli"]["position"]) if resumed else Position()
     run = RunFolder(config.out, resume=resumed is not None)
+    scan = scan_pictures(config.data, lambda files: on_event(Scanned(files)))
+    run.make()
     if config.tensorboard:
         on_event = also_to_tensorboard(run.path / "tensorboard", position.step, on_event)
-    scan = scan_pictures(config.data, lambda files: on_event(Scanned(files)))
     if scan.unreadable:
         run.report_unreadable(list(scan.unreadable))
     found = len(scan.pictures) + len(scan.unreadable)

@@ -12,10 +12,11 @@ from mae.data.scan import scan_pictures
 from mae.data.source import PictureSource
 from mae.errors import DataError
 from mae.figure import Row, draw_grid
-from mae.files import shown, write_atomically
+from mae.files import shown
 from mae.mae import MaskedAutoencoder
 from mae.masking import random_masking
 from mae.panels import make_panels, predict
+from mae.training.run_folder import write_in_run
 
 PREVIEW_PICTURES = 4
 MASK_SEED = 2  # the seed of the official notebook's published pictures
@@ -74,7 +75,7 @@ class Previews:
         if norm_pix:
             note += " Normalised target: each patch's brightness and contrast are the original's."
         page = draw_grid(("original", "masked", "reconstruction", "with visible"), rows, note)
-        write_atomically(path, lambda file: page.save(file, format="PNG"))
+        write_in_run(path, lambda file: page.save(file, format="PNG"))
         return sum(one.psnr for one in panels) / len(panels)
 
 

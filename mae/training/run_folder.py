@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import tomli_w
 
@@ -39,11 +40,11 @@ class RunFolder:
     """Where a run writes.
 
     Args:
-        path: The folder; made if missing.
+        path: The folder; ``make`` makes it.
         resume: Whether a run is to be there already; without it there must be none.
 
     Raises:
-        ConfigError: A run is there and is not resumed, or the folder cannot be made.
+        ConfigError: A run is there and is not resumed.
     """
 
     def __init__(self, path: Path, *, resume: bool) -> None:
@@ -52,11 +53,18 @@ class RunFolder:
             raise ConfigError(
                 f"{path} already holds a run", hint=f"--resume {path} goes on with it; --out starts one elsewhere"
             )
+
+    def make(self) -> None:
+        """Make the folder where it is missing; a run that finds no pictures makes none.
+
+        Raises:
+            ConfigError: It cannot be made.
+        """
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            (path / "previews").mkdir(exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / "previews").mkdir(exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"--out {path}: {error.strerror}") from None
+            raise ConfigError(f"--out {self.path}: {error.strerror}") from None
 
     @property
     def checkpoint(self) -> Path:
@@ -82,7 +90,7 @@ class RunFolder:
                 "a path holds bytes that are no UTF-8, so config.toml cannot repeat it",
                 hint="give a link with a plain name that leads there",
             ) from None
-        write_atomically(self.path / "config.toml", lambda file: file.write(encoded))
+        write_in_run(self.path / "config.toml", lambda file: file.write(encoded))
 
     def start_log(self, position: Position) -> None:
         """Drop what a run that was killed had logged past the state that it goes on from."""
@@ -97,7 +105,7 @@ class RunFolder:
                 continue
             if ("train_loss" in entry and entry["epoch"] < position.epoch) or entry.get("step", 0) <= position.step:
                 kept.append(line + "\n")
-        write_atomically(log, lambda file: file.write("".join(kept).encode()))
+        write_in_run(log, lambda file: file.write("".join(kept).encode()))
 
     def log(self, entry: dict[str, Any]) -> None:
         """Append one object to ``log.jsonl``."""
@@ -110,7 +118,19 @@ class RunFolder:
     def report_unreadable(self, files: list[Unreadable]) -> None:
         """Write the names of the pictures that were passed over, with the reasons."""
         lines = ["file\treason\n", *(f"{shown(bad.path)}\t{bad.reason}\n" for bad in files)]
-        write_atomically(self.path / "unreadable.tsv", lambda file: file.write("".join(lines).encode()))
+        write_in_run(self.path / "unreadable.tsv", lambda file: file.write("".join(lines).encode()))
+
+
+def write_in_run(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """``write_atomically``, with an error for whoever started the run.
+
+    Raises:
+        TrainingError: The file cannot be written, for instance since the disk is full.
+    """
+    try:
+        write_atomically(path, write)
+    except OSError as error:
+        raise TrainingError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def _toml(value: Any) -> Any:

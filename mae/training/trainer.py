@@ -217,7 +217,8 @@ class Trainer:
                     },
                 )
             except CheckpointError as error:
-                raise TrainingError(error.message, hint="the checkpoint before it is untouched") from None
+                before = "the checkpoint before it is untouched" if self.run.checkpoint.exists() else None
+                raise TrainingError(error.message, hint=before) from None
         self.saved_at = time.monotonic()
 
     def note_unreadable(self, files: tuple[Unreadable, ...]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 from mae.checkpoints import load_checkpoint
 from mae.errors import ConfigError, DataError, TrainingError
 from mae.options import build_config
+from mae.training import run_folder as run_folder_module
 from mae.training import trainer as trainer_module
 from mae.training.config import PretrainConfig
 from mae.training.events import EpochDone, Event, PassedOver, Started, Stepped
@@ -207,6 +209,42 @@ def test_a_full_disk_keeps_the_last_state(config: PretrainConfig, monkeypatch: p
         pretrain(dataclasses.replace(config, resume=config.out))
     assert (config.out / "checkpoint-last.pth").read_bytes() == before
     assert not list(config.out.glob(".*.tmp"))
+
+
+def test_too_little_room_is_said_before_a_checkpoint_is_written(
+    config: PretrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type(shutil.disk_usage("/"))
+    monkeypatch.setattr("mae.checkpoints.writing.shutil.disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
+    with pytest.raises(
+        TrainingError, match=r"checkpoint-last\.pth: it needs \d+\.\d MB and the disk has 0\.0 MB"
+    ) as caught:
+        pretrain(config)
+    assert caught.value.hint is None  # there is no checkpoint before it
+    assert not list(config.out.glob("*.pth"))
+
+
+@pytest.mark.parametrize("name", ["config.toml", "epoch-0002.png"])
+def test_a_full_disk_is_named_whatever_was_being_written(
+    config: PretrainConfig, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    write = run_folder_module.write_atomically
+
+    def full(path: Path, content: Callable[[Any], object]) -> None:
+        if path.name == name:
+            raise OSError(28, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(run_folder_module, "write_atomically", full)
+    with pytest.raises(TrainingError, match=rf"{name}: No space left"):
+        pretrain(config)
+
+
+def test_no_pictures_leave_no_folder(config: PretrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(DataError, match="no picture in"):
+        pretrain(dataclasses.replace(config, data=(tmp_path / "nothing",)))
+    assert not config.out.exists()
 
 
 def test_broken_pictures_are_passed_over_and_reported(config: PretrainConfig, pictures: Path) -> None:
