@@ -9,19 +9,28 @@ from mae.errors import ConfigError
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, index: int = 0) -> torch.device:
     """``auto`` takes cuda, then mps, then the CPU.
+
+    Args:
+        name: "auto", "cuda", "mps" or "cpu".
+        index: Which of several GPUs.
 
     Raises:
         ConfigError: A device was named that this machine or this torch does not have.
     """
     have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(device for device, there in have.items() if there))
+        name = next(device for device, there in have.items() if there)
     if not have.get(name, False):
         there = ", ".join(device for device, ok in have.items() if ok)
         raise ConfigError(f"--device {name}: torch {torch.__version__} finds none here; there is {there}")
-    return torch.device(name)
+    if name == "cuda" and index >= torch.cuda.device_count():
+        raise ConfigError(
+            f"process {index} of this machine has no GPU: there are {torch.cuda.device_count()}",
+            hint="start as many processes as GPUs",
+        )
+    return torch.device(name, index) if name == "cuda" and index else torch.device(name)
 
 
 def resolve_precision(name: str, device: torch.device) -> str:

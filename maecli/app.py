@@ -15,6 +15,7 @@ from maecli.commands.export import export
 from maecli.commands.pretrain import pretrain
 from maecli.commands.profile import profile
 from maecli.commands.reconstruct import reconstruct
+from maecli.commands.replay import replay
 from maecli.output import show_error
 
 
@@ -47,6 +48,7 @@ app.command("profile")(profile)
 app.command("reconstruct")(reconstruct)
 app.command("compare")(compare)
 app.command("export")(export)
+app.command("replay")(replay)
 
 
 def _show_version(wanted: bool) -> None:

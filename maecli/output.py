@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -100,8 +101,9 @@ class Output:
 
 
 def show_error(error: MaeError) -> None:
-    """Print an error and, if it has one, its hint."""
-    _say("error", "bold red", error.message)
+    """Print an error and, if it has one, its hint; of several processes each says which one it is."""
+    rank = os.environ.get("RANK")
+    _say(f"process {rank}: error" if rank is not None else "error", "bold red", error.message)
     if error.hint:
         _say("hint", "cyan", error.hint)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from types import TracebackType
@@ -9,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from mae.config import format_size
 from mae.files import shown
-from mae.training.events import EpochDone, Event, PassedOver, Previewed, Scanned, Started, Stepped
+from mae.training.events import (
+    EpochDone,
+    Event,
+    LeftOut,
+    PassedOver,
+    Previewed,
+    RolledBack,
+    Scanned,
+    Started,
+    Stepped,
+)
 from maecli.output import Output, make_console
 
 if TYPE_CHECKING:
@@ -41,6 +52,17 @@ class TrainingView:
         """Show one event."""
         if isinstance(event, PassedOver):
             self.output.warn(f"passed over {shown(event.path)}: {event.reason}")
+        elif isinstance(event, LeftOut):
+            what = "loss" if not math.isfinite(event.loss) else "gradient"
+            value = event.loss if not math.isfinite(event.loss) else event.grad_norm
+            self.output.warn(
+                f"step {event.step} was left out: its {what} is {value} (lr {event.lr:.2e}, {event.in_a_row} in a row)"
+            )
+        elif isinstance(event, RolledBack):
+            self.output.warn(f"went back to {event.checkpoint}, step {event.step}; the pictures come in another order")
+        elif isinstance(event, Started) and self.output.quiet:
+            for warning in event.warnings:
+                self.output.warn(warning)
         elif self.output.quiet:
             return
         elif isinstance(event, Scanned):
@@ -60,7 +82,7 @@ class TrainingView:
 
     def _start(self, event: Started) -> None:
         self.console.print(plan_panel(event))
-        for warning in event.plan.warnings:
+        for warning in (*event.warnings, *event.plan.warnings):
             self.output.warn(warning)
         for note in event.notes:
             self.output.note(note)
@@ -120,13 +142,16 @@ def plan_panel(event: Started) -> Panel:
     scaled = "given" if config.lr is not None else f"{config.base_lr:g} x {plan.effective_batch} / 256"
     left = plan.total_steps - event.first_step
     accumulated = f" x {plan.accum_iter} accumulated = {plan.effective_batch}" if plan.accum_iter > 1 else ""
+    shared = (
+        f", {plan.batch_size // event.processes} in each of {event.processes} processes" if event.processes > 1 else ""
+    )
     rows = {
         "pictures": f"{plan.pictures:,} found{skipped}{others}",
         "model": f"{config.variant}, {event.parameters:,} parameters, {format_size(model.img_size)} px, patches of "
         f"{model.patch_size}, {model.in_chans} channels",
         "target": f"{target}, {config.mask_ratio:.0%} removed; nothing learnt is a loss of "
         f"{event.nothing_learnt_loss:.3f}",
-        "batch": f"{plan.batch_size}{accumulated}",
+        "batch": f"{plan.batch_size}{shared}{accumulated}",
         "learning rate": f"{plan.lr:.3g} ({scaled}), warm-up {config.warmup_epochs:g} of {config.epochs} epochs, then "
         f"cosine to {config.min_lr:g}",
         "steps": f"{plan.total_steps:,} ({plan.steps_per_epoch:,} an epoch)"

@@ -82,9 +82,9 @@ def load_checkpoint(
     """Read a checkpoint of any dialect on the CPU, memory-mapped.
 
     Args:
-        path: A ``.pth``, ``.pt``, ``.bin`` or ``.safetensors`` file, a Hugging Face model's folder, or the name
-            of a released file such as ``mae_visualize_vit_base`` or ``hf:facebook/vit-mae-base``, which is
-            downloaded once.
+        path: A ``.pth``, ``.pt``, ``.bin`` or ``.safetensors`` file, a Hugging Face model's folder, a folder of
+            shards that a run wrote, or the name of a released file such as ``mae_visualize_vit_base`` or
+            ``hf:facebook/vit-mae-base``, which is downloaded once.
         num_heads, decoder_num_heads: Attention heads, where the file does not tell them.
         offline: Download nothing.
 
@@ -92,9 +92,15 @@ def load_checkpoint(
         CheckpointError: The file is missing, broken, unsafe, or no masked autoencoder of pictures.
     """
     path = _locate(path, offline=offline)
-    container = sniff(path)
-    tensors, others = unwrap(_read(path, container))
-    _refuse_inflated(path, tensors)
+    if path.is_dir():
+        from mae.checkpoints.shards import read_whole  # costs half a second, and few files are folders
+
+        container: Container = "shards"
+        tensors, others = unwrap(read_whole(path))
+    else:
+        container = sniff(path)
+        tensors, others = unwrap(_read(path, container))
+        _refuse_inflated(path, tensors)
     state, dialect = _official(tensors, container, others)
     declared = _declared(path, dialect, others)
     declared = replace(

@@ -14,7 +14,7 @@ from mae.checkpoints.releases import RELEASES
 from mae.checkpoints.strangers import a_few, printable
 from mae.errors import CheckpointError
 
-Container = Literal["zip", "legacy", "safetensors"]
+Container = Literal["zip", "legacy", "safetensors", "shards"]
 
 GET_IT_AGAIN = "the download or copy did not finish, or the file was changed: get it again"
 # Far above what any model here needs, and low enough to be looked through in a moment.
@@ -22,6 +22,7 @@ LONGEST_DIRECTORY = 16_000_000  # bytes of a zip's directory
 LONGEST_HEADER = 16_000_000  # bytes of a safetensors header
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began before it wrote zip files
 _LEGACY_PICKLES = 5  # magic, version, system, contents, keys
+SHARD_TABLE = ".metadata"
 _SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 _HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
 _OTHER_FILES = {
@@ -39,11 +40,14 @@ _OTHER_FILES = {
 
 
 def find_file(path: Path) -> Path:
-    """The file that holds the weights: ``path`` itself, or the one inside a Hugging Face folder.
+    """The file that holds the weights: ``path`` itself, or the one inside a Hugging Face folder. A folder of
+    shards is itself the checkpoint.
 
     Raises:
         CheckpointError: There is no such file, or the folder holds none or several.
     """
+    if (path / SHARD_TABLE).is_file():
+        return path
     if path.is_dir():
         inside = [path / name for name in _HUGGING_FACE_FILES if (path / name).is_file()]
         if inside and (path / "config.json").is_file():

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mae.config import MAEConfig
 from mae.errors import CheckpointError
 from mae.files import write_atomically
 from mae.mae import MaskedAutoencoder
@@ -44,9 +45,27 @@ def save_checkpoint(
     Raises:
         CheckpointError: The file cannot be written.
     """
-    document: dict[str, Any] = {"model": model.state_dict()}
+    state = optimizer.state_dict() if isinstance(optimizer, torch.optim.Optimizer) else optimizer
+    document = checkpoint_document(
+        model.state_dict(), model.config, optimizer=state, epoch=epoch, scaler=scaler, args=args, extra=extra
+    )
+    save(Path(path), document)
+
+
+def checkpoint_document(
+    model: Mapping[str, Tensor],
+    config: MAEConfig,
+    *,
+    optimizer: Mapping[str, Any] | None = None,
+    epoch: int | None = None,
+    scaler: Mapping[str, Any] | None = None,
+    args: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What ``save_checkpoint`` writes, from a state dict."""
+    document: dict[str, Any] = {"model": model}
     if optimizer is not None:
-        document["optimizer"] = optimizer if isinstance(optimizer, Mapping) else optimizer.state_dict()
+        document["optimizer"] = optimizer
     if epoch is not None:
         document["epoch"] = epoch
     if scaler is not None:
@@ -54,8 +73,8 @@ def save_checkpoint(
     if args is not None:
         document["args"] = argparse.Namespace(**args)
     document |= extra or {}
-    document["maecli"] = {"config": dataclasses.asdict(model.config)} | dict(document.get("maecli", {}))
-    save(Path(path), document)
+    document["maecli"] = {"config": dataclasses.asdict(config)} | dict(document.get("maecli", {}))
+    return document
 
 
 def save(path: Path, document: Mapping[str, Any]) -> None:

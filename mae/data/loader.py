@@ -112,6 +112,7 @@ class EpochBatches(Sampler[list[Draw]]):
         start_epoch, start_batch: Where to go on.
         groups: Sizes of the parts that are read as a whole, from the source; see ``epoch_order``.
         rank, world_size: Which slice of each batch is drawn, and how many there are.
+        turn: Each number gives other orders.
 
     Raises:
         ConfigError: The ranks cannot share a batch equally.
@@ -129,6 +130,7 @@ class EpochBatches(Sampler[list[Draw]]):
         groups: Sequence[int] = (),
         rank: int = 0,
         world_size: int = 1,
+        turn: int = 0,
     ) -> None:
         if batch_size % world_size:
             raise ConfigError(f"a batch of {batch_size} pictures cannot be shared equally by {world_size} processes")
@@ -141,11 +143,13 @@ class EpochBatches(Sampler[list[Draw]]):
         self.groups = groups
         self.rank = rank
         self.world_size = world_size
+        self.turn = turn
 
     def __iter__(self) -> Iterator[list[Draw]]:
         first, share = self.start_batch, self.batch_size // self.world_size
         for epoch in range(self.start_epoch, self.epochs):
-            order = epoch_order(self.pictures, self.groups, stream(self.seed, "order", epoch))
+            place = ("order", epoch, self.turn) if self.turn else ("order", epoch)
+            order = epoch_order(self.pictures, self.groups, stream(self.seed, *place))
             for batch in range(first, self.pictures // self.batch_size):
                 start = batch * self.batch_size + self.rank * share
                 yield [Draw(epoch, index) for index in order[start : start + share].tolist()]
@@ -180,7 +184,7 @@ def make_loader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=collate,
         worker_init_fn=_ignore_interrupt,
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
@@ -242,6 +246,7 @@ def _ignore_interrupt(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _collate(samples: list[Sample]) -> Batch:
+def collate(samples: list[Sample]) -> Batch:
+    """Samples as one batch."""
     unreadable = tuple(bad for sample in samples for bad in sample.unreadable)
     return Batch(torch.stack([sample.image for sample in samples]).permute(0, 3, 1, 2), unreadable)

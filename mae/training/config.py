@@ -48,7 +48,7 @@ class PretrainConfig:
     mask_ratio: float = option(0.75, "Share of the patches that is removed.", above=0, below=1, panel=_RECIPE)
     epochs: int = option(800, "Epochs of the whole run (official command line: 400).", low=1, panel=_RECIPE)
     warmup_epochs: float = option(40.0, "Epochs of linear warm-up from 0.", low=0, panel=_RECIPE)
-    batch_size: int = option(64, "Pictures in a batch.", low=1, panel=_RECIPE)
+    batch_size: int = option(64, "Pictures in a batch, in each process.", low=1, panel=_RECIPE)
     accum_iter: int = option(1, "Batches whose gradients are averaged in one step.", low=1, panel=_RECIPE)
     base_lr: float = option(
         1.5e-4,
@@ -84,9 +84,17 @@ class PretrainConfig:
         0.1, "Stop when more than this share of the pictures is unreadable.", low=0, high=1, panel=_DATA
     )
 
+    recompute: bool = option(
+        False, "Keep less for the backward pass and work it out again: far less memory, a third slower.", panel=_RUN
+    )
+    compile: bool = option(False, "Compile the training step where that is faster here: timed, and said.", panel=_RUN)
+    shard: bool = option(False, "Divide the model over the processes (FSDP2) instead of copying it (DDP).", panel=_RUN)
     out: Path = option(Path("run"), "The run's folder.", panel=_RUN)
     resume: Path | None = option(
         None, "Go on with the run in this folder, exactly as if it had not stopped.", metavar="RUN", panel=_RUN
+    )
+    auto_resume: bool = option(
+        False, "Go on with the run in --out if there is one, else start it: for jobs that are restarted.", panel=_RUN
     )
     seed: int = option(0, "Everything random follows from it.", low=0, panel=_RUN)
     device: str = option("auto", "auto takes the best there is.", choices=("auto", "cuda", "mps", "cpu"), panel=_RUN)
@@ -97,6 +105,20 @@ class PretrainConfig:
         panel=_RUN,
     )
     save_every: int = option(20, "Epochs between checkpoints that are kept.", low=1, panel=_RUN)
+    save_minutes: float = option(5.0, "Minutes of work that may be lost; 0 saves every step.", low=0, panel=_RUN)
+    keep_last: int = option(2, "Newest states that are kept, to fall back on.", low=1, high=100, panel=_RUN)
+    nan_limit: int = option(
+        3,
+        "Steps in a row without a finite loss and gradient; each is left out, so many are too many.",
+        low=1,
+        panel=_RUN,
+    )
+    on_nan: str = option(
+        "stop",
+        "Then stop, or go back to the last saved state and on with the pictures in another order.",
+        choices=("stop", "rollback"),
+        panel=_RUN,
+    )
     preview_every: int = option(20, "Epochs between pictures of reconstructions; 0 for none.", low=0, panel=_RUN)
     val: Path | None = option(
         None, "Photographs for those pictures, a folder or a file.", default_text="4 of DATA", panel=_RUN
@@ -115,9 +137,23 @@ class PretrainConfig:
         if self.lr is not None and self.min_lr > self.lr:
             raise ConfigError(f"--min-lr {self.min_lr:g} is above --lr {self.lr:g}")
 
+        if self.shard and self.precision == "fp16":
+            raise ConfigError("--shard does not go with --precision fp16", hint="take bf16")
+
     def model_config(self) -> MAEConfig:
         """The architecture that these settings describe."""
         changes = {} if self.patch_size is None else {"patch_size": self.patch_size}
         return variant_config(
             self.variant, img_size=self.image_size, in_chans=self.in_chans, norm_pix_loss=self.norm_pix_loss, **changes
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplayConfig:
+    """Which step to take again, and how."""
+
+    file: Path = option(
+        dataclasses.MISSING, "The replay.pth that a run left in its folder.", positional=True, metavar="FILE"
+    )
+    device: str = option("auto", "auto takes the best there is.", choices=("auto", "cuda", "mps", "cpu"))
+    precision: str = option("auto", "auto is the run's, beside fp32.", choices=("auto", "fp32", "bf16", "fp16"))

@@ -26,6 +26,8 @@ class Started:
         nothing_learnt_loss: The loss of predicting zero everywhere on the preview photographs.
         step_seconds: Measured time of one batch's forward and backward pass, without loading.
         first_epoch, first_step: Where a resumed run goes on.
+        warnings: What went wrong on the way here.
+        processes: How many share the run.
     """
 
     config: PretrainConfig
@@ -42,6 +44,8 @@ class Started:
     first_epoch: int
     first_step: int
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    processes: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Stepped:
         epoch: In epochs from the run's start, with a fraction.
         step: Optimiser steps done.
         loss: Mean over the step's batches.
+        grad_norm: The gradient's Euclidean norm over all parameters.
         images_per_second: Over the last second or more.
         data_wait: Share of that time spent waiting for pictures.
     """
@@ -59,9 +64,35 @@ class Stepped:
     epoch: float
     step: int
     loss: float
+    grad_norm: float
     lr: float
     images_per_second: float
     data_wait: float
+
+
+@dataclasses.dataclass(frozen=True)
+class LeftOut:
+    """A step was not applied, since its loss or gradient is no finite number.
+
+    Attributes:
+        in_a_row: Steps up to this one that were left out, one after the other.
+    """
+
+    epoch: float
+    step: int
+    loss: float
+    grad_norm: float
+    lr: float
+    in_a_row: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RolledBack:
+    """The run went back to a saved state and goes on from there in another order."""
+
+    checkpoint: Path
+    step: int
+    turn: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +123,7 @@ class PassedOver:
     reason: str
 
 
-Event = Scanned | Started | Stepped | EpochDone | Previewed | PassedOver
+Event = Scanned | Started | Stepped | LeftOut | RolledBack | EpochDone | Previewed | PassedOver
 
 
 @dataclasses.dataclass(frozen=True)

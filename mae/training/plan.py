@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from mae.errors import DataError
 from mae.training.config import PretrainConfig
 from mae.training.schedule import scaled_lr
 
@@ -15,7 +16,7 @@ class TrainingPlan:
 
     Attributes:
         pictures: Pictures to learn from.
-        batch_size: Pictures in a batch; all of them where there are fewer than was asked for.
+        batch_size: Pictures in a batch over all processes; fewer than was asked for where there are no more.
         effective_batch: Pictures that one optimiser step averages over.
         lr: The peak learning rate.
         batches_per_epoch: Batches in an epoch.
@@ -37,13 +38,28 @@ class TrainingPlan:
     pictures_digest: str = ""
 
 
-def make_plan(config: PretrainConfig, pictures: int, digest: str = "") -> TrainingPlan:
-    """Work out a run over ``pictures`` pictures; ``digest`` is their source's."""
+def make_plan(
+    config: PretrainConfig, pictures: int, digest: str = "", *, processes: int = 1, batch_size: int | None = None
+) -> TrainingPlan:
+    """Work out a run.
+
+    Args:
+        config: Its settings.
+        pictures, digest: Their number, and what their source tells of their names.
+        processes: How many processes share each batch.
+        batch_size: Pictures in a batch over all processes, where a run that goes on has fixed it.
+
+    Raises:
+        DataError: There are fewer pictures than processes.
+    """
     warnings = []
-    batch_size = config.batch_size
+    batch_size = batch_size or config.batch_size * processes
     if pictures < batch_size:
-        warnings.append(f"{pictures} pictures do not fill a batch of {batch_size}; the batch is all {pictures}")
-        batch_size = pictures
+        if pictures < processes:
+            raise DataError(f"{pictures} pictures are too few for {processes} processes")
+        whole = pictures - pictures % processes
+        warnings.append(f"{pictures} pictures do not fill a batch of {batch_size}; the batch is {whole}")
+        batch_size = whole
     batches = pictures // batch_size
     accum_iter = min(config.accum_iter, batches)
     if accum_iter < config.accum_iter:

@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
-from mae.checkpoints import Checkpoint, load_checkpoint, load_weights
-from mae.data.augment import Augmentation
+from mae.checkpoints import load_checkpoint, load_weights
 from mae.data.jpeg import resolve_decoder
-from mae.data.loader import Batches, EpochBatches, PictureDataset, make_loader
 from mae.data.picture import check_channels
 from mae.data.scan import PictureScan, scan_pictures
 from mae.device import resolve_device, resolve_precision
-from mae.errors import CheckpointError, ConfigError
+from mae.errors import ConfigError
 from mae.mae import MaskedAutoencoder
 from mae.models import create_model
 from mae.seeding import seeded, stream, stream_seed
 from mae.training.config import PretrainConfig
 from mae.training.events import Event, PretrainResult, Scanned, Started
+from mae.training.feed import Feed
 from mae.training.plan import TrainingPlan, make_plan
 from mae.training.previews import Previews
-from mae.training.run_folder import CHECKPOINT_LAST, Position, RunFolder
+from mae.training.ranks import Ranks, ranks_from_environment
+from mae.training.run_folder import Position, RunFolder, holds_run
+from mae.training.saving import SavedState, Saver, newest_state
 from mae.training.step import TrainingStep
 from mae.training.tensorboard import also_to_tensorboard
-from mae.training.trainer import Trainer, check_unreadable, run_identity
+from mae.training.trainer import Trainer, check_unreadable, official_args, run_identity
 
 TIMED_PICTURES = 8
 
@@ -54,7 +55,8 @@ def pretrain(
         TrainingError: Training cannot go on.
     """
     check_channels(config.in_chans)
-    device = resolve_device(config.device)
+    ranks = ranks_from_environment()
+    device = resolve_device(config.device, ranks.local_rank)
     precision = resolve_precision(config.precision, device)
     config = dataclasses.replace(
         config,
@@ -63,92 +65,149 @@ def pretrain(
         decoder=resolve_decoder(config.decoder),
         out=config.resume or config.out,
     )
-    resumed = _load_state(config) if config.resume else None
-    position = Position(**resumed.extra["maecli"]["position"]) if resumed else Position()
-    run = RunFolder(config.out, resume=resumed is not None)
-    scan = scan_pictures(config.data, lambda files: on_event(Scanned(files)))
-    run.make()
-    if config.tensorboard:
+    ranks.join(device)
+    result = _pretrain(config, device, ranks, on_event if ranks.first else lambda event: None, should_stop)
+    ranks.leave()
+    return result
+
+
+def _pretrain(
+    config: PretrainConfig,
+    device: torch.device,
+    ranks: Ranks,
+    on_event: Callable[[Event], None],
+    should_stop: Callable[[], bool],
+) -> PretrainResult:
+    resume = config.resume is not None or (config.auto_resume and holds_run(config.out))
+    run = RunFolder(config.out, resume=resume, writes=ranks.first)
+    saved, warnings = newest_state(run) if resume else (None, ())
+    position = saved.position if saved else Position()
+    ranks.check_same("the saved step", position.step)
+    scan = _scan(config, ranks, on_event)
+    try:
+        run.make()
+        return _train(config, device, ranks, run, saved, warnings, scan, on_event, should_stop)
+    finally:
+        run.release()
+
+
+def _train(
+    config: PretrainConfig,
+    device: torch.device,
+    ranks: Ranks,
+    run: RunFolder,
+    saved: SavedState | None,
+    warnings: tuple[str, ...],
+    scan: PictureScan,
+    on_event: Callable[[Event], None],
+    should_stop: Callable[[], bool],
+) -> PretrainResult:
+    position = saved.position if saved else Position()
+    if config.tensorboard and ranks.first:
         on_event = also_to_tensorboard(run.path / "tensorboard", position.step, on_event)
     if scan.unreadable:
         run.report_unreadable(list(scan.unreadable))
     found = len(scan.pictures) + len(scan.unreadable)
     check_unreadable(len(scan.unreadable), found, config.max_unreadable, run)
-    plan = make_plan(config, len(scan.pictures), scan.pictures.digest())
+    ranks.check_same("pictures", (len(scan.pictures), scan.pictures.digest()))
+    plan = make_plan(
+        config,
+        len(scan.pictures),
+        scan.pictures.digest(),
+        processes=ranks.size,
+        batch_size=saved.identity["batch_size"] if saved and saved.identity.get("processes", 1) != ranks.size else None,
+    )
+    share = ranks.share(plan.batch_size)
+    if saved:
+        _check_same_run(saved, plan, config)
 
     with seeded(stream_seed(config.seed, "weights")):
         model = create_model(config.model_config())
-    notes = (*_starting_weights(model, config, resumed), *_decoder_note(config.decoder))
+    notes = () if saved or config.init is None else _starting_weights(model, config.init)
+    notes += _decoder_note(config.decoder)
+    if saved and (here := share.stop - share.start) != config.batch_size:
+        notes += (f"the run's batches of {plan.batch_size} pictures are {here} in each of {ranks.size} processes here",)
     model.to(device)
-    training_step = TrainingStep(model, precision, lr=plan.lr, betas=config.betas, weight_decay=config.weight_decay)
+    model.recompute_activations(config.recompute)
+    training_step = TrainingStep(
+        model,
+        config.precision,
+        lr=plan.lr,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        ranks=ranks,
+        shard=config.shard,
+    )
+    feed = Feed(config, plan, scan.pictures, ranks, device)
     previews = Previews(model, scan.pictures, config.val, config.mask_ratio)
-    trainer = Trainer(config, plan, training_step, previews, run, position, scan.unreadable, on_event, should_stop)
-    if resumed:
-        _check_same_run(resumed, plan, config)
-        training_step.optimizer.load_state_dict(resumed.optimizer or {})
-        training_step.scaler.load_state_dict(resumed.scaler or {})
+    if saved:
+        saved.restore(training_step)
     else:
         run.write_config(config)
     run.start_log(position)
-
-    workers = _workers(config.workers, device)
-    augmentation = Augmentation(
-        config.image_size, config.in_chans, config.crop_scale, config.hflip, config.decoder, config.crop_ratio
+    saver = Saver(
+        run,
+        training_step,
+        ranks,
+        args=official_args(config, plan, ranks),
+        identity={**run_identity(config, plan), "processes": ranks.size},
+        minutes=config.save_minutes,
+        keep_last=config.keep_last,
     )
-    cache_bytes = config.cache * 2**20 // max(1, workers)
-    dataset = PictureDataset(scan.pictures, augmentation, config.seed, cache_bytes)
-    draws = EpochBatches(
-        plan.pictures,
-        plan.batch_size,
-        config.epochs,
-        config.seed,
-        position.epoch,
-        position.batch,
-        groups=scan.pictures.groups,
-    )
-    batches = Batches(make_loader(dataset, draws, workers=workers, pin_memory=device.type == "cuda"))
-    on_event(_started(config, plan, training_step, scan, previews, workers, position, notes))
-    try:
-        return trainer.train(batches)
-    except RuntimeError as error:
-        raise batches.explain(error) from None
-
-
-def _load_state(config: PretrainConfig) -> Checkpoint:
-    """The state that a run folder's newest checkpoint holds."""
-    path = config.out / CHECKPOINT_LAST
-    if not path.exists():
-        raise ConfigError(f"--resume {config.out}: there is no {CHECKPOINT_LAST} in it", hint="give a run's folder")
-    checkpoint = load_checkpoint(path)
-    if "position" not in checkpoint.extra.get("maecli", {}):
-        raise CheckpointError(
-            f"{path} does not say how far its run had come, so it cannot be resumed exactly",
-            hint=f"--init {path} starts a new run from its weights",
+    trainer = Trainer(
+        config, plan, training_step, feed, previews, run, saver, position, ranks, scan.unreadable, on_event, should_stop
+    )  # fmt: skip
+    on_event(
+        Started(
+            config=config,
+            model=model.config,
+            plan=plan,
+            parameters=sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers())),
+            skipped=len(scan.unreadable),
+            others=scan.others,
+            device=config.device,
+            precision=config.precision,
+            workers=feed.workers,
+            nothing_learnt_loss=previews.nothing_learnt_loss(),
+            step_seconds=_time_batch(training_step, config, share.stop - share.start),
+            first_epoch=position.epoch,
+            first_step=position.step,
+            notes=notes,
+            warnings=warnings,
+            processes=ranks.size,
         )
-    return checkpoint
+    )
+    try:
+        return trainer.train()
+    except RuntimeError as error:  # a loader process that died is met wherever training happens to be
+        raise trainer.explained(error) from None
 
 
-def _starting_weights(model: MaskedAutoencoder, config: PretrainConfig, resumed: Checkpoint | None) -> tuple[str, ...]:
-    """Load the weights to start from, if there are any, and say what a user should know of them."""
-    if resumed is not None:
-        load_weights(model, resumed)
-        return ()
-    if config.init is not None:
-        return (f"weights from {config.init}", *load_weights(model, load_checkpoint(config.init)))
-    return ()
+def _scan(config: PretrainConfig, ranks: Ranks, on_event: Callable[[Event], None]) -> PictureScan:
+    """All pictures; the first process of each machine looks, and the others read what it has kept."""
+    if ranks.local_rank:
+        ranks.any_of(False)
+    scan = scan_pictures(config.data, lambda files: on_event(Scanned(files)))
+    if not ranks.local_rank:
+        ranks.any_of(False)
+    return scan
 
 
-def _check_same_run(resumed: Checkpoint, plan: TrainingPlan, config: PretrainConfig) -> None:
+def _starting_weights(model: MaskedAutoencoder, init: Path) -> tuple[str, ...]:
+    """Load the weights to start from, and say what a user should know of them."""
+    return (f"weights from {init}", *load_weights(model, load_checkpoint(init)))
+
+
+def _check_same_run(saved: SavedState, plan: TrainingPlan, config: PretrainConfig) -> None:
     """Refuse to go on where the pictures or the recipe would make another run of it."""
-    saved = resumed.extra["maecli"]["run"]
-    now = run_identity(config, plan)
+    now, before = run_identity(config, plan), saved.identity
     changed = [
-        f"{name} was {saved[name]} and is {now[name]}" for name in now if saved.get(name, now[name]) != now[name]
+        f"{name} was {before[name]} and is {now[name]}" for name in now if before.get(name, now[name]) != now[name]
     ]
     if changed:
         raise ConfigError(
             f"--resume {config.out} would not be the same run: {'; '.join(changed)}",
-            hint=f"put it back, or start a new run with --init {config.out / CHECKPOINT_LAST}",
+            hint=f"put it back, or start a new run with --init {saved.path}",
         )
 
 
@@ -156,43 +215,6 @@ def _decoder_note(decoder: str) -> tuple[str, ...]:
     if decoder != "pillow" or resolve_decoder("auto") != "pillow":
         return ()
     return ("JPEGs are decoded by Pillow; pip install 'maecli[fast]' brings a faster decoder with the same pixels",)
-
-
-def _workers(wanted: int | None, device: torch.device) -> int:
-    """Loader processes: a core for each, but one for the training process, which on a CPU needs them itself."""
-    if wanted is not None:
-        return wanted
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 1 if device.type == "cpu" else max(1, min(16, cores - 1))
-
-
-def _started(
-    config: PretrainConfig,
-    plan: TrainingPlan,
-    training_step: TrainingStep,
-    scan: PictureScan,
-    previews: Previews,
-    workers: int,
-    position: Position,
-    notes: tuple[str, ...],
-) -> Started:
-    model = training_step.model
-    return Started(
-        config=config,
-        model=model.config,
-        plan=plan,
-        parameters=sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers())),
-        skipped=len(scan.unreadable),
-        others=scan.others,
-        device=config.device,
-        precision=config.precision,
-        workers=workers,
-        nothing_learnt_loss=previews.nothing_learnt_loss(),
-        step_seconds=_time_batch(training_step, config, plan.batch_size),
-        first_epoch=position.epoch,
-        first_step=position.step,
-        notes=notes,
-    )
 
 
 def _time_batch(training_step: TrainingStep, config: PretrainConfig, batch_size: int) -> float:

@@ -57,13 +57,19 @@ class Previews:
         """The loss of predicting zero everywhere: a run that stays there has learnt nothing."""
         return float(self.model.target(self.model.patchify(self.imgs)).square().mean())
 
-    def draw(self, path: Path, epoch: int) -> float:
-        """Write the picture and return the mean PSNR on the removed patches, dB."""
+    def draw(self, path: Path, epoch: int, *, write: bool = True) -> float:
+        """Draw the picture, write it, and return the mean PSNR on the removed patches, dB.
+
+        Every process of a run draws, since a model in shards needs them all; one of them writes.
+        """
         norm_pix = self.model.config.norm_pix_loss
         device = next(self.model.parameters()).device
         imgs = self.imgs.to(device)
         masking = type(self.masking)(*(ids.to(device) for ids in self.masking))
         panels = make_panels(self.model, imgs, masking, predict(self.model, imgs, masking), norm_pix=norm_pix)
+        psnr = sum(one.psnr for one in panels) / len(panels)
+        if not write:
+            return psnr
         rows = [
             Row(
                 [tensor_to_picture(view) for view in (one.original, one.masked, one.reconstruction, one.with_visible)],
@@ -76,7 +82,7 @@ class Previews:
             note += " Normalised target: each patch's brightness and contrast are the original's."
         page = draw_grid(("original", "masked", "reconstruction", "with visible"), rows, note)
         write_in_run(path, lambda file: page.save(file, format="PNG"))
-        return sum(one.psnr for one in panels) / len(panels)
+        return psnr
 
 
 def _spread(pictures: int) -> list[int]:

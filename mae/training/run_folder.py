@@ -1,9 +1,14 @@
-"""A run's folder: its config, its log, its checkpoints and pictures, and where it stands."""
+"""A run's folder: its config, its log, its states and pictures, and where it stands."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import math
+import os
+import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -15,7 +20,8 @@ from mae.errors import ConfigError, TrainingError
 from mae.files import shown, write_atomically
 from mae.training.config import PretrainConfig
 
-CHECKPOINT_LAST = "checkpoint-last.pth"
+STATE = "checkpoint-last"
+WHOLE, SHARDS = ".pth", ".dcp"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +33,9 @@ class Position:
         batch: Batches of it that are done, always a whole number of optimiser steps.
         step: Optimiser steps of the whole run that are done.
         loss_sum, lr_sum: Sums over the epoch's batches, so that a resumed epoch reports the same mean.
+        left_out: Batches of the epoch that are in no mean, since their step was not applied.
+        in_a_row: Steps up to here that were not applied, one after the other.
+        turn: How often the run was rolled back; each time its pictures come in another order.
     """
 
     epoch: int = 0
@@ -34,6 +43,9 @@ class Position:
     step: int = 0
     loss_sum: float = 0.0
     lr_sum: float = 0.0
+    left_out: int = 0
+    in_a_row: int = 0
+    turn: int = 0
 
 
 class RunFolder:
@@ -42,34 +54,124 @@ class RunFolder:
     Args:
         path: The folder; ``make`` makes it.
         resume: Whether a run is to be there already; without it there must be none.
+        writes: Whether this process is the one that writes; several share a run.
 
     Raises:
         ConfigError: A run is there and is not resumed.
     """
 
-    def __init__(self, path: Path, *, resume: bool) -> None:
+    def __init__(self, path: Path, *, resume: bool, writes: bool = True) -> None:
         self.path = path
-        if not resume and self.checkpoint.exists():
+        self.writes = writes
+        self._lock: IO[str] | None = None
+        if not resume and self.states():
             raise ConfigError(
-                f"{path} already holds a run", hint=f"--resume {path} goes on with it; --out starts one elsewhere"
+                f"{path} already holds a run",
+                hint=f"--resume {path} goes on with it, --auto-resume does so whenever there is one; "
+                "--out starts one elsewhere",
             )
 
     def make(self) -> None:
         """Make the folder where it is missing; a run that finds no pictures makes none.
 
+        What an earlier process of this run left half written is removed.
+
         Raises:
-            ConfigError: It cannot be made.
+            ConfigError: It cannot be made, or another process is writing there.
         """
+        if not self.writes:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / "previews").mkdir(exist_ok=True)
         except OSError as error:
             raise ConfigError(f"--out {self.path}: {error.strerror}") from None
+        self._take_lock()
+        for left in (*self.path.glob(".*.tmp"), *(self.path / "previews").glob(".*.tmp")):
+            _remove(left)
+
+    def _take_lock(self) -> None:
+        """Keep a second run out for as long as this process lives."""
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return
+        file = (self.path / ".lock").open("a+", encoding="utf-8")
+        try:
+            # Not flock: the loader's processes would inherit it and outlive a killed run with it.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            file.close()
+            raise ConfigError(
+                f"another run is writing into {self.path} ({shown(holder)})",
+                hint="wait for it, or choose another --out",
+            ) from None
+        except OSError:  # a file system without locks
+            file.close()
+            return
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        self._lock = file
+
+    def release(self) -> None:
+        """Let another run in."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     @property
     def checkpoint(self) -> Path:
-        """The newest state of the run."""
-        return self.path / CHECKPOINT_LAST
+        """The newest state of a run on one process or with copies of the model."""
+        return self.path / (STATE + WHOLE)
+
+    def states(self) -> list[Path]:
+        """The states that the run could go on from, the newest first."""
+        slots = [path for number in range(1000) if (path := self._slot(number)) is not None]
+        kept = sorted(self.path.glob("checkpoint-[0-9]*.pth"), key=_epoch_of, reverse=True)
+        return slots + kept
+
+    def _slot(self, number: int) -> Path | None:
+        """The newest state, or with a number the one so many saves before it; a file or a folder of shards."""
+        for kind in (WHOLE, SHARDS):
+            path = self.path / f"{STATE}{f'-{number}' if number else ''}{kind}"
+            if path.exists():
+                return path
+        return None
+
+    def place(self, written: Path, kind: str, keep_last: int) -> Path:
+        """Make a state that is written whole the newest, and keep those before it.
+
+        Killed at any point, this leaves a state to go on from.
+
+        Args:
+            written: A file or folder in the run's folder under another name.
+            kind: ``WHOLE`` or ``SHARDS``.
+            keep_last: How many states stay, the new one included.
+        """
+        if kind == SHARDS:
+            keep_last = max(keep_last, 2)  # a folder is not replaced in one step, so the one before must stay
+        for number in range(keep_last - 1, 0, -1):
+            before = self._slot(number - 1)
+            if before is None:
+                continue
+            after = self.path / f"{STATE}-{number}{before.suffix}"
+            if (old := self._slot(number)) is not None:
+                _remove(old)
+            if number == 1 and before.is_file() and kind == WHOLE:
+                link_or_copy(before, after)  # so that there is a newest state at every moment
+            else:
+                before.replace(after)
+        newest = self._slot(0)
+        if newest is not None and (newest.suffix != kind or newest.is_dir()):
+            _remove(newest)
+        placed = written.replace(self.path / (STATE + kind))
+        while (spare := self._slot(keep_last)) is not None:
+            _remove(spare)
+            keep_last += 1
+        return placed
 
     def kept_checkpoint(self, epoch: int) -> Path:
         """A checkpoint that stays, under the official trainer's name."""
@@ -79,8 +181,14 @@ class RunFolder:
         """The picture after ``epoch`` epochs."""
         return self.path / "previews" / f"epoch-{epoch:04d}.png"
 
+    def replay(self, rank: int, ranks: int) -> Path:
+        """What made the loss no number, as one of so many processes saw it."""
+        return self.path / ("replay.pth" if ranks == 1 else f"replay-{rank}.pth")
+
     def write_config(self, config: PretrainConfig) -> None:
         """Write a TOML file that repeats the run when it is given to ``--config``."""
+        if not self.writes:
+            return
         values = {name: _toml(value) for name, value in dataclasses.asdict(config).items() if name != "resume"}
         text = tomli_w.dumps({name: value for name, value in values.items() if value is not None})
         try:
@@ -95,30 +203,44 @@ class RunFolder:
     def start_log(self, position: Position) -> None:
         """Drop what a run that was killed had logged past the state that it goes on from."""
         log = self.path / "log.jsonl"
-        if not log.exists():
+        if not self.writes or not log.exists():
             return
         kept = []
-        for line in log.read_text(encoding="utf-8").splitlines():
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 entry = json.loads(line)
             except json.JSONDecodeError:  # the line that was being written when the run was killed
                 continue
-            if ("train_loss" in entry and entry["epoch"] < position.epoch) or entry.get("step", 0) <= position.step:
+            before = entry["epoch"] < position.epoch if "train_loss" in entry else entry["step"] <= position.step
+            if before:
                 kept.append(line + "\n")
         write_in_run(log, lambda file: file.write("".join(kept).encode()))
 
     def log(self, entry: dict[str, Any]) -> None:
-        """Append one object to ``log.jsonl``."""
+        """Append one object to ``log.jsonl``; what is no finite number becomes null, as JSON has none."""
+        if not self.writes:
+            return
+        values = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in entry.items()
+        }
         try:
             with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+                file.write(json.dumps(values) + "\n")
         except OSError as error:
             raise TrainingError(f"{self.path / 'log.jsonl'}: {error.strerror}") from None
 
     def report_unreadable(self, files: list[Unreadable]) -> None:
         """Write the names of the pictures that were passed over, with the reasons."""
+        if not self.writes:
+            return
         lines = ["file\treason\n", *(f"{shown(bad.path)}\t{bad.reason}\n" for bad in files)]
         write_in_run(self.path / "unreadable.tsv", lambda file: file.write("".join(lines).encode()))
+
+
+def holds_run(path: Path) -> bool:
+    """Whether a folder holds a state that a run can go on from."""
+    return bool(RunFolder(path, resume=True).states())
 
 
 def write_in_run(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -131,6 +253,33 @@ def write_in_run(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         write_atomically(path, write)
     except OSError as error:
         raise TrainingError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A second name for a file that will not change, or a copy where the file system has no links."""
+    target.unlink(missing_ok=True)
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        write_atomically(target, lambda file: _copy(source, file))
+
+
+def _copy(source: Path, file: IO[bytes]) -> None:
+    with source.open("rb") as original:
+        shutil.copyfileobj(original, file, 2**24)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _epoch_of(path: Path) -> int:
+    number = path.stem.removeprefix("checkpoint-")
+    return int(number) if number.isdigit() else -1
 
 
 def _toml(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from mae.data.normalise import normalise
 from mae.device import autocast
 from mae.mae import MaskedAutoencoder
 from mae.training.optim import make_optimizer
+from mae.training.parallel import Spread, as_spread, whole
+from mae.training.ranks import Ranks
 
 
 class TrainingStep:
@@ -22,6 +25,9 @@ class TrainingStep:
         precision: "fp32", or "bf16" or "fp16" for matrix products; weights, norms and the loss stay in fp32.
         lr: Learning rate, until ``update`` is given another.
         betas, weight_decay: AdamW's.
+        ranks: The processes that share each step; each gives its part of the batch.
+        shard: Divide the model over them.
+        compile: Compile the forward and the backward pass.
     """
 
     def __init__(
@@ -32,10 +38,15 @@ class TrainingStep:
         lr: float,
         betas: tuple[float, float],
         weight_decay: float,
+        ranks: Ranks | None = None,
+        shard: bool = False,
+        compile: bool = False,
     ) -> None:
         self.model = model
         self.device = next(model.parameters()).device
         self.precision = precision
+        self.ranks = ranks or Ranks()
+        self.spread = Spread(model, self.ranks, shard=shard, compile=compile)
         self.optimizer = make_optimizer(model, lr=lr, betas=betas, weight_decay=weight_decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         if self.device.type == "cpu":
@@ -46,22 +57,73 @@ class TrainingStep:
         imgs = normalise(images.to(self.device, non_blocking=True))
         noise = noise.to(self.device, non_blocking=True)
         with autocast(self.device, self.precision):
-            return self.model.pretraining_loss(imgs, mask_ratio, noise)
+            return self.spread.loss(imgs, mask_ratio, noise)
 
-    def backward(self, images: Tensor, mask_ratio: float, noise: Tensor, share: float = 1.0) -> Tensor:
-        """Add the gradient of ``share`` times the loss, and return the loss without waiting for it."""
-        loss = self.loss(images, mask_ratio, noise)
-        self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+    def backward(
+        self, images: Tensor, mask_ratio: float, noise: Tensor, share: float = 1.0, *, last: bool = True
+    ) -> Tensor:
+        """Add the gradient of ``share`` times the loss, and return the loss without waiting for it.
+
+        Args:
+            images, mask_ratio, noise: As for ``loss``.
+            share: The batch's weight in the step.
+            last: Whether it is the step's last batch, after which several processes average their gradients.
+        """
+        with self.spread.accumulating(last):
+            loss = self.loss(images, mask_ratio, noise)
+            self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
-    def update(self, lr: float | None = None) -> None:
-        """Step along the gradients and forget them."""
+    def update(self, lr: float | None = None) -> Tensor:
+        """Step along the gradients, unless one of them is no finite number, and forget them.
+
+        Returns:
+            The gradients' norm, not waited for; where it is not finite, weights and moments are as they were.
+        """
         if lr is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        self.scaler.unscale_(self.optimizer)
+        norm = self._gradient_norm()
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        elif self.optimizer.defaults["fused"]:
+            # The fused kernel reads the flag on the device, so the host need not wait for the norm.
+            self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif norm.isfinite():
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _gradient_norm(self) -> Tensor:
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return whole(torch.nn.utils.get_total_norm(gradients, foreach=self.device.type != "mps")).detach()
+
+    def state(self) -> dict[str, Any]:
+        """Model, optimiser and scaler, as they are divided here."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def restore(self, model: dict[str, Tensor], optimizer: dict[str, Any], scaler: dict[str, Any]) -> None:
+        """Take up a state of whole tensors, dividing it as the model is."""
+        with torch.no_grad():
+            for key, tensor in self.model.state_dict().items():
+                tensor.copy_(as_spread(model[key], tensor))
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        state = {
+            number: {
+                name: as_spread(value, parameters[number]) if isinstance(value, Tensor) and value.ndim else value
+                for name, value in entry.items()
+            }
+            for number, entry in optimizer.get("state", {}).items()
+        }
+        self.optimizer.load_state_dict({**optimizer, "state": state} if optimizer else self.optimizer.state_dict())
+        self.scaler.load_state_dict(scaler)
 
 
 def keep_freed_memory() -> None:

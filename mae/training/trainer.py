@@ -3,30 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mae.checkpoints import save_checkpoint
-from mae.data.loader import Batch
+from mae.data.loader import Batches
 from mae.data.scan import Unreadable
-from mae.errors import CheckpointError, DataError, TrainingError
+from mae.errors import DataError, TrainingError
+from mae.files import shown
 from mae.models import factory_name
 from mae.seeding import stream
 from mae.training.config import PretrainConfig
-from mae.training.events import EpochDone, Event, PassedOver, PretrainResult, Previewed, Stepped
+from mae.training.events import EpochDone, Event, LeftOut, PassedOver, PretrainResult, Previewed, RolledBack, Stepped
+from mae.training.feed import Feed
 from mae.training.plan import TrainingPlan
 from mae.training.previews import Previews
+from mae.training.ranks import Ranks, is_lost
+from mae.training.replay import write_replay
 from mae.training.run_folder import Position, RunFolder
+from mae.training.saving import Saver, newest_state
 from mae.training.schedule import lr_at
 from mae.training.step import TrainingStep
 
-SECONDS_BETWEEN_SAVES = 30.0
 # Reading a loss makes the host wait for the accelerator, so there the losses are read in groups.
 STEPS_BETWEEN_READS = 20
+MOST_ROLLBACKS = 3
+NAMES_IN_AN_ERROR = 3
+
+
+class Unread(NamedTuple):
+    """A step whose loss has not been looked at."""
+
+    before: Position
+    after: Position
+    lr: float
+    losses: Tensor  # (batches,), this process's
+    norm: Tensor
 
 
 class Trainer:
@@ -36,8 +52,12 @@ class Trainer:
         config: The run's settings, with device and precision resolved.
         plan: What follows from them for this data set.
         training_step: The run's model and its optimiser.
+        feed: Where the batches come from.
+        previews: What is drawn now and then.
         run: Where to write.
+        saver: Writes the states.
         position: Where to start; the start of a new run or a saved one's place.
+        ranks: The processes that share the run; all of them call the same methods.
         unreadable: What the scan could not read already.
         on_event: Told what happens.
         should_stop: Asked between steps; once true, the state is saved and the run ends.
@@ -48,9 +68,12 @@ class Trainer:
         config: PretrainConfig,
         plan: TrainingPlan,
         training_step: TrainingStep,
+        feed: Feed,
         previews: Previews,
         run: RunFolder,
+        saver: Saver,
         position: Position,
+        ranks: Ranks,
         unreadable: tuple[Unreadable, ...],
         on_event: Callable[[Event], None],
         should_stop: Callable[[], bool],
@@ -58,54 +81,62 @@ class Trainer:
         self.config = config
         self.plan = plan
         self.training_step = training_step
+        self.feed = feed
         self.previews = previews
         self.run = run
+        self.saver = saver
         self.position = position
+        self.ranks = ranks
         self.on_event = on_event
         self.should_stop = should_stop
         self.unreadable = {bad.path: bad for bad in unreadable}
+        self.unreported: list[Unreadable] = []
+        self.batches: Batches | None = None
         self.clock = Clock()
-        self.unread: list[tuple[Position, float, Tensor]] = []
-        self.saved_at = time.monotonic()
+        self.unread: list[Unread] = []
         self.last_epoch: EpochDone | None = None
         self.psnr: float | None = None
 
-    def train(self, batches: Iterator[Batch]) -> PretrainResult:
+    def train(self) -> PretrainResult:
         """Train to the last epoch, or until asked to stop, and save.
 
         Raises:
-            TrainingError: The loss is no longer a number, memory or disk is full.
+            TrainingError: The loss is no longer a number, memory or disk is full, another process is gone.
             DataError: Too many pictures are unreadable.
         """
         started = time.monotonic()
-        while self.should_continue():
+        self.batches = self.feed.batches(self.position)
+        stopped = False
+        while self.position.epoch < self.config.epochs:
+            stopped, due = self.ranks.ask(self.should_stop(), self.saver.due())
+            if stopped:
+                break
             try:
-                self.step(batches)
+                if due:
+                    self.save()
+                self.step(self.batches)
+                if self.position.batch == self.plan.batches_per_epoch:
+                    self.finish_epoch()
             except RuntimeError as error:
-                if self.should_stop():  # a signal to the whole group takes the loader's workers first
+                if stopped := self.ranks.alone and self.should_stop():  # a signal to the group takes the workers first
                     break
-                raise _explained(error) from error
-            if self.position.batch == self.plan.batches_per_epoch:
-                self.finish_epoch()
+                raise self.explained(error) from error
         self.read_losses()
-        self.save()
+        self.save(wait=True)
+        preview = self.run.preview(self.position.epoch)
         return PretrainResult(
             run=self.run.path,
-            checkpoint=self.run.checkpoint,
-            preview=self.run.preview(self.position.epoch) if self.run.preview(self.position.epoch).exists() else None,
+            checkpoint=self.saver.newest_whole(self.position),
+            preview=preview if preview.exists() else None,
             epochs=self.position.epoch,
             steps=self.position.step,
             train_loss=self.last_epoch.train_loss if self.last_epoch else float("nan"),
             psnr=self.psnr,
             seconds=time.monotonic() - started,
-            stopped=self.position.epoch < self.config.epochs,
+            stopped=stopped,
         )
 
-    def should_continue(self) -> bool:
-        """Whether there is a step left and nobody asked to stop."""
-        return self.position.epoch < self.config.epochs and not self.should_stop()
-
-    def step(self, batches: Iterator[Batch]) -> None:
+    def step(self, batches: Batches) -> None:
         """One optimiser step over the next ``accum_iter`` batches, or those that the epoch has left."""
         here = self.position
         micro_batches = min(self.plan.accum_iter, self.plan.batches_per_epoch - here.batch)
@@ -115,23 +146,29 @@ class Trainer:
             with self.clock.waiting():
                 batch = next(batches)
             self.note_unreadable(batch.unreadable)
-            noise = self.noise(number, len(batch.images))
             losses.append(
-                self.training_step.backward(batch.images, self.config.mask_ratio, noise, share=1 / micro_batches)
+                self.training_step.backward(
+                    batch.images,
+                    self.config.mask_ratio,
+                    self.noise(number),
+                    share=1 / micro_batches,
+                    last=number == here.batch + micro_batches - 1,
+                )
             )
-            self.clock.images += len(batch.images)
-        self.training_step.update(lr)
+            self.clock.images += self.plan.batch_size
+        norm = self.training_step.update(lr)
         self.position = dataclasses.replace(
             here, batch=here.batch + micro_batches, step=here.step + 1, lr_sum=here.lr_sum + lr * micro_batches
         )
-        self.unread.append((self.position, lr, torch.stack(losses)))
+        self.unread.append(Unread(here, self.position, lr, torch.stack(losses), norm))
         if self.training_step.device.type == "cpu" or len(self.unread) == STEPS_BETWEEN_READS:
             self.read_losses()
 
-    def noise(self, batch: int, pictures: int) -> Tensor:
-        """(B, L) uniform, on the CPU: what a batch's masks are drawn from."""
+    def noise(self, batch: int) -> Tensor:
+        """(B, L) uniform, on the CPU: what the masks of this process's part of a batch are drawn from."""
         source = stream(self.config.seed, "mask", self.position.epoch, batch)
-        return torch.rand(pictures, self.training_step.model.config.num_patches, generator=source)
+        whole = torch.rand(self.plan.batch_size, self.training_step.model.config.num_patches, generator=source)
+        return whole[self.ranks.share(self.plan.batch_size)]
 
     def lr_at(self, batch: int) -> float:
         """The learning rate at a batch of this epoch."""
@@ -145,81 +182,139 @@ class Trainer:
 
     def read_losses(self) -> None:
         """Fetch the losses of the steps since the last time, check, log and report them."""
-        for at, lr, tensor in self.unread:
-            losses = tensor.tolist()
+        steps, self.unread = self.unread, []
+        if not steps:
+            return
+        own = torch.cat([one.losses for one in steps])
+        means = iter(self.ranks.mean(own).tolist())
+        norms = torch.stack([one.norm for one in steps]).tolist()
+        for one, norm in zip(steps, norms, strict=True):
+            losses = [next(means) for _ in range(len(one.losses))]
             loss = sum(losses) / len(losses)
-            if not abs(loss) < float("inf"):
-                raise TrainingError(
-                    f"the loss became {loss} at step {at.step}, epoch {at.epoch}",
-                    hint=f"{self.run.checkpoint} keeps the last good state; try a lower --base-lr or a longer "
-                    "--warmup-epochs" + (", or --precision bf16" if self.config.precision == "fp16" else ""),
-                )
+            if not math.isfinite(loss) or not (math.isfinite(norm) or self.training_step.scaler.is_enabled()):
+                self.leave_out(one, loss, norm)
+                if self.position.in_a_row >= self.config.nan_limit:
+                    self.give_up(one, loss, exact=one is steps[-1])
+                    return
+                continue
             total = self.position.loss_sum
             for value in losses:
                 total += value
-            self.position = dataclasses.replace(self.position, loss_sum=total)
+            self.position = dataclasses.replace(self.position, loss_sum=total, in_a_row=0)
             rate, wait = self.clock.rate()
-            epoch = at.epoch + at.batch / self.plan.batches_per_epoch
-            self.on_event(Stepped(epoch, at.step, loss, lr, rate, wait))
-            if self.config.log_every and at.step % self.config.log_every == 0:
+            stepped = Stepped(self.epochs_at(one.after), one.after.step, loss, norm, one.lr, rate, wait)
+            self.on_event(stepped)
+            if self.config.log_every and stepped.step % self.config.log_every == 0:
                 self.run.log(
                     {
-                        "step": at.step,
-                        "epoch": round(epoch, 4),
+                        "step": stepped.step,
+                        "epoch": round(stepped.epoch, 4),
                         "loss": loss,
-                        "lr": lr,
+                        "grad_norm": norm,
+                        "lr": one.lr,
                         "images_per_second": round(rate, 2),
                         "data_wait": round(wait, 4),
                     }
                 )
-        self.unread.clear()
+
+    def epochs_at(self, position: Position) -> float:
+        """A position in epochs from the run's start."""
+        return position.epoch + position.batch / self.plan.batches_per_epoch
+
+    def leave_out(self, one: Unread, loss: float, norm: float) -> None:
+        """Book a step that was not applied."""
+        left_out = self.position.left_out + len(one.losses)
+        self.position = dataclasses.replace(self.position, left_out=left_out, in_a_row=self.position.in_a_row + 1)
+        event = LeftOut(self.epochs_at(one.after), one.after.step, loss, norm, one.lr, self.position.in_a_row)
+        self.on_event(event)
+        self.run.log({**dataclasses.asdict(event), "epoch": round(event.epoch, 4), "left_out": True})
+
+    def give_up(self, one: Unread, loss: float, *, exact: bool) -> None:
+        """After too many steps that were left out: leave what is needed to see why, then stop or go back.
+
+        Args:
+            one: The last of them.
+            loss: Its loss.
+            exact: Whether nothing was applied after it, so that the weights are those that it saw.
+        """
+        replay = self.run.replay(self.ranks.rank, self.ranks.size)
+        suspicious = not bool(one.losses.isfinite().all()) or (math.isfinite(loss) and self.ranks.first)
+        batches = self.feed.again(one.before, len(one.losses))
+        noise = [self.noise(one.before.batch + number) for number in range(len(batches))]
+        files = [shown(name) for name in self.feed.names(one.before, len(one.losses))]
+        about = {"step": one.after.step, "lr": one.lr, "loss": loss, "files": files}
+        write_replay(replay, self.saver, self.config, one.before, batches, noise, about, write=suspicious)
+        if self.config.on_nan == "rollback" and self.position.turn < MOST_ROLLBACKS:
+            self.roll_back()
+            return
+        if exact:
+            before = dataclasses.replace(
+                one.before,
+                loss_sum=self.position.loss_sum,
+                left_out=self.position.left_out - len(one.losses),
+                in_a_row=self.position.in_a_row - 1,
+            )
+            self.saver.save(before, wait=True)
+        named = ", ".join(files[:NAMES_IN_AN_ERROR]) + (", ..." if len(files) > NAMES_IN_AN_ERROR else "")
+        what = f"the loss became {loss}" if not math.isfinite(loss) else "the gradient is no finite number"
+        raise TrainingError(
+            f"{what} at step {one.after.step}, epoch {one.before.epoch}, lr {one.lr:.3g}, "
+            f"and {self.config.nan_limit} steps in a row were left out; its pictures: {named}",
+            hint=(f"maecli replay {replay} looks for the cause; " if replay.exists() else "")
+            + "try a lower --base-lr, a longer --warmup-epochs"
+            + (", --precision bf16" if self.config.precision == "fp16" else "")
+            + (" or --on-nan rollback" if self.config.on_nan == "stop" else ""),
+        )
+
+    def roll_back(self) -> None:
+        """Go back to the newest saved state, and on with the pictures in another order."""
+        self.saver.finish()
+        self.ranks.any_of(False)
+        state, _ = newest_state(self.run)
+        state.restore(self.training_step)
+        turn = self.position.turn + 1
+        self.position = dataclasses.replace(state.position, turn=turn, in_a_row=0)
+        self.batches = self.feed.batches(self.position)
+        self.run.start_log(self.position)
+        self.run.log({"rolled_back_to": state.path.name, "step": self.position.step, "turn": turn})
+        self.on_event(RolledBack(state.path, self.position.step, turn))
+        self.ranks.any_of(False)
 
     def finish_epoch(self) -> None:
         """Log the epoch, draw and save what is due, and go to the next one."""
         self.read_losses()
-        done, batches = self.position, self.plan.batches_per_epoch
+        self.report_unreadable()
+        done = self.position
+        if done.batch < self.plan.batches_per_epoch:  # rolled back
+            return
+        batches = self.plan.batches_per_epoch
         seconds, images, wait = self.clock.epoch()
+        counted = batches - done.left_out
         self.last_epoch = EpochDone(
-            done.epoch, done.loss_sum / batches, done.lr_sum / batches, seconds, images / seconds, wait
+            done.epoch,
+            done.loss_sum / counted if counted else float("nan"),
+            done.lr_sum / batches,
+            seconds,
+            images / seconds,
+            wait,
         )
         self.run.log(dataclasses.asdict(self.last_epoch))
         self.on_event(self.last_epoch)
-        self.position = Position(epoch=done.epoch + 1, step=done.step)
+        self.position = Position(epoch=done.epoch + 1, step=done.step, in_a_row=done.in_a_row, turn=done.turn)
         finished, last = self.position.epoch, self.position.epoch == self.config.epochs
         every = self.config.preview_every
         if every and (finished % every == 0 or last):
             path = self.run.preview(finished)
-            self.psnr = self.previews.draw(path, finished)
+            self.psnr = self.previews.draw(path, finished, write=self.run.writes)
             self.run.log({"preview": path.name, "epoch": done.epoch, "step": done.step, "psnr": self.psnr})
             self.on_event(Previewed(path, self.psnr))
-        if finished % self.config.save_every == 0 and not last:
+        if (finished % self.config.save_every == 0 and not last) or (last and self.training_step.spread.sharded):
             self.save(keep=True)
-        elif time.monotonic() - self.saved_at > SECONDS_BETWEEN_SAVES and not last:
-            self.save()
 
-    def save(self, *, keep: bool = False) -> None:
-        """Write the newest state, and with ``keep`` one that stays."""
-        targets = [self.run.checkpoint, *([self.run.kept_checkpoint(self.position.epoch - 1)] if keep else [])]
-        for path in targets:
-            try:
-                save_checkpoint(
-                    path,
-                    self.training_step.model,
-                    optimizer=self.training_step.optimizer,
-                    epoch=self.position.epoch - 1,
-                    scaler=self.training_step.scaler.state_dict(),
-                    args=official_args(self.config, self.plan),
-                    extra={
-                        "maecli": {
-                            "position": dataclasses.asdict(self.position),
-                            "run": run_identity(self.config, self.plan),
-                        }
-                    },
-                )
-            except CheckpointError as error:
-                before = "the checkpoint before it is untouched" if self.run.checkpoint.exists() else None
-                raise TrainingError(error.message, hint=before) from None
-        self.saved_at = time.monotonic()
+    def save(self, *, keep: bool = False, wait: bool = False) -> None:
+        """Write the newest state, and with ``keep`` one that stays; training goes on meanwhile unless ``wait``."""
+        self.read_losses()
+        self.saver.save(self.position, keep=keep, wait=wait)
 
     def note_unreadable(self, files: tuple[Unreadable, ...]) -> None:
         """Report pictures that could not be decoded, and stop when they are too many."""
@@ -229,8 +324,32 @@ class Trainer:
         for bad in new:
             self.unreadable[bad.path] = bad
             self.on_event(PassedOver(bad.path, bad.reason))
+        self.unreported += new
         self.run.report_unreadable(list(self.unreadable.values()))
         check_unreadable(len(self.unreadable), self.plan.pictures, self.config.max_unreadable, self.run)
+
+    def report_unreadable(self) -> None:
+        """Tell each other what was unreadable, so that one report holds it all."""
+        if self.ranks.alone:
+            return
+        found = [bad for part in self.ranks.gather(self.unreported) for bad in part]
+        self.unreported = []
+        self.note_unreadable(tuple(found))
+        self.unreported = []
+
+    def explained(self, error: RuntimeError) -> Exception:
+        """An error from deep inside in a user's words, or the error itself."""
+        explained = self.batches.explain(error) if self.batches is not None else error
+        if explained is not error:
+            return explained
+        text = str(error)
+        if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in text or "out of memory" in text:
+            return TrainingError(
+                "out of memory",
+                hint="halve --batch-size and double --accum-iter: the step and the learning rate stay the same; or "
+                "--recompute",
+            )
+        return self.ranks.lost(error) if not self.ranks.alone and is_lost(error) else error
 
 
 class Clock:
@@ -295,7 +414,7 @@ def run_identity(config: PretrainConfig, plan: TrainingPlan) -> dict[str, Any]:
     }
 
 
-def official_args(config: PretrainConfig, plan: TrainingPlan) -> dict[str, Any]:
+def official_args(config: PretrainConfig, plan: TrainingPlan, ranks: Ranks) -> dict[str, Any]:
     """The settings under the names of the official trainer's ``args``."""
     size = config.image_size
     return {
@@ -305,7 +424,7 @@ def official_args(config: PretrainConfig, plan: TrainingPlan) -> dict[str, Any]:
         "in_chans": config.in_chans,
         "mask_ratio": config.mask_ratio,
         "norm_pix_loss": config.norm_pix_loss,
-        "batch_size": plan.batch_size,
+        "batch_size": plan.batch_size // ranks.size,
         "accum_iter": plan.accum_iter,
         "epochs": config.epochs,
         "warmup_epochs": config.warmup_epochs,
@@ -317,15 +436,6 @@ def official_args(config: PretrainConfig, plan: TrainingPlan) -> dict[str, Any]:
         "device": config.device,
         "data_path": str(config.data[0]),
         "output_dir": str(config.out),
-        "distributed": False,
+        "distributed": not ranks.alone,
+        "world_size": ranks.size,
     }
-
-
-def _explained(error: RuntimeError) -> Exception:
-    text = str(error)
-    if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in text or "out of memory" in text:
-        return TrainingError(
-            "out of memory",
-            hint="halve --batch-size and double --accum-iter: the step and the learning rate stay the same",
-        )
-    return error

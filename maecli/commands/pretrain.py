@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import types
 from pathlib import Path
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mae.training.events import PretrainResult
+
+
+# SLURM announces a preemption by SIGUSR1 where it is asked to; Windows has none.
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
 def _saved_config(typed: dict[str, Any]) -> dict[str, Any]:
@@ -41,21 +46,27 @@ def pretrain(config: PretrainConfig, output: Output) -> None:
 
     with StopOnSignal() as stop, announce_downloads(output.download), TrainingView(output) as view:
         result = train(config, view, stop)
-    output.result(lambda: _document(result), lambda console: _show(console, result), result.checkpoint)
+    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+        output.result(lambda: _document(result), lambda console: _show(console, result), result.checkpoint)
+        if result.stopped:
+            output.note(f"stopped and saved; go on with: maecli pretrain --resume {result.run}")
     if result.stopped:
-        output.note(f"stopped and saved; go on with: maecli pretrain --resume {result.run}")
-        raise typer.Exit(130)
+        raise typer.Exit(128 + (stop.number or signal.SIGTERM))
 
 
 class StopOnSignal:
-    """The first Ctrl-C or SIGTERM lets the step end and its state be saved; the second ends at once."""
+    """The first Ctrl-C, SIGTERM or SIGUSR1 lets the step end and its state be saved; the second ends at once.
+
+    Attributes:
+        number: The signal that came; 0 while none has.
+    """
 
     def __init__(self) -> None:
-        self.stopped = False
+        self.number = 0
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopOnSignal:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             self._before[number] = signal.signal(number, self._on_signal)
         return self
 
@@ -65,12 +76,12 @@ class StopOnSignal:
 
     def __call__(self) -> bool:
         """Whether a signal came."""
-        return self.stopped
+        return self.number != 0
 
     def _on_signal(self, number: int, frame: types.FrameType | None) -> None:
-        if self.stopped:
+        if self.number:
             raise KeyboardInterrupt
-        self.stopped = True
+        self.number = number
 
 
 def _document(result: PretrainResult) -> dict[str, Any]:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import math
 import shutil
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,13 +20,17 @@ import torch
 from PIL import Image
 
 from mae.checkpoints import load_checkpoint
-from mae.errors import ConfigError, DataError, TrainingError
+from mae.data.loader import EpochBatches
+from mae.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mae.options import build_config
 from mae.training import run_folder as run_folder_module
+from mae.training import saving as saving_module
 from mae.training import trainer as trainer_module
-from mae.training.config import PretrainConfig
-from mae.training.events import EpochDone, Event, PassedOver, Started, Stepped
+from mae.training.config import PretrainConfig, ReplayConfig
+from mae.training.events import EpochDone, Event, LeftOut, PassedOver, RolledBack, Started, Stepped
 from mae.training.pretrain import pretrain
+from mae.training.replay import replay
+from mae.training.run_folder import RunFolder
 from mae.training.step import TrainingStep
 
 
@@ -125,7 +134,7 @@ def test_the_run_folder(config: PretrainConfig, tmp_path: Path) -> None:
     assert [event.step for event in events if isinstance(event, Stepped)] == list(range(1, 10))
     names = sorted(str(path.relative_to(config.out)) for path in config.out.rglob("*") if path.is_file())
     assert names == [
-        "checkpoint-1.pth", "checkpoint-last.pth", "config.toml", "log.jsonl",
+        ".lock", "checkpoint-1.pth", "checkpoint-last-1.pth", "checkpoint-last.pth", "config.toml", "log.jsonl",
         "previews/epoch-0002.png", "previews/epoch-0003.png",
     ]  # fmt: skip
     started = next(event for event in events if isinstance(event, Started))
@@ -163,7 +172,9 @@ def test_accumulated_batches_step_like_one_large_batch(
         (pictures / f"{number}.png").unlink()
     noise = torch.rand(8, 8, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(
-        trainer_module.Trainer, "noise", lambda self, batch, pictures: noise[batch * pictures : (batch + 1) * pictures]
+        trainer_module.Trainer,
+        "noise",
+        lambda self, batch: noise[batch * self.plan.batch_size : (batch + 1) * self.plan.batch_size],
     )
     moments, losses = {}, {}
     for name, batch in (("large", 8), ("small", 2)):
@@ -181,18 +192,203 @@ def test_accumulated_batches_step_like_one_large_batch(
     assert max(float(moment.abs().max()) for moment in moments["large"]) > 1e-3
 
 
-def test_a_loss_that_is_no_number_stops_and_keeps_the_last_state(
+def spoil(monkeypatch: pytest.MonkeyPatch, batches: set[int], factor: float = float("nan")) -> None:
+    """Multiply the losses of these batches, counted from the start of the next run."""
+    loss, numbers = TrainingStep.loss, itertools.count()
+    monkeypatch.setattr(
+        TrainingStep, "loss", lambda self, *batch: loss(self, *batch) * (factor if next(numbers) in batches else 1.0)
+    )
+    monkeypatch.setattr("mae.training.pretrain._time_batch", lambda *_: 0.1)
+
+
+@pytest.mark.parametrize("factor", [float("nan"), 1e38])
+def test_a_step_without_a_finite_gradient_is_not_applied(
+    config: PretrainConfig, monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    """The third of three steps of an epoch is the fifth batch alone; it is spoilt, so two count."""
+    pretrain(config, *stop_after(2))
+    before = weights(config.out)
+    with monkeypatch.context() as patch:
+        spoil(patch, {0}, factor)
+        events: list[Event] = []
+        pretrain(dataclasses.replace(config, resume=config.out, epochs=1), events.append)
+    left_out = next(event for event in events if isinstance(event, LeftOut))
+    assert (left_out.step, left_out.in_a_row) == (3, 1)
+    assert same(weights(config.out), before)
+    state = load_checkpoint(config.out / "checkpoint-last.pth").optimizer or {}
+    assert {float(entry["step"]) for entry in state["state"].values()} == {2.0}
+    losses = [entry["loss"] for entry in logged(config.out) if "loss" in entry and "left_out" not in entry]
+    epoch = next(entry for entry in logged(config.out) if "train_loss" in entry)
+    assert epoch["train_loss"] == pytest.approx(sum(losses) / 2)
+
+
+def test_too_many_such_steps_stop_the_run_and_leave_what_shows_why(
     config: PretrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretrain(config, *stop_after(4))
-    before = (config.out / "checkpoint-last.pth").read_bytes()
-    losses = iter([1.0, 1.0, float("nan"), 1.0])
-    loss = TrainingStep.loss
-    monkeypatch.setattr(TrainingStep, "loss", lambda self, *batch: loss(self, *batch) * next(losses))
-    monkeypatch.setattr("mae.training.pretrain._time_batch", lambda *_: 0.1)
-    with pytest.raises(TrainingError, match="loss became nan at step 6, epoch 1"):
+    before = weights(config.out)
+    with monkeypatch.context() as patch:
+        spoil(patch, {0, 1, 2, 3, 4})  # steps 5, 6 and 7, the last of them the first of the next epoch
+        with pytest.raises(TrainingError, match=r"loss became nan at step 7, epoch 2, lr .*3 steps in a row.*\.png"):
+            pretrain(dataclasses.replace(config, resume=config.out))
+    assert same(weights(config.out), before)
+    position = load_checkpoint(config.out / "checkpoint-last.pth").extra["maecli"]["position"]
+    assert (position["epoch"], position["batch"], position["step"], position["in_a_row"]) == (2, 0, 6, 2)
+    found = replay(ReplayConfig(config.out / "replay.pth"))
+    assert (found.step, len(found.files)) == (7, 4)
+    assert all(math.isfinite(one.loss) and one.first_module is None for one in found.passes)
+    # The spoiling ended with the test's patch: the run goes on, and the step that was left out twice counts.
+    assert pretrain(dataclasses.replace(config, resume=config.out)).steps == 9
+
+
+def test_a_replay_names_the_module_that_lost_the_number(
+    config: PretrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretrain(config, *stop_after(1))
+    state = torch.load(config.out / "checkpoint-last.pth", weights_only=False)
+    state["model"]["blocks.0.mlp.fc1.weight"].mul_(1e30)
+    state["model"]["blocks.0.mlp.fc2.weight"].mul_(1e30)
+    torch.save(state, config.out / "checkpoint-last.pth")
+    with pytest.raises(TrainingError, match="loss became"):
         pretrain(dataclasses.replace(config, resume=config.out))
-    assert (config.out / "checkpoint-last.pth").read_bytes() == before
+    found = replay(ReplayConfig(config.out / "replay.pth"))
+    assert found.passes[0].first_module == "encoder.blocks.0.mlp.fc2"
+    assert found.passes[0].bad_gradients > 0
+    assert not math.isfinite(found.passes[0].loss)
+
+
+def test_rollback_goes_on_from_the_last_state_in_another_order(
+    config: PretrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretrain(config, *stop_after(2))
+    again = dataclasses.replace(config, resume=config.out, on_nan="rollback", nan_limit=2)
+    spoil(monkeypatch, {1, 2, 3, 4})
+    events: list[Event] = []
+    result = pretrain(again, events.append)
+    assert [(event.step, event.turn) for event in events if isinstance(event, RolledBack)] == [(2, 1)]
+    assert (result.steps, result.stopped) == (9, False)
+    steps = [entry["step"] for entry in logged(config.out) if "loss" in entry]
+    assert steps == list(range(1, 10))
+    plain, turned = (list(EpochBatches(11, 2, 1, config.seed, turn=turn)) for turn in (0, 1))
+    assert plain != turned
+
+
+def test_rollbacks_end(config: PretrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretrain(config, *stop_after(2))
+    spoil(monkeypatch, set(range(100)))
+    events: list[Event] = []
+    with pytest.raises(TrainingError, match="loss became nan"):
+        pretrain(dataclasses.replace(config, resume=config.out, on_nan="rollback"), events.append)
+    assert sum(isinstance(event, RolledBack) for event in events) == 3
+
+
+def test_a_broken_newest_state_falls_back_to_the_one_before(config: PretrainConfig, tmp_path: Path) -> None:
+    pretrain(dataclasses.replace(config, out=tmp_path / "whole"))
+    pretrain(dataclasses.replace(config, save_minutes=0.0, keep_last=3), *stop_after(5))
+    names = [path.name for path in RunFolder(config.out, resume=True).states()]
+    assert names == ["checkpoint-last.pth", "checkpoint-last-1.pth", "checkpoint-last-2.pth"]
+    steps = [load_checkpoint(config.out / name).extra["maecli"]["position"]["step"] for name in names]
+    assert steps == [5, 4, 3]
+    for name in names[:2]:
+        whole = (config.out / name).read_bytes()
+        (config.out / name).unlink()
+        (config.out / name).write_bytes(whole[: len(whole) // 2])
+    events: list[Event] = []
+    pretrain(dataclasses.replace(config, resume=config.out), events.append)
+    started = next(event for event in events if isinstance(event, Started))
+    assert started.first_step == 3
+    assert len(started.warnings) == 2
+    assert "checkpoint-last.pth" in started.warnings[0]
+    assert "going on from" in started.warnings[0]
+    assert same(weights(config.out), weights(tmp_path / "whole"))
+    assert logged(config.out) == logged(tmp_path / "whole")
+
+
+def test_no_state_that_can_be_read_is_said(config: PretrainConfig) -> None:
+    pretrain(config, *stop_after(2))
+    (config.out / "checkpoint-last.pth").write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match=r"checkpoint-last\.pth"):
+        pretrain(dataclasses.replace(config, resume=config.out))
+
+
+def test_auto_resume_starts_and_goes_on(config: PretrainConfig, tmp_path: Path) -> None:
+    pretrain(dataclasses.replace(config, out=tmp_path / "whole"))
+    again = dataclasses.replace(config, auto_resume=True)
+    assert pretrain(again, *stop_after(3)).stopped
+    assert not pretrain(again).stopped
+    assert same(weights(config.out), weights(tmp_path / "whole"))
+
+
+def test_a_second_run_is_kept_out(config: PretrainConfig) -> None:
+    """POSIX locks belong to processes, so the holder is one of its own."""
+    config.out.mkdir()
+    code = (
+        "import fcntl, sys, time; file = open(sys.argv[1], 'a+'); fcntl.lockf(file, fcntl.LOCK_EX); "
+        "file.write('process 7'); file.flush(); print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(config.out / ".lock")], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match=r"another run is writing into .*\(process 7\)"):
+            pretrain(config)
+        holder.kill()
+    assert pretrain(config).steps == 9
+
+
+def test_what_a_killed_run_left_half_written_is_removed(config: PretrainConfig) -> None:
+    config.out.mkdir()
+    (config.out / ".checkpoint.tmp").write_bytes(b"half")
+    (config.out / ".log.jsonl.1234.tmp").write_bytes(b"half")
+    pretrain(config)
+    assert not list(config.out.glob(".*.tmp"))
+
+
+def test_training_goes_on_while_a_state_is_written(
+    config: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer is held until two more steps are done: what it writes is the state of its moment all the same."""
+    steps_done, seen = threading.Event(), []
+    write = saving_module.save
+
+    def slow(path: Path, document: Any) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            assert steps_done.wait(30)
+            seen.append((document["maecli"]["position"]["step"], document["model"]["cls_token"].clone()))
+        write(path, document)
+
+    at: dict[int, torch.Tensor] = {}
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Stepped):
+            at[event.step] = model[0].state_dict()["cls_token"].clone()
+            if event.step == 5:
+                steps_done.set()
+
+    model: list[Any] = []
+    init = TrainingStep.__init__
+
+    def keep(self: TrainingStep, *args: Any, **options: Any) -> None:
+        init(self, *args, **options)
+        model.append(self.model)
+
+    monkeypatch.setattr(saving_module, "save", slow)
+    monkeypatch.setattr(TrainingStep, "__init__", keep)
+    monkeypatch.setattr(saving_module.Saver, "due", lambda self: len(at) == 3 and not seen and self._thread is None)
+    pretrain(config, listen)
+    assert [step for step, _ in seen] == [3]
+    assert torch.equal(seen[0][1], at[3])
+    assert not torch.equal(at[3], at[5])
+
+
+def test_a_full_disk_met_by_the_thread_ends_the_run(config: PretrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, document: Any) -> None:
+        raise CheckpointError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr(saving_module, "save", full)
+    with pytest.raises(TrainingError, match=r"checkpoint-last\.pth: No space left"):
+        pretrain(dataclasses.replace(config, save_minutes=0.0))
 
 
 def test_a_full_disk_keeps_the_last_state(config: PretrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +400,7 @@ def test_a_full_disk_keeps_the_last_state(config: PretrainConfig, monkeypatch: p
 
     monkeypatch.setattr("mae.files.os.fsync", full)
     monkeypatch.setattr("mae.training.run_folder.RunFolder.start_log", lambda self, position: None)
-    monkeypatch.setattr("mae.training.previews.Previews.draw", lambda self, path, epoch: 0.0)
+    monkeypatch.setattr("mae.training.previews.Previews.draw", lambda self, path, epoch, write: 0.0)
     with pytest.raises(TrainingError, match=r"checkpoint-last\.pth: No space left"):
         pretrain(dataclasses.replace(config, resume=config.out))
     assert (config.out / "checkpoint-last.pth").read_bytes() == before

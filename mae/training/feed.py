@@ -1,0 +1,82 @@
+"""The run's batches, from any position of it, for this process."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+
+import torch
+
+from mae.data.augment import Augmentation
+from mae.data.loader import Batch, Batches, Draw, EpochBatches, PictureDataset, collate, make_loader
+from mae.data.source import PictureSource
+from mae.training.config import PretrainConfig
+from mae.training.plan import TrainingPlan
+from mae.training.ranks import Ranks
+from mae.training.run_folder import Position
+
+
+class Feed:
+    """Makes batches that depend on the position in the run and on nothing that happened before it.
+
+    Args:
+        config, plan: The run's.
+        pictures: All of them.
+        ranks: The processes that share each batch.
+        device: Where the batches go.
+    """
+
+    def __init__(
+        self, config: PretrainConfig, plan: TrainingPlan, pictures: PictureSource, ranks: Ranks, device: torch.device
+    ) -> None:
+        self.config = config
+        self.plan = plan
+        self.pictures = pictures
+        self.ranks = ranks
+        self.pin_memory = device.type == "cuda"
+        self.workers = _workers(config.workers, device)
+        augmentation = Augmentation(
+            config.image_size, config.in_chans, config.crop_scale, config.hflip, config.decoder, config.crop_ratio
+        )
+        cache_bytes = config.cache * 2**20 // max(1, self.workers)
+        self.dataset = PictureDataset(pictures, augmentation, config.seed, cache_bytes)
+
+    def batches(self, position: Position) -> Batches:
+        """All batches from a position on."""
+        loader = make_loader(self.dataset, self._draws(position), workers=self.workers, pin_memory=self.pin_memory)
+        return Batches(loader)
+
+    def names(self, position: Position, batches: int) -> list[Path]:
+        """The pictures of the next batches."""
+        return [self.pictures.name(draw.picture) for batch in self._next(position, batches) for draw in batch]
+
+    def again(self, position: Position, batches: int) -> list[Batch]:
+        """The next batches, made here and now."""
+        return [collate([self.dataset[draw] for draw in batch]) for batch in self._next(position, batches)]
+
+    def _next(self, position: Position, batches: int) -> list[list[Draw]]:
+        return list(itertools.islice(iter(self._draws(position)), batches))
+
+    def _draws(self, position: Position) -> EpochBatches:
+        return EpochBatches(
+            self.plan.pictures,
+            self.plan.batch_size,
+            self.config.epochs,
+            self.config.seed,
+            position.epoch,
+            position.batch,
+            groups=self.pictures.groups,
+            rank=self.ranks.rank,
+            world_size=self.ranks.size,
+            turn=position.turn,
+        )
+
+
+def _workers(wanted: int | None, device: torch.device) -> int:
+    """Loader processes: a core for each, but one for the training process, which on a CPU needs them itself."""
+    if wanted is not None:
+        return wanted
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return 1 if device.type == "cpu" else max(1, min(16, cores // here - 1))

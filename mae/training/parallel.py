@@ -1,0 +1,103 @@
+"""The model spread over processes: copies with averaged gradients (DDP), or shards (FSDP2)."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mae.mae import MaskedAutoencoder
+from mae.training.ranks import Ranks
+from mae.transformer import Block
+
+LossFunction = Callable[[Tensor, float, Tensor], Tensor]
+
+
+class PretrainingLoss(nn.Module):
+    """``pretraining_loss`` as a forward pass, which is all that DDP and torch.compile look at."""
+
+    def __init__(self, model: MaskedAutoencoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, imgs: Tensor, mask_ratio: float, noise: Tensor) -> Tensor:
+        """The loss of a batch."""
+        return self.model.pretraining_loss(imgs, mask_ratio, noise)
+
+
+class Spread:
+    """A model as its processes hold it.
+
+    Args:
+        model: On this process's device, with the same weights everywhere.
+        ranks: The processes.
+        shard: Divide weights, gradients and optimiser over them (FSDP2) instead of copying them (DDP).
+        compile: Compile the loss.
+    """
+
+    def __init__(self, model: MaskedAutoencoder, ranks: Ranks, *, shard: bool = False, compile: bool = False) -> None:
+        self.model = model
+        self.sharded = shard and not ranks.alone
+        loss: Any = PretrainingLoss(model)
+        if self.sharded:
+            _shard(model)
+        if compile:
+            loss = torch.compile(loss)
+        self._ddp: nn.parallel.DistributedDataParallel | None = None
+        if not ranks.alone and not self.sharded:
+            with warnings.catch_warnings():
+                # Its successor of 2026 does not exist in all the versions that we support.
+                warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+                # The graph is the same at every step, the buffers are constants, and gradients live in the buckets.
+                loss = self._ddp = nn.parallel.DistributedDataParallel(
+                    loss, static_graph=True, broadcast_buffers=False, gradient_as_bucket_view=True
+                )
+        self.loss: LossFunction = loss
+        self._seen = False
+
+    def accumulating(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Around one batch of a step: gradients are averaged over the processes after the last one only."""
+        if self.sharded:
+            self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
+        if self._ddp is None or last or not self._seen:
+            # DDP learns a static graph from the first pass, which it must see whole; averaging once more than
+            # needed changes nothing.
+            self._seen = True
+            return contextlib.nullcontext()
+        return self._ddp.no_sync()
+
+
+def _shard(model: MaskedAutoencoder) -> None:
+    """Each block is gathered when it is its turn; the rest is one more group."""
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    for module in model.modules():
+        if isinstance(module, Block):
+            fully_shard(module)
+            register_fsdp_forward_method(module, "forward_shared")
+    fully_shard(model)
+    for method in ("pretraining_loss", "encode_visible", "forward_decoder"):
+        register_fsdp_forward_method(model, method)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor put together from its shards; every process must ask."""
+    return tensor.full_tensor() if is_shard(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def as_spread(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor divided as another one is."""
+    if not is_shard(like):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)  # type: ignore[attr-defined]
+
+
+def is_shard(tensor: Tensor) -> bool:
+    """Whether a tensor is one process's part of a larger one (asked without the second that the import takes)."""
+    return hasattr(tensor, "placements")

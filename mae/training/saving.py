@@ -1,0 +1,267 @@
+"""A run's states: written while training goes on, and read back from the newest one that is whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mae.checkpoints import load_checkpoint
+from mae.checkpoints.writing import checkpoint_document, save
+from mae.errors import CheckpointError, ConfigError, TrainingError
+from mae.training.parallel import is_shard, whole
+from mae.training.ranks import Ranks
+from mae.training.run_folder import SHARDS, WHOLE, Position, RunFolder, link_or_copy
+from mae.training.step import TrainingStep
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedState:
+    """A state that a run can go on from.
+
+    Attributes:
+        path: Its file or folder.
+        position: How far the run had come.
+        identity: What must not have changed since.
+        restore: Puts it into a training step.
+    """
+
+    path: Path
+    position: Position
+    identity: dict[str, Any]
+    restore: Callable[[TrainingStep], None]
+
+
+class Saver:
+    """Writes a run's states, on a thread of its own while training goes on.
+
+    The thread gets a copy of weights and moments, so what is written is the state of one moment. A model in
+    shards is written by all processes together, and before training goes on.
+
+    Args:
+        run: Where to.
+        training_step: Whose state.
+        ranks: The processes that share it; the first one writes, or each its shards.
+        args: The run's options under their official names.
+        identity: What must not change when the run goes on.
+        minutes: How long the newest state may be behind.
+        keep_last: How many of the newest states stay.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        training_step: TrainingStep,
+        ranks: Ranks,
+        *,
+        args: Mapping[str, Any],
+        identity: Mapping[str, Any],
+        minutes: float,
+        keep_last: int,
+    ) -> None:
+        self.run = run
+        self.training_step = training_step
+        self.ranks = ranks
+        self.args = args
+        self.identity = identity
+        self.seconds = minutes * 60
+        self.keep_last = keep_last
+        self._saved_at = time.monotonic()
+        self._thread: threading.Thread | None = None
+        self._failure: CheckpointError | None = None
+
+    def due(self) -> bool:
+        """Whether the newest state is older than it may be."""
+        return time.monotonic() - self._saved_at >= self.seconds
+
+    def save(self, position: Position, *, keep: bool = False, wait: bool = False) -> None:
+        """Write the state at a position.
+
+        Args:
+            position: How far the run has come.
+            keep: Keep it under its epoch's number too.
+            wait: Come back when it is on the disk.
+
+        Raises:
+            TrainingError: This one or the one before could not be written.
+        """
+        self.finish()
+        if self.training_step.spread.sharded:
+            self._save_shards(position)
+            if keep:
+                self._save_gathered(position)
+        elif self.ranks.first:
+            state = self.training_step.state()
+            write = self._writer(position, keep)
+            if wait or not _room_for_copy(state):
+                write(state)
+            else:
+                self._thread = threading.Thread(target=write, args=(_copied(state),), daemon=True)
+                self._thread.start()
+        if wait:
+            self.finish()
+        self._saved_at = time.monotonic()
+
+    def finish(self) -> None:
+        """Wait for the state that is being written.
+
+        Raises:
+            TrainingError: It could not be.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def check(self) -> None:
+        """Raise what the thread has met, if anything."""
+        if self._failure is None:
+            return
+        failure, self._failure = self._failure, None
+        left = self.run.states()
+        raise TrainingError(failure.message, hint=f"{left[0]} is untouched" if left else None) from None
+
+    def newest_whole(self, position: Position) -> Path:
+        """The official file that holds the end of the run."""
+        return (
+            self.run.kept_checkpoint(position.epoch - 1) if self.training_step.spread.sharded else self.run.checkpoint
+        )
+
+    def _writer(self, position: Position, keep: bool) -> Callable[[dict[str, Any]], None]:
+        def write(state: dict[str, Any]) -> None:
+            new = self.run.path / ".checkpoint.tmp"
+            try:
+                save(new, self.document(position, state))
+                placed = self.run.place(new, WHOLE, self.keep_last)
+                if keep:
+                    link_or_copy(placed, self.run.kept_checkpoint(position.epoch - 1))
+            except CheckpointError as error:
+                message = error.message.replace(str(new), str(self.run.checkpoint))
+                self._failure = CheckpointError(message)
+            except OSError as error:
+                self._failure = CheckpointError(f"cannot write {self.run.checkpoint}: {error.strerror or error}")
+
+        return write
+
+    def document(self, position: Position, state: Mapping[str, Any], **extra: Any) -> dict[str, Any]:
+        """A state in the official trainer's layout."""
+        about = {"position": dataclasses.asdict(position), "run": dict(self.identity)}
+        return checkpoint_document(
+            state["model"],
+            self.training_step.model.config,
+            optimizer=state["optimizer"],
+            epoch=position.epoch - 1,
+            scaler=state["scaler"],
+            args=self.args,
+            extra={"maecli": about, **extra},
+        )
+
+    def _save_shards(self, position: Position) -> None:
+        from mae.training.shards import write_shards
+
+        new = self.run.path / ".checkpoint.tmp"
+        about = {"position": dataclasses.asdict(position), "run": dict(self.identity), "args": dict(self.args)}
+        try:
+            write_shards(new, self.training_step, about, self.ranks)
+            if self.ranks.first:
+                self.run.place(new, SHARDS, self.keep_last)
+        except OSError as error:
+            raise TrainingError(f"cannot write {self.run.path}: {error.strerror or error}") from None
+        self.ranks.any_of(False)  # nobody starts the next one before this one is in its place
+
+    def whole_state(self, *, keep: bool) -> dict[str, Any]:
+        """Model, optimiser and scaler with shards put together; every process must ask, and some keep it."""
+        state = self.training_step.state()
+        return _gathered(state, keep=keep) if self.training_step.spread.sharded else state
+
+    def _save_gathered(self, position: Position) -> None:
+        """The official file of a model in shards."""
+        state = self.whole_state(keep=self.ranks.first)
+        if self.ranks.first:
+            try:
+                save(self.run.kept_checkpoint(position.epoch - 1), self.document(position, state))
+            except CheckpointError as error:
+                raise TrainingError(error.message) from None
+
+
+def newest_state(run: RunFolder) -> tuple[SavedState, tuple[str, ...]]:
+    """The newest state that can be read, and what is wrong with those that cannot.
+
+    Raises:
+        ConfigError: There is none.
+        CheckpointError: None of them can be read.
+    """
+    paths = run.states()
+    if not paths:
+        raise ConfigError(f"--resume {run.path}: there is no checkpoint-last.pth in it", hint="give a run's folder")
+    broken: list[CheckpointError] = []
+    for path in paths:
+        try:
+            state = _load(path)
+        except CheckpointError as error:
+            broken.append(error)
+            continue
+        where = f"epoch {state.position.epoch}, step {state.position.step}"
+        return state, tuple(f"{error.message}; going on from {path} ({where})" for error in broken)
+    raise broken[0]
+
+
+def _load(path: Path) -> SavedState:
+    if path.suffix == SHARDS:
+        from mae.checkpoints.shards import read_about
+        from mae.training.shards import restore_shards
+
+        about = read_about(path)
+        return SavedState(path, Position(**about["position"]), about["run"], lambda step: restore_shards(path, step))
+    checkpoint = load_checkpoint(path)
+    about = checkpoint.extra.get("maecli", {})
+    if "position" not in about or checkpoint.optimizer is None:
+        raise CheckpointError(
+            f"{path} does not say how far its run had come, so it cannot be resumed exactly",
+            hint=f"--init {path} starts a new run from its weights",
+        )
+    optimizer, scaler = checkpoint.optimizer, checkpoint.scaler or {}
+    return SavedState(
+        path,
+        Position(**about["position"]),
+        about["run"],
+        lambda step: step.restore(checkpoint.state, optimizer, scaler),
+    )
+
+
+def _copied(value: Any) -> Any:
+    """The same structure on the host, with tensors of its own."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list) else value
+
+
+def _gathered(value: Any, *, keep: bool) -> Any:
+    """The same structure with its shards put together; every process must ask, and one keeps the answer."""
+    if isinstance(value, Tensor):
+        tensor = whole(value) if is_shard(value) else value
+        return tensor.detach().to("cpu", copy=True) if keep else None
+    if isinstance(value, dict):
+        return {key: _gathered(item, keep=keep) for key, item in value.items()}
+    return [_gathered(item, keep=keep) for item in value] if isinstance(value, list) else value
+
+
+def _room_for_copy(state: Mapping[str, Any]) -> bool:
+    """Whether the host has memory to spare for a second set of weights and moments."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        return True
+    available = int(text.partition("MemAvailable:")[2].split()[0]) * 1024
+    tensors = list(state["model"].values())
+    tensors += [value for entry in state["optimizer"]["state"].values() for value in entry.values()]
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors if isinstance(tensor, torch.Tensor))
+    return 1.25 * needed < available

@@ -1,0 +1,56 @@
+"""``maecli replay FILE``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from mae.training.config import ReplayConfig
+from maecli.options import command_from
+from maecli.output import Output
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mae.training.replay import Replay
+
+FILES_SHOWN = 8
+
+
+@command_from(ReplayConfig)
+def replay(config: ReplayConfig, output: Output) -> None:
+    """Take a training step again that gave no finite number, and look where the number was lost.
+
+    Examples:
+      maecli replay run/replay.pth
+
+      maecli replay run/replay.pth --device cpu --json
+    """
+    from mae.training.replay import replay as use_case
+
+    result = use_case(config)
+    output.result(lambda: dataclasses.asdict(result), lambda console: _show(console, result), _verdict(result))
+
+
+def _show(console: Console, result: Replay) -> None:
+    from rich.table import Table
+
+    console.print(f"step {result.step}, lr {result.lr:.3g}: the run had a loss of {result.loss}")
+    table = Table("precision", "loss", "gradient norm", "bad gradients", "first module to fail")
+    for one in result.passes:
+        table.add_row(
+            one.precision, f"{one.loss:.4g}", f"{one.grad_norm:.4g}", str(one.bad_gradients), one.first_module or "none"
+        )
+    console.print(table)
+    files = ", ".join(result.files[:FILES_SHOWN]) + (", ..." if len(result.files) > FILES_SHOWN else "")
+    console.print(f"pictures: {files}", markup=False, soft_wrap=True)
+    console.print(_verdict(result), markup=False, soft_wrap=True)
+
+
+def _verdict(result: Replay) -> str:
+    failed = {one.precision for one in result.passes if one.bad_gradients or one.first_module}
+    if not failed:
+        return "the step is finite here, so the cause lies with the device it ran on, or with an earlier kernel"
+    if "fp32" in failed:
+        return "it fails in fp32 too: the weights have grown out of hand; a lower learning rate, or --on-nan rollback"
+    return f"it fails in {', '.join(sorted(failed))} only: --precision fp32 would pass this step"

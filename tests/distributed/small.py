@@ -1,0 +1,42 @@
+"""The real command with models of one block, for processes that torchrun starts.
+
+``SPOIL_RANK`` names a rank whose first losses of the run are no number.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from typing import Any
+
+from mae.training.config import PretrainConfig
+from maecli.app import app
+
+
+def main() -> None:
+    original = PretrainConfig.model_config
+    PretrainConfig.model_config = lambda self: original(self).replace(  # type: ignore[method-assign]
+        depth=2, decoder_depth=2, embed_dim=48, decoder_embed_dim=32, decoder_num_heads=2
+    )
+    if "SPOIL_RANK" in os.environ:
+        here = os.environ["SPOIL_RANK"] == os.environ.get("RANK", "0")
+        spoil(int(os.environ.get("SPOIL_BATCHES", "2")) if here else 0)
+    app()
+
+
+def spoil(batches: int) -> None:
+    """Lose the first losses; no step is timed before, which the processes would have to do together."""
+    from mae.training import pretrain
+    from mae.training.step import TrainingStep
+
+    loss, numbers = TrainingStep.loss, itertools.count()
+
+    def spoilt(self: TrainingStep, *batch: Any) -> Any:
+        return loss(self, *batch) * (float("nan") if next(numbers) < batches else 1.0)
+
+    TrainingStep.loss = spoilt  # type: ignore[method-assign]
+    pretrain._time_batch = lambda *_: 0.1
+
+
+if __name__ == "__main__":
+    main()

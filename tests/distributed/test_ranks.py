@@ -1,0 +1,233 @@
+"""Runs of several processes over Gloo, as torchrun starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mae.checkpoints import load_checkpoint
+from mae.errors import CheckpointError
+
+ROOT = Path(__file__).parents[2]
+SMALL = str(Path(__file__).parent / "small.py")
+RECIPE = [
+    "--variant", "vit_tiny", "--image-size", "32", "--patch-size", "8", "--accum-iter", "2", "--warmup-epochs", "1",
+    "--lr", "2e-3", "--workers", "0", "--device", "cpu", "--precision", "fp32", "--log-every", "1",
+    "--preview-every", "0",
+]  # fmt: skip
+
+
+def command(processes: int, out: Path, *options: str) -> list[str]:
+    """Torchrun with so many processes, or plain python for one; batches of four pictures over all."""
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    arguments = ["pretrain", str(ROOT / "sample_images"), "--out", str(out), *RECIPE, *options]
+    if "--resume" not in options:
+        arguments += ["--batch-size", str(4 // processes)]
+    return [sys.executable, *(start if processes > 1 else []), SMALL, *arguments]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "NO_COLOR": "1", **more}
+
+
+def run(processes: int, out: Path, *options: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(processes, out, *options), env=environment(**more), capture_output=True, text=True, timeout=240
+    )
+
+
+def finished(processes: int, out: Path, *options: str, **more: str) -> subprocess.CompletedProcess[str]:
+    done = run(processes, out, *options, **more)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@contextmanager
+def running(processes: int, out: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """A run that has done some steps."""
+    process = subprocess.Popen(
+        command(processes, out, *options), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    end = time.monotonic() + 120
+    try:
+        while not (out / "log.jsonl").exists() or len(steps(out)) < 5:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def logged(out: Path) -> list[dict[str, Any]]:
+    timed = {"images_per_second", "data_wait", "seconds"}
+    lines = (out / "log.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name not in timed} for line in lines]
+
+
+def steps(out: Path) -> list[dict[str, Any]]:
+    try:
+        return [entry for entry in logged(out) if "loss" in entry]
+    except json.JSONDecodeError:  # a line is being written
+        return []
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(path).state
+
+
+def assert_close(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> None:
+    """The same steps, with the same losses and gradients but for rounding."""
+    assert [entry["step"] for entry in first] == [entry["step"] for entry in second]
+    for one, other in zip(first, second, strict=True):
+        assert one["lr"] == other["lr"]
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-6)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=2e-5)
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four epochs in one process."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    finished(1, out, "--epochs", "4")
+    return out
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("options", [(), ("--shard", "--save-every", "2")], ids=["copies", "shards"])
+def test_several_processes_train_as_one_and_speak_once(
+    alone: Path, tmp_path: Path, processes: int, options: tuple[str, ...]
+) -> None:
+    out = tmp_path / "run"
+    done = finished(processes, out, "--epochs", "4", "--json", *options)
+    assert_close(steps(out), steps(alone))
+    document = json.loads(done.stdout)  # one document, whatever the number of processes
+    assert (document["steps"], document["stopped"]) == (8, False)
+    assert [entry["epoch"] for entry in logged(out) if "train_loss" in entry] == [0, 1, 2, 3]
+    official = weights(Path(document["checkpoint"]))
+    expected = weights(alone / "checkpoint-last.pth")
+    assert official.keys() == expected.keys()
+    # Adam's first steps have the size of the learning rate however small the gradient, so rounding shows.
+    assert all(torch.allclose(official[key], expected[key], atol=2e-4) for key in expected)
+    if options:
+        names = sorted(path.name for path in out.glob("checkpoint*"))
+        assert names == ["checkpoint-1.pth", "checkpoint-3.pth", "checkpoint-last-1.dcp", "checkpoint-last.dcp"]
+        assert same(weights(out / "checkpoint-last.dcp"), official)
+        assert load_checkpoint(out / "checkpoint-last.dcp").config == load_checkpoint(out / "checkpoint-3.pth").config
+
+
+@pytest.mark.parametrize("options", [(), ("--shard",)], ids=["copies", "shards"])
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, options: tuple[str, ...]) -> None:
+    epochs = ("--epochs", "40", *options)
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    with running(2, parted, *epochs) as process:
+        process.send_signal(signal.SIGTERM)
+        _, talk = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "stopped and saved" in talk
+    done = len(steps(parted))
+    assert 5 <= done < 80
+    finished(2, whole, *epochs)
+    finished(2, parted, *epochs, "--resume", str(parted))
+    assert logged(parted) == logged(whole)
+    assert same(weights(parted / "checkpoint-last.pth" if not options else parted / "checkpoint-39.pth"),
+                weights(whole / "checkpoint-last.pth" if not options else whole / "checkpoint-39.pth"))  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [(), ("--shard",)], ids=["copies", "shards"])
+def test_another_number_of_processes_goes_on_with_the_same_pictures(
+    tmp_path: Path, alone: Path, options: tuple[str, ...]
+) -> None:
+    """Two processes, then one: each step sees the pictures and the masks that one process alone would have."""
+    out = tmp_path / "run"
+    finished(2, out, "--epochs", "4", *options)
+    state = "checkpoint-last.dcp" if options else "checkpoint-last.pth"
+    kept = out / state
+    assert kept.exists()
+    six, parted = tmp_path / "six", tmp_path / "parted"
+    finished(1, six, "--epochs", "6")
+    finished(2, parted, "--epochs", "6", "--save-every", "2", *options)
+    for path in parted.glob("checkpoint-last*"):
+        path.rename(parted / f"gone-{path.name}")
+    (parted / "checkpoint-5.pth").unlink(missing_ok=True)
+    done = finished(1, parted, "--resume", str(parted), "--no-shard")
+    assert "batches of 4 pictures are 4 in each of 1 processes" in done.stderr
+    assert_close(steps(parted), steps(six))
+
+
+def test_a_loss_that_one_process_lost_is_left_out_by_all(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = finished(2, out, "--epochs", "4", SPOIL_RANK="1")
+    assert "step 1 was left out: its loss is nan" in done.stderr
+    assert [(entry["step"], entry.get("left_out", False)) for entry in steps(out)] == [
+        (1, True), *((number, False) for number in range(2, 9)),
+    ]  # fmt: skip
+    failed = run(2, tmp_path / "more", "--epochs", "4", "--nan-limit", "2", SPOIL_RANK="1", SPOIL_BATCHES="9")
+    assert failed.returncode != 0
+    assert "process 1: error: the loss became nan at step 2" in failed.stderr
+    assert [path.name for path in (tmp_path / "more").glob("replay*")] == ["replay-1.pth"]
+
+
+@pytest.mark.parametrize("options", [(), ("--shard",)], ids=["copies", "shards"])
+def test_a_killed_process_ends_the_run_with_its_name(tmp_path: Path, options: tuple[str, ...]) -> None:
+    with running(2, tmp_path / "run", "--epochs", "2000", *options) as process:
+        began = time.monotonic()
+        os.kill(process_of_rank(process.pid, 1), signal.SIGKILL)
+        _, talk = process.communicate(timeout=60)
+        assert time.monotonic() - began < 60
+    assert process.returncode != 0
+    assert "process 0: error: process 0 of 2 lost contact with another one" in talk
+    assert "Traceback" not in talk.partition("lost contact")[0]
+    assert re.search(r"Root Cause.*rank +: 1 .*SIGKILL", talk, re.DOTALL)  # torchrun's own table
+
+
+def process_of_rank(parent: int, rank: int) -> int:
+    for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        if f"\0RANK={rank}\0" in Path(f"/proc/{child}/environ").read_bytes().decode(errors="replace"):
+            return int(child)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+def test_batches_that_cannot_be_shared_are_refused(tmp_path: Path) -> None:
+    finished(2, tmp_path / "run", "--epochs", "1")
+    failed = run(3, tmp_path / "run", "--resume", str(tmp_path / "run"), "--epochs", "2")
+    assert failed.returncode != 0
+    assert "a batch of 4 pictures cannot be shared equally by 3 processes" in failed.stderr
+
+
+def test_a_table_of_shards_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    import pickle
+
+    out = tmp_path / "run"
+    finished(2, out, "--epochs", "1", "--shard")
+    canary = tmp_path / "canary"
+
+    class Hostile:
+        def __reduce__(self) -> Any:
+            return Path.touch, (canary,)
+
+    shards = out / "checkpoint-last.dcp"
+    (shards / ".metadata").write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(CheckpointError, match=r"\.metadata is refused: it asks for"):
+        load_checkpoint(shards)
+    assert not canary.exists()
+    (shards / ".metadata").write_bytes(b"\x80\x04")
+    with pytest.raises(CheckpointError, match="is refused"):
+        load_checkpoint(shards)
