@@ -139,6 +139,8 @@ class PretrainConfig:
 
         if self.shard and self.precision == "fp16":
             raise ConfigError("--shard does not go with --precision fp16", hint="take bf16")
+        if self.shard and self.compile:
+            raise ConfigError("--shard does not go with --compile", hint="leave one of them out")
 
     def model_config(self) -> MAEConfig:
         """The architecture that these settings describe."""

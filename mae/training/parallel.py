@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mae.mae import MaskedAutoencoder
@@ -36,27 +34,29 @@ class Spread:
         model: On this process's device, with the same weights everywhere.
         ranks: The processes.
         shard: Divide weights, gradients and optimiser over them (FSDP2) instead of copying them (DDP).
-        compile: Compile the loss.
+        loss: Its loss as a module, where that is not simply ``PretrainingLoss``.
     """
 
-    def __init__(self, model: MaskedAutoencoder, ranks: Ranks, *, shard: bool = False, compile: bool = False) -> None:
+    def __init__(
+        self, model: MaskedAutoencoder, ranks: Ranks, *, shard: bool = False, loss: nn.Module | None = None
+    ) -> None:
         self.model = model
         self.sharded = shard and not ranks.alone
-        loss: Any = PretrainingLoss(model)
         if self.sharded:
             _shard(model)
-        if compile:
-            loss = torch.compile(loss)
+        self.loss: LossFunction = PretrainingLoss(model) if loss is None else loss
         self._ddp: nn.parallel.DistributedDataParallel | None = None
         if not ranks.alone and not self.sharded:
             with warnings.catch_warnings():
                 # Its successor of 2026 does not exist in all the versions that we support.
                 warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
                 # The graph is the same at every step, the buffers are constants, and gradients live in the buckets.
-                loss = self._ddp = nn.parallel.DistributedDataParallel(
-                    loss, static_graph=True, broadcast_buffers=False, gradient_as_bucket_view=True
+                self.loss = self._ddp = nn.parallel.DistributedDataParallel(
+                    self.loss,
+                    static_graph=True,
+                    broadcast_buffers=False,
+                    gradient_as_bucket_view=True,
                 )
-        self.loss: LossFunction = loss
         self._seen = False
 
     def accumulating(self, last: bool) -> contextlib.AbstractContextManager[None]:

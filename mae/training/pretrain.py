@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from mae.checkpoints import load_checkpoint, load_weights
 from mae.data.jpeg import resolve_decoder
@@ -18,6 +19,7 @@ from mae.errors import ConfigError
 from mae.mae import MaskedAutoencoder
 from mae.models import create_model
 from mae.seeding import seeded, stream, stream_seed
+from mae.training.compiling import compile_if_it_pays, compiled_loss
 from mae.training.config import PretrainConfig
 from mae.training.events import Event, PretrainResult, Scanned, Started
 from mae.training.feed import Feed
@@ -129,6 +131,8 @@ def _train(
         notes += (f"the run's batches of {plan.batch_size} pictures are {here} in each of {ranks.size} processes here",)
     model.to(device)
     model.recompute_activations(config.recompute)
+    loss, compiled, note = _loss(model, config, share.stop - share.start, ranks, saved)
+    notes += note
     training_step = TrainingStep(
         model,
         config.precision,
@@ -137,6 +141,7 @@ def _train(
         weight_decay=config.weight_decay,
         ranks=ranks,
         shard=config.shard,
+        loss=loss,
     )
     feed = Feed(config, plan, scan.pictures, ranks, device)
     previews = Previews(model, scan.pictures, config.val, config.mask_ratio)
@@ -150,7 +155,7 @@ def _train(
         training_step,
         ranks,
         args=official_args(config, plan, ranks),
-        identity={**run_identity(config, plan), "processes": ranks.size},
+        identity={**run_identity(config, plan), "processes": ranks.size, "compiled": compiled},
         minutes=config.save_minutes,
         keep_last=config.keep_last,
     )
@@ -211,6 +216,28 @@ def _check_same_run(saved: SavedState, plan: TrainingPlan, config: PretrainConfi
         )
 
 
+def _loss(
+    model: MaskedAutoencoder, config: PretrainConfig, pictures: int, ranks: Ranks, saved: SavedState | None
+) -> tuple[nn.Module | None, bool, tuple[str, ...]]:
+    """The loss as a module, whether it is compiled, and what to say of that.
+
+    Compiled arithmetic rounds otherwise, so a run that goes on keeps what it began with.
+    """
+    if not config.compile:
+        return None, False, ()
+    if saved:
+        return (compiled_loss(model), True, ()) if saved.identity.get("compiled") else (None, False, ())
+
+    def run(loss: nn.Module) -> None:
+        step = TrainingStep(model, config.precision, lr=0.0, betas=config.betas, weight_decay=0.0, loss=loss)
+        _pass(step, config, pictures)
+
+    loss, compiled, note = compile_if_it_pays(model, run)
+    if ranks.gather(compiled)[0] == compiled:
+        return loss, compiled, (note,)
+    return (None, False, (note,)) if compiled else (compiled_loss(model), True, (note,))  # the first one decides
+
+
 def _decoder_note(decoder: str) -> tuple[str, ...]:
     if decoder != "pillow" or resolve_decoder("auto") != "pillow":
         return ()
@@ -219,15 +246,19 @@ def _decoder_note(decoder: str) -> tuple[str, ...]:
 
 def _time_batch(training_step: TrainingStep, config: PretrainConfig, batch_size: int) -> float:
     """Seconds of one batch's forward and backward pass, from a few pictures of noise; nothing is changed."""
-    model, device = training_step.model, training_step.device
-    pictures = min(batch_size, TIMED_PICTURES) if device.type == "cpu" else batch_size
+    pictures = min(batch_size, TIMED_PICTURES) if training_step.device.type == "cpu" else batch_size
+    _pass(training_step, config, pictures)  # warms up
+    return _pass(training_step, config, pictures) * batch_size / pictures
+
+
+def _pass(training_step: TrainingStep, config: PretrainConfig, pictures: int) -> float:
+    """Seconds of a forward and a backward pass over noise."""
     source = stream(config.seed, "timing")
-    images = torch.randint(0, 256, (pictures, config.in_chans, *config.image_size), generator=source, dtype=torch.uint8)
-    noise = torch.rand(pictures, model.config.num_patches, generator=source)
-    seconds = 0.0
-    for _ in range(2):  # the first one warms up
-        start = time.monotonic()
-        training_step.backward(images, config.mask_ratio, noise).item()
-        seconds = time.monotonic() - start
-        model.zero_grad(set_to_none=True)
-    return seconds * batch_size / pictures
+    shape = (pictures, *config.image_size, config.in_chans)  # as the loader lays them out in memory
+    images = torch.randint(0, 256, shape, generator=source, dtype=torch.uint8).permute(0, 3, 1, 2)
+    noise = torch.rand(pictures, training_step.model.config.num_patches, generator=source)
+    start = time.monotonic()
+    training_step.backward(images, config.mask_ratio, noise).item()
+    seconds = time.monotonic() - start
+    training_step.model.zero_grad(set_to_none=True)
+    return seconds

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mae.data.normalise import normalise
 from mae.device import autocast
@@ -27,7 +27,7 @@ class TrainingStep:
         betas, weight_decay: AdamW's.
         ranks: The processes that share each step; each gives its part of the batch.
         shard: Divide the model over them.
-        compile: Compile the forward and the backward pass.
+        loss: The model's loss as a module, where it is compiled.
     """
 
     def __init__(
@@ -40,13 +40,13 @@ class TrainingStep:
         weight_decay: float,
         ranks: Ranks | None = None,
         shard: bool = False,
-        compile: bool = False,
+        loss: nn.Module | None = None,
     ) -> None:
         self.model = model
         self.device = next(model.parameters()).device
         self.precision = precision
         self.ranks = ranks or Ranks()
-        self.spread = Spread(model, self.ranks, shard=shard, compile=compile)
+        self.spread = Spread(model, self.ranks, shard=shard, loss=loss)
         self.optimizer = make_optimizer(model, lr=lr, betas=betas, weight_decay=weight_decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         if self.device.type == "cpu":

@@ -28,6 +28,7 @@ from mae.training import saving as saving_module
 from mae.training import trainer as trainer_module
 from mae.training.config import PretrainConfig, ReplayConfig
 from mae.training.events import EpochDone, Event, LeftOut, PassedOver, RolledBack, Started, Stepped
+from mae.training.parallel import PretrainingLoss
 from mae.training.pretrain import pretrain
 from mae.training.replay import replay
 from mae.training.run_folder import RunFolder
@@ -523,3 +524,33 @@ def test_tensorboard_events_are_written(config: PretrainConfig) -> None:
     board.Reload()
     assert [event.step for event in board.Scalars("step/loss")] == list(range(1, 10))
     assert len(board.Scalars("epoch/train_loss")) == 3
+
+
+def test_a_compiled_run_goes_on_compiled(config: PretrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[bool] = []
+
+    class Compiled(PretrainingLoss):
+        def forward(self, *batch: Any) -> Any:
+            made.append(True)
+            return super().forward(*batch)
+
+    monkeypatch.setattr("mae.training.pretrain.compile_if_it_pays", lambda model, run: (Compiled(model), True, "fast"))
+    monkeypatch.setattr("mae.training.pretrain.compiled_loss", Compiled)
+    events: list[Event] = []
+    listen, should_stop = stop_after(3)
+
+    def both(event: Event) -> None:
+        listen(event)
+        events.append(event)
+
+    pretrain(dataclasses.replace(config, compile=True), both, should_stop)
+    assert "fast" in next(event for event in events if isinstance(event, Started)).notes
+    made.clear()
+    pretrain(dataclasses.replace(config, compile=True, resume=config.out))
+    assert made
+
+
+def test_recomputing_changes_nothing_but_memory(config: PretrainConfig, tmp_path: Path) -> None:
+    pretrain(config)
+    pretrain(dataclasses.replace(config, recompute=True, out=tmp_path / "recomputed"))
+    assert same(weights(config.out), weights(tmp_path / "recomputed"))

@@ -1,0 +1,56 @@
+"""torch.compile, where it pays: timed against the plain step on this machine before it is used."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from mae.mae import MaskedAutoencoder
+from mae.training.parallel import PretrainingLoss
+
+TIMED_STEPS = 5
+LEAST_GAIN = 1.02  # below it the difference is the machine's noise
+
+
+def compile_if_it_pays(model: MaskedAutoencoder, run: Callable[[nn.Module], None]) -> tuple[nn.Module, bool, str]:
+    """Compile the loss of a model and keep what is faster.
+
+    torch keeps what it has compiled on the disk, so the next run with the same sizes starts sooner.
+
+    Args:
+        model: On its device.
+        run: Takes a forward and a backward pass with a loss, and waits until they are done.
+
+    Returns:
+        The loss to use, whether it is the compiled one, and what came of it in a sentence.
+    """
+    plain = PretrainingLoss(model)
+    began = time.monotonic()
+    try:
+        compiled: nn.Module = torch.compile(PretrainingLoss(model))  # type: ignore[assignment]
+        run(compiled)
+    except Exception as error:  # the compiler is a world of its own: no C++ compiler, no Triton, a full disk ...
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return plain, False, f"torch.compile failed, so the step is not compiled: {reason[:200]}"
+    took = time.monotonic() - began
+    seconds: dict[str, list[float]] = {"plain": [], "compiled": []}
+    run(plain)
+    for _ in range(TIMED_STEPS):  # in turn, so that both meet the same noise
+        for name, loss in (("plain", plain), ("compiled", compiled)):
+            start = time.monotonic()
+            run(loss)
+            seconds[name].append(time.monotonic() - start)
+    gain = statistics.median(a / b for a, b in zip(seconds["plain"], seconds["compiled"], strict=True))
+    what = f"the compiled step is {gain:.2f} times as fast as the plain one (compiling took {took:.0f} s)"
+    if gain < LEAST_GAIN:
+        return plain, False, f"{what}, so it is not used"
+    return compiled, True, what
+
+
+def compiled_loss(model: MaskedAutoencoder) -> nn.Module:
+    """The compiled loss without asking whether it pays: a run goes on with the arithmetic that it began with."""
+    return torch.compile(PretrainingLoss(model))  # type: ignore[return-value]
