@@ -5,7 +5,7 @@
 Each contestant lives in a process of its own and takes one full step (forward, backward, AdamW) when it is its
 turn, so all of them meet the same noise of the machine; the ratio is taken round by round. ``official`` is a
 clone of facebookresearch/mae given by path; ``+heap`` tells glibc to keep freed memory, which our trainer always
-does. Peers come from their packages: pip install transformers lightly timm.
+does; ``+recompute`` is ``pretrain --recompute``. Peers come from their packages: pip install transformers lightly timm.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ SIZES = {
     "tiny": (192, 12, 3, 128, 4, 4),
 }
 CONTESTANTS = (
-    "ours-bf16", "ours-fp32", "official-fp32", "official-bf16", "official-fp32+heap", "official-bf16+heap",
-    "transformers-fp32", "lightly-fp32",
+    "ours-bf16", "ours-bf16+recompute", "ours-fp32", "official-fp32", "official-bf16", "official-fp32+heap",
+    "official-bf16+heap", "transformers-fp32", "lightly-fp32",
 )  # fmt: skip
 
 
@@ -144,10 +144,11 @@ def work(args: argparse.Namespace) -> None:
     """Be one contestant: answer each "step" with its seconds, and "end" with the peak memory."""
     import torch
 
-    name, _, heap = args.worker.partition("+")
+    name, _, how = args.worker.partition("+")
     kind, precision = name.split("-")
-    if heap:
+    if how == "heap":
         keep_heap()
+    args.recompute = how == "recompute"
     torch.manual_seed(0)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     cuda = args.device == "cuda"
@@ -190,6 +191,7 @@ def build_ours(args: argparse.Namespace, autocast: Any, precision: str) -> Built
     from mae.training.step import TrainingStep
 
     model = create_model(MAEConfig((224, 224), 16, 3, *SIZES[args.variant], norm_pix_loss=True))
+    model.recompute_activations(args.recompute)
     step = TrainingStep(model.to(args.device), precision, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
     images = torch.randint(0, 256, (args.batch_size, 3, 224, 224), dtype=torch.uint8).to(args.device)
 
