@@ -70,7 +70,7 @@ def main() -> None:
     costs = {way: [a - b for a, b in zip(seconds[way], seconds["none"], strict=True)] for way in ("thread", "waiting")}
     each = statistics.median(seconds["none"]) / args.steps
     print(
-        f"{args.variant}, batch {args.batch_size}, {device}, {precision}: {size / 1e9:.2f} GB; a step takes {each:.2f} s"
+        f"{args.variant}, batch {args.batch_size}, {device}, {precision}: {size / 1e9:.2f} GB; a step is {each:.2f} s"
     )
     for way, values in costs.items():
         share = statistics.median(values) / (60 * minutes)
