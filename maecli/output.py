@@ -183,7 +183,9 @@ def fitted(console: Console, table: Table) -> RenderableType:
 
     if console.measure(table, options=console.options.update(width=_UNBOUNDED)).minimum <= console.width:
         return table
-    columns = [(_plain(column.header), [_plain(cell) for cell in column.cells]) for column in table.columns]
+    columns = [
+        (" ".join(_plain(column.header).split()), [_plain(cell) for cell in column.cells]) for column in table.columns
+    ]
     widest = max(len(header) for header, _ in columns[1:])
     lines = Text()
     for row in range(table.row_count):

@@ -226,19 +226,22 @@ def _table(values: Mapping[str, Any]) -> Html:
     return element("div", element("table", *rows, class_="pairs"), class_="columns")
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables within the table become rows of it; sizes get a unit."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, dict) and not prefix:
-            flat |= _flat(value, f"{key} ")
-        elif str(key).endswith("memory_bytes") and isinstance(value, int):
-            flat[f"{prefix}memory"] = f"{value / 2**30:.1f} GiB"
+        if isinstance(value, dict):
+            flat |= {name if name not in values else f"{key} {name}": item for name, item in value.items()}
+        elif key == "memory_bytes" and isinstance(value, int):
+            flat["memory"] = f"{value / 2**30:.1f} GiB"
         else:
-            flat[f"{prefix}{key}"] = value
+            flat[key] = value
     return flat
 
 
 def _value(value: Any) -> str:
+    if value is None or value == []:
+        return "none"
     if isinstance(value, list):
         shown = ", ".join(_value(item) for item in value[:MOST_ROWS])
         return shown + (f" and {len(value) - MOST_ROWS:,} more" if len(value) > MOST_ROWS else "")

@@ -331,3 +331,18 @@ def test_progress_at_a_terminal_ends_with_the_line(command: Callable[..., Seen])
     seen = command("pretrain", terminal=True, columns=40)
     assert seen.code == 0
     assert "100%" in seen.err
+
+
+def test_ctrl_c_before_all_is_loaded_is_silent() -> None:
+    code = """
+import os, signal, sys
+class Impatient:
+    def find_spec(self, name, path=None, target=None):
+        if name == "typer":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Impatient())
+from maecli.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
