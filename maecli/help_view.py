@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-_WIDEST_NAMES = 34
+_WIDEST_NAMES = 30
 _NARROW = 70  # columns; below that, descriptions go under the names
 
 
@@ -93,7 +93,8 @@ def _section(title: str, rows: Sequence[tuple[Text, Text]], console: Any) -> Ite
 
     yield Text(title, style="bold")
     narrow = console.width < _NARROW
-    widest = 0 if narrow else min(_WIDEST_NAMES, max(name.cell_len for name, _ in rows))
+    lengths = [name.cell_len for name, _ in rows if name.cell_len <= _WIDEST_NAMES]
+    widest = 0 if narrow else max(lengths, default=0)
     indent = 6 if narrow else 2 + widest + 2
     for name, text in rows:
         described = list(text.wrap(console, max(10, console.width - indent - 1)))
