@@ -32,7 +32,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     world = tmp_path_factory.mktemp("world")
     (world / "pictures").mkdir()
     stream = np.random.default_rng(0)
-    for number in range(4):
+    for number in range(9):
         pixels = stream.integers(0, 256, (3, 4, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((48, 40), Image.Resampling.BICUBIC).save(world / "pictures" / f"{number}.png")
     seen = run_at("pretrain", world / "pictures", *TINY, "--epochs", "1", "--out", world / "run")
@@ -43,14 +43,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def command(world: Path, tmp_path: Path) -> Callable[..., Seen]:
     """Run one of the commands on the small world."""
-    checkpoint, picture = world / "run" / "checkpoint-last.pth", world / "pictures" / "0.png"
+    checkpoint, pictures = world / "run" / "checkpoint-last.pth", world / "pictures"
     lines: dict[str, list[Any]] = {
-        "pretrain": ["pretrain", world / "pictures", *TINY, "--epochs", "1", "--out", tmp_path / "run"],
+        "pretrain": ["pretrain", pictures, *TINY, "--epochs", "1", "--out", tmp_path / "run"],
         "watch": ["watch", world / "run", "--once"],
         "report": ["report", world / "run", "--out", tmp_path / "report.html"],
         "profile": ["profile", "--gpu", "h100", "--fit", "24GB"],
         "modules": ["profile", "--variant", "vit_base", "--depth", "3"],
-        "reconstruct": ["reconstruct", picture, "--checkpoint", checkpoint, "--out", tmp_path / "grid.png"],
+        "reconstruct": ["reconstruct", pictures, "--checkpoint", checkpoint, "--out", tmp_path / "grid.png"],
         "compare": ["compare", "--official", checkpoint, "--reference", "builtin"],
         "export": ["export", checkpoint, "--to", "encoder", "--out", tmp_path / "encoder.pth"],
         "doctor": ["doctor", "--no-speed"],
@@ -97,6 +97,7 @@ def test_a_dumb_terminal_gets_plain_lines(name: str, command: Callable[..., Seen
     seen = command(name, terminal=True, TERM="dumb")
     assert seen.code == 0, seen.err
     assert not set("\x1b\r\x08") & set(seen.both)
+    assert name != "pretrain" or "step 1/1  loss " in seen.err
 
 
 def colours_of(text: str) -> set[int]:
@@ -346,3 +347,10 @@ main()
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
+
+
+def test_what_the_encoding_lacks_is_escaped_in_json(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "läuft")
+    seen = run_at("watch", run, "--once", "--json", encoding="ascii")
+    assert json.loads(seen.out)["run"] == str(run)
+    assert str(run) in run_at("watch", run, "--once", "--json").out
