@@ -120,6 +120,10 @@ def _warnings(log: RunLog) -> list[str]:
     lost = sum(not math.isfinite(loss) for loss in losses)
     if lost:
         warnings.append(f"{lost:,} lines of the log have a loss that is no finite number; the curves leave them out")
+    if log.left_out:
+        warnings.append(f"{log.left_out:,} steps were left out, since their loss or gradient was no finite number")
+    if log.rollbacks:
+        warnings.append(f"the run went back to a saved state {log.rollbacks:,} times")
     if log.other_lines:
         warnings.append(f"{log.other_lines:,} lines of the log are of a kind that this page does not show")
     if log.broken_lines > 1:  # one is the line that is being written

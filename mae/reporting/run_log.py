@@ -67,6 +67,8 @@ class RunLog:
         config: From ``config.toml``; empty where there is none that can be read.
         environment: From ``environment.json``; empty where there is none that can be read.
         unreadable: (name, reason) of pictures that were passed over.
+        left_out: Steps that were not applied, since their loss or gradient was no finite number.
+        rollbacks: How often the run went back to a saved state.
         other_lines: Lines of the log that are whole and of no known kind.
         broken_lines: Lines of the log that are no JSON object, such as one that is being written.
         notes: What could not be read, and why.
@@ -78,6 +80,8 @@ class RunLog:
     config: dict[str, Any]
     environment: dict[str, Any]
     unreadable: tuple[tuple[str, str], ...]
+    left_out: int
+    rollbacks: int
     other_lines: int
     broken_lines: int
     notes: tuple[str, ...]
@@ -135,6 +139,8 @@ def read_run(run: Path) -> RunLog:
         config=_read(run / "config.toml", tomllib.loads, notes),
         environment=_read(run / ENVIRONMENT_FILE, json.loads, notes) if ENVIRONMENT_FILE in names else {},
         unreadable=_unreadable(run / "unreadable.tsv", notes) if "unreadable.tsv" in names else (),
+        left_out=books.left_out,
+        rollbacks=books.rollbacks,
         other_lines=books.other,
         broken_lines=books.broken,
         notes=tuple(notes),
@@ -148,6 +154,8 @@ class _Books:
         self.steps: dict[int, LoggedStep] = {}
         self.epochs: dict[int, LoggedEpoch] = {}
         self.psnr: dict[int, float] = {}
+        self.left_out = 0
+        self.rollbacks = 0
         self.other = 0
         self.broken = 0
 
@@ -158,6 +166,10 @@ class _Books:
             done = int(epoch) + 1
             loss, lr = _number(entry["train_loss"]), _number(entry.get("train_lr"))
             self.epochs[done] = LoggedEpoch(done, loss, lr, _number(entry.get("seconds")), *rates)
+        elif "left_out" in entry:
+            self.left_out += 1
+        elif "rolled_back_to" in entry:
+            self.rollbacks += 1
         elif "preview" in entry:
             name = _PREVIEW.fullmatch(str(entry["preview"])[:99])
             if name:

@@ -55,6 +55,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     hole[:16] = 255
     Image.fromarray(hole).save(world / "hole.png")
     assert run_at("pretrain", world / "photos", *SMALL, "--out", world / "run").code == 0
+    diverging = ["--lr", "1e30", "--precision", "fp32", "--epochs", "9", "--nan-limit", "1"]
+    assert run_at("pretrain", world / "photos", *SMALL, *diverging, "--out", world / "lost").code == 5
+    (world / "lost" / "replay.pth").rename(world / "run" / "replay.pth")
     checkpoint = world / "run" / "checkpoint-last.pth"
     for name in ("mae_visualize_vit_base.pth", "before.pth", "after.pth"):
         (world / name).hardlink_to(checkpoint)

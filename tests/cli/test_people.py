@@ -23,7 +23,19 @@ from tests.unit.reporting.runs import write_run
 ROOT = Path(__file__).parents[2]
 TINY = ["--variant", "vit_tiny", "--image-size", "32", "--device", "cpu", "--workers", "0", "--warmup-epochs", "0"]
 COLOURS = re.compile(r"\x1b\[[\d;]*m")
-COMMANDS = ("pretrain", "watch", "report", "profile", "modules", "reconstruct", "compare", "export", "doctor")
+COMMANDS = (
+    "pretrain",
+    "watch",
+    "report",
+    "profile",
+    "modules",
+    "reconstruct",
+    "compare",
+    "export",
+    "replay",
+    "doctor",
+)
+DIVERGING = ["--lr", "1e30", "--precision", "fp32", "--epochs", "9", "--nan-limit", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +49,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(pixels).resize((48, 40), Image.Resampling.BICUBIC).save(world / "pictures" / f"{number}.png")
     seen = run_at("pretrain", world / "pictures", *TINY, "--epochs", "1", "--out", world / "run")
     assert seen.code == 0, seen.err
+    lost = run_at("pretrain", world / "pictures", *TINY, *DIVERGING, "--out", world / "lost")
+    assert lost.code == 5, lost.err
     return world
 
 
@@ -53,6 +67,7 @@ def command(world: Path, tmp_path: Path) -> Callable[..., Seen]:
         "reconstruct": ["reconstruct", pictures, "--checkpoint", checkpoint, "--out", tmp_path / "grid.png"],
         "compare": ["compare", "--official", checkpoint, "--reference", "builtin"],
         "export": ["export", checkpoint, "--to", "encoder", "--out", tmp_path / "encoder.pth"],
+        "replay": ["replay", world / "lost" / "replay.pth", "--device", "cpu"],
         "doctor": ["doctor", "--no-speed"],
     }
 
@@ -144,6 +159,7 @@ QUIET = {
     "reconstruct": r".*grid\.png",
     "compare": "equal",
     "export": r".*encoder\.pth",
+    "replay": "it fails in fp32 too: .*",
     "doctor": r"\d+",
     "pretrain": r".*checkpoint-last\.pth",
     "modules": r"\d+",
@@ -233,6 +249,7 @@ USE_CASES = {
     "reconstruct": "mae.reconstruct.reconstruct",
     "compare": "mae.compare.compare",
     "export": "mae.export.export",
+    "replay": "mae.training.replay.replay",
     "doctor": "mae.doctor.examine",
 }
 

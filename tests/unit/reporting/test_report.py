@@ -170,13 +170,21 @@ def test_a_broken_preview_is_said_and_passed_over(tmp_path: Path) -> None:
 
 
 def test_waiting_and_lost_numbers_are_pointed_out(tmp_path: Path) -> None:
-    lines = [epoch_line(0) | {"data_wait": 0.7}, step_line(1, 1.0) | {"loss": None}, {"skipped": True}, {"other": 1}]
+    lines: list[dict[str, Any]] = [
+        epoch_line(0) | {"data_wait": 0.7},
+        step_line(1, 1.0) | {"loss": None},
+        {"skipped": True},
+        {"other": 1},
+    ]
+    lines += [{"left_out": True}, {"rolled_back_to": "x"}]
     (tmp_path / "log.jsonl").write_text("nonsense\nmore\n" + "".join(json.dumps(line) + "\n" for line in lines))
     text = page_of(tmp_path, tmp_path / "page.html").text
     assert "70% of the time is spent waiting for pictures" in text
     assert "1 lines of the log have a loss that is no finite number" in text
     assert "2 lines of the log are of a kind that this page does not show" in text
     assert "2 lines of the log cannot be read" in text
+    assert "1 steps were left out" in text
+    assert "went back to a saved state 1 times" in text
 
 
 def test_the_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

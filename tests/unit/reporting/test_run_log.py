@@ -75,6 +75,18 @@ def test_lines_of_other_kinds_are_counted(tmp_path: Path) -> None:
     assert (log.other_lines, log.steps, log.epochs) == (4, (), ())
 
 
+def test_steps_that_were_left_out_and_rollbacks_are_counted(tmp_path: Path) -> None:
+    lines: list[dict[str, object]] = [
+        {"epoch": 0.5, "step": 1, "loss": None, "grad_norm": None, "lr": 1e-4, "in_a_row": 1, "left_out": True},
+        {"epoch": 1.0, "step": 2, "loss": 0.5, "grad_norm": None, "lr": 1e-4, "in_a_row": 2, "left_out": True},
+        {"rolled_back_to": "checkpoint-last.pth", "step": 0, "turn": 1},
+        {**step_line(1, 0.5), "grad_norm": 0.1},
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    log = read_run(tmp_path)
+    assert (log.left_out, log.rollbacks, log.other_lines, [one.step for one in log.steps]) == (2, 1, 0, [1])
+
+
 def test_a_later_line_wins_and_order_does_not_matter(tmp_path: Path) -> None:
     lines = [step_line(2, 1.0), step_line(1, 0.5), step_line(2, 1.0) | {"loss": 7.0}]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
