@@ -21,6 +21,7 @@ ENVIRONMENT_FILE = "environment.json"
 
 # Features that decide how fast matrix products are, by the names of /proc/cpuinfo.
 _FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")
+PROC = Path("/proc")
 CGROUP = Path("/sys/fs/cgroup")
 PACKAGES = (
     "torch",
@@ -131,13 +132,13 @@ def graphics_at_a_glance() -> str:
     Nothing is started or loaded: asking torch or nvidia-smi takes seconds.
     """
     cards = []
-    for card in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+    for card in sorted((PROC / "driver/nvidia/gpus").glob("*/information")):
         with contextlib.suppress(OSError):
             lines = card.read_text(errors="replace").splitlines()
             cards += [line.split(":", 1)[1].strip() for line in lines if line.startswith("Model:")]
     if cards:
         return ", ".join(cards)
-    if Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidia0").exists():
+    if (PROC / "driver/nvidia/version").exists() or Path("/dev/nvidia0").exists():
         return "an NVIDIA GPU"
     if Path("/dev/kfd").exists():
         return "an AMD GPU"
@@ -188,7 +189,7 @@ def record_environment(run: Path) -> None:
 
 def _cpuinfo(field: str) -> str:
     """The first processor's value of a field of /proc/cpuinfo; empty where there is none."""
-    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
+    with contextlib.suppress(OSError), (PROC / "cpuinfo").open(encoding="utf-8", errors="replace") as file:
         for line in file:
             name, _, value = line.partition(":")
             if name.strip() == field:

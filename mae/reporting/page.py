@@ -15,6 +15,8 @@ from mae.reporting.style import STYLE
 # Even if something slipped through the escaping, it could run nothing and reach nobody.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 MOST_ROWS = 50
+MOST_SETTINGS = 200  # that are shown; a real run has some 40
+LONGEST_TEXT = 1000
 WAITS_MUCH = 0.2  # share of the time spent waiting for pictures
 
 
@@ -216,7 +218,10 @@ def _epochs(log: RunLog) -> Html:
 def _unreadable(log: RunLog) -> Html:
     if not log.unreadable:
         return element("p", "none")
-    rows = [element("tr", element("td", name), element("td", reason)) for name, reason in log.unreadable[:MOST_ROWS]]
+    rows = [
+        element("tr", element("td", name[:LONGEST_TEXT]), element("td", reason[:LONGEST_TEXT]))
+        for name, reason in log.unreadable[:MOST_ROWS]
+    ]
     more = len(log.unreadable) - len(rows)
     return join(
         element("p", f"{len(log.unreadable):,} were passed over"),
@@ -226,8 +231,13 @@ def _unreadable(log: RunLog) -> Html:
 
 
 def _table(values: Mapping[str, Any]) -> Html:
-    rows = [element("tr", element("th", name), element("td", _value(value))) for name, value in values.items()]
-    return element("div", element("table", *rows, class_="pairs"), class_="columns")
+    chosen = list(values.items())[:MOST_SETTINGS]
+    rows = [element("tr", element("th", name[:LONGEST_TEXT]), element("td", _value(value))) for name, value in chosen]
+    more = len(values) - len(chosen)
+    return join(
+        element("div", element("table", *rows, class_="pairs"), class_="columns"),
+        element("p", f"and {more:,} more" if more else ""),
+    )
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,17 +253,22 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _value(value: Any) -> str:
+def _value(value: Any, depth: int = 3) -> str:
+    """A setting as it reads; what is nested deeper or goes on for longer than any real one is cut."""
     if value is None or value == []:
         return "none"
-    if isinstance(value, list):
-        shown = ", ".join(_value(item) for item in value[:MOST_ROWS])
-        return shown + (f" and {len(value) - MOST_ROWS:,} more" if len(value) > MOST_ROWS else "")
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_value(item)}" for key, item in list(value.items())[:MOST_ROWS])
     if isinstance(value, bool):
         return "on" if value else "off"
-    return str(value)[:1000]
+    if not isinstance(value, list | dict):
+        return str(value)[:LONGEST_TEXT]
+    if depth == 0:
+        return "..."
+    if isinstance(value, dict):
+        parts = [f"{key} {_value(item, depth - 1)}" for key, item in list(value.items())[:MOST_ROWS]]
+    else:
+        parts = [_value(item, depth - 1) for item in value[:MOST_ROWS]]
+    more = f" and {len(value) - MOST_ROWS:,} more" if len(value) > MOST_ROWS else ""
+    return ", ".join(parts)[:LONGEST_TEXT] + more
 
 
 def _steps(log: RunLog) -> str:

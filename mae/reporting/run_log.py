@@ -19,12 +19,13 @@ from mae.environment import ENVIRONMENT_FILE
 from mae.errors import ConfigError, DataError
 
 LONGEST_LINE = 2**16  # of the log, in bytes; a real one has some 200
+MOST_LINES = 2_000_000  # of steps and epochs that are kept: some 500 MB
 LONGEST_FILE = 2**22  # of any other text in the folder
 _LARGEST = 1e30  # of any value; beyond it a scale would overflow
 _PREVIEW = re.compile(r"epoch-(\d{1,9})\.png")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class LoggedStep:
     """A line that the trainer writes every few steps; ``epoch`` counts from the run's start, with a fraction."""
 
@@ -36,7 +37,7 @@ class LoggedStep:
     data_wait: float
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class LoggedEpoch:
     """A line at an epoch's end; ``epoch`` counts the epochs that are done."""
 
@@ -132,6 +133,9 @@ def read_run(run: Path) -> RunLog:
     books = _Books()
     for entry in _log_entries(run / "log.jsonl", books, notes):
         books.add(entry)
+        if len(books.steps) + len(books.epochs) >= MOST_LINES:
+            notes.append(f"log.jsonl has more than {MOST_LINES:,} lines; the others are left out")
+            break
     return RunLog(
         steps=tuple(books.steps[step] for step in sorted(books.steps)),
         epochs=tuple(books.epochs[epoch] for epoch in sorted(books.epochs)),

@@ -124,3 +124,32 @@ def test_a_script_that_slipped_in_would_not_run(chromium: Chromium, page: Path) 
     chromium.open(page)
     assert chromium.evaluate("document.title") != "run"
     assert chromium.complaints  # and the browser says so: the other tests' silence is worth something
+
+
+EVIL = "\"><script>document.title = 'run'</script><img src=http://127.0.0.1:9/x onerror=\"document.title = 'run'\">"
+
+
+def test_hostile_names_run_nothing_and_ask_nobody(chromium: Chromium, page: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "environment.json").write_text(json.dumps({EVIL: [EVIL, {EVIL: EVIL}]}))
+    (run / "config.toml").write_text(f"{json.dumps(EVIL)} = {json.dumps(EVIL)}\n")
+    (run / "unreadable.tsv").write_text(f"file\treason\n{EVIL}\t{EVIL}\n")
+    report(ReportConfig(run=run, out=page))
+    chromium.show(width=360)
+    chromium.open(page)
+    assert chromium.evaluate("document.title") == "run: maecli report"
+    assert chromium.evaluate("document.scripts.length") == 0
+    assert chromium.evaluate("document.documentElement.scrollWidth") <= 360
+    assert chromium.evaluate("document.body.innerText").count("<script>") >= 6
+    assert chromium.complaints == []
+    assert [url for url in chromium.requests if not url.startswith("data:")] == [page.absolute().as_uri()]
+
+
+def test_a_run_that_has_just_begun(chromium: Chromium, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("epochs = 3\n")
+    report(ReportConfig(run=tmp_path, out=tmp_path / "page.html"))
+    chromium.complaints.clear()
+    chromium.show(width=360)
+    chromium.open(tmp_path / "page.html")
+    assert chromium.evaluate("document.body.innerText").count("nothing logged yet") == 5
+    assert chromium.complaints == []

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -85,3 +86,30 @@ def test_a_run_is_told_what_it_runs_on(tmp_path: Path) -> None:
     assert written["device"] in ("cpu", "cuda", "mps")
     assert None not in written["packages"].values()
     assert str(Path.home()) not in json.dumps(written) or Path.home() == Path("/")
+
+
+def test_gpus_as_torch_tells_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    card = SimpleNamespace(name="A Fine GPU", total_memory=80 * 2**30, major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: card)
+    assert environment.graphics_cards() == [
+        {"name": "A Fine GPU", "memory_bytes": 80 * 2**30, "capability": "9.0"} for _ in range(2)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("files", "seen"),
+    [
+        ({"driver/nvidia/gpus/0000:01:00.0/information": "Model: \t NVIDIA H100\nIRQ: 5\n"}, "NVIDIA H100"),
+        ({"driver/nvidia/version": "NVRM version"}, "an NVIDIA GPU"),
+    ],
+)
+def test_gpus_at_a_glance(files: dict[str, str], seen: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(content)
+    monkeypatch.setattr(environment, "PROC", tmp_path)
+    assert environment.graphics_at_a_glance() == seen

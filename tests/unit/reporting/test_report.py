@@ -143,6 +143,20 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     assert "\x1b" not in page.text
 
 
+def test_settings_without_end_are_cut(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", done=3, previews=0)
+    many = "".join(f"key{number} = {number}\n" for number in range(5000))
+    (run / "config.toml").write_text(f"{many}long = {json.dumps('x' * 10**6)}\nlist = {list(range(10**5))}\n")
+    (run / "environment.json").write_text(
+        '{"deep": ' + "[" * 900 + "]" * 900 + ', "tables": ' + '{"a":' * 400 + "1" + "}" * 401
+    )
+    (run / "unreadable.tsv").write_text("file\treason\n" + "".join(f"{'y' * 5000}\t{'z' * 5000}\n" for _ in range(99)))
+    page = page_of(run, tmp_path / "page.html")
+    assert "and 4,802 more" in page.text
+    assert "and 49 more, in the run's unreadable.tsv" in page.text
+    assert (tmp_path / "page.html").stat().st_size < 300_000
+
+
 def test_the_page_may_reach_nobody(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / "run"), tmp_path / "page.html")
     (policy,) = [attributes["content"] for tag, attributes in page.elements if attributes.get("http-equiv") is not None]

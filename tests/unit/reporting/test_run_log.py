@@ -124,6 +124,13 @@ def test_files_that_cannot_be_read_are_said(tmp_path: Path) -> None:
     assert "unreadable.tsv cannot be read" in notes
 
 
+def test_a_log_without_end_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mae.reporting.run_log.MOST_LINES", 5)
+    log = read_run(write_run(tmp_path / "run"))
+    assert len(log.steps) + len(log.epochs) == 5
+    assert log.notes == ("log.jsonl has more than 5 lines; the others are left out",)
+
+
 def test_unreadable_pictures(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     (run / "unreadable.tsv").write_text("file\treason\na b.jpg\ttruncated\nc.png\tempty\n")
