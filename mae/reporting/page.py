@@ -134,7 +134,7 @@ def _warnings(log: RunLog) -> list[str]:
 
 
 def _charts(log: RunLog) -> Html:
-    steps, epochs = log.steps, log.epochs
+    steps = log.steps
     x_range = x_range_of([log.epochs_done, *(one.epoch for one in log.previews)])
     normalised = log.config.get("norm_pix_loss") is True
     psnr = thin("mean of the preview pictures", ((one.epoch, one.psnr) for one in log.previews))
@@ -144,7 +144,7 @@ def _charts(log: RunLog) -> Html:
             "Loss over epochs",
             [
                 thin("logged steps", ((one.epoch, one.loss) for one in steps)),
-                thin("mean of an epoch", ((one.epoch, one.loss) for one in epochs)),
+                _means(log, "loss"),
             ],
             x_range=x_range,
             level=(1.0, "nothing learnt: about 1 for normalised patches") if normalised else None,
@@ -154,7 +154,7 @@ def _charts(log: RunLog) -> Html:
             "Learning rate over epochs",
             [
                 thin("logged steps", ((one.epoch, one.lr) for one in steps)),
-                thin("mean of an epoch", ((one.epoch, one.lr) for one in epochs)),
+                _means(log, "lr"),
             ],
             x_range=x_range,
             y_from=0,
@@ -171,8 +171,13 @@ def _charts(log: RunLog) -> Html:
 def _rates(log: RunLog, field: str) -> list[Curve]:
     return [
         thin("logged steps", ((one.epoch, getattr(one, field)) for one in log.steps)),
-        thin("mean of an epoch", ((one.epoch, getattr(one, field)) for one in log.epochs)),
+        _means(log, field),
     ]
+
+
+def _means(log: RunLog, field: str) -> Curve:
+    """Each at the middle of its epoch, where it lies beside the steps that it is the mean of."""
+    return thin("mean of an epoch", ((one.epoch - 0.5, getattr(one, field)) for one in log.epochs))
 
 
 def _pictures(log: RunLog, pictures: Sequence[Picture]) -> Html:

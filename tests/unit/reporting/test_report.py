@@ -108,7 +108,8 @@ def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
 def test_a_single_epoch_is_a_dot(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text(json.dumps(epoch_line(0)) + "\n")
     page = page_of(tmp_path, tmp_path / "page.html")
-    assert [attributes["d"][-2:] for tag, attributes in page.elements if tag == "path"] == ["h0"] * 4
+    paths = [attributes["d"] for tag, attributes in page.elements if tag == "path"]
+    assert [(path.split()[0], path[-2:]) for path in paths] == [("M500.0", "h0")] * 4  # in the middle of its epoch
 
 
 def test_a_long_run_stays_small_and_says_how(tmp_path: Path) -> None:
