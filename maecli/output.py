@@ -20,7 +20,7 @@ import typer
 
 from mae.errors import MaeError
 from mae.files import shown
-from maecli.streams import discard_stdout
+from maecli.streams import discard
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -59,11 +59,8 @@ class Output:
             self.detail(f"took {time.monotonic() - self._started:.1f} s{_peak_memory()}")
         if error is None or type(error).__module__.split(".")[0] == "typer":  # an exit that a command chose
             return
-        if isinstance(error, BrokenPipeError):
-            discard_stdout()
-            raise typer.Exit(NOBODY_READS) from None
         if isinstance(error, KeyboardInterrupt):
-            print("interrupted", file=sys.stderr)
+            _say_plainly("interrupted")
             raise typer.Exit(INTERRUPTED) from None
         if os.environ.get("MAECLI_DEBUG") == "1" or not isinstance(error, Exception):
             return
@@ -116,7 +113,7 @@ class Output:
         terminal = can_redraw(sys.stderr)
         if self.quiet or total < 8 or not (terminal or done % 50 == 0):
             return
-        print(f"{done} of {total} {what}", file=sys.stderr, end="\r" if terminal and done < total else "\n")
+        _say_plainly(f"{done} of {total} {what}", end="\r" if terminal and done < total else "\n")
 
     @contextmanager
     def steps(self) -> Iterator[Callable[[str], None]]:
@@ -135,7 +132,7 @@ class Output:
             return
         self._downloaded = part
         of = f" of {total / 1e6:,.0f}" if total else ""
-        print(f"downloading {what}: {done / 1e6:,.0f}{of} MB", file=sys.stderr)
+        _say_plainly(f"downloading {what}: {done / 1e6:,.0f}{of} MB")
 
     def warn(self, message: str) -> None:
         """Say something that may be wrong; shown with ``--quiet`` too."""
@@ -163,7 +160,8 @@ def make_console(stream: Any) -> Console:
     # Rich takes a dumb terminal for one of 80 columns unless it is given both.
     height = 25 if width and not can_redraw(stream) else None
     console = Console(file=stream, width=width, height=height, highlight=False, emoji=False)
-    setattr(console, "on_broken_pipe", _nobody_reads)  # noqa: B010  # rich's own ends with 1, a failed check
+    # Rich's own ends with 1, which stands for a failed check.
+    setattr(console, "on_broken_pipe", _nobody_listens if stream is sys.stderr else _nobody_reads)  # noqa: B010
     return console
 
 
@@ -205,8 +203,21 @@ def _plain(cell: Any) -> str:
 
 
 def _nobody_reads() -> None:
-    discard_stdout()
+    """There is no use in going on with a result that nobody reads."""
+    discard(sys.stdout)
     raise typer.Exit(NOBODY_READS)
+
+
+def _nobody_listens() -> None:
+    """A run goes on when whoever followed its progress has left."""
+    discard(sys.stderr)
+
+
+def _say_plainly(text: str, end: str = "\n") -> None:
+    try:
+        print(text, file=sys.stderr, end=end, flush=True)
+    except BrokenPipeError:
+        _nobody_listens()
 
 
 def can_redraw(stream: Any) -> bool:
@@ -220,11 +231,11 @@ class _UnwritableOutputError(Exception):
 
 @contextmanager
 def _writing() -> Iterator[None]:
-    """Within it, a disk that is full is told from one that cannot be read."""
+    """Within it, a reader that left and a disk that is full are told from whatever else may break."""
     try:
         yield
     except BrokenPipeError:
-        raise
+        _nobody_reads()
     except OSError as error:
         raise _UnwritableOutputError(error.strerror or str(error)) from None
 
@@ -235,7 +246,7 @@ def _show_failure(error: Exception, *, traceback_shown: bool) -> int:
         show_error(error)
         return error.exit_code
     if isinstance(error, _UnwritableOutputError):
-        discard_stdout()
+        discard(sys.stdout)
         show_error(MaeError(f"cannot write the result: {error}"))
     elif isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "not enough memory" in str(error):
         show_error(MaeError("out of memory", hint="smaller pictures, a smaller model or a smaller batch take less"))
@@ -249,22 +260,15 @@ def _show_failure(error: Exception, *, traceback_shown: bool) -> int:
 def _show_traceback(error: BaseException) -> None:
     import traceback
 
-    print("".join(traceback.format_exception(error)), file=sys.stderr, end="")
+    _say_plainly("".join(traceback.format_exception(error)), end="")
 
 
 def _show_bug(error: Exception, *, traceback_shown: bool) -> None:
     """One line of what went wrong inside, and all of it in a file: it may never happen again."""
-    import tempfile
     import traceback
     from pathlib import Path
 
-    where = "what is above"
-    if not traceback_shown:
-        with tempfile.NamedTemporaryFile(
-            "w", prefix="maecli-", suffix=".txt", encoding="utf-8", errors="backslashreplace", delete=False
-        ) as file:
-            file.write("".join(traceback.format_exception(error)))
-        where = file.name
+    where = "what is above" if traceback_shown else _write_traceback(error)
     at = traceback.extract_tb(error.__traceback__)[-1]
     first = (str(error).strip().splitlines() or [""])[0]
     show_error(
@@ -273,6 +277,22 @@ def _show_bug(error: Exception, *, traceback_shown: bool) -> None:
             hint=f"this is a bug in maecli, not in what you did: please report {where} and what `maecli doctor` says",
         )
     )
+
+
+def _write_traceback(error: Exception) -> str:
+    """Where to find it: in a file, or on the screen where none can be written."""
+    import tempfile
+    import traceback
+
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="maecli-", suffix=".txt", encoding="utf-8", errors="backslashreplace", delete=False
+        ) as file:
+            file.write("".join(traceback.format_exception(error)))
+    except OSError:
+        _show_traceback(error)
+        return "what is above"
+    return file.name
 
 
 def _peak_memory() -> str:

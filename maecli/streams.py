@@ -8,6 +8,7 @@ import io
 import os
 import sys
 from pathlib import Path
+from typing import TextIO
 
 ERRORS = "maecli"
 _LIKE = {
@@ -69,9 +70,9 @@ def prepare_streams() -> None:
             stream.reconfigure(errors=ERRORS)
 
 
-def discard_stdout() -> None:
+def discard(stream: TextIO) -> None:
     """Nobody reads it any more: what is still to be written goes nowhere, without a complaint at the end."""
     with contextlib.suppress(OSError, ValueError):  # a stream without a file
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, stream.fileno())
         os.close(nowhere)

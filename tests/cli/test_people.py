@@ -218,6 +218,15 @@ def test_a_bug_is_a_line_and_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert "in broken" in file.read_text()
 
 
+def test_a_bug_is_told_at_once_where_no_file_can_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    break_profile(monkeypatch, KeyError("x"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    seen = run_at("profile")
+    assert seen.code == 1
+    assert seen.err.startswith("Traceback")
+    assert "please report what is above" in seen.err
+
+
 def test_a_bug_with_verbose_is_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     break_profile(monkeypatch, KeyError("x"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -329,6 +338,26 @@ def test_a_reader_that_leaves_the_help_is_no_error() -> None:
     os.close(writing)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (141, b"")
+
+
+def test_a_run_goes_on_when_whoever_followed_it_left(world: Path, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = start(
+        "pretrain", world / "pictures", *TINY, "--epochs", "2", "--out", tmp_path / "run", "--json", stderr=writing
+    )
+    os.close(writing)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert json.loads(out)["epochs"] == 2
+
+
+def test_a_pipe_that_breaks_inside_is_no_reader_that_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    break_profile(monkeypatch, BrokenPipeError(32, "Broken pipe"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    seen = run_at("profile")
+    assert seen.code == 1
+    assert seen.err.startswith("error: BrokenPipeError: ")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
