@@ -1,6 +1,19 @@
-"""``python -m maecli``, and so ``torchrun -m maecli``."""
+"""``python -m maecli``, and so ``torchrun -m maecli``; the installed ``maecli`` begins here too."""
 
-from maecli.app import app
+import signal
+
+
+def main() -> None:
+    """Load the command line and run it; Ctrl-C before it is loaded ends without a word."""
+    patient = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not told to ignore it, as by nohup
+    if patient:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from maecli.app import app
+
+    if patient:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    app(prog_name="maecli")
+
 
 if __name__ == "__main__":
-    app(prog_name="maecli")
+    main()

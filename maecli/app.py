@@ -1,68 +1,89 @@
-"""The Typer app: commands, ``--version`` and the one place where errors meet the user."""
+"""The Typer app: its commands, ``--version``, and streams that take any text."""
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from mae.errors import MaeError
+from mae.errors import ConfigError
 from maecli.commands.compare import compare
+from maecli.commands.doctor import doctor
 from maecli.commands.export import export
 from maecli.commands.pretrain import pretrain
 from maecli.commands.profile import profile
 from maecli.commands.reconstruct import reconstruct
 from maecli.commands.replay import replay
+from maecli.commands.report import report
+from maecli.commands.watch import watch
+from maecli.help_view import Command, Group
 from maecli.output import show_error
+from maecli.streams import prepare_streams
 
 
-class ErrorBoundary(TyperGroup):
-    """Shows a user's mistake as one line and its exit code; only bugs leave a traceback."""
+class Maecli(Group):
+    """The group of all commands; a command's own errors are shown by ``maecli.output.Output``."""
 
-    def invoke(self, ctx: Any) -> Any:
+    def main(self, *args: Any, standalone_mode: bool = True, **details: Any) -> Any:
+        """Run the command line; a mistake in it is shown as any other, in a line."""
+        prepare_streams()
+        run: Any = super().main
         try:
-            return super().invoke(ctx)
-        except MaeError as error:
-            if os.environ.get("MAECLI_DEBUG") == "1":
+            code = run(*args, standalone_mode=False, **details)
+        except Exception as error:
+            usage: Any = error
+            if not standalone_mode or not hasattr(usage, "format_message"):  # Typer's errors of usage have it
                 raise
-            show_error(error)
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            raise typer.Exit(130) from None
+            if message := usage.format_message():  # none where help was shown
+                show_error(ConfigError(message, hint=f"{usage.ctx.command_path} --help" if usage.ctx else None))
+            code = usage.exit_code
+        if not standalone_mode:
+            return code
+        sys.exit(code if isinstance(code, int) else 0)
 
 
 app = typer.Typer(
     name="maecli",
-    cls=ErrorBoundary,
+    cls=Maecli,
     help="Masked autoencoders (He et al. 2021): train them, look at them, know what they cost.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command("pretrain")(pretrain)
-app.command("profile")(profile)
-app.command("reconstruct")(reconstruct)
-app.command("compare")(compare)
-app.command("export")(export)
-app.command("replay")(replay)
+for name, command in {
+    "pretrain": pretrain,
+    "watch": watch,
+    "report": report,
+    "profile": profile,
+    "reconstruct": reconstruct,
+    "compare": compare,
+    "export": export,
+    "replay": replay,
+    "doctor": doctor,
+}.items():
+    app.command(name, cls=Command)(command)
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        import mae
+        from maecli.output import Output
+        from maecli.version import version_lines
 
-        print(f"maecli {mae.__version__}")
+        Output().text("\n".join(version_lines()))
         raise typer.Exit
 
 
 @app.callback()
 def main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option(
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            help="Print the versions, the device and the processor, and exit.",
+        ),
     ] = False,
 ) -> None:
     """Masked autoencoders (He et al. 2021): train them, look at them, know what they cost."""

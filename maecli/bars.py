@@ -10,8 +10,8 @@ from rich.text import Text
 if TYPE_CHECKING:
     from rich.console import Console
 
-_COLOURS = ("cyan", "yellow", "magenta", "green")
-_FILLINGS, _PLAIN_FILLINGS = "█▓▒░", "#=+."
+_COLOURS = ("cyan", "magenta", "green", "red")  # those that show on black and on white
+_FILLINGS = "█▓▒░"
 _LONGEST_BAR = 60
 
 
@@ -19,21 +19,20 @@ def bars(console: Console, title: str, names: Sequence[str], wholes: Mapping[str
     """A legend, then for each whole a bar of the same length and its parts in percent.
 
     Args:
-        console: Its width bounds the bars, its encoding decides what they are drawn with.
+        console: Its width bounds the bars.
         title: Of the legend.
         names: Of the parts, at most four.
         wholes: Sizes of the parts, under the name of the whole.
     """
-    fillings = _FILLINGS if console.encoding.lower().startswith("utf") else _PLAIN_FILLINGS
     legend = Text(title, style="bold")
-    for filling, colour, name in zip(fillings, _COLOURS, names, strict=False):
+    for filling, colour, name in zip(_FILLINGS, _COLOURS, names, strict=False):
         legend.append(f"   {filling} ", style=f"not bold {colour}").append(name, style="not bold")
     lines = [legend]
     for whole, parts in wholes.items():
         percents = "/".join(f"{part / sum(parts):.0%}".rstrip("%") for part in parts)
         length = max(1, min(_LONGEST_BAR, console.width - len(percents) - 15))
         line = Text(f"  {whole:<10} ")
-        for cells, filling, colour in zip(_cells(parts, length), fillings, _COLOURS, strict=False):
+        for cells, filling, colour in zip(_cells(parts, length), _FILLINGS, _COLOURS, strict=False):
             line.append(filling * cells, style=colour)
         lines.append(line.append(f" {percents}%"))
     return lines

@@ -14,7 +14,11 @@ import typer
 
 from mae.errors import ConfigError
 from mae.options import Option, build_config, flag_name, option_of
+from maecli.completion import completion_of
 from maecli.output import Output
+
+_VERBOSE = "Tell every setting, the time and the memory taken on stderr, and where an error comes from."
+_METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
 
 
 def command_from(
@@ -30,21 +34,26 @@ def command_from(
 
     def decorate(run: Callable[[Any, Output], None]) -> Callable[..., None]:
         def command(**typed: Any) -> None:
-            output = Output(as_json=typed.pop("as_json"), quiet=typed.pop("quiet"))
-            config_file = typed.pop("config", None)
-            values = {name: value for name, value in typed.items() if value not in (None, [], ())}
-            from_file = read_toml(config_file, "--config") if config_file else {}
-            run(build_config(config_class, saved(values) | from_file | values), output)
+            with Output(**{name: typed.pop(name) for name in ("as_json", "quiet", "verbose")}) as output:
+                config_file = typed.pop("config", None)
+                values = {name: value for name, value in typed.items() if value not in (None, [], ())}
+                from_file = read_toml(config_file, "--config") if config_file else {}
+                config = build_config(config_class, saved(values) | from_file | values)
+                _tell(config, output)
+                run(config, output)
 
         hints = typing.get_type_hints(config_class)
         parameters = [_parameter(field, hints[field.name]) for field in dataclasses.fields(config_class)]
         if toml:
             parameters.append(
-                _keyword("config", Path | None, typer.Option(help="TOML file with these options' names."))
+                _keyword(
+                    "config", Path | None, typer.Option(help="TOML file with these options' names.", metavar="FILE")
+                )
             )
         parameters += [
             _keyword("as_json", bool, typer.Option("--json", help="Print the result as one JSON document."), False),
             _keyword("quiet", bool, typer.Option("--quiet", help="Print only the one value a script wants."), False),
+            _keyword("verbose", bool, typer.Option("--verbose", help=_VERBOSE), False),
         ]
         positionals = [p for p in parameters if p.name in _positional_names(config_class)]
         rest = [p for p in parameters if p not in positionals]
@@ -83,21 +92,43 @@ def _parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
     """Every option defaults to None, so that what was not typed can come from a file or the config."""
     declared = option_of(field)
     typed = _typed(hint, declared)
+    words = completion_of(field.name, declared)
     if declared.positional:
         # Not required by Typer: a TOML file may give it; ``build_config`` says when it is missing.
-        info: Any = typer.Argument(help=declared.help, metavar=declared.metavar, show_default=False)
+        info: Any = typer.Argument(
+            help=declared.help, metavar=declared.metavar, show_default=False, autocompletion=words
+        )
         return _keyword(field.name, typed, info)
     info = typer.Option(
         declared.flags or flag_name(field.name),
         help=declared.help,
-        metavar=declared.metavar or ("|".join(declared.choices) or None),
+        metavar=declared.metavar or "|".join(declared.choices) or _metavar(typed),
         show_default=_default_text(field, declared),
         rich_help_panel=declared.panel,
+        autocompletion=words,
     )
     if typed == bool | None and declared.flags is None:
         info.param_decls = (f"{flag_name(field.name)}/--no-{field.name.replace('_', '-')}",)
         info.default = ...
     return _keyword(field.name, typed, info)
+
+
+def _metavar(typed: Any) -> str | None:
+    """What stands for the value in the help; None for a switch."""
+    (kind,) = (part for part in typing.get_args(typed) if part is not type(None))
+    if typing.get_origin(kind) is tuple:
+        return " ".join(_METAVARS[part] for part in typing.get_args(kind))
+    if typing.get_origin(kind) is list:
+        (kind,) = typing.get_args(kind)
+    return _METAVARS.get(kind)
+
+
+def _tell(config: Any, output: Output) -> None:
+    """With ``--verbose``: what the command was given, defaults included."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        words = [str(item) for item in value] if isinstance(value, tuple) else [str(value)]
+        output.detail(f"{field.name} = {' '.join(words[:9])}{' ...' if len(words) > 9 else ''}")
 
 
 def _typed(hint: Any, declared: Option) -> Any:

@@ -6,36 +6,67 @@ prints the one value that a script wants. Notes, warnings, progress and errors a
 
 from __future__ import annotations
 
-import io
 import json
 import os
+import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import typer
+
+from mae.errors import MaeError
 from mae.files import shown
+from maecli.streams import discard
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
+    from rich.table import Table
 
-    from mae.errors import MaeError
+INTERRUPTED = 130
+NOBODY_READS = 141  # as a shell says of a program that ended for want of a reader
+_UNBOUNDED = 10_000
+_COLUMNS = 100  # where there is no terminal
 
 
 class Output:
     """Where a command shows its result and talks about it.
 
+    A context manager: within it, whatever goes wrong is shown as a person should meet it, and ends the command
+    with the exit code that it has.
+
     Args:
         as_json: Print the result as one JSON document.
         quiet: Print one value only, and no notes.
+        verbose: Tell in detail, and show where an error comes from.
     """
 
-    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+    def __init__(self, *, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
         self.as_json = as_json
         self.quiet = quiet
+        self.verbose = verbose
+        self._started = time.monotonic()
         self._downloaded: tuple[str, int] | None = None
-        if isinstance(sys.stdout, io.TextIOWrapper):  # a path's bytes go out as they came in
-            sys.stdout.reconfigure(errors="surrogateescape")
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.verbose:
+            self.detail(f"took {time.monotonic() - self._started:.1f} s{_peak_memory()}")
+        if error is None or type(error).__module__.split(".")[0] == "typer":  # an exit that a command chose
+            return
+        if isinstance(error, KeyboardInterrupt):
+            _say_plainly("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+        if os.environ.get("MAECLI_DEBUG") == "1" or not isinstance(error, Exception):
+            return
+        if self.verbose:
+            _show_traceback(error)
+        raise typer.Exit(_show_failure(error, traceback_shown=self.verbose)) from None
 
     def result(self, document: Callable[[], Any], human: Callable[[Console], None], value: Any) -> None:
         """Show a command's result in the way that was asked for.
@@ -45,24 +76,32 @@ class Output:
             human: Draws the result on a rich console.
             value: What ``--quiet`` prints.
         """
-        if self.as_json:
-            values = _finite(document())
-            text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
-            # A file's name may hold bytes that are no UTF-8: escaped, they come back from any JSON reader.
-            print(text if _is_utf8(text) else json.dumps(values, indent=2, allow_nan=False))
-        elif self.quiet:
-            print(value)
-        else:
-            human(make_console(sys.stdout))
+        with _writing():
+            if self.as_json:
+                values = _finite(document())
+                text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
+                # A file's name may hold what the encoding lacks: escaped, it comes back from any JSON reader.
+                print(text if _can_print(text) else json.dumps(values, indent=2, allow_nan=False))
+            elif self.quiet:
+                print(value)
+            else:
+                human(make_console(sys.stdout))
+            sys.stdout.flush()
 
     def text(self, lines: str) -> None:
         """Print text for another program as it stands, neither wrapped nor coloured."""
-        print(lines)
+        with _writing():
+            print(lines, flush=True)
 
     def talk(self, renderable: Any) -> None:
         """Show a panel or a line to the person at the terminal; ``--quiet`` keeps it back."""
         if not self.quiet:
             make_console(sys.stderr).print(renderable)
+
+    def say(self, line: str) -> None:
+        """Show one line as it stands to the person at the terminal; ``--quiet`` keeps it back."""
+        if not self.quiet:
+            make_console(sys.stderr).print(line, soft_wrap=True, markup=False)
 
     def note(self, message: str) -> None:
         """Say something that the user should know and that is not wrong."""
@@ -71,19 +110,19 @@ class Output:
 
     def count(self, done: int, total: int, what: str) -> None:
         """Count things that take a while: one changing line on a terminal, a line now and then elsewhere."""
-        terminal = sys.stderr.isatty()
+        terminal = can_redraw(sys.stderr)
         if self.quiet or total < 8 or not (terminal or done % 50 == 0):
             return
-        print(f"{done} of {total} {what}", file=sys.stderr, end="\r" if terminal and done < total else "\n")
+        _say_plainly(f"{done} of {total} {what}", end="\r" if terminal and done < total else "\n")
 
     @contextmanager
     def steps(self) -> Iterator[Callable[[str], None]]:
         """Say what is being done on one changing line of a terminal; keep still elsewhere."""
         console = make_console(sys.stderr)
-        if self.quiet or not console.is_terminal:
-            yield lambda step: None
+        if self.quiet or not can_redraw(sys.stderr):
+            yield self.detail
             return
-        with console.status("") as status:
+        with console.status("", spinner="line") as status:
             yield status.update
 
     def download(self, what: str, done: int, total: int | None) -> None:
@@ -93,11 +132,16 @@ class Output:
             return
         self._downloaded = part
         of = f" of {total / 1e6:,.0f}" if total else ""
-        print(f"downloading {what}: {done / 1e6:,.0f}{of} MB", file=sys.stderr)
+        _say_plainly(f"downloading {what}: {done / 1e6:,.0f}{of} MB")
 
     def warn(self, message: str) -> None:
         """Say something that may be wrong; shown with ``--quiet`` too."""
-        _say("warning", "yellow", message)
+        _say("warning", "bold magenta", message)
+
+    def detail(self, message: str) -> None:
+        """Say what only ``--verbose`` asks for."""
+        if self.verbose:
+            _say("detail", "dim", message)
 
 
 def show_error(error: MaeError) -> None:
@@ -109,10 +153,155 @@ def show_error(error: MaeError) -> None:
 
 
 def make_console(stream: Any) -> Console:
-    """A rich console for a stream: 100 columns and no colour where it is no terminal."""
+    """A rich console for a stream; where it is no terminal: no colour, and 100 columns or as COLUMNS says."""
     from rich.console import Console
 
-    return Console(file=stream, width=None if stream.isatty() else 100, highlight=False)
+    width = _columns(stream)
+    # Rich takes a dumb terminal for one of 80 columns unless it is given both.
+    height = 25 if width and not can_redraw(stream) else None
+    console = Console(file=stream, width=width, height=height, highlight=False, emoji=False)
+    # Rich's own ends with 1, which stands for a failed check.
+    setattr(console, "on_broken_pipe", _nobody_listens if stream is sys.stderr else _nobody_reads)  # noqa: B010
+    return console
+
+
+def _columns(stream: Any) -> int | None:
+    """None is for rich to find out."""
+    named = os.environ.get("COLUMNS", "")
+    if named.isdigit() and int(named) > 0:
+        return int(named)
+    if not stream.isatty():
+        return _COLUMNS
+    return None if can_redraw(stream) else shutil.get_terminal_size().columns
+
+
+def fitted(console: Console, table: Table) -> RenderableType:
+    """A table, or what is in it line by line where the console is too narrow: no figure is ever cut."""
+    from rich.text import Text
+
+    if console.measure(table, options=console.options.update(width=_UNBOUNDED)).minimum <= console.width:
+        return table
+    columns = [
+        (" ".join(_plain(column.header).split()), [_plain(cell) for cell in column.cells]) for column in table.columns
+    ]
+    widest = max(len(header) for header, _ in columns[1:])
+    lines = Text()
+    for row in range(table.row_count):
+        heading, *values = [(header, cells[row]) for header, cells in columns]
+        said = [(header, value) for header, value in values if value.strip()]
+        lines.append(f"{heading[1].rstrip()}\n", style="" if said else "bold")
+        for header, value in said:
+            lines.append(f"    {header:<{widest}}  {value.strip()}\n")
+    lines.rstrip()
+    return lines
+
+
+def _plain(cell: Any) -> str:
+    from rich.text import Text
+
+    return cell.plain if isinstance(cell, Text) else Text.from_markup(str(cell)).plain
+
+
+def _nobody_reads() -> None:
+    """There is no use in going on with a result that nobody reads."""
+    discard(sys.stdout)
+    raise typer.Exit(NOBODY_READS)
+
+
+def _nobody_listens() -> None:
+    """A run goes on when whoever followed its progress has left."""
+    discard(sys.stderr)
+
+
+def _say_plainly(text: str, end: str = "\n") -> None:
+    try:
+        print(text, file=sys.stderr, end=end, flush=True)
+    except BrokenPipeError:
+        _nobody_listens()
+
+
+def can_redraw(stream: Any) -> bool:
+    """Whether a line on it can be written over."""
+    return bool(stream.isatty()) and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+
+
+class _UnwritableOutputError(Exception):
+    """Standard output takes no more, for instance since the disk is full."""
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """Within it, a reader that left and a disk that is full are told from whatever else may break."""
+    try:
+        yield
+    except BrokenPipeError:
+        _nobody_reads()
+    except OSError as error:
+        raise _UnwritableOutputError(error.strerror or str(error)) from None
+
+
+def _show_failure(error: Exception, *, traceback_shown: bool) -> int:
+    """Say what went wrong; the exit code."""
+    if isinstance(error, MaeError):
+        show_error(error)
+        return error.exit_code
+    if isinstance(error, _UnwritableOutputError):
+        discard(sys.stdout)
+        show_error(MaeError(f"cannot write the result: {error}"))
+    elif isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "not enough memory" in str(error):
+        show_error(MaeError("out of memory", hint="smaller pictures, a smaller model or a smaller batch take less"))
+    elif isinstance(error, OSError) and error.filename is not None:
+        show_error(MaeError(f"{error.filename}: {error.strerror}"))
+    else:
+        _show_bug(error, traceback_shown=traceback_shown)
+    return MaeError.exit_code
+
+
+def _show_traceback(error: BaseException) -> None:
+    import traceback
+
+    _say_plainly("".join(traceback.format_exception(error)), end="")
+
+
+def _show_bug(error: Exception, *, traceback_shown: bool) -> None:
+    """One line of what went wrong inside, and all of it in a file: it may never happen again."""
+    import traceback
+    from pathlib import Path
+
+    where = "what is above" if traceback_shown else _write_traceback(error)
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    first = (str(error).strip().splitlines() or [""])[0]
+    show_error(
+        MaeError(
+            f"{type(error).__name__}: {first} ({Path(at.filename).name}, line {at.lineno})",
+            hint=f"this is a bug in maecli, not in what you did: please report {where} and what `maecli doctor` says",
+        )
+    )
+
+
+def _write_traceback(error: Exception) -> str:
+    """Where to find it: in a file, or on the screen where none can be written."""
+    import tempfile
+    import traceback
+
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="maecli-", suffix=".txt", encoding="utf-8", errors="backslashreplace", delete=False
+        ) as file:
+            file.write("".join(traceback.format_exception(error)))
+    except OSError:
+        _show_traceback(error)
+        return "what is above"
+    return file.name
+
+
+def _peak_memory() -> str:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return ""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return f", at most {peak / 2**20:,.0f} MiB of memory"
 
 
 def _say(kind: str, style: str, message: str) -> None:
@@ -122,9 +311,9 @@ def _say(kind: str, style: str, message: str) -> None:
     make_console(sys.stderr).print(text, soft_wrap=True)
 
 
-def _is_utf8(text: str) -> bool:
+def _can_print(text: str) -> bool:
     try:
-        text.encode()
+        text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
         return False
     return True

@@ -11,9 +11,10 @@ from rich.text import Text
 
 from mae.config import format_size
 from maecli.bars import bars
+from maecli.output import fitted
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
     from mae.profiling.measured import Timing
     from mae.profiling.memory import Fit
@@ -27,11 +28,11 @@ _GIGA = 1e9
 
 def show_profile(console: Console, result: ProfileResult) -> None:
     """Draw everything that the result has."""
-    parts: list[Text | Table] = [Text(line) for line in _conditions(result)]
-    parts += [Text(), _Sheet(result).table, *_all_bars(console, result)]
+    parts: list[RenderableType] = [Text(line) for line in _conditions(result)]
+    parts += [Text(), fitted(console, _Sheet(result).table), *_all_bars(console, result)]
     for one in result.variants:
         if one.modules:
-            parts += [Text(), _module_table(one)]
+            parts += [Text(), fitted(console, _module_table(one))]
     console.print(Group(*parts))
 
 

@@ -21,12 +21,13 @@ from mae.training.events import (
     Started,
     Stepped,
 )
-from maecli.output import Output, make_console
+from maecli.output import Output, can_redraw, make_console
 
 if TYPE_CHECKING:
     from rich.panel import Panel
 
 SECONDS_BETWEEN_LINES = 10.0
+NARROW = 100  # columns that a bar with everything beside it takes
 
 
 class TrainingView:
@@ -35,6 +36,7 @@ class TrainingView:
     def __init__(self, output: Output) -> None:
         self.output = output
         self.console = make_console(sys.stderr)
+        self.narrow = self.console.width < NARROW
         self.bar: Any = None
         self.total_steps = 0
         self.started = 0.0
@@ -88,24 +90,23 @@ class TrainingView:
             self.output.note(note)
         self.total_steps, self.first_step = event.plan.total_steps, event.first_step
         self.started = time.monotonic()
-        if self.console.is_terminal:
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        if can_redraw(sys.stderr):
+            from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
-            self.bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.percentage:.0f}%"),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=self.console,
-            )
+            columns: list[ProgressColumn] = [TextColumn("{task.description}"), TextColumn("{task.percentage:.0f}%")]
+            if not self.narrow:
+                columns[1:1] = [BarColumn()]
+                columns += [TextColumn("left"), TimeRemainingColumn()]
+            self.bar = Progress(*columns, console=self.console)
             self.task = self.bar.add_task("starting", total=self.total_steps, completed=event.first_step)
             self.bar.start()
 
     def _step(self, event: Stepped) -> None:
         rates = f"{event.images_per_second:.0f} img/s  data {event.data_wait:.0%}"
         if self.bar is not None:
-            text = f"epoch {event.epoch:.1f}  loss {event.loss:.4f}  lr {event.lr:.2e}  {rates}"
+            text = f"epoch {event.epoch:.1f}  loss {event.loss:.4f}"
+            if not self.narrow:
+                text += f"  lr {event.lr:.2e}  {rates}"
             self.bar.update(self.task, completed=event.step, description=text)
             return
         now = time.monotonic()
@@ -162,7 +163,7 @@ def plan_panel(event: Started) -> Panel:
     }
     table = Table.grid(padding=(0, 2))
     for name, value in rows.items():
-        table.add_row(Text(name, style="bold"), Text(value))
+        table.add_row(Text(name, style="bold"), Text(value, overflow="fold"))
     return Panel(table, title="pretrain", expand=False)
 
 

@@ -1,7 +1,34 @@
-"""Checkpoints: reading any dialect, building models from them, writing. Nothing else knows foreign key names."""
+"""Checkpoints: reading any dialect, building models from them, writing. Nothing else knows foreign key names.
 
-from mae.checkpoints.building import build_model, from_pretrained, load_weights
-from mae.checkpoints.reading import Checkpoint, load_checkpoint
-from mae.checkpoints.writing import save_checkpoint
+The names below load torch on first use, so that the releases' names can be listed without it.
+"""
 
-__all__ = ["Checkpoint", "build_model", "from_pretrained", "load_checkpoint", "load_weights", "save_checkpoint"]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mae.checkpoints.building import build_model as build_model
+    from mae.checkpoints.building import from_pretrained as from_pretrained
+    from mae.checkpoints.building import load_weights as load_weights
+    from mae.checkpoints.reading import Checkpoint as Checkpoint
+    from mae.checkpoints.reading import load_checkpoint as load_checkpoint
+    from mae.checkpoints.writing import save_checkpoint as save_checkpoint
+
+_HOME_OF = {
+    "build_model": "building",
+    "from_pretrained": "building",
+    "load_weights": "building",
+    "Checkpoint": "reading",
+    "load_checkpoint": "reading",
+    "save_checkpoint": "writing",
+}
+
+__all__ = [*_HOME_OF]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'mae.checkpoints' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"mae.checkpoints.{_HOME_OF[name]}"), name)

@@ -79,8 +79,10 @@ def config_from_shapes(shapes: Shapes, declared: Declared) -> tuple[MAEConfig, t
         "mlp_ratio": _mlp_ratio(shapes, embed_dim),
         "norm_pix_loss": bool(declared.norm_pix_loss),
     }
-    sizes["decoder_num_heads"] = declared.decoder_num_heads or (
-        _heads("decoder_num_heads", decoder_dim, decoder_depth, notes) if decoder_dim else usual.decoder_num_heads
+    sizes["decoder_num_heads"] = (
+        declared.decoder_num_heads or _heads("decoder_num_heads", decoder_dim, decoder_depth, notes)
+        if decoder_dim
+        else usual.decoder_num_heads  # not the declared ones: they would be those of another width
     )
     try:
         config = MAEConfig(**sizes)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
-import platform
 import resource
 import sys
 import time
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from mae.config import MAEConfig
 from mae.device import PRECISIONS, autocast, resolve_device, resolve_precision
+from mae.environment import processor_name
 from mae.errors import ConfigError
 from mae.mae import MaskedAutoencoder
 from mae.models import create_model
@@ -55,7 +55,7 @@ def measure_machine(request: dict[str, Any]) -> dict[str, Any]:
     return {
         "device": device.type,
         "precision": precision,
-        "name": torch.cuda.get_device_name() if device.type == "cuda" else _processor(),
+        "name": torch.cuda.get_device_name() if device.type == "cuda" else processor_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "matmul_flops": fastest_matmul(device, precision),
@@ -243,15 +243,6 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize()
     elif device.type == "mps":
         torch.mps.synchronize()
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,10 +13,11 @@ import typer
 from mae.comparing.config import CompareConfig
 from mae.config import format_size
 from maecli.options import command_from
-from maecli.output import Output
+from maecli.output import Output, fitted
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.table import Table
 
     from mae.compare import CompareResult, Computation, FileReport
     from mae.comparing.files import FilesReport
@@ -68,19 +69,19 @@ def _document(value: Any) -> Any:
 def _show(console: Console, result: CompareResult) -> None:
     from rich.markup import escape
 
-    console.print(_files_table([report for report in (result.official, result.checkpoint) if report]))
+    console.print(fitted(console, _files_table([report for report in (result.official, result.checkpoint) if report])))
     console.print()
-    console.print(_groups_table(result.official))
+    console.print(fitted(console, _groups_table(result.official)))
     if result.computations:
         console.print()
-        console.print(_stages_table(result.computations))
+        console.print(fitted(console, _stages_table(result.computations)))
     if result.files is not None:
         console.print()
         for part in _between_files(result.files):
             console.print(part)
     if result.between is not None:
         console.print()
-        console.print(_stages_table((result.between,)))
+        console.print(fitted(console, _stages_table((result.between,))))
     if result.out is not None:
         console.print(f"wrote {escape(str(result.out))}", soft_wrap=True)
     console.print()
@@ -89,7 +90,7 @@ def _show(console: Console, result: CompareResult) -> None:
     console.print(f"[bold {'green' if result.equal else 'red'}]{escape(result.verdict)}", soft_wrap=True)
 
 
-def _files_table(reports: list[FileReport]) -> RenderableType:
+def _files_table(reports: list[FileReport]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
@@ -121,7 +122,7 @@ def _files_table(reports: list[FileReport]) -> RenderableType:
     return table
 
 
-def _groups_table(report: FileReport) -> RenderableType:
+def _groups_table(report: FileReport) -> Table:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2), pad_edge=False)
@@ -135,7 +136,7 @@ def _groups_table(report: FileReport) -> RenderableType:
     return table
 
 
-def _stages_table(computations: tuple[Computation, ...]) -> RenderableType:
+def _stages_table(computations: tuple[Computation, ...]) -> Table:
     """A row per stage: the first computation in full with bars that grow with the error, the others in short."""
     from rich.table import Table
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mae.config import ReconstructConfig
 from mae.files import shown
 from maecli.options import command_from
-from maecli.output import Output
+from maecli.output import Output, fitted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,7 +77,7 @@ def _show(console: Console, result: ReconstructResult) -> None:
             f"{one.loss:.4f}",
             f"{one.psnr:.2f}",
         )
-    console.print(table)
+    console.print(fitted(console, table))
     target = "normalised patches" if result.norm_pix else "raw pixels"
     console.print(f"{result.variant or 'model'} predicts {target}; loss and PSNR are over removed patches")
     console.print(f"wrote {result.out}", soft_wrap=True)

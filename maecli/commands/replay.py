@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mae.training.config import ReplayConfig
 from maecli.options import command_from
-from maecli.output import Output
+from maecli.output import Output, fitted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,7 +41,7 @@ def _show(console: Console, result: Replay) -> None:
         table.add_row(
             one.precision, f"{one.loss:.4g}", f"{one.grad_norm:.4g}", str(one.bad_gradients), one.first_module or "none"
         )
-    console.print(table)
+    console.print(fitted(console, table))
     files = ", ".join(result.files[:FILES_SHOWN]) + (", ..." if len(result.files) > FILES_SHOWN else "")
     console.print(f"pictures: {files}", markup=False, soft_wrap=True)
     console.print(_verdict(result), markup=False, soft_wrap=True)

@@ -96,7 +96,14 @@ def test_importing_the_library_loads_no_torch() -> None:
 
 
 def test_version() -> None:
-    assert maecli("--version")[:2] == (0, f"maecli {mae.__version__}\n")
+    import torch
+
+    code, out, _ = maecli("--version")
+    first, second, device, processor = out.splitlines()
+    assert (code, first, second) == (0, f"maecli {mae.__version__}", f"torch {torch.__version__}")
+    assert device.startswith("device: ")
+    assert processor.startswith("processor: ")
+    assert ("avx2" in processor.split()) == (torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"))
 
 
 def test_pretrain_and_reconstruct_print_one_document(pictures: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from mae.profiling.measured import Machine, Measured, Timing
 from mae.profiling.profile import ProfileResult, profile
 from maecli.app import app
 from maecli.profile_view import show_profile
+from maecli.streams import ERRORS
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,7 +42,7 @@ def document(*arguments: object) -> dict[str, Any]:
 
 
 def drawn(result: ProfileResult, width: int, encoding: str = "utf-8") -> str:
-    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="")
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors=ERRORS, newline="")
     show_profile(Console(file=stream, width=width, highlight=False), result)
     stream.seek(0)
     return stream.read()

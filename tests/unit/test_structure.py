@@ -14,9 +14,11 @@ ROOT = Path(__file__).parents[2]
 LAYERS = (
     ("maecli",),
     ("mae.compare", "mae.comparing", "mae.export", "mae.profiling.profile", "mae.training.pretrain", "mae.reconstruct"),
+    ("mae.doctor", "mae.reporting"),
     ("mae.training", "mae.profiling"),
     ("mae.figure", "mae.panels"),
     ("mae.data", "mae.checkpoints"),
+    ("mae.environment",),
     ("mae.device", "mae.seeding", "mae.files"),
     ("mae.models",),
     ("mae.mae",),

@@ -1,0 +1,33 @@
+"""What ``report`` and ``watch`` are asked for. Standard library only."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from mae.errors import ConfigError
+from mae.options import option
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """Which run, shown in which file."""
+
+    run: Path = option(dataclasses.MISSING, "The run's folder.", positional=True, metavar="RUN")
+    out: Path = option(Path("report.html"), "The page to write: .html or .htm.")
+    pictures: int = option(
+        8, "Most pictures of reconstructions, evenly over the run, the first and last among them.", low=0, high=100
+    )
+
+    def __post_init__(self) -> None:
+        if self.out.suffix.lower() not in (".html", ".htm"):
+            raise ConfigError(f"--out {self.out}: the name must end in .html or .htm")
+
+
+@dataclasses.dataclass(frozen=True)
+class WatchConfig:
+    """Which run, and how often to look."""
+
+    run: Path = option(dataclasses.MISSING, "The run's folder.", positional=True, metavar="RUN")
+    every: float = option(2.0, "Seconds between looks.", low=0.1)
+    once: bool = option(False, "Show how the run stands and end.", flags="--once")

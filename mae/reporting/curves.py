@@ -1,0 +1,198 @@
+"""Curves as inline SVG that stretches to any width, with labels that keep their size. Standard library only."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+from mae.reporting.html import Html, element, join
+
+MOST_POINTS = 400  # of one curve: more than a screen has columns for
+LOGARITHMIC_FROM = 30.0  # largest over smallest
+_WIDTH, _HEIGHT = 1000, 300  # units of the drawing, stretched to the page
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """The mean of one or more values, with the smallest and the largest of them."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """Points to draw.
+
+    Attributes:
+        name: In the legend.
+        points: In order.
+        each: Values that a point is the mean of, at most.
+    """
+
+    name: str
+    points: tuple[Point, ...]
+    each: int
+
+
+def thin(name: str, values: Iterable[tuple[float, float]], most: int = MOST_POINTS) -> Curve:
+    """A curve of at most so many points: runs of equally many (x, y) become one, and no extreme is lost.
+
+    Values that are not finite are left out.
+    """
+    good = [(x, y) for x, y in values if math.isfinite(x) and math.isfinite(y)]
+    each = max(1, -(-len(good) // most))
+    points = []
+    for start in range(0, len(good), each):
+        xs, ys = zip(*good[start : start + each], strict=True)
+        points.append(Point(sum(xs) / len(xs), sum(ys) / len(ys), min(ys), max(ys)))
+    return Curve(name, tuple(points), each)
+
+
+def chart(
+    title: str,
+    curves: Sequence[Curve],
+    *,
+    x_range: tuple[float, float],
+    y_from: float | None = None,
+    y_to: float | None = None,
+    level: tuple[float, str] | None = None,
+    may_be_logarithmic: bool = False,
+) -> Html:
+    """A figure of some curves over epochs; it says so where there is nothing to draw.
+
+    Args:
+        title: What is drawn, with its unit.
+        curves: Those with points are drawn and named.
+        x_range: First and last epoch.
+        y_from, y_to: Ends of the scale that it has at least.
+        level: A value worth a line across, and its name.
+        may_be_logarithmic: Choose a logarithmic scale where values differ much.
+    """
+    drawn = [curve for curve in curves if curve.points]
+    if not drawn:
+        return element("figure", element("figcaption", title), element("p", "nothing logged yet"), class_="chart")
+    ends = [value for curve in drawn for point in curve.points for value in (point.low, point.high)]
+    ends += [value for value in (y_from, y_to) if value is not None] + ([level[0]] if level else [])
+    low, high = min(ends), max(ends)
+    logarithmic = may_be_logarithmic and low > 0 and high / low > LOGARITHMIC_FROM
+    y_scale = _Scale(low, high, logarithmic=logarithmic)
+    x_scale = _Scale(*x_range, logarithmic=False, exact=True)
+    shapes = [element("line", x1=0, x2=_WIDTH, y1=y, y2=y, class_="grid") for y in map(_up, y_scale.ticks.values())]
+    if level:
+        y = _up(y_scale(level[0]))
+        shapes.append(element("line", x1=0, x2=_WIDTH, y1=y, y2=y, class_="level"))
+    for number, curve in enumerate(drawn):
+        shapes += _shapes(curve, x_scale, y_scale, number)
+    names = [_legend(curve, number) for number, curve in enumerate(drawn)]
+    if level:
+        names.append(element("span", element("i", class_="key level"), level[1]))
+    return element(
+        "figure",
+        element("figcaption", title, " (logarithmic scale)" if logarithmic else ""),
+        element(
+            "div",
+            element("div", *(_label(tick, bottom=place) for tick, place in y_scale.ticks.items()), class_="ys"),
+            element(
+                "svg",
+                *shapes,
+                viewBox=f"0 0 {_WIDTH} {_HEIGHT}",
+                preserveAspectRatio="none",
+                role="img",
+                aria_label=f"{title}: from {drawn[-1].points[0].y:.4g} to {drawn[-1].points[-1].y:.4g}",
+            ),
+            element("div", *(_label(tick, left=place) for tick, place in x_scale.ticks.items()), class_="xs"),
+            class_="plot",
+        ),
+        element("p", *names, class_="legend"),
+        class_="chart",
+    )
+
+
+class _Scale:
+    """From values to shares of the drawing, 0 to 1, with round ticks."""
+
+    def __init__(self, low: float, high: float, *, logarithmic: bool, exact: bool = False) -> None:
+        if high <= low:
+            low, high = low - abs(low) / 2, low + abs(low) / 2 or 1.0
+        self.logarithmic = logarithmic
+        self.low, self.high = self._place(low), self._place(high)
+        if not exact:
+            margin = 0.04 * (self.high - self.low)
+            self.low, self.high = self.low - (0 if low == 0 else margin), self.high + margin
+        wanted = _round_powers(low, high) if logarithmic else _round_steps(low, high)
+        self.ticks = {f"{value:.10g}": self(value) for value in wanted}
+
+    def __call__(self, value: float) -> float:
+        return (self._place(value) - self.low) / (self.high - self.low)
+
+    def _place(self, value: float) -> float:
+        return math.log10(value) if self.logarithmic else value
+
+
+def _round_steps(low: float, high: float, most: int = 5) -> Iterator[float]:
+    """Multiples of 1, 2 or 5 times a power of ten, within the range."""
+    raw = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
+    for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1):
+        yield number * step
+
+
+def _round_powers(low: float, high: float) -> Iterator[float]:
+    """Powers of ten within the range, and where those are few their doubles and fivefolds."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    factors = (1, 2, 5) if len(powers) <= 4 else (1,)
+    powers = powers[:: max(1, len(powers) // 8)]
+    return (10.0**power * factor for power in powers for factor in factors if low <= 10.0**power * factor <= high)
+
+
+def _shapes(curve: Curve, x_scale: _Scale, y_scale: _Scale, number: int) -> list[Html]:
+    xs = [x_scale(point.x) for point in curve.points]
+    shapes = []
+    if curve.each > 1:
+        above = [(x, y_scale(point.high)) for x, point in zip(xs, curve.points, strict=True)]
+        below = [(x, y_scale(point.low)) for x, point in zip(xs, curve.points, strict=True)]
+        shapes.append(element("path", d=_path([*above, *reversed(below)]) + "Z", class_=f"band c{number}"))
+    line = [(x, y_scale(point.y)) for x, point in zip(xs, curve.points, strict=True)]
+    shapes.append(element("path", d=_path(line), class_=f"curve c{number}"))
+    return shapes
+
+
+def _path(places: Sequence[tuple[float, float]]) -> str:
+    """Moves and lines; a lone point is a line of no length, which round ends make a dot."""
+    steps = [f"{x * _WIDTH:.1f} {_up(y)}" for x, y in places]
+    steps = [step for step, before in zip(steps, [None, *steps], strict=False) if step != before]
+    return f"M{steps[0]}h0" if len(steps) == 1 else "M" + "L".join(steps)
+
+
+def _up(share: float) -> str:
+    return f"{(1 - share) * _HEIGHT:.1f}"
+
+
+def _legend(curve: Curve, number: int) -> Html:
+    thinned = f"; a point is the mean of {curve.each:,}, the band their range" if curve.each > 1 else ""
+    return element("span", element("i", class_=f"key c{number}"), join(curve.name, thinned))
+
+
+def _label(tick: str, **place: float) -> Html:
+    ((side, share),) = place.items()
+    return element("span", tick, style=f"{side}:{share:.2%}")
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """At most so many of ``range(count)``, evenly, the first and the last among them."""
+    if count <= most:
+        return list(range(count))
+    if most < 2:
+        return [count - 1][:most]
+    return list(dict.fromkeys(round(number * (count - 1) / (most - 1)) for number in range(most)))
+
+
+def x_range_of(epochs: Iterable[float]) -> tuple[float, float]:
+    """From 0 to the last epoch that anything is known of."""
+    return 0.0, max(itertools.chain(epochs, [1e-9]))

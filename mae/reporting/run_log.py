@@ -1,0 +1,273 @@
+"""Read a run's folder as it stands, whoever wrote it and however far they came.
+
+A run may be going on, so the log's last line may be half a line; a folder may come from a stranger, so every value
+is checked and only numbers and plain names are kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from mae.environment import ENVIRONMENT_FILE
+from mae.errors import ConfigError, DataError
+
+LONGEST_LINE = 2**16  # of the log, in bytes; a real one has some 200
+MOST_LINES = 2_000_000  # of steps and epochs that are kept: some 500 MB
+LONGEST_FILE = 2**22  # of any other text in the folder
+_LARGEST = 1e30  # of any value; beyond it a scale would overflow
+_PREVIEW = re.compile(r"epoch-(\d{1,9})\.png")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LoggedStep:
+    """A line that the trainer writes every few steps; ``epoch`` counts from the run's start, with a fraction."""
+
+    step: int
+    epoch: float
+    loss: float
+    lr: float
+    images_per_second: float
+    data_wait: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LoggedEpoch:
+    """A line at an epoch's end; ``epoch`` counts the epochs that are done."""
+
+    epoch: int
+    loss: float
+    lr: float
+    seconds: float
+    images_per_second: float
+    data_wait: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Preview:
+    """A picture of reconstructions after so many epochs; NaN where the log does not tell its PSNR, dB."""
+
+    path: Path
+    epoch: int
+    psnr: float
+
+
+@dataclasses.dataclass(frozen=True)
+class RunLog:
+    """What a run's folder tells.
+
+    Attributes:
+        steps, epochs: In order, each once; a value that is no finite number is NaN.
+        previews: Pictures that are there, in order.
+        config: From ``config.toml``; empty where there is none that can be read.
+        environment: From ``environment.json``; empty where there is none that can be read.
+        unreadable: (name, reason) of pictures that were passed over.
+        left_out: Steps that were not applied, since their loss or gradient was no finite number.
+        rollbacks: How often the run went back to a saved state.
+        other_lines: Lines of the log that are whole and of no known kind.
+        broken_lines: Lines of the log that are no JSON object, such as one that is being written.
+        notes: What could not be read, and why.
+    """
+
+    steps: tuple[LoggedStep, ...]
+    epochs: tuple[LoggedEpoch, ...]
+    previews: tuple[Preview, ...]
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    unreadable: tuple[tuple[str, str], ...]
+    left_out: int
+    rollbacks: int
+    other_lines: int
+    broken_lines: int
+    notes: tuple[str, ...]
+
+    @property
+    def wanted_epochs(self) -> int | None:
+        """Of the whole run, where its config tells."""
+        epochs = self.config.get("epochs")
+        return epochs if type(epochs) is int and epochs > 0 else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last epoch is done."""
+        return self.wanted_epochs is not None and bool(self.epochs) and self.epochs[-1].epoch >= self.wanted_epochs
+
+    @property
+    def epochs_done(self) -> float:
+        """With a fraction where steps are logged; 0 at the start."""
+        return max(self.epochs[-1].epoch if self.epochs else 0.0, self.steps[-1].epoch if self.steps else 0.0)
+
+    def seconds_left(self) -> float | None:
+        """At the pace of the last epochs; None where it cannot be told."""
+        paces = sorted(one.seconds for one in self.epochs[-9:] if math.isfinite(one.seconds))
+        if self.wanted_epochs is None or not paces:
+            return None
+        return max(0.0, self.wanted_epochs - self.epochs_done) * paces[len(paces) // 2]
+
+
+def read_run(run: Path) -> RunLog:
+    """Read a run's folder.
+
+    Raises:
+        DataError: There is no such folder, or it cannot be looked into.
+        ConfigError: It holds no run.
+    """
+    if not run.is_dir():
+        raise DataError(f"{run}: no such folder", hint="give a run's folder, as in `pretrain --out`")
+    try:
+        names = {path.name for path in run.iterdir()}
+    except OSError as error:
+        raise DataError(f"{run}: {error.strerror}") from None
+    if not names & {"log.jsonl", "config.toml"}:
+        raise ConfigError(
+            f"{run} holds no run: there is neither log.jsonl nor config.toml in it",
+            hint="give a run's folder, as in `pretrain --out`",
+        )
+    notes: list[str] = []
+    books = _Books()
+    for entry in _log_entries(run / "log.jsonl", books, notes):
+        books.add(entry)
+        if len(books.steps) + len(books.epochs) >= MOST_LINES:
+            notes.append(f"log.jsonl has more than {MOST_LINES:,} lines; the others are left out")
+            break
+    return RunLog(
+        steps=tuple(books.steps[step] for step in sorted(books.steps)),
+        epochs=tuple(books.epochs[epoch] for epoch in sorted(books.epochs)),
+        previews=_previews(run / "previews", books.psnr),
+        config=_read(run / "config.toml", tomllib.loads, notes),
+        environment=_read(run / ENVIRONMENT_FILE, json.loads, notes) if ENVIRONMENT_FILE in names else {},
+        unreadable=_unreadable(run / "unreadable.tsv", notes) if "unreadable.tsv" in names else (),
+        left_out=books.left_out,
+        rollbacks=books.rollbacks,
+        other_lines=books.other,
+        broken_lines=books.broken,
+        notes=tuple(notes),
+    )
+
+
+class _Books:
+    """Lines of a log by kind; a later line for the same step or epoch wins."""
+
+    def __init__(self) -> None:
+        self.steps: dict[int, LoggedStep] = {}
+        self.epochs: dict[int, LoggedEpoch] = {}
+        self.psnr: dict[int, float] = {}
+        self.left_out = 0
+        self.rollbacks = 0
+        self.other = 0
+        self.broken = 0
+
+    def add(self, entry: dict[str, Any]) -> None:
+        epoch, step = _number(entry.get("epoch")), _number(entry.get("step"))
+        rates = (_number(entry.get("images_per_second")), _number(entry.get("data_wait")))
+        if "train_loss" in entry and 0 <= epoch < 1e9:
+            done = int(epoch) + 1
+            loss, lr = _number(entry["train_loss"]), _number(entry.get("train_lr"))
+            self.epochs[done] = LoggedEpoch(done, loss, lr, _number(entry.get("seconds")), *rates)
+        elif "left_out" in entry:
+            self.left_out += 1
+        elif "rolled_back_to" in entry:
+            self.rollbacks += 1
+        elif "preview" in entry:
+            name = _PREVIEW.fullmatch(str(entry["preview"])[:99])
+            if name:
+                self.psnr[int(name[1])] = _number(entry.get("psnr"))
+        elif "loss" in entry and 0 <= epoch < 1e9 and 0 <= step < 1e15:
+            loss, lr = _number(entry["loss"]), _number(entry.get("lr"))
+            self.steps[int(step)] = LoggedStep(int(step), epoch, loss, lr, *rates)
+        else:
+            self.other += 1
+
+
+def _log_entries(path: Path, books: _Books, notes: list[str]) -> Iterator[dict[str, Any]]:
+    """Objects of the log, line by line; what is no object is counted."""
+    if not path.exists():
+        notes.append("there is no log.jsonl yet")
+        return
+    if not path.is_file():  # a pipe would never end
+        notes.append("log.jsonl is no regular file")
+        return
+    try:
+        with path.open("rb") as file:
+            for line in _lines(file):
+                try:
+                    entry = json.loads(line)
+                except (ValueError, RecursionError):
+                    entry = None
+                if isinstance(entry, dict):
+                    yield entry
+                else:
+                    books.broken += 1
+    except OSError as error:
+        notes.append(f"log.jsonl cannot be read: {error.strerror}")
+
+
+def _lines(file: IO[bytes]) -> Iterator[bytes]:
+    """Lines of bounded length; of a longer one only the beginning, which is no JSON."""
+    while line := file.readline(LONGEST_LINE):
+        yield line
+        while line and not line.endswith(b"\n"):
+            line = file.readline(LONGEST_LINE)
+
+
+def _previews(folder: Path, psnr: dict[int, float]) -> tuple[Preview, ...]:
+    """By the names in the folder, not by those in the log, which could lead anywhere."""
+    try:
+        found = [(path, _PREVIEW.fullmatch(path.name)) for path in folder.iterdir() if path.is_file()]
+    except OSError:
+        return ()
+    previews = [Preview(path, int(name[1]), psnr.get(int(name[1]), math.nan)) for path, name in found if name]
+    return tuple(sorted(previews, key=lambda preview: preview.epoch))
+
+
+def _read(path: Path, parse: Any, notes: list[str]) -> dict[str, Any]:
+    """A small file's table; empty, with a note, where it cannot be read."""
+    try:
+        values = parse(_text(path))
+    except OSError as error:
+        notes.append(f"{path.name} cannot be read: {error.strerror}")
+    except (ValueError, RecursionError) as error:
+        notes.append(f"{path.name} cannot be read: {str(error)[:200]}")
+    else:
+        if isinstance(values, dict):
+            return values
+        notes.append(f"{path.name} holds no table")
+    return {}
+
+
+def _unreadable(path: Path, notes: list[str]) -> tuple[tuple[str, str], ...]:
+    try:
+        lines = _text(path).splitlines()[1:]
+    except (OSError, ValueError) as error:
+        notes.append(f"unreadable.tsv cannot be read: {error}")
+        return ()
+    return tuple((name, reason) for name, _, reason in (line.partition("\t") for line in lines if line))
+
+
+def _text(path: Path) -> str:
+    """All of a small file.
+
+    Raises:
+        OSError: It cannot be opened.
+        ValueError: It is no regular file, too large, or no UTF-8.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no regular file")
+    with path.open("rb") as file:
+        content = file.read(LONGEST_FILE + 1)
+    if len(content) > LONGEST_FILE:
+        raise ValueError(f"it is larger than {LONGEST_FILE >> 20} MiB")
+    return content.decode()
+
+
+def _number(value: Any) -> float:
+    """NaN for whatever is no number that a run logs."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < _LARGEST:
+        return math.nan
+    return float(value) if abs(value) > 1 / _LARGEST else 0.0

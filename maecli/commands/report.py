@@ -1,0 +1,53 @@
+"""``maecli report RUN``."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mae.files import shown
+from mae.reporting.config import ReportConfig
+from maecli.options import command_from
+from maecli.output import Output
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mae.reporting.report import ReportResult
+
+
+@command_from(ReportConfig)
+def report(config: ReportConfig, output: Output) -> None:
+    """Write one HTML file about a run: curves, reconstructions over time, speed, settings, machine.
+
+    The run may be done, going on, or just begun; the file needs no network and no other file.
+
+    Examples:
+      maecli report run
+
+      maecli report runs/base --out base.html --pictures 20
+    """
+    from mae.reporting.report import report as use_case
+
+    result = use_case(config)
+    for note in result.notes:
+        output.note(note)
+    output.result(lambda: _document(result), lambda console: _show(console, result), result.out)
+
+
+def _document(result: ReportResult) -> dict[str, Any]:
+    return {
+        name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(result).items()
+    }
+
+
+def _show(console: Console, result: ReportResult) -> None:
+    of = f" of {result.wanted_epochs:,}" if result.wanted_epochs else ""
+    loss = f", loss {result.first_loss:.4f} -> {result.last_loss:.4f}" if result.first_loss and result.last_loss else ""
+    console.print(f"{result.epochs:,}{of} epochs{loss}", soft_wrap=True)
+    console.print(
+        f"wrote {shown(result.out)}: {result.size_bytes / 1e6:.2f} MB, {result.pictures} pictures",
+        soft_wrap=True,
+        markup=False,
+    )

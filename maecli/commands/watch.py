@@ -1,0 +1,131 @@
+"""``maecli watch RUN``."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mae.files import shown
+from mae.reporting.config import WatchConfig
+from maecli.options import command_from
+from maecli.output import Output, can_redraw, make_console
+
+if TYPE_CHECKING:
+    from mae.reporting.run_log import RunLog
+
+
+@command_from(WatchConfig)
+def watch(config: WatchConfig, output: Output) -> None:
+    """Follow a run from another terminal until its last epoch; Ctrl-C ends the watching, not the run.
+
+    Examples:
+      maecli watch run --once
+
+      maecli watch runs/base
+    """
+    log = _follow(config, output)
+    output.result(lambda: _document(config.run, log), lambda console: console.print(_text(config.run, log)), _loss(log))
+
+
+def _follow(config: WatchConfig, output: Output) -> RunLog:
+    """Show the run whenever its log grew, until it is finished; what was read last."""
+    from mae.reporting.run_log import read_run
+
+    log, size = read_run(config.run), _size(config.run)
+    if config.once or log.finished:
+        return log
+    redraw = can_redraw(sys.stderr) and not output.quiet
+    with _Screen() if redraw else _Lines(output) as show:
+        show(_text(config.run, log) if redraw else _line(log))
+        while not log.finished:
+            time.sleep(config.every)
+            if (now := _size(config.run)) != size:
+                log, size = read_run(config.run), now
+                show(_text(config.run, log) if redraw else _line(log))
+    return log
+
+
+class _Screen:
+    """A few lines that are drawn over."""
+
+    def __enter__(self) -> Any:
+        from rich.live import Live
+
+        self.live = Live(console=make_console(sys.stderr), auto_refresh=False, transient=True)
+        self.live.start()
+        return lambda text: self.live.update(text, refresh=True)
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+
+class _Lines:
+    """One line after the other."""
+
+    def __init__(self, output: Output) -> None:
+        self.output = output
+
+    def __enter__(self) -> Any:
+        return self.output.say
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def _size(run: Path) -> int:
+    try:
+        return (run / "log.jsonl").stat().st_size
+    except OSError:
+        return 0
+
+
+def _facts(log: RunLog) -> dict[str, str]:
+    from maecli.progress import duration
+
+    newest = log.steps[-1] if log.steps else None
+    last = log.epochs[-1] if log.epochs else None
+    rates = newest if newest and (not last or newest.epoch >= last.epoch) else last
+    of = f" of {log.wanted_epochs:,}" if log.wanted_epochs else ""
+    left = log.seconds_left()
+    facts = {
+        "epochs": f"{log.epochs_done:,.4g}{of}" + (", finished" if log.finished else ""),
+        "step": f"{newest.step:,}" if newest else "-",
+        "loss": f"{_loss(log):.4f}" if math.isfinite(_loss(log)) else "-",
+        "learning rate": f"{rates.lr:.2e}" if rates else "-",
+        "pictures/s": f"{rates.images_per_second:,.0f}" if rates else "-",
+        "waiting for data": f"{rates.data_wait:.0%}" if rates else "-",
+        "PSNR": f"{log.previews[-1].psnr:.1f} dB" if log.previews and math.isfinite(log.previews[-1].psnr) else "-",
+    }
+    return facts | ({"left": f"about {duration(left)}"} if left and not log.finished else {})
+
+
+def _text(run: Path, log: RunLog) -> str:
+    facts = {"run": shown(run)} | _facts(log)
+    return "\n".join(f"{name:<18}{value}" for name, value in facts.items())
+
+
+def _line(log: RunLog) -> str:
+    return "  ".join(f"{name} {value}" for name, value in _facts(log).items() if value != "-")
+
+
+def _loss(log: RunLog) -> float:
+    """Of the newest line that tells one."""
+    if log.steps and (not log.epochs or log.steps[-1].epoch > log.epochs[-1].epoch):
+        return log.steps[-1].loss
+    return log.epochs[-1].loss if log.epochs else math.nan
+
+
+def _document(run: Path, log: RunLog) -> dict[str, Any]:
+    return {
+        "run": str(run),
+        "finished": log.finished,
+        "epochs": log.epochs_done,
+        "wanted_epochs": log.wanted_epochs,
+        "step": log.steps[-1].step if log.steps else None,
+        "loss": _loss(log),
+        "psnr": log.previews[-1].psnr if log.previews else None,
+        "seconds_left": log.seconds_left(),
+    }

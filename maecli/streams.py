@@ -1,0 +1,78 @@
+"""Standard output and error that take any text, whatever the terminal's encoding; standard library only."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import io
+import os
+import sys
+from pathlib import Path
+from typing import TextIO
+
+ERRORS = "maecli"
+_LIKE = {
+    "█": "#",
+    "▓": "=",
+    "▒": "+",
+    "░": ".",
+    "━": "-",
+    "╸": "-",
+    "╺": "-",
+    "─": "-",
+    "│": "|",
+    "–": "-",
+    "—": "-",
+    "‘": "'",
+    "’": "'",
+    "“": '"',
+    "”": '"',
+    "•": "*",
+    "·": ".",
+    "…": ".",
+    "×": "x",
+    "✗": "x",
+    "±": "~",
+    "≈": "~",
+    "µ": "u",
+}
+_BLOCKS = range(0x2580, 0x25A0)  # parts of a full block
+_BOXES = range(0x2500, 0x2580)  # corners and crossings of lines
+_BYTES = range(0xDC80, 0xDD00)  # where Python keeps bytes of a path that are no text
+
+
+def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What stands for the characters that the encoding lacks, one for one, so that tables keep their shape."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    character = error.object[error.start]
+    code = ord(character)
+    replacement: str | bytes
+    if code in _BYTES:
+        replacement = bytes([code - 0xDC00])  # a path's bytes go out as they came in
+    elif code in _BLOCKS or code in _BOXES:
+        replacement = _LIKE.get(character, "|" if code in _BLOCKS else "+")
+    else:
+        replacement = _LIKE.get(character) or character.encode("ascii", "backslashreplace").decode()
+    return replacement, error.start + 1
+
+
+codecs.register_error(ERRORS, _replace)
+
+
+def prepare_streams() -> None:
+    """Let both streams take any text; where one was closed, what is written to it is lost."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=ERRORS)
+
+
+def discard(stream: TextIO) -> None:
+    """Nobody reads it any more: what is still to be written goes nowhere, without a complaint at the end."""
+    with contextlib.suppress(OSError, ValueError):  # a stream without a file
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

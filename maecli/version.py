@@ -1,0 +1,20 @@
+"""What ``--version`` says: only what can be known in an instant, so torch is not loaded and no GPU is asked."""
+
+from __future__ import annotations
+
+
+def version_lines() -> list[str]:
+    """maecli, torch, device and processor, a line each."""
+    import mae
+    from mae.environment import cpu_features, graphics_at_a_glance, packages, processor_name, usable_cores
+
+    torch = packages()["torch"] or "is not installed"
+    device = graphics_at_a_glance() or "CPU, no GPU seen"
+    cores = usable_cores()
+    return [
+        f"maecli {mae.__version__}",
+        f"torch {torch}",
+        f"device: {device} (at a glance; maecli doctor asks torch)",
+        f"processor: {processor_name()}, {f'{cores:g} cores' if cores else 'cores unknown'}"
+        + "".join(f" {feature}" for feature in cpu_features()),
+    ]

@@ -1,0 +1,155 @@
+"""The report in a real browser: nothing complained of, nobody asked, everything there to see."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mae.reporting.config import ReportConfig
+from mae.reporting.report import report
+from tests.browser.chromium import Chromium, find_chromium
+from tests.unit.reporting.runs import write_run
+
+BROWSER = find_chromium()
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(BROWSER is None, reason="no Chromium found: install one, or name it in CHROMIUM"),
+]
+
+SIZES = """[...document.querySelectorAll('{}')].map(one => {{
+    const box = one.getBoundingClientRect();
+    return [box.width, box.height];
+}})"""
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    with Chromium(str(BROWSER), tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(chromium: Chromium, tmp_path: Path) -> Path:
+    chromium.complaints.clear()
+    chromium.requests.clear()
+    run = write_run(tmp_path / "run", done=30, epochs=40, steps_per_epoch=60, log_every=1)
+    (run / "unreadable.tsv").write_text("file\treason\n" + "x" * 300 + ".jpg\ttruncated\n")
+    environment = {"device": "cpu", "packages": {"torch": "2.14"}, "note": "<script>alert(1)</script>"}
+    (run / "environment.json").write_text(json.dumps(environment))
+    report(ReportConfig(run=run, out=tmp_path / "page.html"))
+    return tmp_path / "page.html"
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+@pytest.mark.parametrize("dark", [False, True])
+def test_everything_is_there_to_see(chromium: Chromium, page: Path, width: int, dark: bool) -> None:
+    chromium.show(width=width, dark=dark)
+    chromium.open(page)
+    curves: list[Any] = chromium.evaluate(SIZES.format("path.curve"))
+    assert len(curves) == 9
+    assert all(w > 100 and h >= 0 for w, h in curves)
+    assert max(h for _, h in curves) > 50
+    bands = chromium.evaluate(SIZES.format("path.band"))
+    assert len(bands) == 4  # 1,800 logged steps are thinned
+    assert bands[0][1] > 10
+    pictures = chromium.evaluate(SIZES.format("img"))
+    assert len(pictures) == 3
+    assert all(w > 150 and h > 50 for w, h in pictures)
+    assert chromium.evaluate("[...document.images].every(one => one.complete && one.naturalWidth == 160)")
+    assert chromium.complaints == []
+    assert [url for url in chromium.requests if not url.startswith("data:")] == [page.absolute().as_uri()]
+
+
+@pytest.mark.parametrize("width", [320, 360, 1200])
+def test_no_width_needs_scrolling_sideways(chromium: Chromium, page: Path, width: int) -> None:
+    chromium.show(width=width)
+    chromium.open(page)
+    chromium.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert chromium.evaluate("document.documentElement.scrollWidth") <= width
+    small = chromium.evaluate(
+        "Math.min(...[...document.querySelectorAll('body *')].filter(one => one.childElementCount == 0 && "
+        "one.textContent).map(one => parseFloat(getComputedStyle(one).fontSize)))"
+    )
+    assert small >= 12
+
+
+def test_labels_lie_beside_the_plot_and_inside_the_page(chromium: Chromium, page: Path) -> None:
+    chromium.show(width=360)
+    chromium.open(page)
+    inside = chromium.evaluate(
+        "[...document.querySelectorAll('.ys span, .xs span')].map(one => one.getBoundingClientRect())"
+        ".every(box => box.width > 0 && box.left >= 0 && box.right <= innerWidth + 1)"
+    )
+    assert inside
+
+
+CONTRASTS = """(() => {
+    const luminance = text => {
+        const part = text.match(/[\\d.]+/g).slice(0, 3).map(Number).map(value => value / 255)
+            .map(value => value <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * part[0] + 0.7152 * part[1] + 0.0722 * part[2];
+    };
+    const behind = one => {
+        const colour = getComputedStyle(one).backgroundColor;
+        return colour.endsWith(', 0)') && one.parentElement ? behind(one.parentElement) : colour;
+    };
+    const ratio = (a, b) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    const texts = [...document.querySelectorAll('h1, h2, p, dt, dd, figcaption, span, th, td, summary')];
+    return Math.min(
+        ...texts.filter(one => one.textContent.trim())
+            .map(one => ratio(luminance(getComputedStyle(one).color), luminance(behind(one)))),
+        ...[...document.querySelectorAll('path.curve')]
+            .map(one => 1.5 * ratio(luminance(getComputedStyle(one).stroke), luminance(behind(document.body))))
+    );
+})()"""
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_stands_out_in_light_and_in_dark(chromium: Chromium, page: Path, dark: bool) -> None:
+    chromium.show(width=1200, dark=dark)
+    chromium.open(page)
+    assert chromium.evaluate("getComputedStyle(document.body).backgroundColor") == (
+        "rgb(20, 24, 28)" if dark else "rgb(255, 255, 255)"
+    )
+    assert chromium.evaluate(CONTRASTS) >= 4.5  # what WCAG asks of text, and 3 of graphics
+
+
+def test_a_script_that_slipped_in_would_not_run(chromium: Chromium, page: Path) -> None:
+    page.write_text(page.read_text().replace("</body>", "<script>document.title = 'run'</script></body>"))
+    chromium.show(width=1200)
+    chromium.open(page)
+    assert chromium.evaluate("document.title") != "run"
+    assert chromium.complaints  # and the browser says so: the other tests' silence is worth something
+
+
+EVIL = "\"><script>document.title = 'run'</script><img src=http://127.0.0.1:9/x onerror=\"document.title = 'run'\">"
+
+
+def test_hostile_names_run_nothing_and_ask_nobody(chromium: Chromium, page: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "environment.json").write_text(json.dumps({EVIL: [EVIL, {EVIL: EVIL}]}))
+    (run / "config.toml").write_text(f"{json.dumps(EVIL)} = {json.dumps(EVIL)}\n")
+    (run / "unreadable.tsv").write_text(f"file\treason\n{EVIL}\t{EVIL}\n")
+    report(ReportConfig(run=run, out=page))
+    chromium.show(width=360)
+    chromium.open(page)
+    assert chromium.evaluate("document.title") == "run: maecli report"
+    assert chromium.evaluate("document.scripts.length") == 0
+    assert chromium.evaluate("document.documentElement.scrollWidth") <= 360
+    assert chromium.evaluate("document.body.innerText").count("<script>") >= 6
+    assert chromium.complaints == []
+    assert [url for url in chromium.requests if not url.startswith("data:")] == [page.absolute().as_uri()]
+
+
+def test_a_run_that_has_just_begun(chromium: Chromium, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("epochs = 3\n")
+    report(ReportConfig(run=tmp_path, out=tmp_path / "page.html"))
+    chromium.complaints.clear()
+    chromium.show(width=360)
+    chromium.open(tmp_path / "page.html")
+    assert chromium.evaluate("document.body.innerText").count("nothing logged yet") == 5
+    assert chromium.complaints == []

@@ -1,0 +1,58 @@
+"""The command line in this process, at a terminal or a pipe of any kind."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+from maecli.app import app
+
+
+class Stream(io.TextIOWrapper):
+    """Standard output or error that keeps what is written, and is a terminal or not."""
+
+    def __init__(self, encoding: str, terminal: bool) -> None:
+        super().__init__(io.BytesIO(), encoding=encoding, errors="strict", newline="")
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    def written(self) -> str:
+        self.flush()
+        buffer = self.buffer
+        assert isinstance(buffer, io.BytesIO)
+        return buffer.getvalue().decode(self.encoding)
+
+
+@dataclass
+class Seen:
+    """How a command ended and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def both(self) -> str:
+        return self.out + self.err
+
+
+def run_at(
+    *arguments: str | Path, encoding: str = "utf-8", terminal: bool = False, columns: int | None = None, **env: str
+) -> Seen:
+    """Run a command; ``env`` is added to an environment that says nothing of terminals."""
+    out, err = Stream(encoding, terminal), Stream(encoding, terminal)
+    quiet = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")}
+    changes = quiet | {"TERM": "xterm-256color"} | ({"COLUMNS": str(columns)} if columns else {}) | env
+    with mock.patch.dict(os.environ, changes, clear=True), mock.patch.multiple(sys, stdout=out, stderr=err):
+        try:
+            app([str(argument) for argument in arguments], prog_name="maecli")
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 0
+    return Seen(code, out.written(), err.written())

@@ -1,0 +1,140 @@
+"""Help: nothing is cut, and every example in it runs."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+
+from maecli.app import app
+from tests.cli.at_terminal import run_at
+
+GROUP: Any = typer.main.get_command(app)
+SMALL = ["--variant", "vit_tiny", "--image-size", "64", "--epochs", "1", "--warmup-epochs", "0", "--batch-size", "2"]
+SMALL += ["--workers", "0", "--device", "cpu"]
+
+# What an example gets besides, so that it takes a moment and not a day; the last of two equal options wins.
+MORE = {
+    "maecli pretrain sample_images": [*SMALL, "--out", "first"],
+    "maecli pretrain photos scans": SMALL,
+    "maecli pretrain --resume": ["--epochs", "2"],
+    "maecli watch": ["--once"],
+    "maecli compare": ["--offline"],
+}
+# Measuring starts seven processes that load torch; tests/cli/test_profile.py runs it.
+PARSED_ONLY = ("--measure",)
+
+
+def examples(command: str) -> list[str]:
+    text = GROUP.commands[command].help
+    return [line.strip() for line in text.splitlines() if line.strip().startswith("maecli ")]
+
+
+ALL_EXAMPLES = [example for command in GROUP.commands for example in examples(command)]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything that the examples name."""
+    world = tmp_path_factory.mktemp("examples")
+    stream = np.random.default_rng(0)
+    for folder in ("sample_images", "photos", "scans"):
+        (world / folder).mkdir()
+        for number in range(3):
+            pixels = stream.integers(0, 256, (3, 4, 3), dtype=np.uint8)
+            picture = Image.fromarray(pixels).resize((48, 40), Image.Resampling.BICUBIC)
+            picture.save(world / folder / f"{number}.png")
+    picture.save(world / "cat.jpg")
+    hole = np.zeros((32, 32), np.uint8)
+    hole[:16] = 255
+    Image.fromarray(hole).save(world / "hole.png")
+    assert run_at("pretrain", world / "photos", *SMALL, "--out", world / "run").code == 0
+    diverging = ["--lr", "1e30", "--precision", "fp32", "--epochs", "9", "--nan-limit", "1"]
+    assert run_at("pretrain", world / "photos", *SMALL, *diverging, "--out", world / "lost").code == 5
+    (world / "lost" / "replay.pth").rename(world / "run" / "replay.pth")
+    checkpoint = world / "run" / "checkpoint-last.pth"
+    for name in ("mae_visualize_vit_base.pth", "before.pth", "after.pth"):
+        (world / name).hardlink_to(checkpoint)
+    exported = run_at("export", checkpoint, "--to", "hf", "--out", world / "facebook-vit-mae-base")
+    assert exported.code == 0, exported.err
+    shutil.copytree(world / "run", world / "runs" / "base")
+    return world
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("example", ALL_EXAMPLES)
+def test_every_example_runs(example: str, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(world)
+    program, *arguments = shlex.split(example)
+    assert program == "maecli"
+    if any(option in arguments for option in PARSED_ONLY):
+        GROUP.commands[arguments[0]].make_context(arguments[0], arguments[1:])
+        return
+    if "photos scans" in example:
+        shutil.rmtree("runs")
+    if arguments[0] == "doctor":
+        arguments.append("--no-speed")
+    more = next((more for start, more in MORE.items() if example.startswith(start)), [])
+    seen = run_at(*arguments, *more)
+    assert seen.code == 0, seen.err
+
+
+@pytest.mark.parametrize("command", GROUP.commands)
+def test_every_command_has_examples(command: str) -> None:
+    assert len(examples(command)) >= 2
+    assert all(example.split()[1] == command for example in examples(command))
+
+
+@pytest.mark.parametrize("columns", [30, 40, 80, 100, 200])
+@pytest.mark.parametrize("command", GROUP.commands)
+def test_no_width_cuts_an_option(command: str, columns: int) -> None:
+    seen = run_at(command, "--help", columns=columns)
+    assert seen.code == 0
+    assert "…" not in seen.out
+    context = typer.Context(GROUP.commands[command])
+    for parameter in GROUP.commands[command].get_params(context):
+        names = [*parameter.opts, *parameter.secondary_opts] if parameter.param_type_name == "option" else []
+        for name in names:
+            assert name in seen.out.split() or f"{name}," in seen.out.split()
+    examples_in_one_line = [example for example in examples(command) if len(example) + 2 <= columns]
+    for example in examples_in_one_line:
+        assert f"  {example}\n" in seen.out
+    assert all(len(line) <= columns for line in seen.out.splitlines())
+
+
+def test_the_group_lists_its_commands() -> None:
+    out = run_at("--help", columns=40).out
+    assert all(name in out.split() for name in GROUP.commands)
+    assert run_at().out.strip() == run_at("--help").out.strip()
+
+
+def test_defaults_and_choices_are_told() -> None:
+    out = " ".join(run_at("pretrain", "--help", columns=100).out.split())
+    assert "--precision auto|fp32|bf16|fp16" in out
+    assert "[default: 0.75]" in out
+    assert "--hflip / --no-hflip" in out
+    assert "--betas FLOAT FLOAT" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "suggestion"),
+    [
+        (["pretrian"], "pretrain"),
+        (["profile", "--varaint", "vit_tiny"], "--variant"),
+        (["profile", "--variant", "vit_bas"], "vit_base"),
+        (["profile", "--gpu", "h1000"], "h100"),
+        (["pretrain", "x", "--device", "cudda"], "cuda"),
+        (["export", "x", "--to", "timmm"], "timm"),
+        (["reprot", "x"], "report"),
+    ],
+)
+def test_near_misses_are_suggested(arguments: list[str], suggestion: str) -> None:
+    seen = run_at(*arguments)
+    assert seen.code == 2
+    assert suggestion in " ".join(seen.err.split()).split("got")[-1]

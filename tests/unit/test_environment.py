@@ -1,0 +1,115 @@
+"""What the machine is said to be, held against what it is."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import mae
+from mae import environment
+from mae.environment import ENVIRONMENT_FILE, cpu_features, machine, packages, record_environment, usable_cores
+
+
+def test_the_machine() -> None:
+    found = machine()
+    assert found.processor
+    assert found.cores == os.cpu_count()
+    assert found.usable_cores is not None
+    assert 0 < found.usable_cores <= (os.cpu_count() or 1)
+    assert found.memory_bytes is not None
+    assert found.memory_bytes > 2**28
+
+
+CPUINFO = "processor\t: 0\nmodel name\t: A Fine CPU\nflags\t\t: fpu avx2 avx512_bf16 amx_tile amx_int8\n"
+
+
+def test_features_are_whole_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(CPUINFO)
+    real = Path.open
+    monkeypatch.setattr(
+        Path,
+        "open",
+        lambda path, *a, **k: real(tmp_path / "cpuinfo" if str(path) == "/proc/cpuinfo" else path, *a, **k),
+    )
+    assert cpu_features() == ("avx2", "avx512_bf16", "amx_tile")
+    assert environment.processor_name() == "A Fine CPU"
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 0.5),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu.max": "nonsense"}, None),
+        ({}, None),
+    ],
+)
+def test_a_control_group_limits_the_cores(
+    files: dict[str, str], cores: float | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    monkeypatch.setattr(environment, "CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    assert usable_cores() == (cores or 8.0)
+
+
+def test_a_control_group_limits_the_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(environment, "CGROUP", tmp_path)
+    whole = environment.memory_bytes()
+    (tmp_path / "memory.max").write_text("1000000\n")
+    assert environment.memory_bytes() == 1_000_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert environment.memory_bytes() == whole
+
+
+def test_packages_are_versions_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "PACKAGES", ("torch", "no-such-package-here"))
+    import torch
+
+    assert packages() == {"torch": torch.__version__, "no-such-package-here": None}
+
+
+def test_a_run_is_told_what_it_runs_on(tmp_path: Path) -> None:
+    record_environment(tmp_path)
+    written = json.loads((tmp_path / ENVIRONMENT_FILE).read_text())
+    assert written["maecli"] == mae.__version__
+    assert written["packages"]["numpy"] == importlib.metadata.version("numpy")
+    assert written["device"] in ("cpu", "cuda", "mps")
+    assert None not in written["packages"].values()
+    assert str(Path.home()) not in json.dumps(written) or Path.home() == Path("/")
+
+
+def test_gpus_as_torch_tells_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    card = SimpleNamespace(name="A Fine GPU", total_memory=80 * 2**30, major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: card)
+    assert environment.graphics_cards() == [
+        {"name": "A Fine GPU", "memory_bytes": 80 * 2**30, "capability": "9.0"} for _ in range(2)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("files", "seen"),
+    [
+        ({"driver/nvidia/gpus/0000:01:00.0/information": "Model: \t NVIDIA H100\nIRQ: 5\n"}, "NVIDIA H100"),
+        ({"driver/nvidia/version": "NVRM version"}, "an NVIDIA GPU"),
+    ],
+)
+def test_gpus_at_a_glance(files: dict[str, str], seen: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(content)
+    monkeypatch.setattr(environment, "PROC", tmp_path)
+    assert environment.graphics_at_a_glance() == seen
