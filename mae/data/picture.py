@@ -142,6 +142,10 @@ def _check_before_decoding(opened: ImageFile.ImageFile, file: IO[bytes], name: s
     check_size(name, opened)
     if opened.format in ("JPEG", "MPO") and "progressive" in opened.info:
         check_scans(name, file)
+    if opened.format == "TIFF":  # Pillow leaves black what no strip or tile covers
+        covered = sum((right - left) * (bottom - top) for _, (left, top, right, bottom), *_ in opened.tile)
+        if covered < opened.width * opened.height:
+            raise PictureError(name, f"holds {covered:,} of its {opened.width * opened.height:,} pixels")
     if opened.format == "PNG":  # Pillow looks at the checksums of pixels only when asked to
         place = file.tell()
         file.seek(0)

@@ -14,6 +14,7 @@ from mae.data.archives import ARCHIVE_SUFFIXES, ArchiveListing, ArchiveSource, l
 from mae.data.folders import FolderReader, Listing, walk
 from mae.data.formats import describe_failure
 from mae.data.paths import PicturePaths
+from mae.data.remote import fetch_shard, url_of
 from mae.data.scan_index import ScanIndex
 from mae.data.source import JoinedSource, PictureSource
 from mae.errors import DataError
@@ -46,7 +47,9 @@ class PictureScan:
     others: int
 
 
-def scan_pictures(sources: Sequence[Path], on_progress: Callable[[int], None] | None = None) -> PictureScan:
+def scan_pictures(
+    sources: Sequence[Path], on_progress: Callable[[int], None] | None = None, *, offline: bool = False
+) -> PictureScan:
     """Look through folders, archives and single files for pictures, by content rather than by suffix.
 
     Folders may be nested or flat, with class folders or without; links are followed, hidden files are not.
@@ -55,13 +58,18 @@ def scan_pictures(sources: Sequence[Path], on_progress: Callable[[int], None] | 
     scan reads only what has changed.
 
     Args:
-        sources: Folders; .tar, .zip and .parquet files; pictures. A name may hold braces: ``{000..099}``, ``{a,b}``.
+        sources: Folders; .tar, .zip and .parquet files, also by https URL; pictures. A name may hold braces:
+            ``{000..099}``, ``{a,b}``.
         on_progress: Called with the number of files seen so far, now and then.
+        offline: Download nothing.
 
     Raises:
-        DataError: A source does not exist, or there is no picture in any of them.
+        DataError: A source does not exist or cannot be downloaded, or there is no picture in any of them.
     """
-    paths = [path for source in sources for path in expand_braces(source)]
+    paths: list[Path] = []
+    for source in sources:
+        url = url_of(source)
+        paths += [fetch_shard(one, offline=offline) for one in expand_names(url)] if url else expand_braces(source)
     for path in paths:
         failure = _missing(path)
         if failure:

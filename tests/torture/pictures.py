@@ -327,6 +327,9 @@ def _hostile() -> Iterator[Case]:
     for tag, kind, count, value in ((256, 4, 1, 60_000), (257, 4, 1, 60_000), (273, 4, 0xFFFFFFF0, 8)):
         lies += struct.pack("<HHII", tag, kind, count, value)
     yield Case("lying.tiff", _written(lies + bytes(4)), refused=".")
+    strip = _tiff(np.zeros((ROWS, COLUMNS), np.uint8), 8, 1)
+    taller = strip.replace(struct.pack("<HHII", 257, 4, 1, ROWS), struct.pack("<HHII", 257, 4, 1, 100 * ROWS))
+    yield Case("missing_strips.tiff", _written(taller), refused="holds 384 of its 38,400 pixels")
     loop = bytearray(_bytes(Image.fromarray(photo()), "tiff"))
     entries = struct.unpack_from("<H", loop, struct.unpack_from("<I", loop, 4)[0])[0]
     first = struct.unpack_from("<I", loop, 4)[0]

@@ -148,12 +148,20 @@ def all_settings() -> Iterator[Trial]:
     yield Trial("settings: a device", lambda s: _pretrain("--config", "/dev/zero"), 2, "is no file but a device")
     yield Trial("settings: a link to itself", _with_loop, 2, "Too many levels of symbolic links")
     yield Trial("settings: a name of 300 letters", lambda s: _pretrain("--config", "x" * 300), 2, "File name too long")
+    for url in ("http://host/train-{00..09}.tar", "s3://bucket/train.tar"):
+        yield Trial(f"command line: pretrain {url}", _pretrain_on(url), 3, "refused to download over .*: only https")
+    for url in ("https://host/pictures", "https://host/train.tar.gz"):
+        yield Trial(f"command line: pretrain {url}", _pretrain_on(url), 3, "by URL only .tar, .zip, .parquet are read")
     for name, (make, said) in COMMANDS.items():
         yield Trial(f"command line: {name}", make, 2, said)
 
 
 def _pretrain(*words: str | Path) -> Words:
     return ["pretrain", "/nonexistent/pictures", *words]
+
+
+def _pretrain_on(url: str) -> Callable[[Stage], Words]:
+    return lambda stage: ["pretrain", url]
 
 
 def _reconstruct(stage: Stage, *words: str | Path) -> Words:
