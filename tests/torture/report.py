@@ -192,7 +192,7 @@ def run(trial: Trial, stage: Stage) -> Row:
     Raises:
         AssertionError: It ended otherwise than it must.
     """
-    words = [str(word) for word in trial.make(stage)]
+    words = _prepared(trial, stage)
     talk = Path(f"{stage.folder}.talk")
     started = time.monotonic()
     process = os.fork()
@@ -214,17 +214,30 @@ def run(trial: Trial, stage: Stage) -> Row:
     return Row(trial.name, exit_code, _said(text, stage), seconds, peak / 1000)
 
 
+def _prepared(trial: Trial, stage: Stage) -> list[str]:
+    """Make what a trial needs, in a process of its own: what that leaves in memory would count as the command's."""
+    notes = Path(f"{stage.folder}.words")
+    process = os.fork()
+    if process == 0:
+        with contextlib.suppress(BaseException):
+            notes.write_bytes(b"\0".join(os.fsencode(word) for word in trial.make(stage)))
+        os._exit(0)
+    os.waitpid(process, 0)
+    return [os.fsdecode(word) for word in notes.read_bytes().split(b"\0")]
+
+
 def _child(words: list[str], talk: Path, largest_file: int) -> None:
     """Run the command with what it says going to a file, and its exit code and peak memory behind it."""
     with talk.open("wb") as file:
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(file.fileno(), stream.fileno())
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     if largest_file:  # what it says must still go somewhere
         reader, writer = os.pipe()
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(writer, stream.fileno())
+        for number in (1, 2):
+            os.dup2(writer, number)
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, before[1]))
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", errors="surrogateescape", closefd=False) for number in (1, 2))
     exit_code = 1
     try:
         app(words)
