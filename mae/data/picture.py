@@ -143,7 +143,8 @@ def _check_before_decoding(opened: ImageFile.ImageFile, file: IO[bytes], name: s
     if opened.format in ("JPEG", "MPO") and "progressive" in opened.info:
         check_scans(name, file)
     if opened.format == "TIFF":  # Pillow leaves black what no strip or tile covers
-        covered = sum((right - left) * (bottom - top) for _, (left, top, right, bottom), *_ in opened.tile)
+        extents = [tile.extents for tile in opened.tile if tile.extents is not None]
+        covered = sum((right - left) * (bottom - top) for left, top, right, bottom in extents)
         if covered < opened.width * opened.height:
             raise PictureError(name, f"holds {covered:,} of its {opened.width * opened.height:,} pixels")
     if opened.format == "PNG":  # Pillow looks at the checksums of pixels only when asked to

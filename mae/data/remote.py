@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -20,7 +21,7 @@ _URL = re.compile(r"(?:^|/)([a-z][a-z0-9+.-]+):/+([^/].*)$", re.DOTALL)
 
 def url_of(source: Path) -> str | None:
     """The URL that a source is, or None for a place on this machine."""
-    match = _URL.search(str(source))
+    match = None if os.path.exists(source) else _URL.search(str(source))
     return f"{match[1]}://{match[2]}" if match else None
 
 

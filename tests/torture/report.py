@@ -237,7 +237,9 @@ def _child(words: list[str], talk: Path, largest_file: int) -> None:
         for number in (1, 2):
             os.dup2(writer, number)
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, before[1]))
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", errors="surrogateescape", closefd=False) for number in (1, 2))
+    sys.stdout, sys.stderr = (
+        os.fdopen(number, "w", encoding="utf-8", errors="surrogateescape", closefd=False) for number in (1, 2)
+    )
     exit_code = 1
     try:
         app(words)

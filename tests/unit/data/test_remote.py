@@ -250,6 +250,14 @@ def test_a_url_survives_as_a_path() -> None:
         assert url_of(Path(place)) is None
 
 
+def test_a_folder_that_looks_like_a_url_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run:/a").mkdir(parents=True)
+    assert url_of(tmp_path / "run:/a") is None
+    monkeypatch.chdir(tmp_path)
+    assert url_of(Path("run:/a")) is None
+    assert url_of(Path("run:/b")) == "run://b"
+
+
 def _fetch(url: str) -> None:
     fetch_shard(url)
 
