@@ -25,6 +25,7 @@ from mae.data.geometry import crop_to
 from mae.data.normalise import normalise, picture_to_tensor
 from mae.data.picture import check_channels, load_picture
 from mae.errors import ConfigError
+from mae.files import refuse_place
 from mae.mae import MaskedAutoencoder
 
 
@@ -120,6 +121,8 @@ def compare(config: CompareConfig, on_step: Callable[[str], None] = lambda step:
         ConfigError: A reference that is not there or cannot run.
         DataError: The picture cannot be read.
     """
+    if config.out is not None:
+        refuse_place(config.out, "--out")
     on_step("reading")
     heads = {"num_heads": config.num_heads, "decoder_num_heads": config.decoder_num_heads}
     first = load_checkpoint(config.official, offline=config.offline, **heads)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from mae.errors import ConfigError
-from mae.options import option
+from mae.options import brief, option
 
 DEFAULT_MASK_RATIO = 0.75
+MOST_PATCHES = 2**18  # of a picture; 8192x8192 pixels in patches of 16, whose position tables alone take gigabytes
 LAYER_NORM_EPS = 1e-6  # the released weights were trained with it; PyTorch's default is 1e-5
 
 
@@ -54,6 +55,11 @@ class MAEConfig:
                 f"an image of {format_size(self.img_size)} pixels is not a whole number of patches of "
                 f"{self.patch_size}",
                 hint=f"the nearest image size is {format_size((near[0], near[1]))}",
+            )
+        if self.num_patches > MOST_PATCHES:
+            raise ConfigError(
+                f"an image of {format_size(self.img_size)} pixels has {self.num_patches:,} patches of "
+                f"{self.patch_size}; at most {MOST_PATCHES:,} can be held"
             )
         for width_name, heads_name in (("embed_dim", "num_heads"), ("decoder_embed_dim", "decoder_num_heads")):
             width, heads = getattr(self, width_name), getattr(self, heads_name)
@@ -123,14 +129,14 @@ def parse_size(value: Any) -> tuple[int, int]:
         ValueError: Anything else.
     """
     if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+)(?:\s*[xX,]\s*(\d+))?\s*", value)
+        match = re.fullmatch(r"\s*(\d{1,9})(?:\s*[xX,]\s*(\d{1,9}))?\s*", value)
         sides = [int(side) for side in match.groups() if side] if match else []
     else:
         sides = list(value) if isinstance(value, list | tuple) else [value]
     if len(sides) == 1:
         sides = sides * 2
-    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
-        raise ValueError(f"wanted pixels as S or HxW, for instance 224 or 224x320; got {value!r}")
+    if len(sides) != 2 or not all(type(side) is int and 0 < side < 10**9 for side in sides):
+        raise ValueError(f"wanted pixels as S or HxW, for instance 224 or 224x320; got {brief(value)}")
     return sides[0], sides[1]
 
 

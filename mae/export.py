@@ -19,7 +19,7 @@ from mae.comparing.config import ExportConfig
 from mae.comparing.libraries import hugging_face_config, is_installed, load_transformers, timm_model
 from mae.comparing.stages import TOLERANCES
 from mae.errors import CheckpointError, ConfigError, MaeError
-from mae.files import write_atomically
+from mae.files import refuse_place, write_atomically
 
 _SEED = 0  # of the picture and the mask that the check computes with
 _MASK_RATIO = 0.75
@@ -71,8 +71,7 @@ def export(config: ExportConfig, on_step: Callable[[str], None] = lambda step: N
     )
     _refuse_misfit(config.to, checkpoint)
     out = config.out or checkpoint.path.with_name(f"{checkpoint.path.stem}{_ENDINGS[config.to]}")
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out {out}: there is no folder {out.parent}")
+    refuse_place(out, "--out", folder=config.to == "hf")
     if out.resolve() == checkpoint.path.resolve():
         raise ConfigError(f"--out {out} is the checkpoint itself")
     without_decoder = config.to in ("encoder", "timm")
@@ -141,7 +140,7 @@ def _write_hugging_face(out: Path, state: Mapping[str, Tensor], checkpoint: Chec
     settings = {"model_type": "vit_mae", "architectures": ["ViTMAEForPreTraining"], "mask_ratio": _MASK_RATIO}
     settings |= hugging_face_config(checkpoint.config) | {"hidden_act": "gelu", "qkv_bias": True}
     try:
-        out.mkdir(exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
         text = json.dumps(settings, indent=2) + "\n"
         write_atomically(out / "config.json", lambda file: file.write(text.encode()))
     except OSError as error:

@@ -17,6 +17,7 @@ GAP = 6
 TITLE_SIZE = 16
 CAPTION_SIZE = 13
 SMALLEST_PANEL = 192
+LONGEST_SIDE = {"WEBP": 16_383, "JPEG": 65_500}  # pixels that a format can hold
 INK = (34, 34, 34)
 FAINT = (110, 110, 110)
 
@@ -92,6 +93,11 @@ def write_picture(path: Path, picture: Image.Image) -> None:
         ConfigError: The file cannot be written.
     """
     kind = PICTURE_FORMATS[path.suffix.lower()]
+    if max(picture.size) > LONGEST_SIDE.get(kind, max(picture.size)):
+        raise ConfigError(
+            f"cannot write {path}: {picture.width:,} x {picture.height:,} pixels are more than {kind} can hold",
+            hint="give a name that ends in .png, or fewer pictures",
+        )
     options = {"JPEG": {"quality": 92}, "WEBP": {"quality": 92}}.get(kind, {})
     try:
         write_atomically(path, lambda file: picture.save(file, format=kind, **options))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
+
+from mae.errors import ConfigError
 
 
 def shown(name: str | Path) -> str:
@@ -15,24 +19,87 @@ def shown(name: str | Path) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def refuse_place(path: Path, label: str, *, folder: bool = False) -> None:
+    """Refuse a place that cannot be written to, before anything is worked out for it.
+
+    Args:
+        path: Where a file is to be written, or files into a folder.
+        label: The option that named it, for instance ``--out``.
+        folder: Whether the place is a folder, which need not be there yet.
+
+    Raises:
+        ConfigError: There is no folder for it, it may not be written to, or something else is there.
+    """
+    name = f"{label} {shown(path)}"
+    try:
+        target = path.resolve() if path.is_symlink() else path
+        kind = target.stat().st_mode if target.exists() else None
+        above = target.parent
+        while folder and not above.exists() and above != above.parent:
+            above = above.parent
+        has_folder = above.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, a link to itself, a zero byte
+        raise ConfigError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
+    if target.is_symlink():  # from Python 3.13 on
+        raise ConfigError(f"{name} is a link that leads back to itself")
+    if folder and kind is not None and not stat.S_ISDIR(kind):
+        raise ConfigError(f"{name} is a file; a folder is wanted", hint="give another name, or move the file away")
+    if not folder and kind is not None and stat.S_ISDIR(kind):
+        raise ConfigError(f"{name} is a folder; a file is wanted", hint="give the name of a file in it")
+    if not folder and kind is not None and not stat.S_ISREG(kind):
+        raise ConfigError(f"{name} is a device, a pipe or a socket; a file is wanted")
+    if not has_folder:
+        raise ConfigError(
+            f"{name}: {shown(above)} is a file and no folder"
+            if above.exists()
+            else f"{name}: there is no folder {shown(above)}"
+        )
+    inside = target if folder and kind is not None else above
+    if not os.access(inside, os.W_OK | os.X_OK):
+        raise ConfigError(f"{name}: no permission to write in {shown(inside)}")
+
+
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file beside its target, flush it to the disk, and move it into place.
 
     Args:
-        path: The target; its folder must exist.
+        path: The target; its folder must exist. A link is followed, so that it stays one.
         write: Called with the open binary file.
 
     Raises:
         OSError: The file cannot be written; the target is as it was.
     """
+    target = resolve_target(path)
     # Not NamedTemporaryFile: its 0600 would survive the move and lock a lab's colleagues out.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = temporary_beside(target)
     try:
         with temporary.open("xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def resolve_target(path: Path) -> Path:
+    """Where a file of this name is written: behind links, and never in a device's or a pipe's place.
+
+    Raises:
+        OSError: It is no regular file, or links lead in a circle.
+    """
+    try:
+        target = path.resolve()
+    except RuntimeError:  # what Python before 3.13 says of a circle
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    if target.exists() and not target.is_file() and not target.is_dir():
+        raise OSError(errno.EINVAL, "it is a device, a pipe or a socket", str(path))
+    return target
+
+
+def temporary_beside(target: Path) -> Path:
+    """A fresh name in a target's folder; it is not longer than the target's own may be."""
+    return target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.tmp")

@@ -20,6 +20,9 @@ from mae.errors import ConfigError
 
 Config = TypeVar("Config")
 
+LARGEST_INTEGER = 2**63 - 1  # what TOML promises, and what torch and the file system can hold
+_LONGEST_SHOWN = 60
+
 
 @dataclasses.dataclass(frozen=True)
 class Option:
@@ -62,37 +65,73 @@ def flag_name(field_name: str) -> str:
     return "--" + field_name.replace("_", "-")
 
 
-def build_config(config_class: type[Config], values: Mapping[str, Any], *, source: str = "") -> Config:
+def build_config(
+    config_class: type[Config], values: Mapping[str, Any], *, source: str | Mapping[str, str] = ""
+) -> Config:
     """Build a config from plain values, checking names, types and bounds.
 
     Args:
         config_class: A frozen dataclass whose fields were made by ``option``.
         values: Field name to value; a field that is absent takes its default.
-        source: Named in messages, for instance the path of a TOML file.
+        source: Named in messages: the path of the TOML file that all values come from, or the paths by field
+            name for those that do.
 
     Raises:
         ConfigError: An unknown name, a missing one, a wrong type or a value out of bounds.
     """
     fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, config_class))}
-    where = f" in {source}" if source else ""
+    sources = dict.fromkeys(values, source) if isinstance(source, str) else source
     hints = typing.get_type_hints(config_class)
     checked: dict[str, Any] = {}
     for name, value in values.items():
+        where = sources.get(name, "")
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=3)
-            raise ConfigError(
-                f"unknown option {name!r}{where}",
-                hint=f"did you mean {', '.join(near)}?" if near else "see --help for the names",
-            )
+            raise _unknown(name, value, f" in {where}" if where else "", fields)
         declared = option_of(fields[name])
-        label = f"{name}{where}" if source else ((declared.metavar or name) if declared.positional else flag_name(name))
-        checked[name] = _check(label, value, hints[name], declared)
+        checked[name] = _check(f"{name} in {where}" if where else _label(name, declared), value, hints[name], declared)
     for name, field in fields.items():
-        if field.default is dataclasses.MISSING and name not in checked:
-            declared = option_of(field)
-            label = declared.metavar or name if declared.positional else flag_name(name)
-            raise ConfigError(f"missing {label}{where}", hint="see --help for an example")
-    return config_class(**checked)
+        if field.default is dataclasses.MISSING and checked.get(name, ()) == ():
+            where = f" in {source}" if source and isinstance(source, str) else ""
+            raise ConfigError(f"missing {_label(name, option_of(field))}{where}", hint="see --help for an example")
+    try:
+        return config_class(**checked)
+    except ConfigError as error:
+        files = dict.fromkeys(file for name, file in sources.items() if file and flag_name(name) in error.message)
+        if not files:
+            raise
+        raise ConfigError(f"{error.message} (set in {', '.join(files)})", hint=error.hint) from None
+
+
+def _label(name: str, declared: Option) -> str:
+    return (declared.metavar or name) if declared.positional else flag_name(name)
+
+
+def _unknown(name: str, value: Any, where: str, known: Mapping[str, Any]) -> ConfigError:
+    if isinstance(value, dict):
+        return ConfigError(
+            f"unknown table [{_cut(name)}]{where}", hint="settings have no tables: write every name at the top level"
+        )
+    near = difflib.get_close_matches(name[:_LONGEST_SHOWN], known, n=3)
+    return ConfigError(
+        f"unknown option {brief(name)}{where}",
+        hint=f"did you mean {', '.join(near)}?" if near else "see --help for the names",
+    )
+
+
+def brief(value: Any) -> str:
+    """A value as a person wrote it, no longer than a line takes; it may be a gigantic number or a million items."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > LARGEST_INTEGER:
+        return f"a number of {value.bit_length()} bits"
+    if isinstance(value, list | tuple | dict) and len(value) > 9:
+        return f"{len(value):,} values"
+    try:
+        return _cut(repr(value) if isinstance(value, str | int | float | list | tuple | dict) else str(value))
+    except ValueError:  # a gigantic number inside
+        return f"{len(value)} values"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
 
 
 def _check(label: str, value: Any, hint: Any, declared: Option) -> Any:
@@ -101,7 +140,7 @@ def _check(label: str, value: Any, hint: Any, declared: Option) -> Any:
     if declared.parse is not None:
         try:
             value = declared.parse(value)
-        except (TypeError, ValueError) as error:
+        except (ArithmeticError, TypeError, ValueError) as error:
             raise ConfigError(f"{label}: {error}") from None
     else:
         value = _coerce(label, value, hint)
@@ -110,9 +149,9 @@ def _check(label: str, value: Any, hint: Any, declared: Option) -> Any:
             _check_bounds(label, number, declared)
     for word in value if isinstance(value, tuple) else (value,):
         if declared.choices and word not in declared.choices:
-            near = difflib.get_close_matches(str(word), declared.choices, n=2, cutoff=0.5)
+            near = difflib.get_close_matches(str(word)[:_LONGEST_SHOWN], declared.choices, n=2, cutoff=0.5)
             raise ConfigError(
-                f"{label} must be one of {', '.join(declared.choices)}; got {word!r}",
+                f"{label} must be one of {', '.join(declared.choices)}; got {brief(word)}",
                 hint=f"did you mean {' or '.join(near)}?" if near else None,
             )
     return value
@@ -120,7 +159,11 @@ def _check(label: str, value: Any, hint: Any, declared: Option) -> Any:
 
 def _check_bounds(label: str, number: float, declared: Option) -> None:
     wanted = []
-    good = math.isfinite(number)
+    if isinstance(number, int) and abs(number) > LARGEST_INTEGER:
+        raise ConfigError(f"{label} must be at most {declared.high or LARGEST_INTEGER:g}; got {brief(number)}")
+    if not math.isfinite(number):
+        raise ConfigError(f"{label} must be a finite number; got {number:g}")
+    good = True
     if declared.low is not None:
         wanted.append(f"at least {declared.low:g}")
         good &= number >= declared.low
@@ -134,7 +177,7 @@ def _check_bounds(label: str, number: float, declared: Option) -> None:
         wanted.append(f"below {declared.below:g}")
         good &= number < declared.below
     if not good:
-        raise ConfigError(f"{label} must be {' and '.join(wanted) or 'a finite number'}; got {number:g}")
+        raise ConfigError(f"{label} must be {' and '.join(wanted)}; got {number:g}")
 
 
 def _coerce(label: str, value: Any, hint: Any) -> Any:
@@ -152,12 +195,20 @@ def _coerce(label: str, value: Any, hint: Any) -> Any:
             raise ConfigError(f"{label} needs {len(parts)} values; got {len(items)}")
         return tuple(_coerce(label, item, part) for item, part in zip(items, parts, strict=True))
     if hint is Path and isinstance(value, str | Path):
-        return Path(value)
+        return _path(label, value)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        return math.inf if isinstance(value, int) and abs(value) > LARGEST_INTEGER else float(value)
     if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise ConfigError(f"{label} must be {_type_name(hint)}; got {value!r}")
+    raise ConfigError(f"{label} must be {_type_name(hint)}; got {brief(value)}")
+
+
+def _path(label: str, value: str | Path) -> Path:
+    if not str(value):
+        raise ConfigError(f"{label} must be a path; got nothing")
+    if "\0" in str(value):
+        raise ConfigError(f"{label} must be a path; got {brief(value)}, and no path holds a zero byte")
+    return Path(value)
 
 
 def _type_name(hint: Any) -> str:

@@ -20,7 +20,7 @@ from mae.data.scan import scan_pictures
 from mae.device import resolve_device
 from mae.errors import CheckpointError, ConfigError, DataError
 from mae.figure import Row, draw_grid, write_picture
-from mae.files import shown
+from mae.files import refuse_place, shown
 from mae.mae import MaskedAutoencoder, patch_statistics
 from mae.masking import Masking, masking_from_order, random_masking, take_patches
 from mae.panels import Panels, make_panels, predict
@@ -85,8 +85,9 @@ def reconstruct(
         DataError: A picture cannot be read.
         CheckpointError: The weights cannot be used; in particular they have no decoder.
     """
-    if not config.out.parent.is_dir():
-        raise ConfigError(f"--out {config.out}: there is no folder {config.out.parent}")
+    refuse_place(config.out, "--out")
+    if config.separate is not None:
+        refuse_place(config.separate, "--separate", folder=True)
     device = resolve_device(config.device)
     checkpoint = _load(config.checkpoint, offline=config.offline)
     check_channels(checkpoint.config.in_chans)

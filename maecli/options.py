@@ -13,12 +13,14 @@ from typing import Annotated, Any
 import typer
 
 from mae.errors import ConfigError
+from mae.files import shown
 from mae.options import Option, build_config, flag_name, option_of
 from maecli.completion import completion_of
 from maecli.output import Output
 
 _VERBOSE = "Tell every setting, the time and the memory taken on stderr, and where an error comes from."
 _METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
+LARGEST_TOML = 1_000_000  # bytes; all settings with long lists of folders take a few thousand
 
 
 def command_from(
@@ -38,7 +40,10 @@ def command_from(
                 config_file = typed.pop("config", None)
                 values = {name: value for name, value in typed.items() if value not in (None, [], ())}
                 from_file = read_toml(config_file, "--config") if config_file else {}
-                config = build_config(config_class, saved(values) | from_file | values)
+                from_run = saved(values)
+                source = dict.fromkeys(from_run, "the run's config.toml") | dict.fromkeys(from_file, shown(config_file))
+                source = {name: file for name, file in source.items() if name not in values}
+                config = build_config(config_class, from_run | from_file | values, source=source)
                 _tell(config, output)
                 run(config, output)
 
@@ -70,18 +75,39 @@ def read_toml(path: Path, flag: str) -> dict[str, Any]:
     """Read a config file's values by field name; ``flag`` is the option that named it.
 
     Raises:
-        ConfigError: The file is missing or is not TOML.
+        ConfigError: The file is missing, larger than any config, or is not TOML.
     """
     import tomllib
 
+    where = f"{flag} {shown(path)}"
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise ConfigError(f"{where} is no file but a device, a pipe or a socket")
         with path.open("rb") as file:
-            values = tomllib.load(file)
-    except OSError as error:
-        raise ConfigError(f"{flag} {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{flag} {path} is not TOML: {error}") from None
-    return {name.replace("-", "_"): value for name, value in values.items()}
+            content = file.read(LARGEST_TOML + 1)
+    except (OSError, ValueError) as error:  # no path may hold a zero byte
+        raise ConfigError(f"{where}: {getattr(error, 'strerror', None) or error}") from None
+    if len(content) > LARGEST_TOML:
+        raise ConfigError(
+            f"{where} is larger than {LARGEST_TOML // 1000} kB, so it is no file of settings",
+            hint="give the TOML file, not a checkpoint or data",
+        )
+    try:
+        values = tomllib.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{where} is not TOML: its byte {error.start} is no UTF-8", hint="save it as text in UTF-8"
+        ) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, a nest of thousands of brackets
+        reason = str(error).splitlines()[0] if isinstance(error, tomllib.TOMLDecodeError) else "too long or too deep"
+        raise ConfigError(f"{where} is not TOML: {reason}") from None
+    named: dict[str, Any] = {}
+    for name, value in values.items():
+        field = name.replace("-", "_")
+        if field in named:
+            raise ConfigError(f"{where} has {field} twice, with - and with _", hint="keep one of them")
+        named[field] = value
+    return named
 
 
 def _positional_names(config_class: Any) -> set[str]:

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import errno
 import os
-import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from mae.config import MAEConfig
 from mae.errors import CheckpointError
-from mae.files import write_atomically
+from mae.files import resolve_target, temporary_beside, write_atomically
 from mae.mae import MaskedAutoencoder
 
 
@@ -102,19 +101,22 @@ def save_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary: Path | None = None
     try:
+        target = resolve_target(path)
+        temporary = temporary_beside(target)
         with temporary.open("xb") as file:
             mode = os.fstat(file.fileno()).st_mode
         save_file({key: tensor.contiguous() for key, tensor in state.items()}, temporary, {"format": "pt", **metadata})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.chmod(mode)  # save_file's own 0600 would lock a lab's colleagues out
-        temporary.replace(path)
+        temporary.replace(target)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def _tensor_bytes(value: Any) -> int:

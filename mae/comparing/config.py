@@ -49,8 +49,6 @@ class CompareConfig:
                 raise ConfigError(f"--out {self.out}: the name must end in {', '.join(PICTURE_FORMATS)}")
             if self.checkpoint is None:
                 raise ConfigError("--out draws two reconstructions side by side, so it needs --checkpoint")
-            if not self.out.parent.is_dir():
-                raise ConfigError(f"--out {self.out}: there is no folder {self.out.parent}")
 
 
 TARGETS = ("official", "encoder", "timm", "hf", "safetensors")

@@ -124,14 +124,14 @@ def _zip_members(path: Path, file: IO[bytes]) -> Iterator[_Member]:
         raise DataError(f"{shown(path)} is no zip file that can be read: {error}") from None
     for member in members:
         name = os.fsencode(member.filename)
-        if member.is_dir() or _is_hidden(name):
+        if not name or member.is_dir() or _is_hidden(name):
             continue
-        file.seek(member.header_offset)
+        file.seek(max(0, member.header_offset))  # a damaged directory may say that it lies before the file
         header = file.read(_LOCAL_HEADER)
         after = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
         stored = member.compress_type == zipfile.ZIP_STORED
         reason = ""
-        if len(header) < _LOCAL_HEADER or not header.startswith(b"PK\3\4"):
+        if member.header_offset < 0 or len(header) < _LOCAL_HEADER or not header.startswith(b"PK\3\4"):
             reason = "is not where the zip file says"
         elif member.flag_bits & 1:
             reason = "is encrypted"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import warnings
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -120,7 +121,9 @@ class Augmentation:
         jpeg = self._as_jpeg(file)
         if jpeg is not None:
             try:
-                return self.crop(jpeg, seed)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # as in ``decode_picture``
+                    return self.crop(jpeg, seed)
             except Exception:  # damaged: Pillow reads it all the same, or says what is wrong
                 file.seek(0)
         return self.crop(self._whole(file, name), seed)
@@ -172,7 +175,8 @@ class Augmentation:
         turn = TURNS[1]
         if header.has_metadata:
             try:
-                with Image.open(io.BytesIO(data), formats=("JPEG",)) as opened:
+                with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=("JPEG",)) as opened:
+                    warnings.simplefilter("ignore")
                     turn = TURNS.get(orientation_of(opened), turn)
             except Exception:  # as in ``__call__``
                 return None

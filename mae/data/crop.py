@@ -89,9 +89,9 @@ def draw_box(
             left = int(torch.randint(0, columns - width + 1, (1,), generator=generator))
             return Box(top, left, height, width)
     if columns / rows < ratio[0]:
-        width, height = columns, round(columns / ratio[0])
+        width, height = columns, max(1, round(columns / ratio[0]))
     elif columns / rows > ratio[1]:
-        width, height = round(rows * ratio[1]), rows
+        width, height = max(1, round(rows * ratio[1])), rows  # torchvision's may have no pixel
     else:
         width, height = columns, rows
     return Box((rows - height) // 2, (columns - width) // 2, height, width)

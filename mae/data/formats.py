@@ -9,7 +9,7 @@ import stat
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, cast
 
 from PIL import Image, UnidentifiedImageError
 
@@ -30,6 +30,8 @@ MAX_FILE_BYTES = 512 * 2**20
 BYTES_PER_PIXEL = {"JPEG2000": 20, "WEBP": 20, "AVIF": 16}
 OTHER_BYTES_PER_PIXEL = 12
 MAX_DECODED_BYTES = 1_400_000_000
+# Of a file; a PNG of the largest size in the usual pieces of 8 KiB takes two thirds of them.
+MAX_READS = 300_000
 # A progressive JPEG has about ten scans; a thousand empty ones would keep a decoder busy for minutes.
 MAX_SCANS = 100
 HEAD_BYTES = 64
@@ -86,6 +88,42 @@ def _check_regular(name: Path, info: os.stat_result, limited: bool) -> None:
         raise PictureError(name, kind)
     if limited and info.st_size > MAX_FILE_BYTES:
         raise PictureError(name, f"is too large ({info.st_size / 2**20:,.0f} MiB; at most 512 are read)")
+
+
+def metered(file: IO[bytes], name: str | Path) -> IO[bytes]:
+    """An open file that refuses to be read in hundreds of thousands of pieces, with an error that names it."""
+    return cast(IO[bytes], _Metered(file, name))
+
+
+class _Metered:
+    """See ``metered``.
+
+    Decoders written in Python walk through a file piece by piece; 512 MiB of pieces without content would keep
+    one busy for minutes.
+    """
+
+    def __init__(self, file: IO[bytes], name: str | Path) -> None:
+        self._file = file
+        self._name = name
+        self._left = MAX_READS
+
+    def read(self, size: int = -1) -> bytes:
+        """As the file does, so many times."""
+        self._count()
+        return self._file.read(size)
+
+    def readline(self, size: int = -1) -> bytes:
+        """As the file does, so many times."""
+        self._count()
+        return self._file.readline(size)
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise PictureError(self._name, f"is made of over {MAX_READS:,} pieces")
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._file, attribute)
 
 
 def sniff(head: bytes) -> bool | None:

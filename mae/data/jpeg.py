@@ -21,6 +21,7 @@ from mae.errors import ConfigError
 EIGHTHS = 8  # the whole size
 # Below the crop's last row: the two rows that upsampled colour is interpolated with.
 MARGIN = 2
+MOST_MARKERS = 10_000  # before the pixels; ICC profiles and EXIF take a few dozen
 
 _START_OF_FRAME = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
 _OTHER_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
@@ -69,9 +70,10 @@ def read_header(data: bytearray) -> JpegHeader | None:
     Those are CMYK, arithmetic and lossless coding, 12 bits, and whatever is not as it should be.
     """
     at, frame, has_metadata = 2, None, False
-    while True:
-        while data[at : at + 2] == b"\xff\xff":  # padding
+    for _ in range(MOST_MARKERS):
+        if data[at : at + 2] == b"\xff\xff":  # padding
             at += 1
+            continue
         if at + 4 > len(data) or data[at] != 0xFF:
             return None
         marker, length = data[at + 1], struct.unpack_from(">H", data, at + 2)[0]
@@ -88,6 +90,8 @@ def read_header(data: bytearray) -> JpegHeader | None:
             frame = JpegHeader(rows, columns, channels, at + 5, marker == _PROGRESSIVE, False)
         has_metadata |= marker == _APP1
         at += 2 + length
+    else:
+        return None
     if frame is None or data.rfind(b"\xff\xd9", at) < 0:
         return None
     return frame._replace(has_metadata=has_metadata)

@@ -14,10 +14,12 @@ from mae.data.channels import MODES, with_channels
 from mae.data.formats import (
     FORMATS,
     HEAD_BYTES,
+    MAX_READS,
     PictureError,
     check_scans,
     check_size,
     describe_failure,
+    metered,
     open_regular,
 )
 from mae.errors import ConfigError
@@ -91,7 +93,7 @@ def probe_open(file: IO[bytes]) -> str | None:
             warnings.simplefilter("ignore")
             head = file.read(HEAD_BYTES)
             file.seek(0)
-            with Image.open(file, formats=FORMATS):
+            with Image.open(metered(file, "the file"), formats=FORMATS):
                 return None
     except Exception as error:  # as in ``decode_picture``
         return describe_failure(error, head)
@@ -126,7 +128,7 @@ def decode_picture(
             warnings.simplefilter("ignore")
             head = file.read(HEAD_BYTES)
             file.seek(0)
-            with Image.open(file, formats=FORMATS) as opened:
+            with Image.open(metered(file, name), formats=FORMATS) as opened:
                 _check_before_decoding(opened, file, name)
                 upright = _decode(opened, MODES[in_chans])
                 if on_note is not None and (more := _frames(opened)):
@@ -140,10 +142,15 @@ def _check_before_decoding(opened: ImageFile.ImageFile, file: IO[bytes], name: s
     check_size(name, opened)
     if opened.format in ("JPEG", "MPO") and "progressive" in opened.info:
         check_scans(name, file)
+    if opened.format == "TIFF":  # Pillow leaves black what no strip or tile covers
+        extents = [tile.extents for tile in opened.tile if tile.extents is not None]
+        covered = sum((right - left) * (bottom - top) for left, top, right, bottom in extents)
+        if covered < opened.width * opened.height:
+            raise PictureError(name, f"holds {covered:,} of its {opened.width * opened.height:,} pixels")
     if opened.format == "PNG":  # Pillow looks at the checksums of pixels only when asked to
         place = file.tell()
         file.seek(0)
-        with Image.open(file, formats=("PNG",)) as checked:
+        with Image.open(metered(file, name), formats=("PNG",)) as checked:
             checked.verify()
         file.seek(place)
 
@@ -169,9 +176,13 @@ def _frames(opened: Image.Image) -> str:
     """How many there are of what, for instance "12 frames"; empty for one."""
     try:
         frames = getattr(opened, "n_frames", 1)
+    except PictureError:  # so many that they are not counted
+        frames = MAX_READS
     except Exception:  # damage behind the first frame
         return ""
     word = {"TIFF": "pages", "MPO": "pictures"}.get(opened.format or "", "frames")
+    if frames >= MAX_READS:
+        return f"many {word}"
     return f"{frames:,} {word}" if frames > 1 else ""
 
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from mae.data.archives import ARCHIVE_SUFFIXES, ArchiveListing, ArchiveSource, list_archive
 from mae.data.folders import FolderReader, Listing, walk
+from mae.data.formats import describe_failure
 from mae.data.paths import PicturePaths
+from mae.data.remote import fetch_shard, url_of
 from mae.data.scan_index import ScanIndex
 from mae.data.source import JoinedSource, PictureSource
 from mae.errors import DataError
 from mae.files import shown
+
+MOST_NAMES = 100_000  # that a name with braces may stand for
+_BRACES = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}|\{([^{}]*,[^{}]*)\}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +47,9 @@ class PictureScan:
     others: int
 
 
-def scan_pictures(sources: Sequence[Path], on_progress: Callable[[int], None] | None = None) -> PictureScan:
+def scan_pictures(
+    sources: Sequence[Path], on_progress: Callable[[int], None] | None = None, *, offline: bool = False
+) -> PictureScan:
     """Look through folders, archives and single files for pictures, by content rather than by suffix.
 
     Folders may be nested or flat, with class folders or without; links are followed, hidden files are not.
@@ -49,13 +58,18 @@ def scan_pictures(sources: Sequence[Path], on_progress: Callable[[int], None] | 
     scan reads only what has changed.
 
     Args:
-        sources: Folders; .tar, .zip and .parquet files; pictures. A name may hold braces: ``{000..099}``, ``{a,b}``.
+        sources: Folders; .tar, .zip and .parquet files, also by https URL; pictures. A name may hold braces:
+            ``{000..099}``, ``{a,b}``.
         on_progress: Called with the number of files seen so far, now and then.
+        offline: Download nothing.
 
     Raises:
-        DataError: A source does not exist, or there is no picture in any of them.
+        DataError: A source does not exist or cannot be downloaded, or there is no picture in any of them.
     """
-    paths = [path for source in sources for path in expand_braces(source)]
+    paths: list[Path] = []
+    for source in sources:
+        url = url_of(source)
+        paths += [fetch_shard(one, offline=offline) for one in expand_names(url)] if url else expand_braces(source)
     for path in paths:
         failure = _missing(path)
         if failure:
@@ -86,14 +100,42 @@ def scan_pictures(sources: Sequence[Path], on_progress: Callable[[int], None] | 
 
 
 def expand_braces(source: Path) -> list[Path]:
-    """``shards-{000..099}.tar`` as a hundred paths; a name that is there as it stands is left alone."""
-    match = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", str(source))
-    if match is None or source.exists():
-        return [source]
+    """``shards-{000..099}.tar`` as a hundred paths; a name that is there as it stands is left alone.
+
+    Raises:
+        DataError: A range counts down, or there would be more names than anybody has files.
+    """
+    return [Path(name) for name in expand_names(str(source))]
+
+
+def expand_names(pattern: str) -> list[str]:
+    """``expand_braces`` of a name that need not be a path."""
+    if os.path.exists(pattern):
+        return [pattern]
+    total = math.prod(_count(match) for match in _BRACES.finditer(pattern))
+    if total > MOST_NAMES:
+        raise DataError(f"{shown(pattern)} stands for {total:,} names; at most {MOST_NAMES:,} are read")
+    return list(_expanded(pattern))
+
+
+def _expanded(pattern: str) -> Iterator[str]:
+    match = _BRACES.search(pattern)
+    if match is None or os.path.exists(pattern):
+        yield pattern
+        return
     first, last, words = match.groups()
-    parts = words.split(",") if words else [f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1)]
-    before, after = str(source)[: match.start()], str(source)[match.end() :]
-    return [path for part in parts for path in expand_braces(Path(before + part + after))]
+    parts = words.split(",") if words else (f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1))
+    for part in parts:
+        yield from _expanded(pattern[: match.start()] + part + pattern[match.end() :])
+
+
+def _count(match: re.Match[str]) -> int:
+    first, last, words = match.groups()
+    if words:
+        return words.count(",") + 1
+    if int(first) > int(last):
+        raise DataError(f"{shown(match[0])} counts down; the smaller number comes first")
+    return int(last) - int(first) + 1
 
 
 def _nothing_found(paths: Sequence[Path], unreadable: Sequence[Unreadable], others: int) -> DataError:
@@ -112,8 +154,12 @@ def _is_archive(path: Path) -> bool:
 
 
 def _missing(source: Path) -> str:
-    if source.exists():
+    try:
+        source.stat()
         return ""
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            return describe_failure(error)
     return "is a link to nothing" if source.is_symlink() else "no such folder"
 
 

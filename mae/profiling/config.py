@@ -27,7 +27,7 @@ def parse_bytes(value: Any) -> int:
     Raises:
         ValueError: Anything else, or nothing at all.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", str(value).upper())
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([KMGT]?I?)B?\s*", str(value).upper())
     amount = round(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
     if amount < 1:
         raise ValueError(f"wanted memory as 24GB, 24GiB or bytes; got {value!r}")

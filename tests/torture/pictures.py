@@ -327,12 +327,24 @@ def _hostile() -> Iterator[Case]:
     for tag, kind, count, value in ((256, 4, 1, 60_000), (257, 4, 1, 60_000), (273, 4, 0xFFFFFFF0, 8)):
         lies += struct.pack("<HHII", tag, kind, count, value)
     yield Case("lying.tiff", _written(lies + bytes(4)), refused=".")
+    strip = _tiff(np.zeros((ROWS, COLUMNS), np.uint8), 8, 1)
+    taller = strip.replace(struct.pack("<HHII", 257, 4, 1, ROWS), struct.pack("<HHII", 257, 4, 1, 100 * ROWS))
+    yield Case("missing_strips.tiff", _written(taller), refused="holds 384 of its 38,400 pixels")
     loop = bytearray(_bytes(Image.fromarray(photo()), "tiff"))
     entries = struct.unpack_from("<H", loop, struct.unpack_from("<I", loop, 4)[0])[0]
     first = struct.unpack_from("<I", loop, 4)[0]
     struct.pack_into("<I", loop, first + 2 + 12 * entries, first)  # the next page is this one
     yield Case("page_loop.tiff", _written(bytes(loop)), photo())
     yield Case("scan_bomb.jpg", _written(_scan_bomb()), refused="scans")
+    jpeg, png, gif = (_bytes(Image.fromarray(photo()), suffix) for suffix in ("jpg", "png", "gif"))
+    pieces = "is made of over 300,000 pieces"
+    yield Case("pieces_padding.jpg", _written(jpeg[:2] + b"\xff" * 700_000 + jpeg[2:]), refused=pieces)
+    yield Case("pieces_markers.jpg", _written(jpeg[:2] + b"\xff\xe2\0\2" * 160_000 + jpeg[2:]), refused=pieces)
+    nothing = _chunks((b"prVt", b""))[8:] * 160_000
+    yield Case("pieces_before.png", _written(png[:33] + nothing + png[33:]), refused=pieces)
+    yield Case("pieces_behind.png", _written(png[:-12] + nothing + png[-12:]), refused=pieces)
+    yield Case("pieces.gif", _written(gif[:781] + b"!\xfe\0" * 160_000 + gif[781:]), refused=pieces)
+    yield Case("pieces.ppm", _written(b"P6" + b" " * 400_000 + b"2 2 255\n" + bytes(12)), refused=pieces)
 
 
 def _names() -> Iterator[Case]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 from PIL import Image
 
-from mae.figure import GAP, MARGIN, TITLE_SIZE, Row, draw_grid
+from mae.errors import ConfigError
+from mae.figure import GAP, MARGIN, TITLE_SIZE, Row, draw_grid, write_picture
 
 
 def test_pictures_stand_where_they_should() -> None:
@@ -31,3 +35,11 @@ def test_long_captions_wrap_and_grey_pictures_are_drawn() -> None:
     long = draw_grid(("a",), [Row([Image.new("L", (200, 50))], "word " * 40)], note="note " * 20)
     assert long.height > short.height + 40
     assert long.width == short.width
+
+
+def test_a_page_that_the_format_cannot_hold_is_refused(tmp_path: Path) -> None:
+    page = Image.new("L", (9, 16_384))
+    with pytest.raises(ConfigError, match="9 x 16,384 pixels are more than WEBP can hold"):
+        write_picture(tmp_path / "page.webp", page)
+    assert not list(tmp_path.iterdir())
+    write_picture(tmp_path / "page.png", page)

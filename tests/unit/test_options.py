@@ -42,7 +42,7 @@ def test_values_take_their_declared_types() -> None:
     ("values", "message"),
     [
         ({"share": 0}, "--share must be above 0 and below 1; got 0"),
-        ({"share": float("nan")}, "--share must be above 0 and below 1; got nan"),
+        ({"share": float("nan")}, "--share must be a finite number; got nan"),
         ({"share": "much"}, "--share must be a number; got 'much'"),
         ({"share": True}, "--share must be a number; got True"),
         ({"count": 0}, "--count must be at least 1 and at most 9; got 0"),

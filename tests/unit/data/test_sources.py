@@ -203,3 +203,19 @@ def test_tables_without_pictures_and_rows_without_one(tmp_path: Path) -> None:
     (tmp_path / "d.parquet").write_text("words")
     with pytest.raises(DataError, match="is no Parquet file"):
         scan_pictures([tmp_path / "d.parquet"])
+
+
+def test_a_zip_whose_directory_lies_before_the_file(tmp_path: Path) -> None:
+    data = bytearray(write_zip(tmp_path / "data.zip", CONTENT).read_bytes())
+    end = data.rindex(b"PK\5\6")
+    stated = int.from_bytes(data[end + 16 : end + 20], "little")
+    data[end + 16 : end + 20] = (stated + 100).to_bytes(4, "little")
+    (tmp_path / "data.zip").write_bytes(data)
+    listing = list_archive(tmp_path / "data.zip", lambda: None)
+    assert b"is not where the zip file says" in [reason.encode() for _, reason in listing.unreadable]
+
+
+def test_a_zip_member_without_a_name_is_passed_over(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "data.zip", CONTENT | {"??": b"nameless"})
+    path.write_bytes(path.read_bytes().replace(b"??", b"\0?"))  # a name ends at its first zero
+    assert len(list_archive(path, lambda: None).offsets) == len(CONTENT)

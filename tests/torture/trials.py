@@ -1,0 +1,79 @@
+"""Commands with something wrong in them, each with what must come of it: the shape that all corpora share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mae.checkpoints import save_checkpoint
+from mae.config import MAEConfig
+from mae.models import create_model
+from mae.seeding import seeded
+
+Words = list[str | Path]
+TINY: Words = [
+    "--variant", "vit_tiny", "--image-size", "16", "--patch-size", "8", "--batch-size", "2", "--epochs", "1",
+    "--warmup-epochs", "0", "--workers", "0", "--preview-every", "0", "--device", "cpu", "--precision", "fp32",
+]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What a trial finds: a folder of its own, and things that it may read and must not change.
+
+    Attributes:
+        folder: Empty.
+        pictures: A folder with four small pictures.
+        weights: A tiny checkpoint.
+    """
+
+    folder: Path
+    pictures: Path
+    weights: Path
+
+    @property
+    def picture(self) -> Path:
+        """One of the pictures."""
+        return self.pictures / "0.png"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One command.
+
+    Attributes:
+        name: What is odd about it.
+        make: Prepares the stage and gives the command's words.
+        exit_code: What it must end with.
+        said: A pattern that must be found in what it says; empty for a trial that is expected to succeed.
+        after: Looks at the stage when the command has ended.
+        largest_file: Bytes after which the system takes no more of any file, as on a full disk; 0 for no limit.
+    """
+
+    name: str
+    make: Callable[[Stage], Words]
+    exit_code: int
+    said: str = ""
+    after: Callable[[Stage], object] = lambda stage: None
+    largest_file: int = 0
+
+
+def set_stage(folder: Path) -> Stage:
+    """Make the pictures and the weights that all trials of a session share."""
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    for number in range(4):
+        noise = np.random.default_rng(number).integers(0, 256, (20, 24, 3), np.uint8)
+        Image.fromarray(noise).save(pictures / f"{number}.png")
+    sizes = {"embed_dim": 32, "depth": 1, "num_heads": 2, "decoder_embed_dim": 32, "decoder_depth": 1}
+    with seeded(0), torch.no_grad():
+        model = create_model(MAEConfig((32, 32), patch_size=8, decoder_num_heads=2, **sizes))
+        for parameter in model.parameters():  # as after training: initial values would be told of
+            parameter.add_(torch.randn_like(parameter), alpha=0.01)
+    save_checkpoint(folder / "tiny.pth", model)
+    return Stage(folder, pictures, folder / "tiny.pth")
