@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
-import json
 import os
 import platform
 import re
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import mae
-from mae.files import write_atomically
 
 ENVIRONMENT_FILE = "environment.json"
 
@@ -175,16 +173,6 @@ def graphics_cards() -> list[dict[str, Any]]:
         {"name": card.name, "memory_bytes": card.total_memory, "capability": f"{card.major}.{card.minor}"}
         for card in cards
     ]
-
-
-def record_environment(run: Path) -> None:
-    """Write ``environment.json`` into a run's folder, for ``maecli report``. Loads torch.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    text = json.dumps(environment(), indent=2) + "\n"
-    write_atomically(run / ENVIRONMENT_FILE, lambda file: file.write(text.encode()))
 
 
 def _cpuinfo(field: str) -> str:

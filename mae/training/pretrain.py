@@ -88,6 +88,7 @@ def _pretrain(
     scan = _scan(config, ranks, on_event)
     try:
         run.make()
+        run.write_environment()
         return _train(config, device, ranks, run, saved, warnings, scan, on_event, should_stop)
     finally:
         run.release()

@@ -16,6 +16,7 @@ from typing import IO, Any
 import tomli_w
 
 from mae.data.scan import Unreadable
+from mae.environment import ENVIRONMENT_FILE, environment
 from mae.errors import ConfigError, TrainingError
 from mae.files import shown, write_atomically
 from mae.training.config import PretrainConfig
@@ -199,6 +200,12 @@ class RunFolder:
                 hint="give a link with a plain name that leads there",
             ) from None
         write_in_run(self.path / "config.toml", lambda file: file.write(encoded))
+
+    def write_environment(self) -> None:
+        """Write down the machine and the versions, for whoever looks at the run later."""
+        if self.writes:
+            text = json.dumps(environment(), indent=2) + "\n"
+            write_in_run(self.path / ENVIRONMENT_FILE, lambda file: file.write(text.encode()))
 
     def start_log(self, position: Position) -> None:
         """Drop what a run that was killed had logged past the state that it goes on from."""

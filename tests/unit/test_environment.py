@@ -12,7 +12,8 @@ import pytest
 
 import mae
 from mae import environment
-from mae.environment import ENVIRONMENT_FILE, cpu_features, machine, packages, record_environment, usable_cores
+from mae.environment import ENVIRONMENT_FILE, cpu_features, machine, packages, usable_cores
+from mae.training.run_folder import RunFolder
 
 
 def test_the_machine() -> None:
@@ -79,7 +80,8 @@ def test_packages_are_versions_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_is_told_what_it_runs_on(tmp_path: Path) -> None:
-    record_environment(tmp_path)
+    run = RunFolder(tmp_path, resume=False)
+    run.write_environment()
     written = json.loads((tmp_path / ENVIRONMENT_FILE).read_text())
     assert written["maecli"] == mae.__version__
     assert written["packages"]["numpy"] == importlib.metadata.version("numpy")

@@ -135,7 +135,8 @@ def test_the_run_folder(config: PretrainConfig, tmp_path: Path) -> None:
     assert [event.step for event in events if isinstance(event, Stepped)] == list(range(1, 10))
     names = sorted(str(path.relative_to(config.out)) for path in config.out.rglob("*") if path.is_file())
     assert names == [
-        ".lock", "checkpoint-1.pth", "checkpoint-last-1.pth", "checkpoint-last.pth", "config.toml", "log.jsonl",
+        ".lock", "checkpoint-1.pth", "checkpoint-last-1.pth", "checkpoint-last.pth", "config.toml",
+        "environment.json", "log.jsonl",
         "previews/epoch-0002.png", "previews/epoch-0003.png",
     ]  # fmt: skip
     started = next(event for event in events if isinstance(event, Started))
@@ -401,6 +402,7 @@ def test_a_full_disk_keeps_the_last_state(config: PretrainConfig, monkeypatch: p
 
     monkeypatch.setattr("mae.files.os.fsync", full)
     monkeypatch.setattr("mae.training.run_folder.RunFolder.start_log", lambda self, position: None)
+    monkeypatch.setattr("mae.training.run_folder.RunFolder.write_environment", lambda self: None)
     monkeypatch.setattr("mae.training.previews.Previews.draw", lambda self, path, epoch, write: 0.0)
     with pytest.raises(TrainingError, match=r"checkpoint-last\.pth: No space left"):
         pretrain(dataclasses.replace(config, resume=config.out))
