@@ -239,7 +239,7 @@ def test_really_measured() -> None:
     [
         (["--mask-ratio", "1"], "--mask-ratio must be above 0 and below 1; got 1"),
         (["--mask-ratio", "0.999"], "leaves none of 196 patches visible"),
-        (["--mask-ratio", "0"], "--mask-ratio must be a finite number"),
+        (["--mask-ratio", "0"], "--mask-ratio must be above 0"),
         (["--mask-ratio", "nan"], "--mask-ratio must be a finite number"),
         (["--image-size", "225"], "an image of 225x225 pixels is not a whole number of patches of 16"),
         (["--image-size", "big"], "--image-size: wanted pixels as S or HxW"),
