@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def doctor(config: DoctorConfig, output: Output) -> None:
     """Say what this machine has, what is installed, how fast it is and what would hurt: paste it into a bug report.
 
-    It names no user, no folder and no host. Ends with 1 if torch cannot be loaded.
+    It names no user, no home folder and no host. Ends with 1 if torch cannot be loaded.
 
     Examples:
       maecli doctor

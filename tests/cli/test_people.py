@@ -400,3 +400,17 @@ def test_what_the_encoding_lacks_is_escaped_in_json(tmp_path: Path) -> None:
     seen = run_at("watch", run, "--once", "--json", encoding="ascii")
     assert json.loads(seen.out)["run"] == str(run)
     assert str(run) in run_at("watch", run, "--once", "--json").out
+
+
+@pytest.mark.parametrize(
+    "arguments", [["report", "{run}", "--out", "{out}"], ["watch", "{run}", "--once"], ["--version"]]
+)
+def test_looking_at_a_run_loads_no_torch(arguments: list[str], tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    code = (
+        "import sys\nfrom maecli.app import app\n"
+        "try:\n    app(sys.argv[1:])\nfinally:\n    print('torch' in sys.modules, file=sys.stderr)\n"
+    )
+    typed = [argument.format(run=run, out=tmp_path / "page.html") for argument in arguments]
+    done = subprocess.run([sys.executable, "-c", code, *typed], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "False\n")
