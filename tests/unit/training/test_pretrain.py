@@ -116,11 +116,13 @@ def test_resumed_equals_uninterrupted(config: PretrainConfig, tmp_path: Path, st
 def test_a_killed_run_drops_what_it_logged_past_its_last_state(config: PretrainConfig, tmp_path: Path) -> None:
     pretrain(config, *stop_after(4))
     with (tmp_path / "run/log.jsonl").open("a") as file:
-        file.write('{"step": 5, "epoch": 1.8, "loss": 99.0, "lr": 1.0}\n{"step": 6, "lo')
+        file.write('{"step": 5, "epoch": 1.8, "loss": 99.0, "lr": 1.0}\n')
+        file.write('{"epoch": 1, "train_loss": 99.0, "train_lr": 1.0}\n{"step": 6, "lo')
     pretrain(dataclasses.replace(config, resume=tmp_path / "run"))
     steps = [entry["step"] for entry in logged(tmp_path / "run") if "loss" in entry]
     assert steps == list(range(1, 10))
-    assert all(entry.get("loss") != 99.0 for entry in logged(tmp_path / "run"))
+    assert all(99.0 not in entry.values() for entry in logged(tmp_path / "run"))
+    assert [entry["epoch"] for entry in logged(tmp_path / "run") if "train_loss" in entry] == [0, 1, 2]
 
 
 def test_the_run_folder(config: PretrainConfig, tmp_path: Path) -> None:
