@@ -40,6 +40,7 @@ class Option:
     default_text: str | None = None
     panel: str | None = None
     positional: bool = False
+    typed_only: bool = False
 
 
 def option(default: Any, help: str, **details: Any) -> Any:
@@ -49,7 +50,7 @@ def option(default: Any, help: str, **details: Any) -> Any:
         default: The field's default value; ``dataclasses.MISSING`` makes it required.
         help: One line for ``--help`` and the generated reference.
         **details: The other fields of ``Option``; ``low``/``high`` are inclusive bounds,
-            ``above``/``below`` exclusive ones.
+            ``above``/``below`` exclusive ones; ``typed_only`` keeps it out of files.
     """
     return dataclasses.field(default=default, metadata={"option": Option(help, **details)})
 
@@ -88,6 +89,8 @@ def build_config(
         if name not in fields:
             raise _unknown(name, value, f" in {where}" if where else "", fields)
         declared = option_of(fields[name])
+        if where and declared.typed_only:
+            raise ConfigError(f"{name} in {where} is not read from a file", hint=f"type {flag_name(name)} instead")
         checked[name] = _check(f"{name} in {where}" if where else _label(name, declared), value, hints[name], declared)
     for name, field in fields.items():
         if field.default is dataclasses.MISSING and checked.get(name, ()) == ():

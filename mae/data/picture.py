@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import struct
 import warnings
 from collections.abc import Callable
@@ -24,6 +25,9 @@ from mae.data.formats import (
 )
 from mae.errors import ConfigError
 from mae.files import shown
+
+# What Pillow logs of a damaged file would be printed where nobody has set up logging; the error says it.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 _ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 0x0112, 258, 262
 _WHITE_IS_ZERO = 0

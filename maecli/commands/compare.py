@@ -12,6 +12,7 @@ import typer
 
 from mae.comparing.config import CompareConfig
 from mae.config import format_size
+from mae.files import shown
 from maecli.options import command_from
 from maecli.output import Output, fitted
 
@@ -83,7 +84,7 @@ def _show(console: Console, result: CompareResult) -> None:
         console.print()
         console.print(fitted(console, _stages_table((result.between,))))
     if result.out is not None:
-        console.print(f"wrote {escape(str(result.out))}", soft_wrap=True)
+        console.print(f"wrote {escape(shown(result.out))}", soft_wrap=True)
     console.print()
     for problem in result.problems:
         console.print(f"[red]✗[/red] {escape(problem)}", soft_wrap=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mae.comparing.config import ExportConfig
+from mae.files import shown
 from maecli.options import command_from
 from maecli.output import Output
 
@@ -45,7 +46,7 @@ def _document(result: ExportResult) -> dict[str, Any]:
 
 def _show(console: Console, result: ExportResult) -> None:
     console.print(
-        f"wrote {result.out}: {result.tensors} tensors, {result.parameters:,} parameters, "
+        f"wrote {shown(result.out)}: {result.tensors} tensors, {result.parameters:,} parameters, "
         f"{result.size_bytes / 1e6:,.1f} MB",
         soft_wrap=True,
         markup=False,

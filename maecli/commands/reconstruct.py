@@ -80,4 +80,4 @@ def _show(console: Console, result: ReconstructResult) -> None:
     console.print(fitted(console, table))
     target = "normalised patches" if result.norm_pix else "raw pixels"
     console.print(f"{result.variant or 'model'} predicts {target}; loss and PSNR are over removed patches")
-    console.print(f"wrote {result.out}", soft_wrap=True)
+    console.print(f"wrote {shown(result.out)}", soft_wrap=True, markup=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
 import resource
 import signal
 import sys
@@ -147,6 +148,7 @@ def fuzz(name: str, seconds: float, seed: int, keep: Path) -> str:
             raise AssertionError("over 2 GB of memory")
 
     warnings.simplefilter("error")  # a person would see them among the results
+    logging.lastResort = _Printed()
     signal.signal(signal.SIGALRM, _too_long)
     started = time.monotonic()
     fuzzer = Fuzzer(target, seeds(), "/mae/", seed)
@@ -156,6 +158,13 @@ def fuzz(name: str, seconds: float, seed: int, keep: Path) -> str:
         f"{name}: {fuzzer.tried - first:,} inputs from {first} seeds in {time.monotonic() - started:.0f} s, "
         f"{begun:,} to {len(fuzzer.seen):,} line pairs, {len(fuzzer.kept)} kept"
     )
+
+
+class _Printed(logging.Handler):
+    """What would be printed."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise AssertionError(f"logged: {record.getMessage()}")
 
 
 def _too_long(number: int, frame: FrameType | None) -> None:

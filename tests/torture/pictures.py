@@ -330,6 +330,10 @@ def _hostile() -> Iterator[Case]:
     strip = _tiff(np.zeros((ROWS, COLUMNS), np.uint8), 8, 1)
     taller = strip.replace(struct.pack("<HHII", 257, 4, 1, ROWS), struct.pack("<HHII", 257, 4, 1, 100 * ROWS))
     yield Case("missing_strips.tiff", _written(taller), refused="holds 384 of its 38,400 pixels")
+    samples = _tiff(np.zeros((ROWS, COLUMNS), np.uint8), 8, 1).replace(
+        struct.pack("<HHII", 277, 3, 1, 1), struct.pack("<HHII", 277, 3, 1, 2570)
+    )
+    yield Case("many_samples.tiff", _written(samples), refused="is no picture that Pillow knows")
     loop = bytearray(_bytes(Image.fromarray(photo()), "tiff"))
     entries = struct.unpack_from("<H", loop, struct.unpack_from("<I", loop, 4)[0])[0]
     first = struct.unpack_from("<I", loop, 4)[0]

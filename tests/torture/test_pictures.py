@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -85,3 +87,14 @@ def test_strips_change_nothing(corpus: dict[str, Path], monkeypatch: pytest.Monk
     monkeypatch.setattr("mae.data.channels.STRIP_PIXELS", 3 * 24)
     for name, expected in zip(names, whole, strict=True):
         assert (np.asarray(load_picture(corpus[name])) == expected).all()
+
+
+def test_what_pillow_logs_is_not_printed(corpus: dict[str, Path]) -> None:
+    """Where nobody has set up logging, as on the command line."""
+    code = (
+        "import sys; from pathlib import Path; from mae.data.picture import probe_picture\n"
+        "print(probe_picture(Path(sys.argv[1])))"
+    )
+    command = [sys.executable, "-c", code, str(corpus["many_samples.tiff"])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert (done.stdout, done.stderr) == ("is no picture that Pillow knows\n", "")

@@ -104,3 +104,15 @@ def test_a_device_keeps_its_place(tmp_path: Path) -> None:
         write_atomically(fifo, lambda file: file.write(b"x"))
     assert fifo.is_fifo()
     assert [path.name for path in tmp_path.iterdir()] == ["null"]
+
+
+@pytest.mark.parametrize("command", ["reconstruct", "compare", "export --to timm", "export --to hf"])
+def test_an_odd_name_is_shown_as_it_is(command: str, shared: Stage, tmp_path: Path) -> None:
+    """Neither as markup nor as what a terminal obeys."""
+    suffix, words = WRITERS[command]
+    out = tmp_path / f"[bold]\x1b[31m\n{suffix}"
+    stage = dataclasses.replace(shared, folder=tmp_path)
+    result = CliRunner(env={"COLUMNS": "300"}).invoke(app, [str(word) for word in words(stage, out)])
+    assert result.exit_code == 0, result.stderr
+    assert f"wrote {tmp_path}/[bold]\\x1b[31m\\n{suffix}" in result.stdout
+    assert "\x1b" not in result.stdout

@@ -23,6 +23,7 @@ class Example:
     kind: str = option("auto", "A kind.", choices=("auto", "fast", "exact"))
     loud: bool = option(False, "Loud.")
     out: Path | None = option(None, "Where to.")
+    resume: Path | None = option(None, "What to go on with.", typed_only=True)
 
 
 def built(**values: Any) -> Example:
@@ -79,3 +80,10 @@ def test_near_names_and_the_file_are_named() -> None:
 
 def test_flags_are_kebab_case() -> None:
     assert flag_name("mask_ratio") == "--mask-ratio"
+
+
+def test_what_must_be_typed_is_refused_in_a_file() -> None:
+    assert built(resume="a").resume == Path("a")
+    with pytest.raises(ConfigError, match=r"resume in s\.toml is not read from a file") as caught:
+        build_config(Example, {"sources": ["a"], "resume": "a"}, source="s.toml")
+    assert caught.value.hint == "type --resume instead"
