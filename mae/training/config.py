@@ -22,7 +22,7 @@ class PretrainConfig:
 
     data: tuple[Path, ...] = option(
         dataclasses.MISSING,
-        "Folders with pictures, nested or flat, labels are not needed.",
+        "Folders with pictures, archives of them, or shards by https URL; labels are not needed.",
         positional=True,
         metavar="DATA",
     )
@@ -91,7 +91,11 @@ class PretrainConfig:
     shard: bool = option(False, "Divide the model over the processes (FSDP2) instead of copying it (DDP).", panel=_RUN)
     out: Path = option(Path("run"), "The run's folder.", panel=_RUN)
     resume: Path | None = option(
-        None, "Go on with the run in this folder, exactly as if it had not stopped.", metavar="RUN", panel=_RUN
+        None,
+        "Go on with the run in this folder, exactly as if it had not stopped.",
+        metavar="RUN",
+        typed_only=True,
+        panel=_RUN,
     )
     auto_resume: bool = option(
         False, "Go on with the run in --out if there is one, else start it: for jobs that are restarted.", panel=_RUN
@@ -124,6 +128,7 @@ class PretrainConfig:
         None, "Photographs for those pictures, a folder or a file.", default_text="4 of DATA", panel=_RUN
     )
     log_every: int = option(20, "Steps between lines of log.jsonl; 0 for epochs only.", low=0, panel=_RUN)
+    offline: bool = option(False, "Download nothing.", flags="--offline", panel=_RUN)
     tensorboard: bool = option(False, "Write TensorBoard events too.", panel=_RUN)
 
     def __post_init__(self) -> None:

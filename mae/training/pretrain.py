@@ -126,7 +126,7 @@ def _train(
 
     with seeded(stream_seed(config.seed, "weights")):
         model = create_model(config.model_config())
-    notes = () if saved or config.init is None else _starting_weights(model, config.init)
+    notes = () if saved or config.init is None else _starting_weights(model, config.init, offline=config.offline)
     notes += _decoder_note(config.decoder)
     if saved and (here := share.stop - share.start) != config.batch_size:
         notes += (f"the run's batches of {plan.batch_size} pictures are {here} in each of {ranks.size} processes here",)
@@ -193,15 +193,15 @@ def _scan(config: PretrainConfig, ranks: Ranks, on_event: Callable[[Event], None
     """All pictures; the first process of each machine looks, and the others read what it has kept."""
     if ranks.local_rank:
         ranks.any_of(False)
-    scan = scan_pictures(config.data, lambda files: on_event(Scanned(files)))
+    scan = scan_pictures(config.data, lambda files: on_event(Scanned(files)), offline=config.offline)
     if not ranks.local_rank:
         ranks.any_of(False)
     return scan
 
 
-def _starting_weights(model: MaskedAutoencoder, init: Path) -> tuple[str, ...]:
+def _starting_weights(model: MaskedAutoencoder, init: Path, *, offline: bool) -> tuple[str, ...]:
     """Load the weights to start from, and say what a user should know of them."""
-    return (f"weights from {init}", *load_weights(model, load_checkpoint(init)))
+    return (f"weights from {init}", *load_weights(model, load_checkpoint(init, offline=offline)))
 
 
 def _check_same_run(saved: SavedState, plan: TrainingPlan, config: PretrainConfig) -> None:

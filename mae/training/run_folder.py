@@ -18,7 +18,7 @@ import tomli_w
 from mae.data.scan import Unreadable
 from mae.environment import ENVIRONMENT_FILE, environment
 from mae.errors import ConfigError, TrainingError
-from mae.files import shown, write_atomically
+from mae.files import refuse_place, shown, write_atomically
 from mae.training.config import PretrainConfig
 
 STATE = "checkpoint-last"
@@ -65,6 +65,7 @@ class RunFolder:
         self.path = path
         self.writes = writes
         self._lock: IO[str] | None = None
+        refuse_place(path, "--out", folder=True)
         if not resume and self.states():
             raise ConfigError(
                 f"{path} already holds a run",

@@ -42,9 +42,9 @@ Made by `python -m tests.torture.report docs/robustness.md`; a test holds that i
 the exit code that it must have, and the suites in `tests/torture` and `tests/unit/checkpoints` hold the outcomes.
 
 Every line is a real command in a process of its own on two processor cores ({version}).
-Seconds are those by the clock, with other work beside it, without those that importing torch takes. Memory is the peak of the whole process; one
-that has torch and the commands loaded and does nothing takes {idle:.0f} MB. Exit codes: 0 done, 2 an option or a place,
-3 pictures, 4 a checkpoint, 5 training.
+Seconds are those by the clock, with other work beside it, without those that importing torch takes. Memory is the
+peak of the whole process; one that has torch and the commands loaded and does nothing takes {idle:.0f} MB. Exit codes:
+0 done, 2 an option or a place, 3 pictures, 4 a checkpoint, 5 training.
 
 **{total} commands: none showed a traceback, none ran longer than {slowest:.1f} s, none took more than
 {largest:,.0f} MB, and no checkpoint ran code.**

@@ -116,3 +116,19 @@ def test_an_odd_name_is_shown_as_it_is(command: str, shared: Stage, tmp_path: Pa
     assert result.exit_code == 0, result.stderr
     assert f"wrote {tmp_path}/[bold]\\x1b[31m\\n{suffix}" in result.stdout
     assert "\x1b" not in result.stdout
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + "/run", "loop"])
+def test_a_run_is_refused_before_its_pictures_are_looked_for(name: str, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    result = CliRunner().invoke(app, ["pretrain", "/nonexistent/pictures", "--out", str(tmp_path / name)])
+    assert result.exit_code == 2, result.stderr
+    assert re.search(r"error: --out .*(too long|symbolic|[Ss]ymlink)", result.stderr.replace("\n", " ")), result.stderr
+
+
+def test_a_file_cannot_lead_into_another_run(tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_text('resume = "elsewhere"')
+    result = CliRunner().invoke(app, ["pretrain", "/nonexistent", "--config", str(tmp_path / "settings.toml")])
+    assert result.exit_code == 2
+    assert "settings.toml is not read from a file" in result.stderr
+    assert "type --resume instead" in result.stderr

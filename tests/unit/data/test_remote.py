@@ -278,14 +278,20 @@ def test_pictures_of_a_shard_are_decoded(server: Server) -> None:
     assert isinstance(scan.pictures.load(0, 3), Image.Image)
 
 
-def test_pretrain_takes_urls_and_resumes(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretrain_offline_is_refused(server: Server) -> None:
+    done = CliRunner().invoke(app, ["pretrain", server.url("train-00.tar"), *map(str, TINY), "--offline"])
+    assert done.exit_code == 3
+    assert "not in the cache, and the network is not to be used" in done.stderr
+    assert server.asked == []
+
+
+def test_pretrain_takes_urls_and_resumes(server: Server, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ["pretrain", server.url("train-{00..02}.tar"), *map(str, TINY), "--out", str(run), "--json"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.stderr
     assert "downloading train-00.tar" in done.stderr
     assert json.loads(done.stdout)["epochs"] == 1
-    monkeypatch.setenv("MAECLI_OFFLINE", "1")
-    done = CliRunner().invoke(app, ["pretrain", "--resume", str(run), "--epochs", "2", "--json"])
+    done = CliRunner().invoke(app, ["pretrain", "--resume", str(run), "--epochs", "2", "--offline", "--json"])
     assert done.exit_code == 0, done.stderr
     assert len(server.asked) == 3
