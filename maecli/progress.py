@@ -159,7 +159,7 @@ def plan_panel(event: Started) -> Panel:
         + (f", going on after {event.first_step:,}" if event.first_step else ""),
         "computing": f"{event.device}, {event.precision}, {event.workers} loader processes",
         "time": f"about {duration(left * plan.accum_iter * event.step_seconds)}, if loading keeps up",
-        "folder": str(config.out),
+        "folder": shown(config.out),
     }
     table = Table.grid(padding=(0, 2))
     for name, value in rows.items():

@@ -70,7 +70,9 @@ class PretrainConfig:
         (3 / 4, 4 / 3), "Narrowest and widest crop, width over height.", above=0, panel=_DATA
     )
     hflip: bool = option(True, "Flip half of the crops left to right.", panel=_DATA)
-    workers: int | None = option(None, "Processes that decode pictures.", low=0, default_text="by cores", panel=_DATA)
+    workers: int | None = option(
+        None, "Processes that decode pictures.", low=0, high=1024, default_text="by cores", panel=_DATA
+    )
     decoder: str = option(
         "auto",
         "What decodes JPEGs; auto is simplejpeg where it is installed (about twice as fast).",

@@ -15,6 +15,8 @@ from mae.errors import ConfigError, DataError, TrainingError
 
 # For a process that hangs; one that dies breaks its connections, which the others notice at once.
 PATIENCE = datetime.timedelta(minutes=10)
+# While one looks through the pictures of a machine, or fetches them, its others have nothing to do but wait.
+PATIENCE_AT_THE_START = datetime.timedelta(hours=24)
 
 
 class Ranks:
@@ -56,7 +58,7 @@ class Ranks:
             torch.cuda.set_device(device)
         try:
             dist.init_process_group(timeout=PATIENCE, device_id=device if device.type == "cuda" else None)
-            self.control = dist.new_group(backend="gloo", timeout=PATIENCE)
+            self.control = dist.new_group(backend="gloo", timeout=PATIENCE_AT_THE_START)
         except (RuntimeError, ValueError) as error:
             raise TrainingError(f"process {self.rank} cannot reach the others: {_first_line(error)}") from None
 

@@ -59,10 +59,12 @@ class StopOnSignal:
 
     Attributes:
         number: The signal that came; 0 while none has.
+        asked: Whether training has begun to ask; before, there is nothing to save, so the first one ends at once.
     """
 
     def __init__(self) -> None:
         self.number = 0
+        self.asked = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopOnSignal:
@@ -76,11 +78,14 @@ class StopOnSignal:
 
     def __call__(self) -> bool:
         """Whether a signal came."""
+        self.asked = True
         return self.number != 0
 
     def _on_signal(self, number: int, frame: types.FrameType | None) -> None:
-        if self.number:
-            raise KeyboardInterrupt
+        if self.number or not self.asked:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            raise SystemExit(128 + number)
         self.number = number
 
 

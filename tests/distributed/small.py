@@ -1,12 +1,14 @@
 """The real command with models of one block, for processes that torchrun starts.
 
-``SPOIL_RANK`` names a rank whose first losses of the run are no number.
+``SPOIL_RANK`` names a rank whose first losses of the run are no number; ``ENDLESS_SCAN`` never finds all pictures.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import sys
+import time
 from typing import Any
 
 from mae.training.config import PretrainConfig
@@ -21,7 +23,21 @@ def main() -> None:
     if "SPOIL_RANK" in os.environ:
         here = os.environ["SPOIL_RANK"] == os.environ.get("RANK", "0")
         spoil(int(os.environ.get("SPOIL_BATCHES", "2")) if here else 0)
+    if "ENDLESS_SCAN" in os.environ:
+        scan_without_end()
     app()
+
+
+def scan_without_end() -> None:
+    """Look for pictures until a signal comes."""
+    from mae.training import pretrain
+
+    def scan(*_: Any) -> Any:
+        sys.stderr.write("scanning\n")
+        sys.stderr.flush()
+        time.sleep(600)
+
+    pretrain.scan_pictures = scan
 
 
 def spoil(batches: int) -> None:

@@ -38,6 +38,22 @@ def test_a_signal_saves_and_says_which_it_was(tmp_path: Path, name: str, code: i
     assert position["step"] == max(entry.get("step", 0) for entry in logged(tmp_path / "run"))
 
 
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_before_training_one_signal_is_enough(tmp_path: Path, name: str, code: int) -> None:
+    """While pictures are looked for, or fetched, there is nothing to save."""
+    process = subprocess.Popen(
+        command(tmp_path / "run", 2), env={**environment(), "ENDLESS_SCAN": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    assert process.stderr.readline() == "scanning\n"
+    process.send_signal(getattr(signal, name))
+    _, talk = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert "Traceback" not in talk
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_second_signal_leaves_at_once(tmp_path: Path) -> None:
     process = started(tmp_path / "run")
     process.send_signal(signal.SIGSTOP)  # so that both are there before the run can act on the first
