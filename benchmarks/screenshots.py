@@ -1,0 +1,107 @@
+"""Screenshots for the documents: what a command shows in a terminal, as SVG.
+
+    python benchmarks/screenshots.py docs/images/help.svg --columns 96 -- maecli --help
+    python benchmarks/screenshots.py docs/images/run.svg --seconds 40 -- maecli pretrain photos --out run
+
+The command runs in a terminal of its own, and the screen as it stands at the end, or after ``--seconds``, is drawn by
+rich. A command that is still running then is interrupted, as Ctrl-C would.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import io
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import sys
+import termios
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+_CONTROL = re.compile(r"\x1b\[([?\d;]*)([A-Za-z])|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\r|\n")
+
+
+def record(command: list[str], columns: int, rows: int, seconds: float) -> str:
+    """What a command writes to a terminal of this size."""
+    child, terminal = pty.fork()
+    if child == 0:
+        environment = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS", "LINES")}
+        words = [sys.executable, "-m", *command] if command[0] == "maecli" else command
+        os.execvpe(words[0], words, environment | {"TERM": "xterm-256color", "COLORTERM": "truecolor"})
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    written, end = b"", time.monotonic() + seconds
+    while time.monotonic() < end:
+        if not select.select([terminal], [], [], 0.2)[0]:
+            continue
+        try:
+            part = os.read(terminal, 65536)
+        except OSError:  # the command has ended
+            break
+        if not part:
+            break
+        written += part
+    else:
+        os.kill(child, signal.SIGINT)
+        while select.select([terminal], [], [], 20)[0]:  # what it says now is not part of the picture
+            try:
+                if not os.read(terminal, 65536):
+                    break
+            except OSError:
+                break
+    os.waitpid(child, 0)
+    return written.decode(errors="replace")
+
+
+def screen(written: str) -> str:
+    """The lines that are left once every movement of the cursor is followed; colours stay in them."""
+    lines, row, place = [""], 0, 0
+    for match in re.finditer(r"[^\x1b\r\n]+|" + _CONTROL.pattern, written):
+        token = match[0]
+        if token == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif token == "\r":
+            place = 0
+        elif match[2] == "A":
+            row = max(0, row - int(match[1] or 1))
+        elif match[2] == "K":
+            lines[row] = ""
+        elif match[2] == "m" or not token.startswith("\x1b"):
+            if place == 0 and row < len(lines) and not token.startswith("\x1b"):
+                lines[row] = re.sub(r"[^\x1b]*$", "", lines[row]) if lines[row].startswith("\x1b") else ""
+            lines[row] += token
+            place += 1
+    return "\n".join(line.rstrip() for line in lines).strip("\n")
+
+
+def draw(text: str, columns: int, title: str) -> str:
+    """The screen as SVG, which loads nothing from elsewhere."""
+    console = Console(record=True, width=columns, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console.print(Text.from_ansi(text), soft_wrap=True)
+    return re.sub(r"\s*@font-face \{.*?\}", "", console.export_svg(title=title), flags=re.DOTALL)
+
+
+def main() -> None:
+    """Run, record, draw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--columns", type=int, default=96)
+    parser.add_argument("--rows", type=int, default=50)
+    parser.add_argument("--seconds", type=float, default=120.0, help="How long to watch.")
+    parser.add_argument("command", nargs="+")
+    args = parser.parse_args()
+    written = record(args.command, args.columns, args.rows, args.seconds)
+    args.out.write_text(draw(screen(written), args.columns, " ".join(args.command)))
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()
