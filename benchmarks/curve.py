@@ -1,6 +1,6 @@
 """A run's loss over its epochs as a plain SVG, from its ``log.jsonl``.
 
-    python benchmarks/curve.py run/log.jsonl --out docs/images/loss.svg
+python benchmarks/curve.py run/log.jsonl --out docs/images/loss.svg
 """
 
 from __future__ import annotations

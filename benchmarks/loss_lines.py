@@ -94,7 +94,8 @@ def lines(imgs: Tensor, side: int) -> dict[str, dict[str, float]]:
         return float(((prediction - wanted).square().mean(-1) * removed).sum() / removed.sum())
 
     return {
-        rule: {"raw": loss(prediction, patches)} | ({"normalised": loss(normal[rule], target)} if rule in normal else {})
+        rule: {"raw": loss(prediction, patches)}
+        | ({"normalised": loss(normal[rule], target)} if rule in normal else {})
         for rule, prediction in rules.items()
     }
 

@@ -204,7 +204,9 @@ def machine() -> dict[str, Any]:
 def main() -> None:
     """Measure, print a table and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path, required=True, help="Weights with a decoder, as pretrain writes them.")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="Weights with a decoder, as pretrain writes them."
+    )
     parser.add_argument("--train", type=Path, required=True, help="A folder of class folders, in a zip file or not.")
     parser.add_argument("--test", type=Path, required=True, help="The same, of pictures to be named.")
     parser.add_argument("--train-each", type=int, default=0, help="Training pictures of each class; 0 for all.")

@@ -62,23 +62,21 @@ def record(command: list[str], columns: int, rows: int, seconds: float) -> str:
 
 def screen(written: str) -> str:
     """The lines that are left once every movement of the cursor is followed; colours stay in them."""
-    lines, row, place = [""], 0, 0
+    lines, row, returned = [""], 0, False
     for match in re.finditer(r"[^\x1b\r\n]+|" + _CONTROL.pattern, written):
-        token = match[0]
+        token, kind = match[0], match[2]
         if token == "\n":
             row += 1
             lines += [""] * (row + 1 - len(lines))
-        elif token == "\r":
-            place = 0
-        elif match[2] == "A":
+        elif kind == "A":
             row = max(0, row - int(match[1] or 1))
-        elif match[2] == "K":
+        elif kind == "K":
             lines[row] = ""
-        elif match[2] == "m" or not token.startswith("\x1b"):
-            if place == 0 and row < len(lines) and not token.startswith("\x1b"):
-                lines[row] = re.sub(r"[^\x1b]*$", "", lines[row]) if lines[row].startswith("\x1b") else ""
+        elif kind == "m" or not token.startswith(("\x1b", "\r")):
+            if returned:  # what stands there is written over
+                lines[row] = ""
             lines[row] += token
-            place += 1
+        returned = token == "\r"
     return "\n".join(line.rstrip() for line in lines).strip("\n")
 
 

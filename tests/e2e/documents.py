@@ -5,6 +5,7 @@ blocks before it:
 
     <!-- not run: REASON -->             one of ``REASONS``
     <!-- run smaller: COMMAND OPTIONS --> OPTIONS are added to each line that begins with ``maecli COMMAND``
+    <!-- without installing -->          parts that set up an environment are left out, and so is its folder's name
     <!-- run: slow -->                   only with ``-m slow``
     <!-- exit code: N -->                the last line ends with N instead of 0
     <!-- file: NAME -->                  the block is the content of a file
@@ -61,8 +62,11 @@ class Block:
     def commands(self) -> list[str]:
         """The lines to type: continued lines joined, comments and prompts left out."""
         joined = re.sub(r"\\\n\s*", " ", self.text)
-        lines = (re.sub(r"^\$ ", "", line.strip()) for line in joined.splitlines())
-        return [re.sub(r"\s+# .*", "", line) for line in lines if line and not line.startswith("#")]
+        lines = [re.sub(r"\s+# .*", "", line.strip()) for line in joined.splitlines()]
+        if self.mark("without installing") is not None:
+            parts = (part.strip().replace(".venv/bin/", "") for line in lines for part in line.split("&&"))
+            lines = [part for part in parts if not re.match(r"python3 -m venv|pip install|source", part)]
+        return [line for line in lines if line and not line.startswith("#")]
 
     def smaller(self, command: str) -> str:
         """A command with the options that make it small enough for a test."""
@@ -92,7 +96,7 @@ def blocks(page: Path) -> Iterator[Block]:
             body = "\n".join(one.removeprefix(fence[1]) for one in lines[number + 1 : end])
             yield Block(page, number + 1, fence[3], body, tuple(marks))
             marks, number = [], end
-        elif line.startswith("    ") and (number == 0 or not lines[number - 1].strip()):
+        elif line.startswith("    ") and not lines[number - 1].strip():
             end = next((n for n in range(number, len(lines)) if not lines[n].startswith("    ")), len(lines))
             body = "\n".join(one[4:] for one in lines[number:end])
             if _INDENTED_COMMAND.match(line):

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -92,7 +94,15 @@ def run(folder: Path) -> None:
     assert result.exit_code == 0, result.output
 
 
-FIXTURES: dict[str, Callable[[Path], None]] = {"run": run}
+def scans(folder: Path) -> None:
+    """Grey pictures of 16 bits."""
+    (folder / "scans").mkdir()
+    stream = np.random.default_rng(0)
+    for number in range(4):
+        Image.fromarray(stream.integers(0, 4096, (48, 40), dtype=np.uint16)).save(folder / "scans" / f"{number}.png")
+
+
+FIXTURES: dict[str, Callable[[Path], None]] = {"run": run, "scans": scans}
 
 
 def has_to_be_run(block: Block, *, slow: bool) -> bool:
@@ -128,11 +138,13 @@ def test_every_slow_line_runs(page: str, tmp_path: Path, monkeypatch: pytest.Mon
 def test_every_block_says_what_it_is(page: str) -> None:
     """No block slips through: its language is known, and one that is not run has a known reason."""
     for block in blocks(PAGES[page]):
-        assert block.language in (*SHELL, *PYTHON, *OTHER), f"{block.where}: what is in this block? name it at its fence"
+        assert block.language in (*SHELL, *PYTHON, *OTHER), (
+            f"{block.where}: what is in this block? name it at its fence"
+        )
         reason = block.mark("not run")
         assert reason is None or reason in REASONS, f"{block.where}: {reason!r} is none of {', '.join(REASONS)}"
         for name, _ in block.marks:
-            known = ("not run", "run smaller", "run", "exit code", "file", "says", "begins with")
+            known = ("not run", "run smaller", "without installing", "run", "exit code", "file", "says", "begins with")
             assert name in known, f"{block.where}: no comment is called {name!r}"
         if block.mark("not run") is None and block.language in SHELL:
             assert block.commands(), f"{block.where}: nothing to type"
@@ -144,7 +156,7 @@ def test_options_are_spelt_rightly(page: str) -> None:
     commands: Any = get_command(app)
     lines = [line for block in blocks(PAGES[page]) if block.language in SHELL for line in block.commands()]
     for line in (*lines, *inline_commands(PAGES[page])):
-        for part in re.split(r"&&|\||;", line):
+        for part in re.split(r"&&|[|;)]|\$\(", line):
             words = part.split()
             start = next((n for n, word in enumerate(words) if word.split("/")[-1] == "maecli"), None)
             if start is not None and len(words) > start + 1:
