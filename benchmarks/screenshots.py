@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import html
 import io
 import os
 import pty
 import re
 import select
+import shlex
 import signal
 import struct
 import sys
 import termios
+import textwrap
 import time
 from pathlib import Path
 
@@ -83,8 +86,24 @@ def screen(written: str) -> str:
 def draw(text: str, columns: int, title: str) -> str:
     """The screen as SVG, which loads nothing from elsewhere."""
     console = Console(record=True, width=columns, file=io.StringIO(), force_terminal=True, color_system="truecolor")
-    console.print(Text.from_ansi(text), soft_wrap=True)
-    return re.sub(r"\s*@font-face \{.*?\}", "", console.export_svg(title=title), flags=re.DOTALL)
+    console.print(Text.from_ansi(text + "\n"), soft_wrap=True)
+    picture = re.sub(r"\s*@font-face \{.*?\}", "", console.export_svg(title=title), flags=re.DOTALL)
+    picture = picture.replace("Fira Code, monospace", "DejaVu Sans Mono, Menlo, Consolas, monospace")
+    picture = picture.replace("font-size: 20px", "font-size: 20.27px")  # at which the first font is as wide as a cell
+    return re.sub(r'(<text [^>]*?)x="([\d.]+)"([^>]*?) textLength="([\d.]+)"([^>]*)>(.*?)</text>', _spread, picture)
+
+
+def _spread(match: re.Match[str]) -> str:
+    """A place for every character: not every viewer stretches a text to its length."""
+    before, x, between, length, after, text = match.groups()
+    plain = html.unescape(text)
+    lead = len(plain) - len(plain.lstrip("\u00a0 "))
+    kept = plain.strip("\u00a0 ")
+    if not kept:
+        return ""
+    step = float(length) / len(plain)
+    places = " ".join(f"{float(x) + step * number:.0f}" for number in range(lead, lead + len(kept)))
+    return f'{before}x="{places}"{between}{after}>{html.escape(kept, quote=False)}</text>'
 
 
 def main() -> None:
@@ -97,7 +116,8 @@ def main() -> None:
     parser.add_argument("command", nargs="+")
     args = parser.parse_args()
     written = record(args.command, args.columns, args.rows, args.seconds)
-    args.out.write_text(draw(screen(written), args.columns, " ".join(args.command)))
+    typed = "\n".join(textwrap.wrap(f"$ {shlex.join(args.command)}", args.columns - 6)).replace("\n", " \\\n    ")
+    args.out.write_text(draw(f"{typed}\n{screen(written)}", args.columns, args.command[0]))
     print(f"wrote {args.out}")
 
 
