@@ -117,4 +117,4 @@ def given(page: Path) -> list[str]:
 def inline_commands(page: Path) -> list[str]:
     """Commands within sentences and tables, each between backquotes."""
     prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
-    return [" ".join(found.split()) for found in re.findall(r"`(maecli [^`]+)`", prose)]
+    return [" ".join(found.split()) for found in re.findall(r"`((?:maecli|python benchmarks/) ?[^`]+)`", prose)]

@@ -186,3 +186,23 @@ def test_links_lead_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", PAGES[page].read_text()):
         if not target.startswith(("http://", "https://", "mailto:")):
             assert (PAGES[page].parent / target).exists(), f"{page}: {target} is not there"
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name == "README.md" or f"]({page.name})" in index, f"docs/README.md does not lead to {page.name}"
+
+
+def test_the_table_of_official_options_is_complete() -> None:
+    """Theirs by name, as their script has them; ours as the command has them."""
+    table = (ROOT / "docs" / "official-options.md").read_text()
+    official = (
+        "batch_size epochs accum_iter model input_size mask_ratio norm_pix_loss weight_decay lr blr min_lr "
+        "warmup_epochs data_path output_dir log_dir device seed resume start_epoch num_workers pin_mem no_pin_mem "
+        "world_size local_rank dist_on_itp dist_url"
+    )
+    commands: Any = get_command(app)
+    ours = [flag for one in commands.commands["pretrain"].params for flag in one.opts if flag.startswith("--")]
+    for flag in (*(f"--{name}" for name in official.split()), *ours):
+        assert f"`{flag}`" in table, f"docs/official-options.md says nothing of {flag}"
