@@ -57,7 +57,7 @@ def main() -> None:
         save_every=4,
         preview_every=4,
         out=args.out,
-        resume=args.out if (args.out / "checkpoint-last.pth").exists() else None,
+        auto_resume=True,
     )
     with StopOnSignal() as stop, TrainingView(Output()) as view:
         result = pretrain(config, view, stop)
