@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 WIDTH, HEIGHT = 640, 320
-LEFT, RIGHT, TOP, BOTTOM = 56, 56, 16, 40
+LEFT, RIGHT, TOP, BOTTOM = 56, 64, 16, 40
 LOSS, RATE = "#1f5fbf", "#b4532a"
 
 
@@ -48,7 +48,7 @@ def draw(epochs: list[dict[str, float]], nothing_learnt: float | None) -> str:
     for step in range(5):
         loss, rate = low + (high - low) * step / 4, max(rates) * 1.05 * step / 4
         parts.append(label(LEFT - 6, loss_at(loss) + 4, f"{loss:.2f}", LOSS, "end"))
-        parts.append(label(WIDTH - RIGHT + 6, rate_at(rate) + 4, f"{rate:.1e}", RATE, "start"))
+        parts.append(label(WIDTH - RIGHT + 6, rate_at(rate) + 4, f"{rate:.1e}" if step else "0", RATE, "start"))
     for number in range(0, len(epochs) + 1, max(1, round(len(epochs) / 8))):
         parts.append(label(at(number), HEIGHT - BOTTOM + 16, str(number)))
     parts.append(label(LEFT + across / 2, HEIGHT - 6, "epochs"))
@@ -58,8 +58,8 @@ def draw(epochs: list[dict[str, float]], nothing_learnt: float | None) -> str:
         parts.append(label(LEFT + across - 6, y + 14, f"nothing learnt, {nothing_learnt:.3f}", "#777", "end"))
     parts.append(line([(at(n + 0.5), rate_at(rate)) for n, rate in enumerate(rates)], RATE))
     parts.append(line([(at(n + 0.5), loss_at(loss)) for n, loss in enumerate(losses)], LOSS))
-    parts.append(label(LEFT + 8, TOP + down - 24, "loss, mean of each epoch", LOSS, "start"))
-    parts.append(label(LEFT + 8, TOP + down - 8, "learning rate", RATE, "start"))
+    parts.append(label(LEFT + across - 6, TOP + 56, "loss, mean of each epoch", LOSS, "end"))
+    parts.append(label(LEFT + across - 6, TOP + 74, "learning rate", RATE, "end"))
     body = "\n".join(parts)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
