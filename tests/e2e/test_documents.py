@@ -37,7 +37,7 @@ class Session:
         self.names: dict[str, Any] = {}
         shims = folder / ".shims"
         shims.mkdir()
-        for name, words in {"maecli": "-m maecli", "python": ""}.items():
+        for name, words in {"maecli": "-m maecli", "python": "", "torchrun": "-m torch.distributed.run"}.items():
             shim = shims / name
             shim.write_text(f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(ROOT))} exec {sys.executable} {words} "$@"\n')
             shim.chmod(0o755)
@@ -54,7 +54,7 @@ class Session:
         else:
             done = subprocess.run(
                 ["bash", "-c", command],
-                cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=120, check=False,
+                cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=240, check=False,
             )  # fmt: skip
             self.printed, code = done.stdout + done.stderr, done.returncode
         return code
