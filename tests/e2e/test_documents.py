@@ -85,7 +85,8 @@ def photos(folder: Path) -> None:
     for name in ("cat", "coffee", "retina", "tulips", "rocket", "pagoda"):
         shutil.copy(ROOT / "sample_images" / f"{name}.jpg", folder / "photos")
     shutil.copy(ROOT / "sample_images" / "cat.jpg", folder)
-    (folder / "sample_images").symlink_to(ROOT / "sample_images")
+    for name in ("sample_images", "benchmarks"):
+        (folder / name).symlink_to(ROOT / name)
 
 
 def run(folder: Path) -> None:
