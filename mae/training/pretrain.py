@@ -86,10 +86,13 @@ def _pretrain(
     position = saved.position if saved else Position()
     ranks.check_same("the saved step", position.step)
     scan = _scan(config, ranks, on_event)
+    with seeded(stream_seed(config.seed, "weights")):
+        model = create_model(config.model_config())
+    notes = () if saved or config.init is None else _starting_weights(model, config.init, offline=config.offline)
     try:
-        run.make()
+        run.make()  # not before all that was named has been found
         run.write_environment()
-        return _train(config, device, ranks, run, saved, warnings, scan, on_event, should_stop)
+        return _train(config, device, ranks, run, saved, warnings, scan, model, notes, on_event, should_stop)
     finally:
         run.release()
 
@@ -102,6 +105,8 @@ def _train(
     saved: SavedState | None,
     warnings: tuple[str, ...],
     scan: PictureScan,
+    model: MaskedAutoencoder,
+    notes: tuple[str, ...],
     on_event: Callable[[Event], None],
     should_stop: Callable[[], bool],
 ) -> PretrainResult:
@@ -123,10 +128,6 @@ def _train(
     share = ranks.share(plan.batch_size)
     if saved:
         _check_same_run(saved, plan, config)
-
-    with seeded(stream_seed(config.seed, "weights")):
-        model = create_model(config.model_config())
-    notes = () if saved or config.init is None else _starting_weights(model, config.init, offline=config.offline)
     notes += _decoder_note(config.decoder)
     if saved and (here := share.stop - share.start) != config.batch_size:
         notes += (f"the run's batches of {plan.batch_size} pictures are {here} in each of {ranks.size} processes here",)

@@ -32,7 +32,7 @@ def scan_without_end() -> None:
     """Look for pictures until a signal comes."""
     from mae.training import pretrain
 
-    def scan(*_: Any) -> Any:
+    def scan(*_: Any, **__: Any) -> Any:
         sys.stderr.write("scanning\n")
         sys.stderr.flush()
         time.sleep(600)

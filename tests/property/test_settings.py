@@ -38,6 +38,8 @@ def values_of(config_class: Any) -> st.SearchStrategy[dict[str, Any]]:
     hints = typing.get_type_hints(config_class)
     required, others = {}, {}
     for field in dataclasses.fields(config_class):
+        if option_of(field).typed_only:  # no file may hold it
+            continue
         values = _value(field.name, hints[field.name], option_of(field))
         (required if field.default is dataclasses.MISSING else others)[field.name] = values
     return st.fixed_dictionaries(required, optional=others)
