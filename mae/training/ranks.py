@@ -57,7 +57,16 @@ class Ranks:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         try:
-            dist.init_process_group(timeout=PATIENCE, device_id=device if device.type == "cuda" else None)
+            store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))  # type: ignore[attr-defined]
+            # After a restart torchrun may give the same store again, with the addresses of processes that are gone.
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            dist.init_process_group(
+                store=dist.PrefixStore(f"maecli/{attempt}", store),  # type: ignore[attr-defined]
+                rank=rank,
+                world_size=size,
+                timeout=PATIENCE,
+                device_id=device if device.type == "cuda" else None,
+            )
             self.control = dist.new_group(backend="gloo", timeout=PATIENCE_AT_THE_START)
         except (RuntimeError, ValueError) as error:
             raise TrainingError(f"process {self.rank} cannot reach the others: {_first_line(error)}") from None

@@ -29,9 +29,10 @@ RECIPE = [
 ]  # fmt: skip
 
 
-def command(processes: int, out: Path, *options: str) -> list[str]:
+def command(processes: int, out: Path, *options: str, restarts: int = 0) -> list[str]:
     """Torchrun with so many processes, or plain python for one; batches of four pictures over all."""
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    start += ["--max-restarts", str(restarts)]
     arguments = ["pretrain", str(ROOT / "sample_images"), "--out", str(out), *RECIPE, *options]
     if "--resume" not in options:
         arguments += ["--batch-size", str(4 // processes)]
@@ -55,10 +56,14 @@ def finished(processes: int, out: Path, *options: str, **more: str) -> subproces
 
 
 @contextmanager
-def running(processes: int, out: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+def running(processes: int, out: Path, *options: str, restarts: int = 0) -> Iterator[subprocess.Popen[str]]:
     """A run that has done some steps."""
     process = subprocess.Popen(
-        command(processes, out, *options), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(processes, out, *options, restarts=restarts),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     end = time.monotonic() + 120
     try:
@@ -196,6 +201,20 @@ def test_a_killed_process_ends_the_run_with_its_name(tmp_path: Path, options: tu
     assert "process 0: error: process 0 of 2 lost contact with another one" in talk
     assert "Traceback" not in talk.partition("lost contact")[0]
     assert re.search(r"Root Cause.*rank +: 1 .*SIGKILL", talk, re.DOTALL)  # torchrun's own table
+
+
+def test_torchrun_starts_a_broken_run_again(tmp_path: Path) -> None:
+    """A process is killed, all are started again, and the end is that of a run that nothing happened to."""
+    epochs = ("--epochs", "60", "--save-minutes", "0", "--auto-resume")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    finished(2, whole, *epochs)
+    with running(2, broken, *epochs, restarts=1) as process:
+        os.kill(process_of_rank(process.pid, 1), signal.SIGKILL)
+        _, talk = process.communicate(timeout=120)
+    assert process.returncode == 0, talk
+    assert "lost contact" in talk
+    assert logged(broken) == logged(whole)
+    assert same(weights(broken / "checkpoint-last.pth"), weights(whole / "checkpoint-last.pth"))
 
 
 def process_of_rank(parent: int, rank: int) -> int:
