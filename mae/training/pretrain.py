@@ -91,6 +91,8 @@ def _pretrain(
     notes = () if saved or config.init is None else _starting_weights(model, config.init, offline=config.offline)
     try:
         run.make()  # not before all that was named has been found
+        if saved:
+            run.set_aside_newer(saved.path)
         run.write_environment()
         return _train(config, device, ranks, run, saved, warnings, scan, model, notes, on_event, should_stop)
     finally:

@@ -175,6 +175,17 @@ class RunFolder:
             keep_last += 1
         return placed
 
+    def set_aside_newer(self, state: Path) -> None:
+        """Rename the states that are newer than one: they could not be read, and must not push out a good one."""
+        if not self.writes:
+            return
+        for path in self.states():
+            if path == state:
+                return
+            aside = path.with_name(path.name + ".broken")
+            _remove(aside)
+            path.replace(aside)
+
     def kept_checkpoint(self, epoch: int) -> Path:
         """A checkpoint that stays, under the official trainer's name."""
         return self.path / f"checkpoint-{epoch}.pth"

@@ -271,6 +271,7 @@ class Trainer:
         self.saver.finish()
         self.ranks.any_of(False)
         state, _ = newest_state(self.run)
+        self.run.set_aside_newer(state.path)
         state.restore(self.training_step)
         turn = self.position.turn + 1
         self.position = dataclasses.replace(state.position, turn=turn, in_a_row=0)

@@ -304,6 +304,10 @@ def test_a_broken_newest_state_falls_back_to_the_one_before(config: PretrainConf
     assert len(started.warnings) == 2
     assert "checkpoint-last.pth" in started.warnings[0]
     assert "going on from" in started.warnings[0]
+    broken = sorted(path.name for path in config.out.glob("*.broken"))
+    assert broken == ["checkpoint-last-1.pth.broken", "checkpoint-last.pth.broken"]
+    for path in RunFolder(config.out, resume=True).states():
+        load_checkpoint(path)
     assert same(weights(config.out), weights(tmp_path / "whole"))
     assert logged(config.out) == logged(tmp_path / "whole")
 
