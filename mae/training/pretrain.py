@@ -23,6 +23,7 @@ from mae.training.compiling import compile_if_it_pays, compiled_loss
 from mae.training.config import PretrainConfig
 from mae.training.events import Event, PretrainResult, Scanned, Started
 from mae.training.feed import Feed
+from mae.training.identity import official_args, run_identity
 from mae.training.plan import TrainingPlan, make_plan
 from mae.training.previews import Previews
 from mae.training.ranks import Ranks, ranks_from_environment
@@ -30,7 +31,7 @@ from mae.training.run_folder import Position, RunFolder, holds_run
 from mae.training.saving import SavedState, Saver, newest_state
 from mae.training.step import TrainingStep
 from mae.training.tensorboard import also_to_tensorboard
-from mae.training.trainer import Trainer, check_unreadable, official_args, run_identity
+from mae.training.trainer import Trainer, check_unreadable
 
 TIMED_PICTURES = 8
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +15,8 @@ from mae.data.loader import Batches
 from mae.data.scan import Unreadable
 from mae.errors import DataError, TrainingError
 from mae.files import shown
-from mae.models import factory_name
 from mae.seeding import stream
+from mae.training.clock import Clock
 from mae.training.config import PretrainConfig
 from mae.training.events import EpochDone, Event, LeftOut, PassedOver, PretrainResult, Previewed, RolledBack, Stepped
 from mae.training.feed import Feed
@@ -353,43 +353,6 @@ class Trainer:
         return self.ranks.lost(error) if not self.ranks.alone and is_lost(error) else error
 
 
-class Clock:
-    """Where the time goes: images per second and the share spent waiting for pictures."""
-
-    def __init__(self) -> None:
-        self.images = 0
-        self._wait = 0.0
-        self._window: list[tuple[float, int, float]] = [(time.monotonic(), 0, 0.0)]
-        self._epoch = self._window[0]
-
-    def waiting(self) -> Clock:
-        """A context whose time counts as waiting."""
-        return self
-
-    def __enter__(self) -> None:
-        self._entered = time.monotonic()
-
-    def __exit__(self, *_: Any) -> None:
-        self._wait += time.monotonic() - self._entered
-
-    def rate(self) -> tuple[float, float]:
-        """Images per second and share of waiting over the last ten seconds or the last step."""
-        now = (time.monotonic(), self.images, self._wait)
-        self._window.append(now)
-        while len(self._window) > 2 and now[0] - self._window[0][0] > 10:
-            self._window.pop(0)
-        then = self._window[0]
-        seconds = max(now[0] - then[0], 1e-9)
-        return (now[1] - then[1]) / seconds, (now[2] - then[2]) / seconds
-
-    def epoch(self) -> tuple[float, int, float]:
-        """Seconds, images and share of waiting since the last call."""
-        now, then = (time.monotonic(), self.images, self._wait), self._epoch
-        self._epoch = now
-        seconds = max(now[0] - then[0], 1e-9)
-        return seconds, now[1] - then[1], (now[2] - then[2]) / seconds
-
-
 def check_unreadable(bad: int, pictures: int, allowed: float, run: RunFolder) -> None:
     """Stop a run that is about to learn from a fraction of its data.
 
@@ -401,42 +364,3 @@ def check_unreadable(bad: int, pictures: int, allowed: float, run: RunFolder) ->
             f"{bad} of {pictures} pictures are unreadable, more than --max-unreadable {allowed:g}",
             hint=f"their names and the reasons are in {run.path / 'unreadable.tsv'}",
         )
-
-
-def run_identity(config: PretrainConfig, plan: TrainingPlan) -> dict[str, Any]:
-    """What may not change between the parts of one run: each value decides its losses."""
-    return {
-        "pictures": plan.pictures,
-        "pictures_digest": plan.pictures_digest,
-        "batch_size": plan.batch_size,
-        "accum_iter": plan.accum_iter,
-        "seed": config.seed,
-        "model": repr(config.model_config()),
-    }
-
-
-def official_args(config: PretrainConfig, plan: TrainingPlan, ranks: Ranks) -> dict[str, Any]:
-    """The settings under the names of the official trainer's ``args``."""
-    size = config.image_size
-    return {
-        "model": factory_name(config.variant),
-        "input_size": size[0] if size[0] == size[1] else list(size),
-        "patch_size": config.model_config().patch_size,
-        "in_chans": config.in_chans,
-        "mask_ratio": config.mask_ratio,
-        "norm_pix_loss": config.norm_pix_loss,
-        "batch_size": plan.batch_size // ranks.size,
-        "accum_iter": plan.accum_iter,
-        "epochs": config.epochs,
-        "warmup_epochs": config.warmup_epochs,
-        "blr": config.base_lr,
-        "lr": plan.lr,
-        "min_lr": config.min_lr,
-        "weight_decay": config.weight_decay,
-        "seed": config.seed,
-        "device": config.device,
-        "data_path": str(config.data[0]),
-        "output_dir": str(config.out),
-        "distributed": not ranks.alone,
-        "world_size": ranks.size,
-    }

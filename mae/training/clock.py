@@ -1,0 +1,43 @@
+"""Where a run's time goes."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+
+class Clock:
+    """Where the time goes: images per second and the share spent waiting for pictures."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self._wait = 0.0
+        self._window: list[tuple[float, int, float]] = [(time.monotonic(), 0, 0.0)]
+        self._epoch = self._window[0]
+
+    def waiting(self) -> Clock:
+        """A context whose time counts as waiting."""
+        return self
+
+    def __enter__(self) -> None:
+        self._entered = time.monotonic()
+
+    def __exit__(self, *_: Any) -> None:
+        self._wait += time.monotonic() - self._entered
+
+    def rate(self) -> tuple[float, float]:
+        """Images per second and share of waiting over the last ten seconds or the last step."""
+        now = (time.monotonic(), self.images, self._wait)
+        self._window.append(now)
+        while len(self._window) > 2 and now[0] - self._window[0][0] > 10:
+            self._window.pop(0)
+        then = self._window[0]
+        seconds = max(now[0] - then[0], 1e-9)
+        return (now[1] - then[1]) / seconds, (now[2] - then[2]) / seconds
+
+    def epoch(self) -> tuple[float, int, float]:
+        """Seconds, images and share of waiting since the last call."""
+        now, then = (time.monotonic(), self.images, self._wait), self._epoch
+        self._epoch = now
+        seconds = max(now[0] - then[0], 1e-9)
+        return seconds, now[1] - then[1], (now[2] - then[2]) / seconds
