@@ -6,6 +6,7 @@ prints the one value that a script wants. Notes, warnings, progress and errors a
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -317,6 +319,13 @@ def _can_print(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def as_document(result: Any) -> dict[str, Any]:
+    """The fields of a use case's result as JSON has them: a path is text."""
+    return {
+        name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(result).items()
+    }
 
 
 def _finite(value: Any) -> Any:

@@ -196,10 +196,10 @@ def _train(
 def _scan(config: PretrainConfig, ranks: Ranks, on_event: Callable[[Event], None]) -> PictureScan:
     """All pictures; the first process of each machine looks, and the others read what it has kept."""
     if ranks.local_rank:
-        ranks.any_of(False)
+        ranks.wait()
     scan = scan_pictures(config.data, lambda files: on_event(Scanned(files)), offline=config.offline)
     if not ranks.local_rank:
-        ranks.any_of(False)
+        ranks.wait()
     return scan
 
 

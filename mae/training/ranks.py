@@ -75,7 +75,7 @@ class Ranks:
         """Part in peace, at the end of a run that went well."""
         if self.alone:
             return
-        self.any_of(False)  # nobody closes a connection that another still needs
+        self.wait()  # nobody closes a connection that another still needs
         dist.destroy_process_group()
 
     def ask(self, *flags: bool) -> tuple[bool, ...]:
@@ -94,9 +94,9 @@ class Ranks:
         self._asked = (dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.control, async_op=True), tensor)
         return answer
 
-    def any_of(self, flag: bool) -> bool:
-        """Whether any process says so; waits for all."""
-        return any(self.gather(flag))
+    def wait(self) -> None:
+        """Go on when all processes have come this far."""
+        self.gather(None)
 
     def gather(self, value: Any) -> list[Any]:
         """Every process's value, in the order of the ranks."""

@@ -230,7 +230,7 @@ class RunFolder:
                 entry = json.loads(line)
             except json.JSONDecodeError:  # the line that was being written when the run was killed
                 continue
-            before = entry["epoch"] < position.epoch if "train_loss" in entry else entry["step"] <= position.step
+            before = entry["epoch"] < position.epoch if "train_loss" in entry else entry.get("step", 0) <= position.step
             if before:
                 kept.append(line + "\n")
         write_in_run(log, lambda file: file.write("".join(kept).encode()))

@@ -173,7 +173,7 @@ class Saver:
                 self.run.place(new, SHARDS, self.keep_last)
         except OSError as error:
             raise TrainingError(f"cannot write {self.run.path}: {error.strerror or error}") from None
-        self.ranks.any_of(False)  # nobody starts the next one before this one is in its place
+        self.ranks.wait()  # nobody starts the next one before this one is in its place
 
     def whole_state(self, *, keep: bool) -> dict[str, Any]:
         """Model, optimiser and scaler with shards put together; every process must ask, and some keep it."""

@@ -29,7 +29,7 @@ def write_shards(folder: Path, training_step: TrainingStep, about: Mapping[str, 
     if ranks.first:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-    ranks.any_of(False)
+    ranks.wait()
     state = training_step.state()
     tensors = _by_name(state["model"], state["optimizer"]["state"])
     save(tensors, storage_writer=FileSystemWriter(folder), process_group=ranks.control)

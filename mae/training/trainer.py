@@ -269,7 +269,7 @@ class Trainer:
     def roll_back(self) -> None:
         """Go back to the newest saved state, and on with the pictures in another order."""
         self.saver.finish()
-        self.ranks.any_of(False)
+        self.ranks.wait()
         state, _ = newest_state(self.run)
         self.run.set_aside_newer(state.path)
         state.restore(self.training_step)
@@ -279,7 +279,7 @@ class Trainer:
         self.run.start_log(self.position)
         self.run.log({"rolled_back_to": state.path.name, "step": self.position.step, "turn": turn})
         self.on_event(RolledBack(state.path, self.position.step, turn))
-        self.ranks.any_of(False)
+        self.ranks.wait()
 
     def finish_epoch(self) -> None:
         """Log the epoch, draw and save what is due, and go to the next one."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mae.comparing.config import ExportConfig
 from mae.files import shown
 from maecli.options import command_from
-from maecli.output import Output
+from maecli.output import Output, as_document
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,13 +33,7 @@ def export(config: ExportConfig, output: Output) -> None:
         result = use_case(config, on_step)
     for note in result.notes:
         output.note(note)
-    output.result(lambda: _document(result), lambda console: _show(console, result), result.out)
-
-
-def _document(result: ExportResult) -> dict[str, Any]:
-    return {
-        name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(result).items()
-    }
+    output.result(lambda: as_document(result), lambda console: _show(console, result), result.out)
 
 
 def _show(console: Console, result: ExportResult) -> None:

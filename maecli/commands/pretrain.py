@@ -12,7 +12,7 @@ import typer
 
 from mae.training.config import PretrainConfig
 from maecli.options import command_from, read_toml
-from maecli.output import Output
+from maecli.output import Output, as_document
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,7 +47,7 @@ def pretrain(config: PretrainConfig, output: Output) -> None:
     with StopOnSignal() as stop, announce_downloads(output.download), TrainingView(output) as view:
         result = train(config, view, stop)
     if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
-        output.result(lambda: _document(result), lambda console: _show(console, result), result.checkpoint)
+        output.result(lambda: as_document(result), lambda console: _show(console, result), result.checkpoint)
         if result.stopped:
             output.note(f"stopped and saved; go on with: maecli pretrain --resume {result.run}")
     if result.stopped:
@@ -87,14 +87,6 @@ class StopOnSignal:
                 raise KeyboardInterrupt
             raise SystemExit(128 + number)
         self.number = number
-
-
-def _document(result: PretrainResult) -> dict[str, Any]:
-    import dataclasses
-
-    return {
-        name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(result).items()
-    }
 
 
 def _show(console: Console, result: PretrainResult) -> None:
