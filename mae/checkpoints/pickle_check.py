@@ -8,11 +8,12 @@ a million tensors.
 from __future__ import annotations
 
 import pickletools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, cast
 
-from mae.checkpoints.strangers import printable
+from mae.checkpoints.strangers import printable, unusable_type
 from mae.errors import CheckpointError
 
 LONGEST_PICKLE = 4_000_000  # bytes; that of a ViT-Huge with its optimiser has 0.2 million
@@ -33,6 +34,11 @@ _ALLOWED = {
         for kind in ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
     ),
 }
+
+# How torch.save stores the types that have no storage class of their own: floats of 8 bits and fewer, uint16 ...
+# Walked through, so that the refusal can name the type, and never let past this check.
+_UNNAMED = {"torch._utils _rebuild_tensor_v3", "torch.storage UntypedStorage"}
+_TYPE = re.compile(r"torch ((?:float|u?int|q?u?int|complex|bits)\d\w*)")
 
 # What a value on the pickle's stack is, as far as this check cares.
 _ATOM, _EMPTY_TUPLE, _OTHER = "atom", "empty tuple", "other"
@@ -105,6 +111,8 @@ class _Walk:
         self.stack: list[str] = []
         self.marked: list[list[str]] = []
         self.memo: dict[int, str] = {}
+        self.text = ""  # the latest one: a tensor's name comes right before the tensor
+        self.unnamed: tuple[str, str] | None = None  # what rebuilds a tensor of such a type, and the tensor's name
         self.steps: dict[str, Callable[[Any], object]] = {
             "PROTO": self._protocol,
             "GLOBAL": self._global,
@@ -118,12 +126,13 @@ class _Walk:
             "NEWOBJ": self._call,
             "BUILD": lambda _: self.stack.pop(),
             "BINPERSID": self._persistent,
-            "STOP": lambda _: None,
+            "STOP": self._stop,
         }
 
     def step(self, name: str, argument: Any) -> None:
         if name in _ATOMS:
             self.stack.append(_ATOM)
+            self.text = argument if name == "BINUNICODE" else self.text
         elif name in ("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"):
             self.stack.append(_OTHER)
         elif name == "EMPTY_TUPLE":
@@ -148,9 +157,18 @@ class _Walk:
             )
 
     def _global(self, name: str) -> None:
-        if name not in _ALLOWED:
+        if name in _UNNAMED:
+            self.unnamed = self.unnamed or (name, self.text)
+        elif name not in _ALLOWED:
+            number = _TYPE.fullmatch(name)
+            if number and self.unnamed:
+                raise unusable_type(self.path, self.unnamed[1], number[1])
             raise self._refusal(f"asks for {printable(name.replace(' ', '.'), 100)}")
         self.stack.append(name if name == _ORDERED_DICT else _OTHER)
+
+    def _stop(self, _: Any) -> None:
+        if self.unnamed:
+            raise self._refusal(f"asks for {self.unnamed[0].replace(' ', '.')}")
 
     def _call(self, _: Any) -> None:
         arguments, called = self.stack.pop(), self.stack.pop()

@@ -17,7 +17,7 @@ from mae.checkpoints.download import fetch
 from mae.checkpoints.releases import LICENCE_NOTE, release_named, release_of
 from mae.checkpoints.sizes import Declared, config_from_shapes, variant_of
 from mae.checkpoints.sniff import GET_IT_AGAIN, Container, find_file, sniff
-from mae.checkpoints.strangers import a_few, printable
+from mae.checkpoints.strangers import USABLE_TYPES, a_few, printable, unusable_type
 from mae.checkpoints.tables import grid_of
 from mae.config import MAEConfig, parse_size
 from mae.errors import CheckpointError
@@ -111,7 +111,7 @@ def load_checkpoint(
     )
     if not {"patch_embed.proj.weight", "cls_token"} & set(state):
         raise CheckpointError(f"{path} is not a masked autoencoder that can be read: {_what_it_holds(tensors)}")
-    _refuse_integers(path, state)
+    _refuse_types(path, state)
     try:
         config, notes = config_from_shapes({key: tuple(tensor.shape) for key, tensor in state.items()}, declared)
     except CheckpointError as error:
@@ -189,13 +189,12 @@ def _refuse_inflated(path: Path, tensors: Mapping[str, Tensor]) -> None:
             )
 
 
-def _refuse_integers(path: Path, state: Mapping[str, Tensor]) -> None:
+def _refuse_types(path: Path, state: Mapping[str, Tensor]) -> None:
     for key, tensor in state.items():
-        if not tensor.is_floating_point() and tensor.ndim:
-            raise CheckpointError(
-                f"{path}: {printable(key)} is {str(tensor.dtype).removeprefix('torch.')}; weights must be floats",
-                hint="a quantised file cannot be read; get the weights it was made from",
-            )
+        number = str(tensor.dtype).removeprefix("torch.")
+        # A single integer may count something; a whole tensor of integers or of 8-bit floats is quantised weights.
+        if number not in USABLE_TYPES and (tensor.ndim or tensor.is_floating_point()):
+            raise unusable_type(path, key, number)
 
 
 def _official(

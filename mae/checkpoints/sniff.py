@@ -11,7 +11,7 @@ from typing import Literal
 
 from mae.checkpoints.pickle_check import LONGEST_PICKLE, check_pickle
 from mae.checkpoints.releases import RELEASES
-from mae.checkpoints.strangers import a_few, printable
+from mae.checkpoints.strangers import a_few, printable, unusable_type
 from mae.errors import CheckpointError
 
 Container = Literal["zip", "legacy", "safetensors", "shards"]
@@ -22,6 +22,7 @@ LONGEST_DIRECTORY = 16_000_000  # bytes of a zip's directory
 LONGEST_HEADER = 16_000_000  # bytes of a safetensors header
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began before it wrote zip files
 _LEGACY_PICKLES = 5  # magic, version, system, contents, keys
+_SHORT_FLOATS = ("F8", "F6", "F4")  # how the names of safetensors' types of 8 bits and fewer begin
 SHARD_TABLE = ".metadata"
 _SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 _HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -174,9 +175,13 @@ def _check_safetensors(path: Path, size: int, header_size: int) -> None:
             file.seek(8)
             try:
                 header = json.loads(file.read(header_size))
-                ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
+                entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+                ends = [int(entry["data_offsets"][1]) for entry in entries.values()]
+                short = {name: entry["dtype"] for name, entry in entries.items() if entry["dtype"][:2] in _SHORT_FLOATS}
             except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
                 raise CheckpointError(f"{path} has a damaged safetensors header", hint=GET_IT_AGAIN) from None
+        for name, number in short.items():  # torch knows some of these types only
+            raise unusable_type(path, name, number)
         promised += max(ends, default=0)
     if promised > size:
         raise CheckpointError(

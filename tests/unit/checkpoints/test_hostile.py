@@ -178,6 +178,40 @@ def test_integer_weights_are_named(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
+@pytest.mark.parametrize("number", ["float8_e4m3fn", "float8_e5m2"])
+@pytest.mark.parametrize("container", ["zip", "legacy", "safetensors"])
+def test_eight_bit_floats_are_named(number: str, container: str, tmp_path: Path) -> None:
+    """Refused for what they are, by every container, and not as something that could run code."""
+    state = official.weights(TINY)
+    state["blocks.1.mlp.fc2.weight"] = state["blocks.1.mlp.fc2.weight"].to(getattr(torch, number))
+    path = tmp_path / "file.pth"
+    if container == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"model": state}, path, _use_new_zipfile_serialization=container == "zip")
+    with pytest.raises(CheckpointError) as refused:
+        load_checkpoint(path)
+    said = refused.value.message.lower().replace("f8_", "float8_")
+    assert f"blocks.1.mlp.fc2.weight is {number[:11]}" in said
+    assert "weights must be floats of 16 bits or more" in said
+    assert refused.value.hint is not None
+    assert "get the float32 or bfloat16 weights it was made from" in refused.value.hint
+
+
+def test_other_types_without_a_storage_class_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "file.pth"
+    torch.save({"model": official.weights(TINY) | {"norm.bias": torch.zeros(128, dtype=torch.uint16)}}, path)
+    with pytest.raises(CheckpointError, match=r"norm\.bias is uint16; weights must be floats"):
+        load_checkpoint(path)
+
+
+def test_a_rebuilding_call_without_a_type_stays_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file.pth"
+    path.write_bytes(torch_zip(b"\x80\x02ctorch._utils\n_rebuild_tensor_v3\n)R."))
+    with pytest.raises(CheckpointError, match=r"asks for torch\._utils\._rebuild_tensor_v3"):
+        load_checkpoint(path)
+
+
 @pytest.mark.parametrize(
     ("key", "layout"),
     [
