@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mae.checkpoints import Checkpoint, load_checkpoint
-from mae.checkpoints.building import build_usable
+from mae.checkpoints.building import build_usable, is_decoder
 from mae.checkpoints.strangers import a_few
 from mae.comparing.clone import check_clone, run_clone
 from mae.comparing.config import CompareConfig
@@ -20,7 +21,7 @@ from mae.comparing.reference import Sizes, run_reference
 from mae.comparing.side_by_side import draw_side_by_side
 from mae.comparing.stages import TOLERANCES, StageDifference, first_beyond, hold_against, own_stages
 from mae.comparing.weights import WeightsReport, inspect_weights
-from mae.config import MAEConfig, format_size
+from mae.config import format_size
 from mae.data.geometry import crop_to
 from mae.data.normalise import normalise, picture_to_tensor
 from mae.data.picture import check_channels, load_picture
@@ -60,6 +61,7 @@ class FileReport:
     Attributes:
         target: What its decoder predicts: "raw pixels", "normalised patches", "unknown" or "nothing".
         weights: What its tensors tell.
+        assumed: Sizes that nothing in the file tells, and what was taken for them.
     """
 
     path: Path
@@ -75,6 +77,7 @@ class FileReport:
     parameters: int
     weights: WeightsReport
     notes: tuple[str, ...]
+    assumed: Mapping[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,9 +149,11 @@ def compare(config: CompareConfig, on_step: Callable[[str], None] = lambda step:
     if second is not None:
         on_step("comparing the files")
         files = compare_files(first, second)
-        sizes = (first.config, second.config.replace(norm_pix_loss=first.config.norm_pix_loss))
-        problems += _file_problems(files, *sizes)
-        if all(_can_compute(report.weights) for report in reports) and sizes[0] == sizes[1]:
+        differing = _differing_fields(first, second)
+        problems += _file_problems(files, differing)
+        notes += _unknown_target(first, second)
+        same_sizes = all(name == "norm_pix_loss" for name, *_ in differing)
+        if same_sizes and all(_can_compute(report.weights) for report in reports):
             between = _between(first, second, scene, {report.weights.precision.split(",")[0] for report in reports})
             problems += [f"the files compute differently from {between.first_beyond!r} on"] * bool(between.first_beyond)
             if config.out is not None and first.has_decoder and second.has_decoder:
@@ -166,7 +171,7 @@ def compare(config: CompareConfig, on_step: Callable[[str], None] = lambda step:
         between=between,
         out=out,
         problems=tuple(problems),
-        verdict=_verdict(reports[0], computations, files, problems),
+        verdict=_verdict(reports, computations, files, problems),
         notes=tuple(notes),
     )
 
@@ -268,12 +273,36 @@ def _between(first: Checkpoint, second: Checkpoint, scene: _Scene, precisions: s
     return Computation("the first file", "float64", tolerance, found, first_beyond(found, tolerance))
 
 
-def _file_problems(files: FilesReport, first: MAEConfig, second: MAEConfig) -> list[str]:
-    names = [field.name for field in dataclasses.fields(first)]
-    problems = [
-        f"the files' sizes differ: {name} is {getattr(first, name)} and {getattr(second, name)}"
-        for name in names
-        if getattr(first, name) != getattr(second, name)
+def _differing_fields(first: Checkpoint, second: Checkpoint) -> list[tuple[str, Any, Any]]:
+    """The fields in which two files' models differ; what a file does not tell differs from nothing."""
+    one_untold = None in (first.norm_pix_loss, second.norm_pix_loss)
+    without_decoder = not (first.has_decoder and second.has_decoder)
+    return [
+        (name, *values)
+        for name, *values in first.config.differences(second.config)
+        if not (name == "norm_pix_loss" and one_untold) and not (without_decoder and is_decoder(name))
+    ]
+
+
+def _unknown_target(first: Checkpoint, second: Checkpoint) -> list[str]:
+    """Two files of which one alone says what its decoder predicts may differ in it."""
+    told = [one for one in (first, second) if one.has_decoder and one.norm_pix_loss is not None]
+    untold = [one for one in (first, second) if one.has_decoder and one.norm_pix_loss is None]
+    if not (told and untold):
+        return []
+    known = str(told[0].norm_pix_loss).lower()
+    return [
+        f"norm_pix_loss is {known} in {told[0].path.name}; {untold[0].path.name} does not say, so it is not compared"
+    ]
+
+
+def _file_problems(files: FilesReport, differing_fields: list[tuple[str, Any, Any]]) -> list[str]:
+    sizes = [f"{name} is {one} and {other}" for name, one, other in differing_fields if name != "norm_pix_loss"]
+    problems = [f"the files' sizes differ: {'; '.join(sizes)}"] if sizes else []
+    problems += [
+        f"the files' decoders predict different targets: {name} is {str(one).lower()} and {str(other).lower()}"
+        for name, one, other in differing_fields
+        if name == "norm_pix_loss"
     ]
     differing = [tensor for tensor in files.differing if not tensor.rounding]
     if differing:
@@ -306,12 +335,14 @@ def _report(checkpoint: Checkpoint) -> FileReport:
         parameters=checkpoint.num_parameters,
         weights=inspect_weights(checkpoint),
         notes=checkpoint.notes,
+        assumed={name: getattr(config, name) for name in checkpoint.assumed},
     )
 
 
 def _verdict(
-    report: FileReport, computations: tuple[Computation, ...], files: FilesReport | None, problems: list[str]
+    reports: list[FileReport], computations: tuple[Computation, ...], files: FilesReport | None, problems: list[str]
 ) -> str:
+    report = reports[0]
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         return f"different: {problems[0]}{more}"
@@ -323,6 +354,14 @@ def _verdict(
     if files is not None and files.differing:
         second = "; the files differ by rounding alone"
     return (
-        f"equal: {name}, {report.kind}, {report.weights.matched} tensors, computes as {names} "
+        f"equal: {name}, {report.kind}, {report.weights.matched} tensors, computes as {names}{_assumption(reports)} "
         f"(largest relative difference {largest:.1e} in float64, tolerance {TOLERANCES['float64']:.0e}){second}"
     )
+
+
+def _assumption(reports: list[FileReport]) -> str:
+    """Every reference is given the same heads, so agreement says nothing of heads that were guessed."""
+    assumed = {name: heads for report in reports for name, heads in report.assumed.items()}
+    parts = {"num_heads": "encoder", "decoder_num_heads": "decoder"}
+    told = [f"{heads} heads assumed in the {parts[name]}" for name, heads in assumed.items()]
+    return f", as far as can be told with {' and '.join(told)}" if told else ""

@@ -93,6 +93,13 @@ class MAEConfig:
         """
         return num_kept(self.num_patches, mask_ratio)
 
+    def differences(self, other: MAEConfig) -> tuple[tuple[str, Any, Any], ...]:
+        """The fields in which two models differ: (name, this one's value, the other's)."""
+        pairs = (
+            (field.name, getattr(self, field.name), getattr(other, field.name)) for field in dataclasses.fields(self)
+        )
+        return tuple(pair for pair in pairs if pair[1] != pair[2])
+
     def replace(self, **changes: Any) -> MAEConfig:
         """A copy with some fields changed; ``img_size`` may be one number for a square."""
         if isinstance(changes.get("img_size"), int):

@@ -12,7 +12,7 @@ from mae.checkpoints.reading import Checkpoint, load_checkpoint
 from mae.checkpoints.releases import OFFICIAL_BASE
 from mae.checkpoints.strangers import a_few
 from mae.checkpoints.tables import follows_formula
-from mae.config import format_size
+from mae.config import MAEConfig, format_size
 from mae.errors import CheckpointError
 from mae.mae import MaskedAutoencoder
 from mae.models import create_model
@@ -114,8 +114,10 @@ def load_weights(model: MaskedAutoencoder, checkpoint: Checkpoint) -> tuple[str,
     if checkpoint.kind == "fine-tuned" and {"norm.weight", "norm.bias"} <= set(missing):
         notes += ("the file is fine-tuned and has no final encoder norm: that norm starts fresh",)
         missing = [key for key in missing if not key.startswith("norm.")]
-    _refuse(checkpoint.path, missing, misshapen)
+    other_sizes = _other_sizes(checkpoint, model.config)
+    _refuse(checkpoint.path, missing, misshapen, other_sizes)
     _refuse_not_finite(checkpoint.path, state)
+    notes += (other_sizes,) if other_sizes else ()  # other heads fit, and compute something else
     model.load_state_dict(state, strict=False)
     return notes + ignored
 
@@ -194,15 +196,34 @@ def _refuse_not_finite(path: Path, state: Mapping[str, Tensor]) -> None:
         )
 
 
-def _refuse(path: Path, missing: list[str], misshapen: list[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> None:
+def _other_sizes(checkpoint: Checkpoint, wanted: MAEConfig) -> str | None:
+    """The sizes in which a file's model is another one than the model it is loaded into; None if it is the same.
+
+    Neither the image size nor the target hinders loading, and a file without a decoder says nothing of one.
+    """
+    told = [
+        f"{name} is {ours:g} here and {theirs:g} in the file"
+        for name, ours, theirs in wanted.differences(checkpoint.config)
+        if name not in ("img_size", "norm_pix_loss", *checkpoint.assumed)
+        and (checkpoint.has_decoder or not is_decoder(name))
+    ]
+    return f"the file's model has other sizes: {', '.join(told)}" if told else None
+
+
+def _refuse(
+    path: Path,
+    missing: list[str],
+    misshapen: list[tuple[str, tuple[int, ...], tuple[int, ...]]],
+    other_sizes: str | None = None,
+) -> None:
     if misshapen:
         key, wanted, got = misshapen[0]
         others = f" (and {len(misshapen) - 1} more)" if len(misshapen) > 1 else ""
-        raise CheckpointError(f"{path}: {key} must be {wanted}; got {got}{others}")
+        raise CheckpointError(f"{path}: {key} must be {wanted}; got {got}{others}", hint=other_sizes)
     if missing:
         raise CheckpointError(
             f"{path} lacks {len(missing)} tensors of the model: {a_few(missing)}",
-            hint=f"`maecli compare --official {path}` lists every one",
+            hint=other_sizes or f"`maecli compare --official {path}` lists every one",
         )
 
 

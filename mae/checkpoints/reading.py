@@ -40,6 +40,7 @@ class Checkpoint:
         optimizer, scaler: States a trainer wrote.
         extra: The file's other entries.
         notes: What a user should be told.
+        assumed: Fields of ``config`` that were guessed because nothing in the file tells them.
     """
 
     path: Path
@@ -55,6 +56,7 @@ class Checkpoint:
     scaler: dict[str, Any] | None
     extra: dict[str, Any]
     notes: tuple[str, ...]
+    assumed: tuple[str, ...]
 
     @property
     def has_decoder(self) -> bool:
@@ -113,9 +115,10 @@ def load_checkpoint(
         raise CheckpointError(f"{path} is not a masked autoencoder that can be read: {_what_it_holds(tensors)}")
     _refuse_types(path, state)
     try:
-        config, notes = config_from_shapes({key: tuple(tensor.shape) for key, tensor in state.items()}, declared)
+        sizes = config_from_shapes({key: tuple(tensor.shape) for key, tensor in state.items()}, declared)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error.message}", hint=error.hint) from None
+    config, notes = sizes.config, sizes.notes
     has_decoder = any(key.startswith("decoder_") for key in state)
     args = others.pop("args", None)
     epoch = others.pop("epoch", None)
@@ -136,6 +139,7 @@ def load_checkpoint(
         scaler=scaler if isinstance(scaler, dict) else None,
         extra=others,
         notes=notes,
+        assumed=sizes.assumed,
     )
 
 

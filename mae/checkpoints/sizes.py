@@ -11,7 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from mae.config import MAEConfig
 from mae.errors import CheckpointError, ConfigError
@@ -40,18 +40,30 @@ class Declared:
     grid: tuple[int, int] | None = None
 
 
-def config_from_shapes(shapes: Shapes, declared: Declared) -> tuple[MAEConfig, tuple[str, ...]]:
+class ReadSizes(NamedTuple):
+    """A model's sizes as its tensors tell them.
+
+    Attributes:
+        config: The sizes; without a decoder its sizes are the usual ones.
+        notes: What had to be guessed, for a user.
+        assumed: Fields of the sizes that nothing in the file tells: "num_heads", "decoder_num_heads".
+    """
+
+    config: MAEConfig
+    notes: tuple[str, ...]
+    assumed: tuple[str, ...]
+
+
+def config_from_shapes(shapes: Shapes, declared: Declared) -> ReadSizes:
     """Work out the sizes of the model that a state dict (official names) belongs to.
 
     One missing or misshapen tensor does not mislead it: widths are what most tensors say.
-
-    Returns:
-        The sizes, and what had to be guessed. Without a decoder its sizes are the usual ones.
 
     Raises:
         CheckpointError: There is no patch projection or no block, or the sizes do not fit together.
     """
     notes: list[str] = []
+    assumed: list[str] = []
     embed_dim = _majority(
         [_last(shapes, "cls_token"), _last(shapes, "pos_embed"), _last(shapes, "patch_embed.proj.bias")]
         + [shape[-1] for key, shape in shapes.items() if re.match(r"blocks\.\d+\.norm\d\.", key) and shape]
@@ -73,14 +85,14 @@ def config_from_shapes(shapes: Shapes, declared: Declared) -> tuple[MAEConfig, t
         "in_chans": in_chans,
         "embed_dim": embed_dim,
         "depth": depth,
-        "num_heads": declared.num_heads or _heads("num_heads", embed_dim, depth, notes),
+        "num_heads": declared.num_heads or _heads("num_heads", embed_dim, depth, notes, assumed),
         "decoder_embed_dim": decoder_dim or usual.decoder_embed_dim,
         "decoder_depth": decoder_depth if decoder_dim else usual.decoder_depth,
         "mlp_ratio": _mlp_ratio(shapes, embed_dim),
         "norm_pix_loss": bool(declared.norm_pix_loss),
     }
     sizes["decoder_num_heads"] = (
-        declared.decoder_num_heads or _heads("decoder_num_heads", decoder_dim, decoder_depth, notes)
+        declared.decoder_num_heads or _heads("decoder_num_heads", decoder_dim, decoder_depth, notes, assumed)
         if decoder_dim
         else usual.decoder_num_heads  # not the declared ones: they would be those of another width
     )
@@ -89,7 +101,7 @@ def config_from_shapes(shapes: Shapes, declared: Declared) -> tuple[MAEConfig, t
     except ConfigError as error:
         raise CheckpointError(f"the tensors' sizes do not fit together: {error.message}", hint=error.hint) from None
     _refuse_vast(config, sum(math.prod(shape) for shape in shapes.values()), has_decoder=decoder_dim is not None)
-    return config, tuple(notes)
+    return ReadSizes(config, tuple(notes), tuple(assumed))
 
 
 def _refuse_vast(config: MAEConfig, numbers: int, *, has_decoder: bool) -> None:
@@ -190,7 +202,7 @@ def _mlp_ratio(shapes: Shapes, embed_dim: int) -> float:
     return ratio if int(embed_dim * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
-def _heads(name: str, width: int, depth: int, notes: list[str]) -> int:
+def _heads(name: str, width: int, depth: int, notes: list[str], assumed: list[str]) -> int:
     """The heads of a variant of this width and depth, else the width over the usual head width."""
     fields = ("decoder_embed_dim", "decoder_depth") if name.startswith("decoder") else ("embed_dim", "depth")
     for variant in VARIANTS.values():
@@ -199,6 +211,7 @@ def _heads(name: str, width: int, depth: int, notes: list[str]) -> int:
             return heads
     usual = DECODER_HEAD_WIDTH if name.startswith("decoder") else HEAD_WIDTH
     heads = next(count for count in range(max(1, width // usual), 0, -1) if width % count == 0)
+    assumed.append(name)
     flag = f"--{name.replace('_', '-')}"
     notes.append(f"shapes do not tell {name}: {heads} is assumed (heads {width // heads} wide); {flag} says otherwise")
     return heads

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,8 @@ def compare(config: CompareConfig, output: Output) -> None:
 def _document(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: _document(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {name: _document(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_document(item) for item in value]
     return str(value) if isinstance(value, Path) else value
@@ -103,8 +105,8 @@ def _files_table(reports: list[FileReport]) -> Table:
         "file": lambda report: report.path.name,
         "kind": lambda report: f"{report.kind}, {report.dialect} names",
         "variant": lambda report: report.variant or "no published one",
-        "encoder": lambda report: f"{report.encoder} (width/blocks/heads)",
-        "decoder": lambda report: report.decoder or "none",
+        "encoder": lambda report: f"{report.encoder} (width/blocks/heads{_assumed(report, 'num_heads')})",
+        "decoder": lambda report: f"{report.decoder or 'none'}{_assumed(report, 'decoder_num_heads')}",
         "picture": lambda report: (
             f"{format_size(report.image_size)}, patches of {report.patch_size}, {report.in_chans} channels"
         ),
@@ -121,6 +123,10 @@ def _files_table(reports: list[FileReport]) -> Table:
         if name != "file" or len(reports) == 1:
             table.add_row(f"[dim]{name}[/dim]", *(escape(cell(report)) for report in reports))
     return table
+
+
+def _assumed(report: FileReport, name: str) -> str:
+    return ", heads assumed" if name in report.assumed else ""
 
 
 def _groups_table(report: FileReport) -> Table:

@@ -52,6 +52,15 @@ def test_a_good_file(path: Path) -> None:
     assert max(map(len, out.splitlines()[:-1])) <= 100
 
 
+def test_assumed_heads_are_shown_where_the_sizes_are(path: Path) -> None:
+    code, out, _ = maecli("compare", "--official", path, "--reference", "builtin")
+    assert code == 0
+    assert "128/3/2 (width/blocks/heads, heads assumed)" in out
+    assert "64/2/2, heads assumed" in out
+    _, out, _ = maecli("compare", "--official", path, "--reference", "builtin", "--json")
+    assert json.loads(out)["official"]["assumed"] == {"num_heads": 2, "decoder_num_heads": 2}
+
+
 def test_one_document(path: Path) -> None:
     code, out, err = maecli("compare", "--official", path, *HEADS, "--reference", "builtin", "--json")
     document = json.loads(out)

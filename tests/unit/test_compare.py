@@ -436,6 +436,47 @@ def test_files_of_other_sizes(tmp_path: Path) -> None:
     assert result.between is None
 
 
+def test_files_of_other_targets(tmp_path: Path) -> None:
+    """Weights that are the same to the bit are another model where the decoder predicts something else."""
+    paths = []
+    for normalised in (False, True):
+        model = create_model(TINY.replace(norm_pix_loss=normalised))
+        model.load_state_dict(official.weights(TINY))
+        paths.append(tmp_path / f"{normalised}.pth")
+        save_checkpoint(paths[-1], model)
+    result = compared(paths[0], checkpoint=paths[1])
+    assert not result.equal
+    (problem,) = result.problems
+    assert problem == "the files' decoders predict different targets: norm_pix_loss is false and true"
+    assert result.between is not None
+    assert result.between.largest == 0
+
+    unknown = compared(written(tmp_path, official.weights(TINY)), checkpoint=paths[1])
+    assert unknown.equal, unknown.verdict
+    assert "norm_pix_loss is true in True.pth; file.pth does not say, so it is not compared" in unknown.notes
+
+
+def test_the_differing_sizes_alone_are_shown(tmp_path: Path) -> None:
+    first = written(tmp_path, official.weights(TINY), "first.pth")
+    second = written(tmp_path, official.weights(TINY.replace(depth=2, decoder_depth=1)), "second.pth")
+    problems = compared(first, checkpoint=second).problems
+    assert problems[0] == "the files' sizes differ: depth is 3 and 2; decoder_depth is 2 and 1"
+    encoder = {key: tensor for key, tensor in official.weights(TINY).items() if not official.is_decoder(key)}
+    problems = compared(first, checkpoint=written(tmp_path, encoder, "encoder.pth")).problems
+    assert not any("sizes" in problem for problem in problems)
+
+
+def test_assumed_heads_qualify_the_verdict(tmp_path: Path) -> None:
+    path = written(tmp_path, official.weights(TINY))
+    guessed = compared(path, num_heads=None, decoder_num_heads=None)
+    assert guessed.official.assumed == {"num_heads": 2, "decoder_num_heads": 2}
+    qualified = "with 2 heads assumed in the encoder and 2 heads assumed in the decoder"
+    assert f"computes as builtin, as far as can be told {qualified} (" in guessed.verdict
+    assert "as far as" not in compared(path).verdict
+    one = compared(path, num_heads=None).verdict
+    assert "with 2 heads assumed in the encoder (" in one
+
+
 def test_both_reconstructions_side_by_side(tmp_path: Path) -> None:
     state = official.weights(TINY)
     first = written(tmp_path, state, "first.pth")

@@ -167,6 +167,23 @@ def test_another_width_is_refused(path: Path) -> None:
         load_weights(create_model(official.GOLDEN["golden_gray"]), load_checkpoint(path))
 
 
+def test_a_refusal_names_the_sizes_that_differ_and_no_other(path: Path) -> None:
+    with pytest.raises(CheckpointError) as refused:
+        load_weights(create_model(TINY.replace(depth=4, decoder_embed_dim=32)), load_checkpoint(path))
+    assert refused.value.hint == (
+        "the file's model has other sizes: depth is 4 here and 3 in the file, "
+        "decoder_embed_dim is 32 here and 64 in the file"
+    )
+
+
+def test_heads_that_differ_fit_and_are_said(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "own.pth", create_model(TINY))
+    checkpoint = load_checkpoint(tmp_path / "own.pth")
+    assert load_weights(create_model(TINY), checkpoint) == ()
+    (note,) = load_weights(create_model(TINY.replace(num_heads=4)), checkpoint)
+    assert note == "the file's model has other sizes: num_heads is 4 here and 2 in the file"
+
+
 _MEASURE = """
 import resource, sys, time
 import torch

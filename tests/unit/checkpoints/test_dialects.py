@@ -257,8 +257,8 @@ def test_published_variants_by_shape(name: str) -> None:
     from mae.checkpoints.sizes import Declared, config_from_shapes, variant_of
 
     shapes = official.shapes(official.GOLDEN[name])
-    config, notes = config_from_shapes(shapes, Declared())
-    assert (config, variant_of(config), notes) == (official.GOLDEN[name], name, ())
+    config, notes, assumed = config_from_shapes(shapes, Declared())
+    assert (config, variant_of(config), notes, assumed) == (official.GOLDEN[name], name, (), ())
     encoder = {key: shape for key, shape in shapes.items() if not official.is_decoder(key)}
     assert variant_of(config_from_shapes(encoder, Declared())[0], has_decoder=False) == name
 
@@ -268,7 +268,10 @@ def test_heads_are_guessed_aloud_and_can_be_said(tmp_path: Path) -> None:
     guessed = load_checkpoint(tmp_path / "file.pth")
     assert (guessed.config.num_heads, guessed.config.decoder_num_heads) == (2, 2)
     assert any("decoder_num_heads: 2 is assumed" in note for note in guessed.notes)
-    assert load_checkpoint(tmp_path / "file.pth", decoder_num_heads=4).config.decoder_num_heads == 4
+    assert guessed.assumed == ("num_heads", "decoder_num_heads")
+    said = load_checkpoint(tmp_path / "file.pth", decoder_num_heads=4)
+    assert said.config.decoder_num_heads == 4
+    assert said.assumed == ("num_heads",)
 
 
 def test_hidden_widths_that_a_quotient_rounds_down(tmp_path: Path) -> None:
