@@ -104,6 +104,21 @@ class MaskedAutoencoder(nn.Module):
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.normal_(self.decoder.mask_token, std=0.02)
 
+    @property
+    def norm_pix_loss(self) -> bool:
+        """Whether the target is each patch normalised by its own mean and std; may be set, as on the official model.
+
+        Raises:
+            ValueError: Set to something else than True or False.
+        """
+        return self.config.norm_pix_loss
+
+    @norm_pix_loss.setter
+    def norm_pix_loss(self, value: bool) -> None:
+        if not isinstance(value, bool):
+            raise ValueError(f"norm_pix_loss must be True or False; got {value!r}")
+        self.config = self.config.replace(norm_pix_loss=value)
+
     def patchify(self, imgs: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, L, p * p * C), each patch ordered (row, column, channel)."""
         return patchify(imgs, self.config.patch_size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mae.attention import Attention, attend
+from mae.checkpoints import load_checkpoint, save_checkpoint
 from mae.errors import ConfigError
 from mae.mae import MaskedAutoencoder
 from mae.masking import masking_from_order, random_masking, take_patches
@@ -225,6 +228,27 @@ def test_the_normalised_target() -> None:
     model = small_model(norm_pix_loss=True)
     patch = torch.tensor([[1.0, 2.0, 3.0, 6.0]])
     assert model.target(patch)[0].tolist() == pytest.approx([(x - 3) / (14 / 3 + 1e-6) ** 0.5 for x in (1, 2, 3, 6)])
+
+
+def test_the_target_is_set_as_on_the_official_model(tmp_path: Path) -> None:
+    """``model.norm_pix_loss = True``, as the official code writes it: the loss, the config and the file follow."""
+    model, wanted = small_model(), small_model(norm_pix_loss=True)
+    assert model.norm_pix_loss is False
+    imgs, noise = pictures(model)
+    raw = model(imgs, noise=noise)[0].item()
+    model.norm_pix_loss = True
+    assert model.norm_pix_loss is model.config.norm_pix_loss is True
+    assert model.config == wanted.config
+    normalised = model(imgs, noise=noise)[0].item()
+    assert normalised == wanted(imgs, noise=noise)[0].item() != raw
+    assert model.pretraining_loss(imgs, noise=noise).item() == pytest.approx(normalised)
+    save_checkpoint(tmp_path / "model.pth", model)
+    assert load_checkpoint(tmp_path / "model.pth").norm_pix_loss is True
+    assert copy.deepcopy(model).norm_pix_loss is True
+    model.norm_pix_loss = False
+    assert model(imgs, noise=noise)[0].item() == raw
+    with pytest.raises(ValueError, match=r"norm_pix_loss must be True or False; got 'no'"):
+        model.norm_pix_loss = "no"  # type: ignore[assignment]
 
 
 def test_initial_values() -> None:
