@@ -159,7 +159,7 @@ class ReconstructConfig:
         dataclasses.MISSING, "Pictures, or folders with pictures.", positional=True, metavar="IMAGE"
     )
     checkpoint: Path = option(
-        DEFAULT_CHECKPOINT, "Weights with a decoder: a file of yours, an official one, or its name."
+        DEFAULT_CHECKPOINT, "Weights with a decoder: a file or run of yours, an official file, or its name."
     )
     out: Path = option(Path("reconstruction.png"), "The picture to write: .png, .jpg or .webp.")
     mask_ratio: tuple[float, ...] = option(

@@ -130,7 +130,7 @@ def from_pretrained(
     num_heads: int | None = None,
     decoder_num_heads: int | None = None,
 ) -> MaskedAutoencoder:
-    """The model of a checkpoint file or of a released name such as ``mae_visualize_vit_base``.
+    """The model of a checkpoint file, of a run's folder, or of a released name such as ``mae_visualize_vit_base``.
 
     Args, Raises: As ``load_checkpoint`` and ``build_model``.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 from mae.checkpoints.dialects import foreign_layout, from_hugging_face, hugging_face_dialect, is_hugging_face, unwrap
 from mae.checkpoints.download import fetch
 from mae.checkpoints.releases import LICENCE_NOTE, release_named, release_of
+from mae.checkpoints.run_states import run_states
 from mae.checkpoints.sizes import Declared, config_from_shapes, variant_of
 from mae.checkpoints.sniff import GET_IT_AGAIN, Container, find_file, sniff
 from mae.checkpoints.strangers import USABLE_TYPES, a_few, printable, unusable_type
@@ -84,16 +85,36 @@ def load_checkpoint(
     """Read a checkpoint of any dialect on the CPU, memory-mapped.
 
     Args:
-        path: A ``.pth``, ``.pt``, ``.bin`` or ``.safetensors`` file, a Hugging Face model's folder, a folder of
-            shards that a run wrote, or the name of a released file such as ``mae_visualize_vit_base`` or
-            ``hf:facebook/vit-mae-base``, which is downloaded once.
+        path: A ``.pth``, ``.pt``, ``.bin`` or ``.safetensors`` file, a Hugging Face model's folder, a run's folder
+            (its newest state that can be read) or one of its states in shards, or the name of a released file such
+            as ``mae_visualize_vit_base`` or ``facebook/vit-mae-base``, which is downloaded once.
         num_heads, decoder_num_heads: Attention heads, where the file does not tell them.
         offline: Download nothing.
 
     Raises:
         CheckpointError: The file is missing, broken, unsafe, or no masked autoencoder of pictures.
     """
-    path = _locate(path, offline=offline)
+    if states := run_states(Path(path)):
+        return _newest_readable(states, lambda state: _load(state, num_heads, decoder_num_heads))
+    return _load(_locate(path, offline=offline), num_heads, decoder_num_heads)
+
+
+def _newest_readable(states: Sequence[Path], load: Callable[[Path], Checkpoint]) -> Checkpoint:
+    """The first of a run's states that can be read; its notes say what is wrong with those before it."""
+    broken: list[CheckpointError] = []
+    for state in states:
+        try:
+            checkpoint = load(state)
+        except CheckpointError as error:
+            broken.append(error)
+        else:
+            notes = tuple(f"{error.message}; {state} is read in its place" for error in broken)
+            return replace(checkpoint, notes=(*notes, *checkpoint.notes))
+    raise broken[0]
+
+
+def _load(path: Path, num_heads: int | None, decoder_num_heads: int | None) -> Checkpoint:
+    """Read one file, or a folder of shards."""
     if path.is_dir():
         from mae.checkpoints.shards import read_whole  # costs half a second, and few files are folders
 

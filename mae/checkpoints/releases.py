@@ -64,5 +64,5 @@ def release_of(file_name: str) -> Release | None:
 
 
 def release_named(name: str) -> Release | None:
-    """The release that a user names, with or without ``.pth``, or None."""
-    return RELEASES.get(name) or _BY_FILE_NAME.get(name)
+    """The release that a user names, with or without ``.pth`` or the Hub's ``hf:``, or None."""
+    return RELEASES.get(name) or RELEASES.get(f"hf:{name}") or _BY_FILE_NAME.get(name)

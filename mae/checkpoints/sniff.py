@@ -54,6 +54,8 @@ def find_file(path: Path) -> Path:
         if inside and (path / "config.json").is_file():
             return inside[0]
         found = sorted(file.name for file in path.iterdir() if file.suffix in _SUFFIXES)
+        if not found and (path / "config.toml").is_file():
+            raise CheckpointError(f"{path} holds a run that has not saved a state yet")
         raise CheckpointError(
             f"{path} is a folder; a checkpoint file is wanted",
             hint=f"it holds {', '.join(found[:5])}" if found else "it holds no .pth or .safetensors file",

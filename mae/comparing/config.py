@@ -18,7 +18,9 @@ class CompareConfig:
     """Which file, held against what."""
 
     official: Path = option(
-        dataclasses.MISSING, "The checkpoint to examine: a file, or a released file's name.", metavar="CKPT"
+        dataclasses.MISSING,
+        "The checkpoint to examine: a file, a run's folder, or a released file's name.",
+        metavar="CKPT",
     )
     checkpoint: Path | None = option(None, "A second checkpoint, to compare with the first tensor by tensor.")
     image: Path | None = option(None, "A picture to compute with.", default_text="generated noise")
@@ -59,7 +61,10 @@ class ExportConfig:
     """Which file, written for whom."""
 
     checkpoint: Path = option(
-        dataclasses.MISSING, "The checkpoint: a file, or a released file's name.", positional=True, metavar="CKPT"
+        dataclasses.MISSING,
+        "The checkpoint: a file, a run's folder, or a released file's name.",
+        positional=True,
+        metavar="CKPT",
     )
     to: str = option(
         dataclasses.MISSING,

@@ -43,7 +43,7 @@ class PretrainConfig:
     norm_pix_loss: bool = option(
         True, "Predict each patch normalised by its own mean and deviation (official command line: off).", panel=_MODEL
     )
-    init: Path | None = option(None, "Start from the weights (only) of this file or released name.", panel=_MODEL)
+    init: Path | None = option(None, "Start from the weights (only) of this file, run or released name.", panel=_MODEL)
 
     mask_ratio: float = option(0.75, "Share of the patches that is removed.", above=0, below=1, panel=_RECIPE)
     epochs: int = option(800, "Epochs of the whole run (official command line: 400).", low=1, panel=_RECIPE)

@@ -15,14 +15,14 @@ from typing import IO, Any
 
 import tomli_w
 
+from mae.checkpoints.run_states import SHARDS as SHARDS
+from mae.checkpoints.run_states import STATE, run_states, state_slot
+from mae.checkpoints.run_states import WHOLE as WHOLE
 from mae.data.scan import Unreadable
 from mae.environment import ENVIRONMENT_FILE, environment
 from mae.errors import ConfigError, TrainingError
 from mae.files import refuse_place, shown, write_atomically
 from mae.training.config import PretrainConfig
-
-STATE = "checkpoint-last"
-WHOLE, SHARDS = ".pth", ".dcp"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,17 +131,7 @@ class RunFolder:
 
     def states(self) -> list[Path]:
         """The states that the run could go on from, the newest first."""
-        slots = [path for number in range(1000) if (path := self._slot(number)) is not None]
-        kept = sorted(self.path.glob("checkpoint-[0-9]*.pth"), key=_epoch_of, reverse=True)
-        return slots + kept
-
-    def _slot(self, number: int) -> Path | None:
-        """The newest state, or with a number the one so many saves before it; a file or a folder of shards."""
-        for kind in (WHOLE, SHARDS):
-            path = self.path / f"{STATE}{f'-{number}' if number else ''}{kind}"
-            if path.exists():
-                return path
-        return None
+        return run_states(self.path)
 
     def place(self, written: Path, kind: str, keep_last: int) -> Path:
         """Make a state that is written whole the newest, and keep those before it.
@@ -156,21 +146,21 @@ class RunFolder:
         if kind == SHARDS:
             keep_last = max(keep_last, 2)  # a folder is not replaced in one step, so the one before must stay
         for number in range(keep_last - 1, 0, -1):
-            before = self._slot(number - 1)
+            before = state_slot(self.path, number - 1)
             if before is None:
                 continue
             after = self.path / f"{STATE}-{number}{before.suffix}"
-            if (old := self._slot(number)) is not None:
+            if (old := state_slot(self.path, number)) is not None:
                 _remove(old)
             if number == 1 and before.is_file() and kind == WHOLE:
                 link_or_copy(before, after)  # so that there is a newest state at every moment
             else:
                 before.replace(after)
-        newest = self._slot(0)
+        newest = state_slot(self.path, 0)
         if newest is not None and (newest.suffix != kind or newest.is_dir()):
             _remove(newest)
         placed = written.replace(self.path / (STATE + kind))
-        while (spare := self._slot(keep_last)) is not None:
+        while (spare := state_slot(self.path, keep_last)) is not None:
             _remove(spare)
             keep_last += 1
         return placed
@@ -294,11 +284,6 @@ def _remove(path: Path) -> None:
     else:
         with contextlib.suppress(OSError):
             path.unlink()
-
-
-def _epoch_of(path: Path) -> int:
-    number = path.stem.removeprefix("checkpoint-")
-    return int(number) if number.isdigit() else -1
 
 
 def _toml(value: Any) -> Any:

@@ -111,6 +111,22 @@ def test_a_file_of_that_name_comes_first(
     assert server.asked == 0
 
 
+def test_the_hubs_names_need_no_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``facebook/vit-mae-base`` is what the Hub calls it; a file or a folder of that name comes first."""
+    monkeypatch.setenv("MAECLI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("facebook/vit-mae-base", "hf:facebook/vit-mae-base"):
+        with pytest.raises(CheckpointError, match="hf:facebook/vit-mae-base is not in the cache") as caught:
+            load_checkpoint(name, offline=True)
+        assert "hf--facebook--vit-mae-base.bin" in (caught.value.hint or "")
+        assert "CC BY-NC 4.0" in (caught.value.hint or "")
+    folder = tmp_path / "facebook/vit-mae-base"
+    folder.mkdir(parents=True)
+    torch.save(official.checkpoint(TINY), folder / "pytorch_model.bin")
+    (folder / "config.json").write_text('{"model_type": "vit_mae"}')
+    assert load_checkpoint("facebook/vit-mae-base").path == Path("facebook/vit-mae-base/pytorch_model.bin")
+
+
 @pytest.mark.parametrize("how", ["option", "environment"])
 def test_offline_says_where_to_put_the_file(
     how: str, release: Release, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

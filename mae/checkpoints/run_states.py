@@ -1,0 +1,32 @@
+"""The states in a run's folder by name. Standard library only."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+STATE = "checkpoint-last"
+WHOLE, SHARDS = ".pth", ".dcp"
+_SLOT = re.compile(rf"{STATE}(?:-(\d+))?({re.escape(WHOLE)}|{re.escape(SHARDS)})")
+_KEPT = re.compile(rf"checkpoint-(\d+){re.escape(WHOLE)}")
+
+
+def run_states(folder: Path) -> list[Path]:
+    """The states that a run could go on from, the newest first; none where there is no run's folder."""
+    slots, kept = [], []
+    for name in os.listdir(folder) if folder.is_dir() else ():  # noqa: PTH208 - names are all that is needed
+        if slot := _SLOT.fullmatch(name):
+            slots.append((int(slot[1] or 0), slot[2] != WHOLE, name))
+        elif epoch := _KEPT.fullmatch(name):
+            kept.append((-int(epoch[1]), name))
+    return [folder / entry[-1] for entry in (*sorted(slots), *sorted(kept))]
+
+
+def state_slot(folder: Path, number: int) -> Path | None:
+    """The newest state, or with a number the one so many saves before it; a file or a folder of shards."""
+    for kind in (WHOLE, SHARDS):
+        path = folder / f"{STATE}{f'-{number}' if number else ''}{kind}"
+        if path.exists():
+            return path
+    return None
