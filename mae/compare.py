@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from mae.config import format_size
 from mae.data.geometry import crop_to
 from mae.data.normalise import normalise, picture_to_tensor
 from mae.data.picture import check_channels, load_picture
+from mae.download import obeys_offline
 from mae.errors import ConfigError
 from mae.files import refuse_place
 from mae.mae import MaskedAutoencoder
@@ -112,6 +114,7 @@ class CompareResult:
         return not self.problems
 
 
+@obeys_offline
 def compare(config: CompareConfig, on_step: Callable[[str], None] = lambda step: None) -> CompareResult:
     """Examine a checkpoint's weights, then its computation against every reference asked for.
 
@@ -127,9 +130,9 @@ def compare(config: CompareConfig, on_step: Callable[[str], None] = lambda step:
     if config.out is not None:
         refuse_place(config.out, "--out")
     on_step("reading")
-    heads = {"num_heads": config.num_heads, "decoder_num_heads": config.decoder_num_heads}
-    first = load_checkpoint(config.official, offline=config.offline, **heads)
-    second = load_checkpoint(config.checkpoint, offline=config.offline, **heads) if config.checkpoint else None
+    read = functools.partial(load_checkpoint, num_heads=config.num_heads, decoder_num_heads=config.decoder_num_heads)
+    first = read(config.official)
+    second = read(config.checkpoint) if config.checkpoint else None
     reports = [_report(checkpoint) for checkpoint in (first, second) if checkpoint]
     problems = [f"{report.path.name}: {problem}" for report in reports for problem in report.weights.problems]
     scene = _Scene(config, first)

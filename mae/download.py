@@ -5,6 +5,7 @@ Nothing here is called unless a user named what to fetch.
 
 from __future__ import annotations
 
+import functools
 import http.client
 import os
 import shutil
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 from mae.files import write_atomically
@@ -27,9 +28,12 @@ _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 30
 _PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers of a server that may be well again in a moment
 
+_UseCase = TypeVar("_UseCase", bound=Callable[..., Any])
+
 # Told (what, bytes done, bytes in all or None).
 Listener = Callable[[str, int, int | None], None]
 _listener: ContextVar[Listener] = ContextVar("listener", default=lambda what, done, total: None)
+_forbidden: ContextVar[bool] = ContextVar("forbidden", default=False)
 
 
 class DownloadError(Exception):
@@ -57,9 +61,30 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maecli"
 
 
-def is_offline(asked: bool = False) -> bool:
-    """Whether the network is not to be used: asked so, or by the environment's ``MAECLI_OFFLINE``."""
-    return asked or os.environ.get("MAECLI_OFFLINE", "").lower() not in ("", "0", "false", "no")
+@contextmanager
+def no_downloads(forbidden: bool = True) -> Iterator[None]:
+    """Within this context download nothing, if it is forbidden; what is forbidden around it stays so."""
+    token = _forbidden.set(forbidden or _forbidden.get())
+    try:
+        yield
+    finally:
+        _forbidden.reset(token)
+
+
+def obeys_offline(use_case: _UseCase) -> _UseCase:
+    """A use case that downloads nothing, however deep inside, where its ``config.offline`` says so."""
+
+    @functools.wraps(use_case)
+    def run(config: Any, *args: Any, **options: Any) -> Any:
+        with no_downloads(config.offline):
+            return use_case(config, *args, **options)
+
+    return cast(_UseCase, run)
+
+
+def is_offline() -> bool:
+    """Whether the network is not to be used: by ``no_downloads``, or the environment's ``MAECLI_OFFLINE``."""
+    return _forbidden.get() or os.environ.get("MAECLI_OFFLINE", "").lower() not in ("", "0", "false", "no")
 
 
 def download(
@@ -82,6 +107,8 @@ def download(
         DownloadError: It cannot be had, or is not what was announced.
         OSError: It cannot be written.
     """
+    if is_offline():
+        raise DownloadError("the network is not to be used")
     _check_scheme(url)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")

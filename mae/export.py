@@ -18,6 +18,7 @@ from mae.checkpoints.writing import save, save_safetensors
 from mae.comparing.config import ExportConfig
 from mae.comparing.libraries import hugging_face_config, is_installed, load_transformers, timm_model
 from mae.comparing.stages import TOLERANCES
+from mae.download import obeys_offline
 from mae.errors import CheckpointError, ConfigError, MaeError
 from mae.files import refuse_place, write_atomically
 
@@ -50,6 +51,7 @@ class ExportResult:
     notes: tuple[str, ...]
 
 
+@obeys_offline
 def export(config: ExportConfig, on_step: Callable[[str], None] = lambda step: None) -> ExportResult:
     """Write a checkpoint in another layout and check it: every tensor bit for bit, and a forward pass.
 
@@ -64,10 +66,7 @@ def export(config: ExportConfig, on_step: Callable[[str], None] = lambda step: N
     """
     on_step("reading")
     checkpoint = load_checkpoint(
-        config.checkpoint,
-        num_heads=config.num_heads,
-        decoder_num_heads=config.decoder_num_heads,
-        offline=config.offline,
+        config.checkpoint, num_heads=config.num_heads, decoder_num_heads=config.decoder_num_heads
     )
     _refuse_misfit(config.to, checkpoint)
     out = config.out or checkpoint.path.with_name(f"{checkpoint.path.stem}{_ENDINGS[config.to]}")

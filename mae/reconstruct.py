@@ -18,6 +18,7 @@ from mae.data.normalise import normalise, picture_to_tensor, tensor_to_picture
 from mae.data.picture import check_channels, load_picture
 from mae.data.scan import scan_pictures
 from mae.device import resolve_device
+from mae.download import obeys_offline
 from mae.errors import CheckpointError, ConfigError, DataError
 from mae.figure import Row, draw_grid, write_picture
 from mae.files import refuse_place, shown
@@ -71,6 +72,7 @@ class ReconstructResult:
     notes: tuple[str, ...]
 
 
+@obeys_offline
 def reconstruct(
     config: ReconstructConfig, on_picture: Callable[[int, int], None] = lambda done, total: None
 ) -> ReconstructResult:
@@ -89,7 +91,7 @@ def reconstruct(
     if config.separate is not None:
         refuse_place(config.separate, "--separate", folder=True)
     device = resolve_device(config.device)
-    checkpoint = _load(config.checkpoint, offline=config.offline)
+    checkpoint = _load(config.checkpoint)
     check_channels(checkpoint.config.in_chans)
     studio = _Studio(config, checkpoint, device)
     paths, skipped = _find(config.images)
@@ -230,14 +232,14 @@ class _Studio:
         return _Shot(panels, masking.ids_removed.shape[1] / masking.ids_restore.shape[1])
 
 
-def _load(path: Path, *, offline: bool) -> Checkpoint:
+def _load(path: Path) -> Checkpoint:
     if path == DEFAULT_CHECKPOINT and not path.exists():
         raise CheckpointError(
             f"no weights: --checkpoint is not given and there is no {path} here",
             hint="train your own (maecli pretrain FOLDER), or give an official file with a decoder or its name, for "
             "instance --checkpoint mae_visualize_vit_base (448 MB, CC BY-NC 4.0)",
         )
-    return load_checkpoint(path, offline=offline)
+    return load_checkpoint(path)
 
 
 def _find(sources: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:

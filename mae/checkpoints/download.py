@@ -13,7 +13,7 @@ from mae.errors import CheckpointError
 LARGEST_FILE = 4_000_000_000  # bytes; the largest released file has 2.6e9
 
 
-def fetch(release: Release, *, offline: bool = False) -> Path:
+def fetch(release: Release) -> Path:
     """The cached file of a release, downloaded if it is not there yet.
 
     Raises:
@@ -24,7 +24,7 @@ def fetch(release: Release, *, offline: bool = False) -> Path:
     if path.is_file():
         return path
     by_hand = f"get {release.url} by any means and save it as {path} ({LICENCE_NOTE})"
-    if is_offline(offline):
+    if is_offline():
         raise CheckpointError(f"{release.name} is not in the cache, and the network is not to be used", hint=by_hand)
     try:
         download(

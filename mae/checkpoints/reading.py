@@ -21,6 +21,7 @@ from mae.checkpoints.sniff import GET_IT_AGAIN, Container, find_file, sniff
 from mae.checkpoints.strangers import USABLE_TYPES, a_few, printable, unusable_type
 from mae.checkpoints.tables import grid_of
 from mae.config import MAEConfig, parse_size
+from mae.download import no_downloads
 from mae.errors import CheckpointError
 
 
@@ -96,7 +97,9 @@ def load_checkpoint(
     """
     if states := run_states(Path(path)):
         return _newest_readable(states, lambda state: _load(state, num_heads, decoder_num_heads))
-    return _load(_locate(path, offline=offline), num_heads, decoder_num_heads)
+    with no_downloads(offline):
+        path = _locate(path)
+    return _load(path, num_heads, decoder_num_heads)
 
 
 def _newest_readable(states: Sequence[Path], load: Callable[[Path], Checkpoint]) -> Checkpoint:
@@ -164,10 +167,10 @@ def _load(path: Path, num_heads: int | None, decoder_num_heads: int | None) -> C
     )
 
 
-def _locate(path: str | Path, *, offline: bool) -> Path:
+def _locate(path: str | Path) -> Path:
     """A file of that name comes before a release of that name."""
     release = None if Path(path).exists() else release_named(str(path))
-    return fetch(release, offline=offline) if release else find_file(Path(path))
+    return fetch(release) if release else find_file(Path(path))
 
 
 def _read(path: Path, container: Container) -> Any:

@@ -14,13 +14,14 @@ _KEPT = re.compile(rf"checkpoint-(\d+){re.escape(WHOLE)}")
 
 def run_states(folder: Path) -> list[Path]:
     """The states that a run could go on from, the newest first; none where there is no run's folder."""
-    slots, kept = [], []
+    slots: list[tuple[int, bool, str]] = []
+    kept: list[tuple[int, str]] = []
     for name in os.listdir(folder) if folder.is_dir() else ():  # noqa: PTH208 - names are all that is needed
         if slot := _SLOT.fullmatch(name):
             slots.append((int(slot[1] or 0), slot[2] != WHOLE, name))
         elif epoch := _KEPT.fullmatch(name):
             kept.append((-int(epoch[1]), name))
-    return [folder / entry[-1] for entry in (*sorted(slots), *sorted(kept))]
+    return [folder / name for *_, name in sorted(slots)] + [folder / name for _, name in sorted(kept)]
 
 
 def state_slot(folder: Path, number: int) -> Path | None:

@@ -25,7 +25,7 @@ def url_of(source: Path) -> str | None:
     return f"{match[1]}://{match[2]}" if match else None
 
 
-def fetch_shard(url: str, *, offline: bool = False) -> Path:
+def fetch_shard(url: str) -> Path:
     """The cached copy of a shard, downloaded if it is not there yet.
 
     Raises:
@@ -47,7 +47,7 @@ def fetch_shard(url: str, *, offline: bool = False) -> Path:
     path = cache_folder() / "shards" / f"{digest}-{_plain(name)}"
     if path.is_file():
         return path
-    if is_offline(offline):
+    if is_offline():
         raise DataError(
             f"{shown(url)} is not in the cache, and the network is not to be used",
             hint=f"get it by any means and save it as {path}, or give its name on this machine",

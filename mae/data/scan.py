@@ -17,6 +17,7 @@ from mae.data.paths import PicturePaths
 from mae.data.remote import fetch_shard, url_of
 from mae.data.scan_index import ScanIndex
 from mae.data.source import JoinedSource, PictureSource
+from mae.download import no_downloads
 from mae.errors import DataError
 from mae.files import shown
 
@@ -69,7 +70,8 @@ def scan_pictures(
     paths: list[Path] = []
     for source in sources:
         url = url_of(source)
-        paths += [fetch_shard(one, offline=offline) for one in expand_names(url)] if url else expand_braces(source)
+        with no_downloads(offline):
+            paths += [fetch_shard(one) for one in expand_names(url)] if url else expand_braces(source)
     for path in paths:
         failure = _missing(path)
         if failure:

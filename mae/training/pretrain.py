@@ -15,6 +15,7 @@ from mae.data.jpeg import resolve_decoder
 from mae.data.picture import check_channels
 from mae.data.scan import PictureScan, scan_pictures
 from mae.device import resolve_device, resolve_precision
+from mae.download import obeys_offline
 from mae.errors import ConfigError
 from mae.mae import MaskedAutoencoder
 from mae.models import create_model
@@ -36,6 +37,7 @@ from mae.training.trainer import Trainer, check_unreadable
 TIMED_PICTURES = 8
 
 
+@obeys_offline
 def pretrain(
     config: PretrainConfig,
     on_event: Callable[[Event], None] = lambda event: None,
@@ -89,7 +91,7 @@ def _pretrain(
     scan = _scan(config, ranks, on_event)
     with seeded(stream_seed(config.seed, "weights")):
         model = create_model(config.model_config())
-    notes = () if saved or config.init is None else _starting_weights(model, config.init, offline=config.offline)
+    notes = () if saved or config.init is None else _starting_weights(model, config.init)
     try:
         run.make()  # not before all that was named has been found
         if saved:
@@ -197,15 +199,15 @@ def _scan(config: PretrainConfig, ranks: Ranks, on_event: Callable[[Event], None
     """All pictures; the first process of each machine looks, and the others read what it has kept."""
     if ranks.local_rank:
         ranks.wait()
-    scan = scan_pictures(config.data, lambda files: on_event(Scanned(files)), offline=config.offline)
+    scan = scan_pictures(config.data, lambda files: on_event(Scanned(files)))
     if not ranks.local_rank:
         ranks.wait()
     return scan
 
 
-def _starting_weights(model: MaskedAutoencoder, init: Path, *, offline: bool) -> tuple[str, ...]:
+def _starting_weights(model: MaskedAutoencoder, init: Path) -> tuple[str, ...]:
     """Load the weights to start from, and say what a user should know of them."""
-    return (f"weights from {init}", *load_weights(model, load_checkpoint(init, offline=offline)))
+    return (f"weights from {init}", *load_weights(model, load_checkpoint(init)))
 
 
 def _check_same_run(saved: SavedState, plan: TrainingPlan, config: PretrainConfig) -> None:
