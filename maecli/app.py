@@ -10,6 +10,7 @@ import typer
 from mae.errors import ConfigError
 from maecli.commands.compare import compare
 from maecli.commands.doctor import doctor
+from maecli.commands.embed import embed
 from maecli.commands.export import export
 from maecli.commands.pretrain import pretrain
 from maecli.commands.profile import profile
@@ -57,6 +58,7 @@ for name, command in {
     "report": report,
     "profile": profile,
     "reconstruct": reconstruct,
+    "embed": embed,
     "compare": compare,
     "export": export,
     "replay": replay,

@@ -61,18 +61,29 @@ def build_model(
     return model.eval(), notes + ignored
 
 
-def build_encoder(checkpoint: Checkpoint) -> MaskedAutoencoder:
+def build_encoder(
+    checkpoint: Checkpoint, *, img_size: int | tuple[int, int] | None = None
+) -> tuple[MaskedAutoencoder, tuple[str, ...]]:
     """The model of a checkpoint whose decoder, if it has one, is left without weights (on the meta device).
 
     A fine-tuned file has no final encoder norm; the model's then changes nothing but a token's mean and scale.
 
+    Args:
+        checkpoint: What ``load_checkpoint`` read.
+        img_size: Another image size, (rows, columns) or one number; the position table follows.
+
+    Returns:
+        The model in evaluation mode and float32, and what a user should be told.
+
     Raises:
         CheckpointError: The file lacks a tensor of the encoder, or one has another shape or holds NaN.
     """
+    config = checkpoint.config if img_size is None else checkpoint.config.replace(img_size=img_size)
     with torch.device("meta"):
-        model = create_model(checkpoint.config)
+        model = create_model(config)
     wanted = {key: tensor for key, tensor in model.state_dict().items() if not is_decoder(key)}
-    state = {key: tensor for key, tensor in checkpoint.state.items() if key in wanted}
+    fitted, notes = fit_tables(checkpoint, config.grid)
+    state = {key: tensor for key, tensor in fitted.items() if key in wanted}
     if checkpoint.kind == "fine-tuned":
         width = checkpoint.config.embed_dim
         state = {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)} | state
@@ -80,12 +91,12 @@ def build_encoder(checkpoint: Checkpoint) -> MaskedAutoencoder:
     _refuse(checkpoint.path, missing, misshapen)
     _refuse_not_finite(checkpoint.path, state)
     model.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True, strict=False)
-    return model.eval()
+    return model.eval(), tuple(note for note in notes if not is_decoder(note))
 
 
 def build_usable(checkpoint: Checkpoint) -> MaskedAutoencoder:
     """The whole model where the checkpoint has a decoder, else its encoder: as ``build_model``, ``build_encoder``."""
-    return build_model(checkpoint)[0] if checkpoint.has_decoder else build_encoder(checkpoint)
+    return build_model(checkpoint)[0] if checkpoint.has_decoder else build_encoder(checkpoint)[0]
 
 
 def is_decoder(key: str) -> bool:

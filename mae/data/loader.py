@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -191,6 +192,15 @@ def make_loader(
         # Its base seed would otherwise be drawn from torch's global stream.
         generator=stream(batches.seed, "loader"),
     )
+
+
+def loader_workers(wanted: int | None, device: torch.device) -> int:
+    """Loader processes: a core for each, but one for the training process, which on a CPU needs them itself."""
+    if wanted is not None:
+        return wanted
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return 1 if device.type == "cpu" else max(1, min(16, cores // here - 1))
 
 
 class LoaderError(DataError, RuntimeError):

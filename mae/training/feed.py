@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import os
 from pathlib import Path
 
 import torch
 
 from mae.data.augment import Augmentation
-from mae.data.loader import Batch, Batches, Draw, EpochBatches, PictureDataset, collate, make_loader
+from mae.data.loader import Batch, Batches, Draw, EpochBatches, PictureDataset, collate, loader_workers, make_loader
 from mae.data.source import PictureSource
 from mae.training.config import PretrainConfig
 from mae.training.plan import TrainingPlan
@@ -35,7 +34,7 @@ class Feed:
         self.pictures = pictures
         self.ranks = ranks
         self.pin_memory = device.type == "cuda"
-        self.workers = _workers(config.workers, device)
+        self.workers = loader_workers(config.workers, device)
         augmentation = Augmentation(
             config.image_size, config.in_chans, config.crop_scale, config.hflip, config.decoder, config.crop_ratio
         )
@@ -71,12 +70,3 @@ class Feed:
             world_size=self.ranks.size,
             turn=position.turn,
         )
-
-
-def _workers(wanted: int | None, device: torch.device) -> int:
-    """Loader processes: a core for each, but one for the training process, which on a CPU needs them itself."""
-    if wanted is not None:
-        return wanted
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return 1 if device.type == "cpu" else max(1, min(16, cores // here - 1))

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 LAYERS = (
     ("maecli",),
     ("mae.compare", "mae.comparing", "mae.export", "mae.profiling.profile", "mae.training.pretrain", "mae.reconstruct"),
+    ("mae.evaluation",),
     ("mae.doctor", "mae.reporting"),
     ("mae.training", "mae.profiling"),
     ("mae.figure", "mae.panels"),

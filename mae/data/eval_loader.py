@@ -1,0 +1,98 @@
+"""Every image once, in order, in the model's frame: what features are worked out from."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mae.data.eval_transform import EvalTransform
+from mae.data.formats import PictureError
+from mae.data.loader import Batch, Batches
+from mae.data.source import PictureSource
+
+
+class EvalSample(NamedTuple):
+    """One image as uint8 (C, H, W), or why there is none."""
+
+    number: int
+    image: Tensor | None
+    reason: str
+
+
+class EvalBatch(NamedTuple):
+    """Images that could be read, and those that could not.
+
+    Attributes:
+        indices: Which images of the source these are.
+        images: (B, C, H, W) uint8.
+        unreadable: (index, reason) of the others.
+    """
+
+    indices: tuple[int, ...]
+    images: Tensor
+    unreadable: tuple[tuple[int, str], ...]
+
+
+class EvalDataset(Dataset[EvalSample]):
+    """Images of a source in the model's frame; an unreadable one has its reason in the image's place."""
+
+    def __init__(self, source: PictureSource, transform: EvalTransform, in_chans: int) -> None:
+        self.source = source
+        self.transform = transform
+        self.in_chans = in_chans
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> EvalSample:
+        try:
+            return EvalSample(index, self.transform(self.source.load(index, self.in_chans)), "")
+        except PictureError as error:
+            return EvalSample(index, None, error.reason)
+
+
+def eval_batches(
+    dataset: EvalDataset, batches: Sequence[Sequence[int]], *, workers: int, pin_memory: bool = False
+) -> Iterator[EvalBatch]:
+    """Batches of images by their numbers, in this order.
+
+    Raises:
+        DataError: A loader process died.
+    """
+    loader: DataLoader[EvalSample] = DataLoader(
+        dataset,
+        batch_sampler=batches,  # type: ignore[arg-type] # any sequence of numbers is one batch
+        num_workers=workers,
+        collate_fn=_Collate(dataset),
+        worker_init_fn=_ignore_interrupt,
+        pin_memory=pin_memory,
+        prefetch_factor=4 if workers else None,
+        # Its base seed would otherwise be drawn from torch's global stream.
+        generator=torch.Generator().manual_seed(0),
+    )
+    return cast(Iterator[EvalBatch], Batches(cast(DataLoader[Batch], loader)))
+
+
+class _Collate:
+    """Samples as one batch; a class and no closure, since loader processes may be spawned."""
+
+    def __init__(self, dataset: EvalDataset) -> None:
+        self.shape = (0, dataset.in_chans, *dataset.transform.image_size)
+
+    def __call__(self, samples: list[EvalSample]) -> EvalBatch:
+        images = [sample.image for sample in samples if sample.image is not None]
+        return EvalBatch(
+            tuple(sample.number for sample in samples if sample.image is not None),
+            torch.stack(images) if images else torch.empty(self.shape, dtype=torch.uint8),
+            tuple((sample.number, sample.reason) for sample in samples if sample.image is None),
+        )
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """Ctrl-C reaches the whole process group; the main process alone decides when workers end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

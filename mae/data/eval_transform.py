@@ -1,0 +1,50 @@
+"""The official evaluation transform: the shorter side is scaled, the centre is cut out; nothing is random."""
+
+from __future__ import annotations
+
+from PIL import Image
+from torch import Tensor
+
+from mae.data.normalise import picture_to_tensor
+
+OFFICIAL_CROP_PCT = 224 / 256
+LARGEST_CROPPED = 224  # pixels; the official transform cuts nothing off for larger frames
+
+
+class EvalTransform:
+    """Bring an image to the model's frame as the official validation does.
+
+    The image is scaled (bicubic) until it covers the frame divided by ``crop_pct``, and the centre is cut out:
+    for the usual frame of 224 pixels the shorter side becomes 256. An image that is no larger than the frame has
+    nothing to spare and is scaled to the frame itself; one of the frame's size is taken as it is.
+
+    Args:
+        image_size: The frame in pixels, (rows, columns).
+        crop_pct: Share of each side that is kept; None for the official rule: 224/256 up to 224 pixels, 1 above.
+    """
+
+    def __init__(self, image_size: tuple[int, int], crop_pct: float | None = None) -> None:
+        self.image_size = image_size
+        self.crop_pct = crop_pct or (OFFICIAL_CROP_PCT if max(image_size) <= LARGEST_CROPPED else 1.0)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """A decoded image as uint8 (C, rows, columns)."""
+        rows, columns = self.image_size
+        if (image.height, image.width) != self.image_size:
+            image = self._cropped(image, rows, columns)
+        return picture_to_tensor(image)
+
+    def _cropped(self, image: Image.Image, rows: int, columns: int) -> Image.Image:
+        crop_pct = 1.0 if image.height <= rows and image.width <= columns else self.crop_pct
+        height, width = _covering(image.size, int(rows / crop_pct), int(columns / crop_pct))
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        top, left = round((height - rows) / 2), round((width - columns) / 2)
+        return image.crop((left, top, left + columns, top + rows))
+
+
+def _covering(size: tuple[int, int], rows: int, columns: int) -> tuple[int, int]:
+    """(height, width) of an image, given as (width, height), scaled until it just covers (rows, columns)."""
+    width, height = size
+    if columns * height >= rows * width:  # the width decides
+        return max(rows, columns * height // width), columns
+    return rows, max(columns, rows * width // height)

@@ -1,0 +1,177 @@
+"""Write the features of images to a file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mae.data.eval_loader import EvalDataset
+from mae.data.eval_transform import EvalTransform
+from mae.data.scan import scan_pictures
+from mae.device import resolve_device, resolve_precision
+from mae.errors import ConfigError
+from mae.evaluation.config import EmbedConfig
+from mae.evaluation.extract import Job, Progress, ViewExtractor, check_unreadable, extract
+from mae.evaluation.frozen import Computing, View, load_encoder
+from mae.evaluation.splits import read_labels
+from mae.evaluation.store import PartStore, content_digest
+from mae.evaluation.writing import Embedding, check_writable, write_embedding
+from mae.files import refuse_place, shown
+from mae.training.ranks import Ranks, ranks_from_environment
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbedResult:
+    """What was written.
+
+    Attributes:
+        out: The file.
+        size_bytes: Of the file.
+        images: Rows of the file.
+        shape: Of one image's features: (D,), or (L, D) for patches.
+        dtype: Of the features.
+        classes: Names of the class folders; empty where there are none.
+        kept: Images whose features an earlier, interrupted command had left.
+        skipped: (name, reason) of images that could not be read.
+        notes: What a user should know.
+    """
+
+    out: Path
+    size_bytes: int
+    images: int
+    shape: tuple[int, ...]
+    dtype: str
+    classes: tuple[str, ...]
+    kept: int
+    skipped: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+
+
+def embed(config: EmbedConfig, on_progress: Callable[[Progress], None] = lambda progress: None) -> EmbedResult | None:
+    """Work out the features of whole images, unmasked, and write them with names and labels.
+
+    Parts are kept in a folder beside the file until it is whole, so an interrupted command goes on where it was.
+    Processes that torchrun starts share the parts.
+
+    Args:
+        config: What to do.
+        on_progress: Told how far it is, in the first process.
+
+    Returns:
+        What was written; None in all processes but the first.
+
+    Raises:
+        ConfigError: Settings that cannot be used.
+        DataError: No images, or too many of them unreadable.
+        CheckpointError: The weights cannot be used.
+    """
+    refuse_place(config.out, "--out")
+    check_writable(config.out)
+    _refuse_inputs(config)
+    ranks = ranks_from_environment()
+    device = resolve_device(config.device, ranks.local_rank)
+    computing = Computing(device, resolve_precision(config.precision, device))
+    ranks.join(device)
+    result = _embed(config, computing, ranks, on_progress if ranks.first else lambda progress: None)
+    ranks.leave()
+    return result
+
+
+def _refuse_inputs(config: EmbedConfig) -> None:
+    for one in (config.checkpoint, *config.data):
+        if config.out.exists() and one.exists() and config.out.samefile(one):
+            raise ConfigError(f"--out {shown(config.out)} is an input; give another name")
+
+
+def _embed(
+    config: EmbedConfig, computing: Computing, ranks: Ranks, on_progress: Callable[[Progress], None]
+) -> EmbedResult | None:
+    encoder = load_encoder(
+        config.checkpoint, computing, image_size=config.image_size, layer=config.layer, offline=config.offline
+    )
+    view = View(config.pool, config.feature_norm)
+    if not encoder.has(view):
+        raise ConfigError(
+            f"--feature-norm final with --pool {config.pool}: {shown(config.checkpoint)} was fine-tuned on the mean of "
+            "patches and has a norm for that alone",
+            hint="use --pool mean, or --feature-norm none",
+        )
+    scan = scan_pictures(
+        config.data, lambda files: on_progress(Progress("looking at files", files, 0)), offline=config.offline
+    )
+    transform = EvalTransform(encoder.config.img_size, config.crop_pct)
+    dataset = EvalDataset(scan.pictures, transform, encoder.config.in_chans)
+    extractor = ViewExtractor(encoder, {view: config.dtype})
+    settings: dict[str, Any] = {
+        **encoder.settings,
+        "checkpoint": str(config.checkpoint),
+        "pool": config.pool,
+        "feature_norm": config.feature_norm,
+        "dtype": config.dtype,
+        "crop_pct": transform.crop_pct,
+        "data": content_digest(scan.pictures),
+    }
+    store = PartStore(parts_folder(config.out), settings, len(dataset), extractor.row_bytes)
+    ranks.check_same("the images", settings["data"])
+    if ranks.first:
+        store.open("--out")
+    ranks.wait()
+    missing = store.missing()
+    ranks.wait()  # nobody writes a part while another still asks what is missing
+    mine = missing[ranks.rank :: ranks.size]
+    kept = len(dataset) - sum(len(store.indices(part)) for part in missing)
+    extract(
+        dataset,
+        [Job(extractor, store, mine)],
+        computing,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        on_progress=on_progress,
+        stage="embedding" if ranks.alone else f"embedding, one of {ranks.size} shares",
+        kept=kept if ranks.alone else 0,
+    )
+    ranks.wait()
+    if not ranks.first:
+        return None
+    skipped = [(str(one.path), one.reason) for one in scan.unreadable]
+    skipped += [(str(scan.pictures.name(index)), reason) for index, reason in store.unreadable()]
+    check_unreadable(skipped, len(dataset) + len(scan.unreadable), config.max_unreadable)
+    labels = read_labels(scan.pictures, config.data)
+    readable = store.readable()
+    shape = encoder.shape(view)
+    embedding = Embedding(
+        store=store,
+        array=view.name,
+        shape=shape,
+        dtype=config.dtype,
+        rows=len(readable),
+        name=lambda row: str(scan.pictures.name(int(readable[row]))),
+        labels=labels.label[readable],
+        classes=labels.classes,
+        settings=settings,
+    )
+    try:
+        write_embedding(config.out, embedding)
+    except OSError as error:
+        raise ConfigError(
+            f"--out {shown(config.out)}: {error.strerror}", hint=f"the parts are kept in {shown(store.folder)}"
+        ) from None
+    store.remove()
+    return EmbedResult(
+        out=config.out,
+        size_bytes=config.out.stat().st_size,
+        images=len(readable),
+        shape=shape,
+        dtype=config.dtype,
+        classes=labels.classes,
+        kept=kept,
+        skipped=tuple(skipped),
+        notes=encoder.notes,
+    )
+
+
+def parts_folder(out: Path) -> Path:
+    """Where the parts of a file are kept until it is whole."""
+    return out.with_name(f"{out.name}.parts")

@@ -1,0 +1,187 @@
+"""One pass over the images for all features that are wanted of them and not on disk yet."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mae.data.eval_loader import EvalBatch, EvalDataset, eval_batches
+from mae.data.loader import loader_workers
+from mae.errors import CheckpointError, DataError
+from mae.evaluation.frozen import Computing, FrozenEncoder, View
+from mae.evaluation.store import PartStore
+from mae.files import shown
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a stage is.
+
+    Attributes:
+        stage: What is being done, for people.
+        done, total: Images.
+        kept: Of those done, how many were on disk before.
+    """
+
+    stage: str
+    done: int
+    total: int
+    kept: int = 0
+
+
+class Extractor(Protocol):
+    """Turns images into rows of arrays."""
+
+    name: str
+
+    def arrays(self, imgs: Tensor) -> Mapping[str, NDArray[Any]]:
+        """(B, C, H, W) uint8 -> arrays of B rows by name."""
+
+
+class ViewExtractor:
+    """Views of a frozen encoder.
+
+    Args:
+        encoder: Whose.
+        views: Which, with the type that each is kept in.
+    """
+
+    def __init__(self, encoder: FrozenEncoder, views: Mapping[View, str]) -> None:
+        self.encoder = encoder
+        self.kept_as = dict(views)
+        self.name = encoder.name
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one image in all views."""
+        return sum(
+            int(np.prod(self.encoder.shape(view))) * np.dtype(kind).itemsize for view, kind in self.kept_as.items()
+        )
+
+    def arrays(self, imgs: Tensor) -> dict[str, NDArray[Any]]:
+        """Each view under its name."""
+        found = self.encoder.views(imgs, self.kept_as)
+        with np.errstate(over="ignore"):  # what float16 cannot hold is found by who collects it
+            return {view.name: tensor.cpu().numpy().astype(self.kept_as[view]) for view, tensor in found.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Whose features go where, and which parts of them are to be worked out here."""
+
+    extractor: Extractor
+    store: PartStore
+    parts: Sequence[int]
+
+
+def extract(
+    dataset: EvalDataset,
+    jobs: Sequence[Job],
+    computing: Computing,
+    *,
+    batch_size: int,
+    workers: int | None,
+    on_progress: Callable[[Progress], None],
+    stage: str,
+    kept: int = 0,
+) -> None:
+    """Work out the parts of all jobs, decoding each image once.
+
+    All stores must have parts of the same size.
+
+    Args:
+        dataset: The images.
+        jobs: What is made of them.
+        computing: Where it is computed.
+        batch_size, workers: Of the loader.
+        on_progress: Told how far it is.
+        stage: What that is called.
+        kept: Images that were done before.
+
+    Raises:
+        DataError: A loader process died, or a part cannot be written.
+        CheckpointError: Features are no finite numbers.
+    """
+    wanted: dict[int, list[Job]] = {}
+    for job in jobs:
+        for part in job.parts:
+            wanted.setdefault(part, []).append(job)
+    if not wanted:
+        return
+    store = jobs[0].store
+    batches = [
+        store.indices(part)[start : start + batch_size]
+        for part in sorted(wanted)
+        for start in range(0, len(store.indices(part)), batch_size)
+    ]
+    total = sum(len(batch) for batch in batches)
+    total += kept
+    done = kept
+    on_progress(Progress(stage, done, total, kept))
+    loaded = eval_batches(
+        dataset,
+        batches,
+        workers=loader_workers(workers, computing.device),
+        pin_memory=computing.device.type == "cuda",
+    )
+    for part in sorted(wanted):
+        collected = [_Collected(job) for job in wanted[part]]
+        unreadable: list[tuple[int, str]] = []
+        for batch in itertools.islice(loaded, -(-len(store.indices(part)) // batch_size)):
+            for one in collected:
+                one.add(dataset, batch)
+            unreadable += batch.unreadable
+            done += len(batch.indices) + len(batch.unreadable)
+            on_progress(Progress(stage, done, total, kept))
+        for one in collected:
+            one.job.store.write(part, one.arrays(), unreadable)
+
+
+class _Collected:
+    """A part's rows so far."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._pieces: dict[str, list[NDArray[Any]]] = {}
+
+    def add(self, dataset: EvalDataset, batch: EvalBatch) -> None:
+        """The rows of another batch."""
+        for name, array in self.job.extractor.arrays(batch.images).items():
+            finite = np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
+            if not finite.all():
+                index = batch.indices[int(np.flatnonzero(~finite)[0])]
+                raise CheckpointError(
+                    f"{self.job.extractor.name}: its features ({name}) of {shown(dataset.source.name(index))} are no "
+                    "finite numbers",
+                    hint="--precision fp32 and --dtype float32 rule out an overflow; else its training had diverged",
+                )
+            self._pieces.setdefault(name, []).append(array)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All rows by name."""
+        return {name: np.concatenate(pieces) for name, pieces in self._pieces.items()}
+
+
+def check_unreadable(skipped: Sequence[tuple[str, str]], images: int, most: float) -> None:
+    """Refuse where too many images cannot be read.
+
+    Args:
+        skipped: (name, reason) of those.
+        images: How many there are in all.
+        most: The largest share that is put up with.
+
+    Raises:
+        DataError: There are more, or none is left.
+    """
+    if skipped and (len(skipped) > most * images or len(skipped) >= images):
+        name, reason = skipped[0]
+        raise DataError(
+            f"{len(skipped):,} of {images:,} images cannot be read, for instance {shown(name)}: {reason}",
+            hint="mend or remove them, or allow more with --max-unreadable",
+        )

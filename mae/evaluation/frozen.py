@@ -1,0 +1,203 @@
+"""An encoder that is only looked at: it never masks, and it gives every view of its output in one pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mae.checkpoints import load_checkpoint
+from mae.checkpoints.building import build_encoder
+from mae.config import DEFAULT_CHECKPOINT, LAYER_NORM_EPS, MAEConfig
+from mae.data.normalise import normalise
+from mae.data.picture import check_channels
+from mae.device import autocast
+from mae.errors import CheckpointError, ConfigError
+from mae.files import shown
+from mae.mae import MaskedAutoencoder
+from mae.models import create_model
+from mae.seeding import seeded, stream_seed
+
+FINE_TUNED_NOTE = "it was fine-tuned with labels, so its features are not those of pre-training"
+
+
+class View(NamedTuple):
+    """What is made of the encoder's tokens: "cls", "mean" or "patches", and "none" or "final" norm."""
+
+    pool: str
+    norm: str
+
+    @property
+    def name(self) -> str:
+        """For files and cache keys, for instance "mean-final"."""
+        return f"{self.pool}-{self.norm}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Computing:
+    """On what features are worked out, and how exactly."""
+
+    device: torch.device
+    precision: str
+
+
+class FrozenEncoder:
+    """Features of whole images (Paper: Section 4, "frozen features").
+
+    Args:
+        name: What people call it.
+        model: Its decoder is dropped.
+        computing: Device and precision.
+        layer: The block whose output is read, counted from 1; None for the last.
+        fc_norm: The norm of a file fine-tuned on the mean of patches, (weight, bias). It takes the final norm's
+            place, and comes after the pooling.
+        notes: What a user should be told.
+
+    Raises:
+        ConfigError: There is no such block.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: MaskedAutoencoder,
+        computing: Computing,
+        *,
+        layer: int | None = None,
+        fc_norm: tuple[Tensor, Tensor] | None = None,
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        self.name = name
+        self.config: MAEConfig = model.config
+        if layer is not None and layer > model.config.depth:
+            raise ConfigError(f"--layer {layer}: {name} has {model.config.depth} blocks")
+        self.layer = layer or model.config.depth
+        self.notes = notes
+        self.computing = computing
+        model.decoder = nn.Identity()  # type: ignore[assignment] # its weights may not even be there
+        self._model = model.requires_grad_(False).eval().to(computing.device)
+        self._norm: nn.Module = self._model.encoder.norm
+        self.pools_first = fc_norm is not None
+        if fc_norm is not None:
+            self._norm = nn.LayerNorm(model.config.embed_dim, eps=LAYER_NORM_EPS)
+            self._norm.load_state_dict({"weight": fc_norm[0].float(), "bias": fc_norm[1].float()})
+            self._norm.requires_grad_(False).to(computing.device)
+
+    def has(self, view: View) -> bool:
+        """Whether it has this view: a norm that comes after the pooling is for the mean alone."""
+        return not (self.pools_first and view.norm == "final" and view.pool != "mean")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that its features depend on, but for the images."""
+        return {
+            "weights": self._digest(),
+            "image_size": list(self.config.img_size),
+            "layer": self.layer,
+            "precision": self.computing.precision,
+            # fp32 sums differ in their last bits from device to device, lower precisions in more.
+            "device": self.computing.device.type,
+        }
+
+    def shape(self, view: View) -> tuple[int, ...]:
+        """Of one image's features."""
+        width = self.config.embed_dim
+        return (self.config.num_patches, width) if view.pool == "patches" else (width,)
+
+    @torch.inference_mode()
+    def views(self, imgs: Tensor, views: Iterable[View]) -> dict[View, Tensor]:
+        """Features of a batch.
+
+        Args:
+            imgs: (B, C, H, W) uint8.
+            views: Which are wanted.
+
+        Returns:
+            By view, float32 on the device: (B, D), or (B, L, D) for patches.
+        """
+        with autocast(self.computing.device, self.computing.precision):
+            tokens = self._tokens(normalise(imgs.to(self.computing.device, non_blocking=True)))
+        tokens = tokens.float()
+        normed = None
+        found = {}
+        for view in views:
+            if view.norm == "none" or self.pools_first:
+                pooled = _pool(tokens, view.pool)
+                found[view] = self._norm(pooled) if view.norm == "final" else pooled
+                continue
+            normed = self._norm(tokens) if normed is None else normed
+            found[view] = _pool(normed, view.pool)
+        return found
+
+    def _tokens(self, imgs: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, 1 + L, D), before the final norm."""
+        model = self._model
+        patches = model.patch_embed(imgs) + model.pos_embed[:, 1:]  # (B, L, D)
+        class_token = (model.cls_token + model.pos_embed[:, :1]).to(patches.dtype).expand(len(patches), -1, -1)
+        x = torch.cat([class_token, patches], dim=1)  # (B, 1 + L, D)
+        for block in list(model.encoder.blocks)[: self.layer]:
+            x = block(x)
+        return x
+
+    def _digest(self) -> str:
+        digest = hashlib.blake2b(repr(self.config).encode(), digest_size=16)
+        named = [*self._model.state_dict().items(), *self._norm.state_dict().items()]
+        for key, tensor in named:
+            digest.update(key.encode())
+            digest.update(_bytes(tensor).data)
+        return digest.hexdigest()
+
+
+def _pool(tokens: Tensor, pool: str) -> Tensor:
+    if pool == "cls":
+        return tokens[:, 0]
+    return tokens[:, 1:] if pool == "patches" else tokens[:, 1:].mean(dim=1)
+
+
+def _bytes(tensor: Tensor) -> NDArray[np.uint8]:
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+
+
+def load_encoder(
+    path: Path,
+    computing: Computing,
+    *,
+    image_size: tuple[int, int] | None = None,
+    layer: int | None = None,
+    offline: bool = False,
+) -> FrozenEncoder:
+    """The encoder of a checkpoint of any kind.
+
+    Raises:
+        CheckpointError: There is no such file, or it holds no encoder that can be used.
+        ConfigError: It cannot take such images.
+    """
+    if path == DEFAULT_CHECKPOINT and not path.exists():
+        raise CheckpointError(
+            f"no weights: --checkpoint is not given and there is no {path} here",
+            hint="train your own (maecli pretrain FOLDER), or give an official file or its name, for instance "
+            "--checkpoint mae_pretrain_vit_base (343 MB, CC BY-NC 4.0)",
+        )
+    checkpoint = load_checkpoint(path, offline=offline)
+    check_channels(checkpoint.config.in_chans)
+    model, notes = build_encoder(checkpoint, img_size=image_size)
+    fc_norm = None
+    if checkpoint.kind == "fine-tuned":
+        notes += (f"{shown(path)}: {FINE_TUNED_NOTE}",)
+        if "fc_norm.weight" in checkpoint.state:
+            fc_norm = checkpoint.state["fc_norm.weight"], checkpoint.state["fc_norm.bias"]
+    return FrozenEncoder(shown(path), model, computing, layer=layer, fc_norm=fc_norm, notes=(*checkpoint.notes, *notes))
+
+
+def untrained_encoder(config: MAEConfig, computing: Computing, *, layer: int | None = None, seed: int) -> FrozenEncoder:
+    """The same architecture with fresh weights: what ``pretrain`` with this seed starts from."""
+    with seeded(stream_seed(seed, "weights")):
+        model = create_model(config)
+    return FrozenEncoder("untrained", model, computing, layer=layer)

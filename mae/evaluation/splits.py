@@ -1,0 +1,219 @@
+"""Labels from class folders, and which images teach and which test."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mae.data.source import PictureSource
+from mae.errors import DataError
+from mae.files import shown
+from mae.seeding import stream
+
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "testing")
+VAL_NAMES = ("val", "valid", "validation")
+LABELS_HINT = "labels are the names of folders: DATA/train/CLASS/image and DATA/test/CLASS/image, or DATA/CLASS/image"
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """What the folders say of each image of a source.
+
+    Attributes:
+        classes: Names of the class folders, sorted.
+        label: (N,) int64, a number in ``classes``; -1 where an image lies in no class folder.
+        part: (N,) int64, a number in ``parts``; -1 for all where there are no parts.
+        parts: Names of the folders above the class folders, such as ("test", "train"); empty where there are none.
+    """
+
+    classes: tuple[str, ...]
+    label: NDArray[np.int64]
+    part: NDArray[np.int64]
+    parts: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Images that teach and images that test, as numbers in a source, and how they were chosen."""
+
+    classes: tuple[str, ...]
+    train: NDArray[np.int64]
+    train_labels: NDArray[np.int64]
+    test: NDArray[np.int64]
+    test_labels: NDArray[np.int64]
+    notes: tuple[str, ...]
+
+
+def read_labels(source: PictureSource, roots: Sequence[Path]) -> Labels:
+    """Labels by the folders that images lie in below ``roots`` (folders or archives).
+
+    A class is the folder below ``train``, ``test`` or ``val`` where both kinds are there, else the uppermost folder
+    that not all images lie in; deeper folders are not looked at.
+    """
+    names = [_inside(str(source.name(index)), roots) for index in range(len(source))]
+    folders = [root for root in roots if root.is_dir()]
+    if len(folders) > 1 and all(len(parts) == 1 for parts in names):  # the class folders themselves were given
+        names = [_inside(str(source.name(index)), [root.parent for root in folders]) for index in range(len(source))]
+    depth = _wrappers(names)
+    tops = {parts[depth] for parts in names if len(parts) > depth + 1}
+    has_parts = _one_of(tops, TRAIN_NAMES) is not None and _one_of(tops, (*TEST_NAMES, *VAL_NAMES)) is not None
+    place = depth + has_parts
+    found = [parts[place] if len(parts) > place + 1 else "" for parts in names]
+    classes = tuple(sorted(set(found) - {""}))
+    number = {name: index for index, name in enumerate(classes)}
+    part_names = tuple(sorted(tops)) if has_parts else ()
+    part_number = {name: index for index, name in enumerate(part_names)}
+    return Labels(
+        classes,
+        np.array([number.get(name, -1) for name in found], dtype=np.int64),
+        np.array(
+            [part_number.get(parts[depth], -1) if len(parts) > depth + 1 else -1 for parts in names], dtype=np.int64
+        ),
+        part_names,
+    )
+
+
+def _inside(name: str, roots: Sequence[Path]) -> tuple[str, ...]:
+    """The folders and the file's name below the root that holds it."""
+    for root in roots:
+        above = str(root).rstrip(os.sep) + os.sep
+        if str(root) == ".":
+            above = ""
+        if name.startswith(above) and name != above:
+            return tuple(part for part in name[len(above) :].split("/") if part not in ("", "."))
+    path = Path(name)  # in an archive that was named by a pattern or a URL: below the file that is there
+    for parent in path.parents:
+        if parent.is_file():
+            return path.relative_to(parent).parts
+    return (path.name,)
+
+
+def _wrappers(names: Sequence[tuple[str, ...]]) -> int:
+    """How many folders all images share that are above the class folders."""
+    depth = 0
+    while names and all(len(parts) > depth + 2 for parts in names) and len({parts[depth] for parts in names}) == 1:
+        depth += 1
+    return depth
+
+
+def _one_of(tops: Iterable[str], wanted: Sequence[str]) -> str | None:
+    by_lower = {top.lower(): top for top in tops}
+    return next((by_lower[name] for name in wanted if name in by_lower), None)
+
+
+def make_split(source: PictureSource, labels: Labels, where: str, *, seed: int, test_share: float) -> Split:
+    """Take the folders' split, or draw one of each class by the seed.
+
+    Args:
+        source: For names in messages.
+        labels: What the folders say.
+        where: What people call the data.
+        seed, test_share: For a split that is drawn: which, and how much of each class tests.
+
+    Raises:
+        DataError: There are no class folders, only one, or they do not fit together.
+    """
+    if not labels.classes:
+        raise DataError(f"{where}: there are no class folders", hint=LABELS_HINT)
+    return _given(source, labels, where) if labels.parts else _drawn(source, labels, where, seed, test_share)
+
+
+def _given(source: PictureSource, labels: Labels, where: str) -> Split:
+    train_name = _one_of(labels.parts, TRAIN_NAMES)
+    test_name = _one_of(labels.parts, (*TEST_NAMES, *VAL_NAMES))
+    assert train_name is not None and test_name is not None  # noqa: PT018 # read_labels found them
+    train, test = (np.flatnonzero(labels.part == labels.parts.index(name)) for name in (train_name, test_name))
+    for chosen in (train, test):
+        _refuse_unlabelled(source, labels, chosen)
+    has_train, has_test = (set(labels.label[chosen].tolist()) for chosen in (train, test))
+    for missing, there, absent in (
+        (has_test - has_train, test_name, train_name),
+        (has_train - has_test, train_name, test_name),
+    ):
+        if missing:
+            name = shown(labels.classes[min(missing)])
+            others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+            raise DataError(
+                f"{where}/{absent} has no folder {name}{others} with images, and {where}/{there} has",
+                hint=f"both need the same classes: add images to {where}/{absent}/{name}, or take it out of "
+                f"{where}/{there}",
+            )
+    kept = sorted(has_train)
+    _refuse_few(kept, labels, where)
+    unused = [name for name in labels.parts if name not in (train_name, test_name)]
+    notes = (f"{where}: {', '.join(map(shown, unused))} is not used, since {test_name} tests",) if unused else ()
+    return _split(labels, kept, train, test, notes)
+
+
+def _drawn(source: PictureSource, labels: Labels, where: str, seed: int, test_share: float) -> Split:
+    _refuse_unlabelled(source, labels, np.arange(len(labels.label)))
+    _refuse_few(sorted(set(labels.label.tolist())), labels, where)
+    train, test = [], []
+    for number, name in enumerate(labels.classes):
+        own = np.flatnonzero(labels.label == number)
+        if len(own) < 2:
+            raise DataError(
+                f"{where}/{shown(name)} has one image only, and one must teach and one test",
+                hint="add images to it, or take it out",
+            )
+        order = own[_order(len(own), seed, "test", name)]
+        held = min(len(own) - 1, max(1, round(test_share * len(own))))
+        test.append(order[:held])
+        train.append(order[held:])
+    chosen = np.sort(np.concatenate(train)), np.sort(np.concatenate(test))
+    note = (
+        f"{where} has no train/ and test/: {test_share:.0%} of each class ({len(chosen[1]):,} of {len(labels.label):,} "
+        f"images) test, drawn by --seed {seed}"
+    )
+    return _split(labels, list(range(len(labels.classes))), *chosen, (note,))
+
+
+def _split(
+    labels: Labels, kept: Sequence[int], train: NDArray[np.int64], test: NDArray[np.int64], notes: tuple[str, ...]
+) -> Split:
+    number = np.full(len(labels.classes), -1, dtype=np.int64)
+    number[list(kept)] = np.arange(len(kept))
+    classes = tuple(labels.classes[one] for one in kept)
+    return Split(classes, train, number[labels.label[train]], test, number[labels.label[test]], notes)
+
+
+def _refuse_unlabelled(source: PictureSource, labels: Labels, chosen: NDArray[np.int64]) -> None:
+    bad = chosen[labels.label[chosen] < 0]
+    if len(bad):
+        others = f" (and {len(bad) - 1:,} more)" if len(bad) > 1 else ""
+        raise DataError(f"{shown(source.name(int(bad[0])))}{others} lies in no class folder", hint=LABELS_HINT)
+
+
+def _refuse_few(kept: Sequence[int], labels: Labels, where: str) -> None:
+    if len(kept) < 2:
+        raise DataError(
+            f"{where}: there is one class only, {shown(labels.classes[kept[0]])}; two are the least", hint=LABELS_HINT
+        )
+
+
+def stratified(
+    labels: NDArray[np.int64], share: float, seed: int, purpose: str, *, least: int = 1
+) -> NDArray[np.int64]:
+    """Places of a share of each class, at least ``least`` of each (or all of it), in rising order.
+
+    A smaller share of the same seed is a part of a larger one.
+    """
+    chosen = []
+    for number in np.unique(labels):
+        own = np.flatnonzero(labels == number)
+        count = min(len(own), max(least, round(share * len(own))))
+        chosen.append(own[_order(len(own), seed, purpose, str(number))][:count])
+    return np.sort(np.concatenate(chosen))
+
+
+def _order(count: int, seed: int, *purpose: str) -> NDArray[np.int64]:
+    import torch
+
+    order: NDArray[np.int64] = torch.randperm(count, generator=stream(seed, *purpose)).numpy()
+    return order

@@ -1,0 +1,186 @@
+"""Features on disk, in parts that are each written whole or not at all: what is there need not be computed again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mae.data.source import PictureSource
+from mae.errors import ConfigError, DataError
+from mae.files import shown, write_atomically
+
+VERSION = 1
+MOST_PART_IMAGES = 1024  # what may be lost when a process is killed
+MOST_PART_BYTES = 64 * 2**20
+_SETTINGS = "settings.json"
+
+
+class PartInfo(NamedTuple):
+    """What is known of a part that is there.
+
+    Attributes:
+        images: Of the part that could be read; each array has as many rows.
+        unreadable: (index, reason) of the others.
+    """
+
+    images: int
+    unreadable: tuple[tuple[int, str], ...]
+
+
+class PartStore:
+    """Arrays with a row for each image of a source, in a folder.
+
+    Args:
+        folder: Made when needed.
+        settings: What the numbers depend on; parts of other settings are never mixed in.
+        images: In the source.
+        row_bytes: Of all arrays together; large rows make small parts.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], images: int, row_bytes: int) -> None:
+        self.folder = folder
+        self.images = images
+        self.part_images = max(1, min(MOST_PART_IMAGES, MOST_PART_BYTES // max(1, row_bytes)))
+        self.settings = {"version": VERSION, "images": images, "part_images": self.part_images, **settings}
+
+    @property
+    def parts(self) -> range:
+        """Their numbers."""
+        return range(-(-self.images // self.part_images))
+
+    def indices(self, part: int) -> range:
+        """The images of a part."""
+        return range(part * self.part_images, min(self.images, (part + 1) * self.part_images))
+
+    def open(self, label: str) -> None:
+        """Make the folder, or check that what is in it was made with the same settings.
+
+        Args:
+            label: The option that the folder stands beside.
+
+        Raises:
+            ConfigError: It holds parts of other settings, or cannot be written to.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = self.folder / _SETTINGS
+            if path.exists():
+                self._check(json.loads(path.read_text(encoding="utf-8")), label)
+            else:
+                text = json.dumps(self.settings, indent=2)
+                write_atomically(path, lambda file: file.write(text.encode()))
+        except OSError as error:
+            raise ConfigError(f"{label}: {shown(self.folder)}: {error.strerror}") from None
+        except ValueError:
+            raise ConfigError(
+                f"{label}: {shown(self.folder / _SETTINGS)} is damaged", hint=f"delete {shown(self.folder)}"
+            ) from None
+
+    def _check(self, before: Any, label: str) -> None:
+        before = before if isinstance(before, dict) else {}
+        names = [name for name in {**before, **self.settings} if before.get(name) != self.settings.get(name)]
+        if names:
+            changed = "; ".join(f"{name} was {before.get(name)} and is {self.settings.get(name)}" for name in names)
+            raise ConfigError(
+                f"{label}: {shown(self.folder)} holds parts of other features: {changed}",
+                hint=f"go on with the settings of before, or delete {shown(self.folder)}",
+            )
+
+    def info(self, part: int) -> PartInfo | None:
+        """What is known of a part; None where it is not there, or not as it was written."""
+        try:
+            stated = json.loads(self._path(part, "json").read_text(encoding="utf-8"))
+            if any(self._path(part, f"{name}.npy").stat().st_size != size for name, size in stated["sizes"].items()):
+                return None
+            return PartInfo(stated["images"], tuple((index, reason) for index, reason in stated["unreadable"]))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return None
+
+    def missing(self) -> list[int]:
+        """Parts that are not there yet."""
+        return [part for part in self.parts if self.info(part) is None]
+
+    def write(self, part: int, arrays: Mapping[str, NDArray[Any]], unreadable: Sequence[tuple[int, str]]) -> None:
+        """Write a part; it counts once its last file is there.
+
+        Raises:
+            DataError: It cannot be written.
+        """
+        try:
+            sizes = {}
+            for name, array in arrays.items():
+                path = self._path(part, f"{name}.npy")
+                write_atomically(path, lambda file, array=array: np.save(file, array, allow_pickle=False))  # type: ignore[misc]
+                sizes[name] = path.stat().st_size
+            rows = len(self.indices(part)) - len(unreadable)
+            text = json.dumps({"images": rows, "sizes": sizes, "unreadable": list(unreadable)})
+            write_atomically(self._path(part, "json"), lambda file: file.write(text.encode()))
+        except OSError as error:
+            raise DataError(
+                f"cannot write features to {shown(self.folder)}: {error.strerror}",
+                hint="parts that are written are kept: the same command goes on from them",
+            ) from None
+
+    def read(self, part: int, name: str) -> NDArray[Any]:
+        """One array of a part, mapped from its file."""
+        array: NDArray[Any] = np.load(self._path(part, f"{name}.npy"), mmap_mode="r", allow_pickle=False)
+        return array
+
+    def whole(self, name: str) -> NDArray[Any]:
+        """One array of all parts, in memory."""
+        return np.concatenate([self.read(part, name) for part in self.parts])
+
+    def readable(self) -> NDArray[np.int64]:
+        """Numbers of the images that the arrays' rows stand for."""
+        bad = {index for index, _ in self.unreadable()}
+        return np.array([index for index in range(self.images) if index not in bad], dtype=np.int64)
+
+    def unreadable(self) -> Iterator[tuple[int, str]]:
+        """(index, reason) of images without a row."""
+        for part in self.parts:
+            info = self.info(part)
+            yield from info.unreadable if info else ()
+
+    def touch(self) -> None:
+        """Note that it was used now."""
+        os.utime(self.folder)
+
+    def remove(self) -> None:
+        """Delete all of it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, part: int, ending: str) -> Path:
+        return self.folder / f"{part:06d}.{ending}"
+
+
+def content_digest(source: PictureSource) -> str:
+    """Of the images' names, sizes and times of change: whether features of them must be worked out anew."""
+    digest = hashlib.blake2b(source.digest().encode(), digest_size=16)
+    stamps: dict[str, str] = {}
+    for index in range(len(source)):
+        path = os.fspath(source.name(index))
+        stamp = _stamp(path)
+        if not stamp:  # in an archive or a table: the file that is there counts, once
+            while path not in stamps and not (stamp := _stamp(path)) and len(path) > 1:
+                path = os.path.dirname(path)  # noqa: PTH120
+            if path in stamps:
+                continue
+            stamps[path] = stamp
+        digest.update(stamp.encode())
+    return digest.hexdigest()
+
+
+def _stamp(path: str) -> str:
+    try:
+        info = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return ""
+    return f"{info.st_size} {info.st_mtime_ns}\n"

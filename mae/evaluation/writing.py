@@ -1,0 +1,183 @@
+"""Features as one file that other tools read, written piece by piece: memory does not grow with the images."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from mae.errors import ConfigError
+from mae.evaluation.store import PartStore
+from mae.files import write_atomically
+
+CHUNK = 4096  # names that are held at once
+
+
+class Embedding(NamedTuple):
+    """What is written.
+
+    Attributes:
+        store: The features' parts.
+        array: The array's name in it.
+        shape: Of one image's features.
+        dtype: "float32" or "float16".
+        rows: How many images there are.
+        name: An image's name, by its row.
+        labels: (rows,) numbers in ``classes``; -1 for none.
+        classes: Names of the class folders.
+        settings: What the features depend on.
+    """
+
+    store: PartStore
+    array: str
+    shape: tuple[int, ...]
+    dtype: str
+    rows: int
+    name: Callable[[int], str]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+    def pieces(self) -> Iterator[tuple[int, NDArray[Any]]]:
+        """(first row, features) of the parts that have any, in order."""
+        row = 0
+        for part in self.store.parts:
+            piece = self.store.read(part, self.array)
+            if len(piece):
+                yield row, piece
+            row += len(piece)
+
+    def label_of(self, row: int) -> str:
+        """The class folder's name; empty for none."""
+        number = int(self.labels[row])
+        return self.classes[number] if number >= 0 else ""
+
+
+def check_writable(path: Path) -> None:
+    """Refuse what cannot be written here, before anything is worked out for it.
+
+    Raises:
+        ConfigError: pyarrow is not installed.
+    """
+    if path.suffix.lower() == ".parquet":
+        try:
+            import pyarrow.parquet  # noqa: F401
+        except ImportError:
+            raise ConfigError(
+                f"--out {path}: writing Parquet needs pyarrow", hint="pip install 'maecli[parquet]'"
+            ) from None
+
+
+def write_embedding(path: Path, embedding: Embedding) -> None:
+    """Write the file, whole or not at all.
+
+    Raises:
+        OSError: It cannot be written; what was there is as it was.
+    """
+    write = _WRITERS[path.suffix.lower()]
+    write_atomically(path, lambda file: write(file, embedding))
+
+
+def _npz(file: IO[bytes], embedding: Embedding) -> None:
+    """``numpy.load`` reads it, without pickle: features, names, labels, classes, settings."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        with archive.open("features.npy", "w", force_zip64=True) as member:
+            _header(member, embedding.dtype, (embedding.rows, *embedding.shape))
+            for _, piece in embedding.pieces():
+                member.write(np.ascontiguousarray(piece).data)
+        width = max((len(embedding.name(row)) for row in range(embedding.rows)), default=1)
+        kind = np.dtype(f"<U{max(1, width)}")
+        with archive.open("names.npy", "w", force_zip64=True) as member:
+            _header(member, kind.str, (embedding.rows,))
+            for start in range(0, embedding.rows, CHUNK):
+                names = [embedding.name(row) for row in range(start, min(embedding.rows, start + CHUNK))]
+                member.write(np.array(names, dtype=kind).tobytes())
+        for name, array in (
+            ("labels", embedding.labels),
+            ("classes", np.array(embedding.classes, dtype=str)),
+            ("settings", np.array(json.dumps(embedding.settings))),
+        ):
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                npy.write_array(member, array, allow_pickle=False)
+
+
+def _header(file: IO[bytes], kind: str, shape: Sequence[int]) -> None:
+    described = {"descr": npy.dtype_to_descr(np.dtype(kind)), "fortran_order": False, "shape": tuple(shape)}
+    npy.write_array_header_2_0(file, described)
+
+
+def _csv(file: IO[bytes], embedding: Embedding) -> None:
+    text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="", write_through=True)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["name", "label", *(f"f{number}" for number in range(embedding.shape[0]))])
+    for start, piece in embedding.pieces():
+        for row, values in enumerate(piece, start):
+            # The shortest digits that read back as the same number.
+            writer.writerow([embedding.name(row), embedding.label_of(row), *(str(value) for value in values)])
+    text.flush()
+    text.detach()
+
+
+def _parquet(file: IO[bytes], embedding: Embedding) -> None:
+    """A row group for each part: name, label, features (a list of fixed length; patches follow each other)."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    length = int(np.prod(embedding.shape))
+    kind = pa.list_(pa.from_numpy_dtype(np.dtype(embedding.dtype)), length)
+    told = {"maecli": json.dumps({**embedding.settings, "shape": list(embedding.shape)})}
+    schema = pa.schema([("name", pa.string()), ("label", pa.string()), ("features", kind)], metadata=told)
+    with parquet.ParquetWriter(file, schema) as writer:
+        for start, piece in embedding.pieces():
+            rows = range(start, start + len(piece))
+            values = pa.array(np.ascontiguousarray(piece).reshape(-1))
+            columns = [
+                pa.array([_utf8(embedding.name(row)) for row in rows], pa.string()),
+                pa.array([_utf8(embedding.label_of(row)) for row in rows], pa.string()),
+                pa.FixedSizeListArray.from_arrays(values, length),
+            ]
+            writer.write_table(pa.table(columns, schema=schema))
+
+
+def _utf8(name: str) -> str:
+    """Parquet holds no lone surrogates, which stand for bytes that are no UTF-8."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _pt(file: IO[bytes], embedding: Embedding) -> None:
+    """``torch.load`` reads it with ``weights_only=True``."""
+    import tempfile
+
+    with tempfile.TemporaryFile(dir=embedding.store.folder) as scratch:
+        for _, piece in embedding.pieces():
+            scratch.write(np.ascontiguousarray(piece).data)
+        scratch.flush()
+        shape = (embedding.rows, *embedding.shape)
+        mapped: NDArray[Any] = np.memmap(scratch, dtype=embedding.dtype, mode="r+", shape=shape)
+        torch.save(
+            {
+                "features": torch.from_numpy(mapped),
+                "names": [embedding.name(row) for row in range(embedding.rows)],
+                "labels": torch.from_numpy(embedding.labels),
+                "classes": list(embedding.classes),
+                "settings": dict(embedding.settings),
+            },
+            file,
+        )
+
+
+_WRITERS: dict[str, Callable[[IO[bytes], Embedding], None]] = {
+    ".npz": _npz,
+    ".csv": _csv,
+    ".parquet": _parquet,
+    ".pt": _pt,
+}
