@@ -17,7 +17,7 @@ from mae.checkpoints.download import fetch
 from mae.checkpoints.releases import LICENCE_NOTE, release_named, release_of
 from mae.checkpoints.run_states import run_states
 from mae.checkpoints.sizes import Declared, config_from_shapes, variant_of
-from mae.checkpoints.sniff import GET_IT_AGAIN, Container, find_file, sniff
+from mae.checkpoints.sniff import GET_IT_AGAIN, Container, container_of, find_file
 from mae.checkpoints.strangers import USABLE_TYPES, a_few, printable, unusable_type
 from mae.checkpoints.tables import grid_of
 from mae.config import MAEConfig, parse_size
@@ -121,10 +121,10 @@ def _load(path: Path, num_heads: int | None, decoder_num_heads: int | None) -> C
     if path.is_dir():
         from mae.checkpoints.shards import read_whole  # costs half a second, and few files are folders
 
-        container: Container = "shards"
+        container = Container.SHARDS
         tensors, others = unwrap(read_whole(path))
     else:
-        container = sniff(path)
+        container = container_of(path)
         tensors, others = unwrap(_read(path, container))
         _refuse_inflated(path, tensors)
     state, dialect = _official(tensors, container, others)
@@ -174,13 +174,13 @@ def _locate(path: str | Path) -> Path:
 
 
 def _read(path: Path, container: Container) -> Any:
-    if container == "safetensors":
+    if container is Container.SAFETENSORS:
         return _read_safetensors(path)
     try:
         # The official trainer stores its options as a Namespace; nothing else beyond plain data is allowed.
         with torch.serialization.safe_globals([argparse.Namespace]):
             # Only the zip format can be mapped; a legacy pickle is read whole.
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=container == "zip" or None)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=container is Container.ZIP or None)
     except Exception as error:  # a damaged file can raise almost anything from inside the unpickler
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path} is damaged: {printable(reason, 200)}", hint=GET_IT_AGAIN) from None
@@ -233,7 +233,7 @@ def _official(
     if isinstance(others.get("maecli"), Mapping):
         return tensors, "maecli"
     has_decoder = any(key.startswith("decoder_") for key in tensors)
-    return tensors, "timm" if container == "safetensors" and not has_decoder else "official"
+    return tensors, "timm" if container is Container.SAFETENSORS and not has_decoder else "official"
 
 
 def _declared(path: Path, dialect: str, others: Mapping[str, Any]) -> Declared:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import enum
 import io
 import json
 import zipfile
 from pathlib import Path
-from typing import Literal
 
 from mae.checkpoints.pickle_check import LONGEST_PICKLE, check_pickle
 from mae.checkpoints.releases import RELEASES
 from mae.checkpoints.strangers import a_few, printable, unusable_type
 from mae.errors import CheckpointError
 
-Container = Literal["zip", "legacy", "safetensors", "shards"]
+
+class Container(enum.Enum):
+    """How a checkpoint is packed."""
+
+    ZIP = enum.auto()
+    LEGACY = enum.auto()  # what torch.save wrote before it wrote zip files
+    SAFETENSORS = enum.auto()
+    SHARDS = enum.auto()  # a folder
+
 
 GET_IT_AGAIN = "the download or copy did not finish, or the file was changed: get it again"
 # Far above what any model here needs, and low enough to be looked through in a moment.
@@ -71,7 +79,7 @@ def find_file(path: Path) -> Path:
     return path
 
 
-def sniff(path: Path) -> Container:
+def container_of(path: Path) -> Container:
     """Tell a checkpoint's container from its first bytes, and refuse whatever is none or is not safe to read.
 
     Raises:
@@ -88,14 +96,14 @@ def sniff(path: Path) -> Container:
         raise CheckpointError(f"{path} is empty (0 bytes)", hint=GET_IT_AGAIN)
     if head.startswith(b"PK\x03\x04"):
         _check_zip(path, size)
-        return "zip"
+        return Container.ZIP
     # A safetensors file begins with its header's length, which may look like a pickle's magic: its brace decides.
     if size > 8 and head[8:9] == b"{" and not head.startswith(_LEGACY_MAGIC):
         _check_safetensors(path, size, int.from_bytes(head[:8], "little"))
-        return "safetensors"
+        return Container.SAFETENSORS
     if head.startswith(b"\x80"):
         _check_legacy(path, head)
-        return "legacy"
+        return Container.LEGACY
     raise CheckpointError(f"{path} is not a checkpoint: it is {_describe(head)}", hint=_advice(head))
 
 

@@ -19,7 +19,16 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from mae.data.formats import HEAD_BYTES, MAX_FILE_BYTES, PictureError, describe_failure, picture_suffixes, sniff
+from mae.data.formats import (
+    HEAD_BYTES,
+    MAX_FILE_BYTES,
+    FileKind,
+    PictureError,
+    Verdict,
+    describe_failure,
+    judge,
+    kind_of_head,
+)
 from mae.data.picture import open_picture, probe_open
 from mae.data.scan_index import as_bytes, as_text, stamp
 from mae.data.source import PictureSource
@@ -84,14 +93,14 @@ def list_archive(path: Path, on_file: Callable[[], None]) -> ArchiveListing:
     with open_archive(path) as file:
         for member in (_zip_members if path.suffix.lower() == ".zip" else _tar_members)(path, file):
             on_file()
-            kind = member.reason or _kind(file, member)
-            if kind is None:
+            kind, reason = (FileKind.UNREADABLE, member.reason) if member.reason else _judge(file, member)
+            if kind is FileKind.IMAGE:
                 names.append(member.name + b"\0")
                 offsets.append(member.offset)
                 sizes.append(member.size)
                 checks.append(member.check)
-            elif kind:
-                unreadable.append((member.name, kind))
+            elif kind is FileKind.UNREADABLE:
+                unreadable.append((member.name, reason))
             else:
                 others += 1
     return ArchiveListing(b"".join(names), tuple(offsets), tuple(sizes), tuple(checks), tuple(unreadable), others)
@@ -147,28 +156,35 @@ def _is_hidden(name: bytes) -> bool:
     return any((part.startswith(b".") and part != b".") or part == b"__MACOSX" for part in name.split(b"/"))
 
 
-def _kind(file: IO[bytes], member: _Member) -> str | None:
-    """None for a picture, the reason for a file that is named like one and is none, else an empty text."""
-    named = os.path.splitext(member.name)[1].lower().decode("latin-1") in picture_suffixes()
-    if member.size > MAX_FILE_BYTES:
-        return "is too large (at most 512 MiB are read)" if named else ""
+def _judge(file: IO[bytes], member: _Member) -> Verdict:
+    """What a member is; where the file is read next stays as it was."""
+
+    def probe() -> str | None:
+        if member.size > MAX_FILE_BYTES:
+            return "is too large (at most 512 MiB are read)"
+        try:
+            return probe_open(io.BytesIO(_read(file, member.offset, member.size, member.check)))
+        except (OSError, ValueError, zlib.error) as error:
+            return describe_failure(error)
+
     place = file.tell()
+    try:
+        return judge(member.name, _kind_of_member(file, member), probe)
+    finally:
+        file.seek(place)
+
+
+def _kind_of_member(file: IO[bytes], member: _Member) -> FileKind:
+    if member.size > MAX_FILE_BYTES:
+        return FileKind.OTHER
     try:
         file.seek(member.offset)
         head = file.read(min(member.size, 4 * HEAD_BYTES))
         if member.check >= 0:
             head = zlib.decompressobj(-15).decompress(head, HEAD_BYTES)
-        told = sniff(head)
-        if told is True:
-            return None
-        if told is False and not named:
-            return ""
-        failure = probe_open(io.BytesIO(_read(file, member.offset, member.size, member.check)))
-        return failure if failure is None or named else ""
-    except (OSError, ValueError, zlib.error) as error:
-        return describe_failure(error) if named else ""
-    finally:
-        file.seek(place)
+    except (OSError, ValueError, zlib.error):
+        return FileKind.UNDECIDED
+    return kind_of_head(head)
 
 
 def _read(file: IO[bytes], offset: int, size: int, check: int) -> bytes:

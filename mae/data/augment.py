@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from mae.data.crop import RATIO, TURNS, Box, Turn, draw_box, offset_error, resample
+from mae.data.crop import RATIO, Box, draw_box, offset_error, resample
 from mae.data.formats import MAX_SCANS, most_pixels
 from mae.data.jpeg import EIGHTHS, JpegHeader, decode_rows, read_header
-from mae.data.picture import decode_picture, orientation_of
+from mae.data.orientation import UPRIGHT, Turn, turn_of
+from mae.data.picture import decode_picture
 
 # A picture is decoded smaller only as far as a crop keeps this many times the pixels of its side.
 OVERSAMPLING = 1.3
@@ -172,16 +173,16 @@ class Augmentation:
             return None
         if header.progressive and data.count(b"\xff\xda") > MAX_SCANS:
             return None
-        turn = TURNS[1]
+        turn = UPRIGHT
         if header.has_metadata:
             try:
                 with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=("JPEG",)) as opened:
                     warnings.simplefilter("ignore")
-                    turn = TURNS.get(orientation_of(opened), turn)
+                    turn = turn_of(opened)
             except Exception:  # as in ``__call__``
                 return None
         return JpegPicture(data, header, turn, self.in_chans, self.decoder)
 
     def _whole(self, file: IO[bytes], name: str | Path) -> WholePicture:
         pixels = np.array(decode_picture(file, name, self.in_chans))
-        return WholePicture(pixels.reshape(*pixels.shape[:2], self.in_chans), TURNS[1])
+        return WholePicture(pixels.reshape(*pixels.shape[:2], self.in_chans), UPRIGHT)

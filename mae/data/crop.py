@@ -31,39 +31,6 @@ class Box(NamedTuple):
         return Box(*(side * factor for side in self))
 
 
-class Turn(NamedTuple):
-    """How a stored picture becomes upright: rows and columns are swapped first, then flipped."""
-
-    swap: bool
-    flip_rows: bool
-    flip_columns: bool
-
-    def stored(self, box: Box, rows: int, columns: int) -> Box:
-        """Where a box of the upright picture (rows, columns) lies in the stored one."""
-        top = rows - box.top - box.height if self.flip_rows else box.top
-        left = columns - box.left - box.width if self.flip_columns else box.left
-        return Box(left, top, box.width, box.height) if self.swap else Box(top, left, box.height, box.width)
-
-    def apply(self, pixels: Tensor) -> Tensor:
-        """Turn stored pixels (rows, columns, C) upright."""
-        pixels = pixels.transpose(0, 1) if self.swap else pixels
-        flips = [axis for axis, flip in enumerate((self.flip_rows, self.flip_columns)) if flip]
-        return pixels.flip(flips) if flips else pixels
-
-
-# By the number that EXIF has for it.
-TURNS = {
-    1: Turn(False, False, False),
-    2: Turn(False, False, True),
-    3: Turn(False, True, True),
-    4: Turn(False, True, False),
-    5: Turn(True, False, False),
-    6: Turn(True, False, True),
-    7: Turn(True, True, True),
-    8: Turn(True, True, False),
-}
-
-
 def draw_box(
     rows: int,
     columns: int,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mae.data.formats import HEAD_BYTES, describe_failure, picture_suffixes, sniff
+from mae.data.formats import HEAD_BYTES, FileKind, Verdict, describe_failure, judge, kind_of_head
 from mae.data.picture import probe_picture
 from mae.data.scan_index import ScanIndex, as_bytes, as_text, stamp
 
@@ -102,33 +102,25 @@ class FolderReader:
             return Listing(unreadable=((b"", describe_failure(error)),)), 0
         pictures, unreadable, others = [], [], 0
         for name in sorted(files):
-            kind = self._kind(os.path.join(folder, name))
-            if kind is None:
+            kind, reason = self._judge(os.path.join(folder, name))
+            if kind is FileKind.IMAGE:
                 pictures.append(name + b"\0")
-            elif kind:
-                unreadable.append((name, kind))
+            elif kind is FileKind.UNREADABLE:
+                unreadable.append((name, reason))
             else:
                 others += 1
         return Listing(tuple(sorted(subfolders)), b"".join(pictures), tuple(unreadable), others), len(files)
 
     def file(self, folder: bytes, name: bytes) -> Listing:
         """Look at one file that was named by its path."""
-        kind = self._kind(os.path.join(folder, name))
-        if kind is None:
+        kind, reason = self._judge(os.path.join(folder, name))
+        if kind is FileKind.IMAGE:
             return Listing(pictures=name + b"\0")
-        return Listing(unreadable=((name, kind),)) if kind else Listing(others=1)
+        return Listing(unreadable=((name, reason),)) if kind is FileKind.UNREADABLE else Listing(others=1)
 
-    def _kind(self, path: bytes) -> str | None:
-        """None for a picture, the reason for a file that is named like one and is none, else an empty text."""
+    def _judge(self, path: bytes) -> Verdict:
         self.count()
-        named = os.path.splitext(path)[1].lower().decode("latin-1") in picture_suffixes()
-        told = _sniff(path)
-        if told is True:
-            return None
-        if told is False and not named:
-            return ""
-        failure = probe_picture(Path(os.fsdecode(path)))
-        return failure if failure is None or named else ""
+        return judge(path, _kind_of_file(path), lambda: probe_picture(Path(os.fsdecode(path))))
 
 
 def _marks(folder: bytes, listing: Listing) -> list[list[int]]:
@@ -149,15 +141,15 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
         return False
 
 
-def _sniff(path: bytes) -> bool | None:
-    """What a regular file's head says; None where it has to be opened with care to know."""
+def _kind_of_file(path: bytes) -> FileKind:
+    """What a regular file's head says; whatever else is there has to be opened with care."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            return None
+            return FileKind.UNDECIDED
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         try:
-            return sniff(os.read(descriptor, HEAD_BYTES))
+            return kind_of_head(os.read(descriptor, HEAD_BYTES))
         finally:
             os.close(descriptor)
     except OSError:
-        return None
+        return FileKind.UNDECIDED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import errno
 import functools
 import os
@@ -9,7 +10,7 @@ import stat
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 
 from PIL import Image, UnidentifiedImageError
 
@@ -126,15 +127,50 @@ class _Metered:
         return getattr(self._file, attribute)
 
 
-def sniff(head: bytes) -> bool | None:
-    """What a file's first bytes say: a picture (True), none (False), or that only opening it will tell (None)."""
+class FileKind(enum.Enum):
+    """What a file is."""
+
+    IMAGE = enum.auto()
+    UNREADABLE = enum.auto()  # it is named like an image and is none that can be read
+    OTHER = enum.auto()
+    UNDECIDED = enum.auto()  # only opening it will tell
+
+
+class Verdict(NamedTuple):
+    """What a file is, and for an unreadable one why."""
+
+    kind: FileKind
+    reason: str = ""
+
+
+def kind_of_head(head: bytes) -> FileKind:
+    """What a file's first bytes say: an image, another file, or nothing for certain."""
     for is_sure, accept in _accepts():
         try:
             if accept(head[:16]) is True:
-                return True if is_sure else None
+                return FileKind.IMAGE if is_sure else FileKind.UNDECIDED
         except (IndexError, struct.error):  # too short for this format's marker
             continue
-    return False
+    return FileKind.OTHER
+
+
+def judge(name: bytes, by_head: FileKind, probe: Callable[[], str | None]) -> Verdict:
+    """What a file is, opened only where its head does not tell, or belies its name.
+
+    Args:
+        name: The file's; its suffix decides whether one that is no image counts as unreadable.
+        by_head: What ``kind_of_head`` says.
+        probe: Opens it and tells why it is no image, or None for one.
+    """
+    named = os.path.splitext(name)[1].lower().decode("latin-1") in picture_suffixes()
+    if by_head is FileKind.IMAGE:
+        return Verdict(FileKind.IMAGE)
+    if by_head is FileKind.OTHER and not named:
+        return Verdict(FileKind.OTHER)
+    failure = probe()
+    if failure is None:
+        return Verdict(FileKind.IMAGE)
+    return Verdict(FileKind.UNREADABLE, failure) if named else Verdict(FileKind.OTHER)
 
 
 @functools.cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -23,23 +22,15 @@ from mae.data.formats import (
     metered,
     open_regular,
 )
+from mae.data.orientation import turn_of
 from mae.errors import ConfigError
 from mae.files import shown
 
 # What Pillow logs of a damaged file would be printed where nobody has set up logging; the error says it.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
-_ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 0x0112, 258, 262
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
 _WHITE_IS_ZERO = 0
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def check_channels(in_chans: int) -> None:
@@ -169,10 +160,10 @@ def _decode(opened: ImageFile.ImageFile, mode: str) -> Image.Image:
         opened.info["transparency"] = clear * (85 if rawmode == "L;2" else 17)
     elif rawmode == "RGB;16B" and isinstance(clear, tuple):
         opened.info["transparency"] = tuple(value >> 8 for value in clear)
-    turn = _UPRIGHT.get(orientation_of(opened))
+    transpose = turn_of(opened).transpose
     picture = with_channels(opened, mode, most, inverted)
-    if turn is not None:
-        return picture.transpose(turn)
+    if transpose is not None:
+        return picture.transpose(transpose)
     return picture.copy() if picture is opened else picture  # not to keep the open file
 
 
@@ -197,12 +188,3 @@ def _grey_scale(opened: Image.Image) -> tuple[int | None, bool]:
         return None, False
     bits = tags.get(_BITS_PER_SAMPLE, (16,))
     return 2 ** bits[0] - 1 if isinstance(bits, tuple) else None, tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
-
-
-def orientation_of(opened: Image.Image) -> int:
-    """1 (upright) where there is none, or EXIF is damaged."""
-    try:
-        value = opened.getexif().get(_ORIENTATION, 1)
-    except (ArithmeticError, AttributeError, LookupError, OSError, SyntaxError, TypeError, ValueError, struct.error):
-        return 1
-    return value if isinstance(value, int) else 1

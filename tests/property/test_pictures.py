@@ -10,8 +10,9 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mae.data.crop import TURNS, Box, draw_box, resample
+from mae.data.crop import Box, draw_box, resample
 from mae.data.loader import Draw, EpochBatches, epoch_order
+from mae.data.orientation import TURNS
 from mae.data.scan import MOST_NAMES, expand_braces
 from mae.errors import DataError
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
-from mae.data.crop import TURNS, Box, draw_box, offset_error, resample
+from mae.data.crop import Box, draw_box, offset_error, resample
 
 SIZES = [(300, 451), (640, 427), (224, 224), (7, 5), (1, 1), (3, 2000), (2000, 3), (50, 100)]
 
@@ -67,20 +67,3 @@ def test_beginnings_are_found_within_the_tolerance() -> None:
     assert np.mean(errors) < 0.03
     assert offset_error(0.0, 1.7) == 0
     assert offset_error(0.5, 1.7) == 0.5  # nothing lies before it
-
-
-@pytest.mark.parametrize(("number", "transpose"), [
-    (1, None), (2, Image.Transpose.FLIP_LEFT_RIGHT), (3, Image.Transpose.ROTATE_180),
-    (4, Image.Transpose.FLIP_TOP_BOTTOM), (5, Image.Transpose.TRANSPOSE), (6, Image.Transpose.ROTATE_270),
-    (7, Image.Transpose.TRANSVERSE), (8, Image.Transpose.ROTATE_90),
-])  # fmt: skip
-def test_a_turned_box_holds_the_same_pixels(number: int, transpose: Image.Transpose | None) -> None:
-    stored = photo(30, 48)
-    turn = TURNS[number]
-    picture = Image.fromarray(stored)
-    upright = np.asarray(picture if transpose is None else picture.transpose(transpose))
-    assert (turn.apply(torch.from_numpy(stored.copy())).numpy() == upright).all()
-    box = Box(3, 5, 11, 17)
-    top, left, height, width = (int(side) for side in turn.stored(box, *upright.shape[:2]))
-    part = torch.from_numpy(stored[top : top + height, left : left + width].copy())
-    assert (turn.apply(part).numpy() == upright[3 : 3 + 11, 5 : 5 + 17]).all()

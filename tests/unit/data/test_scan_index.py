@@ -20,8 +20,10 @@ def looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(scan_index, "WORTH_KEEPING", 0)
     monkeypatch.setattr(scan_index, "SETTLED_NS", 0)
     names: list[str] = []
-    sniff = folders._sniff
-    monkeypatch.setattr(folders, "_sniff", lambda path: (names.append(Path(os.fsdecode(path)).name), sniff(path))[1])
+    look = folders._kind_of_file
+    monkeypatch.setattr(
+        folders, "_kind_of_file", lambda path: (names.append(Path(os.fsdecode(path)).name), look(path))[1]
+    )
     return names
 
 
