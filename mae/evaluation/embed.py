@@ -11,6 +11,7 @@ from mae.data.eval_loader import EvalDataset
 from mae.data.eval_transform import EvalTransform
 from mae.data.scan import scan_pictures
 from mae.device import resolve_device, resolve_precision
+from mae.download import obeys_offline
 from mae.errors import ConfigError
 from mae.evaluation.config import EmbedConfig
 from mae.evaluation.extract import Job, Progress, ViewExtractor, check_unreadable, extract
@@ -49,6 +50,7 @@ class EmbedResult:
     notes: tuple[str, ...]
 
 
+@obeys_offline
 def embed(config: EmbedConfig, on_progress: Callable[[Progress], None] = lambda progress: None) -> EmbedResult | None:
     """Work out the features of whole images, unmasked, and write them with names and labels.
 
@@ -88,9 +90,7 @@ def _refuse_inputs(config: EmbedConfig) -> None:
 def _embed(
     config: EmbedConfig, computing: Computing, ranks: Ranks, on_progress: Callable[[Progress], None]
 ) -> EmbedResult | None:
-    encoder = load_encoder(
-        config.checkpoint, computing, image_size=config.image_size, layer=config.layer, offline=config.offline
-    )
+    encoder = load_encoder(config.checkpoint, computing, image_size=config.image_size, layer=config.layer)
     view = View(config.pool, config.feature_norm)
     if not encoder.has(view):
         raise ConfigError(
@@ -98,9 +98,7 @@ def _embed(
             "patches and has a norm for that alone",
             hint="use --pool mean, or --feature-norm none",
         )
-    scan = scan_pictures(
-        config.data, lambda files: on_progress(Progress("looking at files", files, 0)), offline=config.offline
-    )
+    scan = scan_pictures(config.data, lambda files: on_progress(Progress("looking at files", files, 0)))
     transform = EvalTransform(encoder.config.img_size, config.crop_pct)
     dataset = EvalDataset(scan.pictures, transform, encoder.config.in_chans)
     extractor = ViewExtractor(encoder, {view: config.dtype})

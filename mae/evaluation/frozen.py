@@ -171,7 +171,6 @@ def load_encoder(
     *,
     image_size: tuple[int, int] | None = None,
     layer: int | None = None,
-    offline: bool = False,
 ) -> FrozenEncoder:
     """The encoder of a checkpoint of any kind.
 
@@ -185,7 +184,7 @@ def load_encoder(
             hint="train your own (maecli pretrain FOLDER), or give an official file or its name, for instance "
             "--checkpoint mae_pretrain_vit_base (343 MB, CC BY-NC 4.0)",
         )
-    checkpoint = load_checkpoint(path, offline=offline)
+    checkpoint = load_checkpoint(path)
     check_channels(checkpoint.config.in_chans)
     model, notes = build_encoder(checkpoint, img_size=image_size)
     fc_norm = None

@@ -33,6 +33,8 @@ CASES = [
     (("compare", "--official", "{file}", "--checkpoint", "mae_visualize_vit_base"), 4, NOT_CACHED),
     (("compare", "--official", "{file}", "--image", URL), 3, ""),
     (("compare", "--official", "{file}", "--num-heads", "2", "--decoder-num-heads", "4"), 0, ""),
+    (("embed", URL, "--checkpoint", "{file}", "--out", "{out}.npz"), 3, NOT_CACHED),
+    (("embed", IMAGE, "--checkpoint", "facebook/vit-mae-base", "--out", "{out}.npz"), 4, NOT_CACHED),
     (("export", "mae_visualize_vit_base", "--to", "timm"), 4, NOT_CACHED),
     (("export", "{file}", "--to", "hf", "--out", "{out}"), 0, ""),
 ]
@@ -101,4 +103,5 @@ def test_every_command_that_has_the_option_is_tried() -> None:
         for name, command in commands.commands.items()
         if any("--offline" in parameter.opts for parameter in command.params)
     }
-    assert having == {words[0] for words, _, _ in CASES}
+    tried = {words[0] for words, _, _ in CASES}
+    assert having == tried, f"add to CASES every way in which {having - tried} may be told to fetch something"
