@@ -22,6 +22,8 @@ from mae.seeding import stream, stream_seed
 
 GROUPS_AT_ONCE = 16
 SECONDS_TO_DIE = 2.0
+# Files that are tried for one image: itself and the next ones, then others from anywhere.
+NEXT_TRIED, MOST_TRIES = 8, 16
 
 
 class Draw(NamedTuple):
@@ -32,23 +34,35 @@ class Draw(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A decoded, augmented picture (H, W, C) uint8, and the files that had to be passed over for it."""
+    """A decoded, augmented image (H, W, C) uint8, and the files that had to be passed over for it.
 
-    image: Tensor
+    There is none where every file that was tried is unreadable.
+    """
+
+    image: Tensor | None
     unreadable: tuple[Unreadable, ...]
 
 
 class Batch(NamedTuple):
-    """(B, C, H, W) uint8 with channels last in memory, and the files that had to be passed over."""
+    """Images, and the files that had to be passed over.
+
+    Attributes:
+        images: (B, C, H, W) uint8 with channels last in memory; none if one of them could not be had.
+        unreadable: All files that were passed over.
+        not_replaced: Those that were tried for an image that could not be had.
+    """
 
     images: Tensor
     unreadable: tuple[Unreadable, ...]
+    not_replaced: tuple[Unreadable, ...] = ()
 
 
 class PictureDataset(Dataset[Sample]):
     """Pictures with the official augmentation (Paper: Appendix A.1).
 
-    A file that cannot be decoded is replaced by the next one that can, so one bad file ends no run.
+    A file that cannot be decoded is replaced by another one, so one bad file ends no run: by the first of the next few
+    that can, else by the first of a few from anywhere, since a gap may be long. More are not tried: on a disk that is
+    gone each try may take minutes.
 
     Args:
         source: The pictures.
@@ -70,15 +84,34 @@ class PictureDataset(Dataset[Sample]):
     def __getitem__(self, draw: Draw) -> Sample:
         unreadable: list[Unreadable] = []
         seed = stream_seed(self.seed, "augment", draw.epoch, draw.picture)
-        for offset in range(len(self.source)):
-            index = (draw.picture + offset) % len(self.source)
+        for index in self._tried(draw):
             try:
                 return Sample(self._augmented(index, seed), tuple(unreadable))
             except PictureError as error:
                 unreadable.append(Unreadable(self.source.name(index), error.reason))
-        # The trainer, told that all of them are unreadable, ends the run with that error.
-        shape = (*self.augmentation.image_size, self.augmentation.in_chans)
-        return Sample(torch.zeros(shape, dtype=torch.uint8), tuple(unreadable))
+        return Sample(None, tuple(unreadable))
+
+    def __getitems__(self, draws: Sequence[Draw]) -> list[Sample]:
+        """The samples of a batch, up to the first that cannot be had: the batch is of no use without it."""
+        samples = []
+        for draw in draws:
+            samples.append(self[draw])
+            if samples[-1].image is None:
+                break
+        return samples
+
+    def _tried(self, draw: Draw) -> Iterator[int]:
+        """The image that was drawn and those that may take its place, in the order in which they are tried."""
+        total = len(self.source)
+        near = min(total, MOST_TRIES if total <= MOST_TRIES else NEXT_TRIED)
+        tried = [(draw.picture + offset) % total for offset in range(near)]
+        yield from tried
+        generator = stream(self.seed, "replacement", draw.epoch, draw.picture)
+        while len(tried) < min(total, MOST_TRIES):
+            index = int(torch.randint(total, (), generator=generator))
+            if index not in tried:
+                tried.append(index)
+                yield index
 
     def _augmented(self, index: int, seed: int) -> Tensor:
         if index in self._cache:
@@ -259,4 +292,7 @@ def _ignore_interrupt(worker: int) -> None:
 def collate(samples: list[Sample]) -> Batch:
     """Samples as one batch."""
     unreadable = tuple(bad for sample in samples for bad in sample.unreadable)
-    return Batch(torch.stack([sample.image for sample in samples]).permute(0, 3, 1, 2), unreadable)
+    images = [sample.image for sample in samples if sample.image is not None]
+    if len(images) < len(samples):
+        return Batch(torch.empty(0, dtype=torch.uint8), unreadable, samples[-1].unreadable)
+    return Batch(torch.stack(images).permute(0, 3, 1, 2), unreadable)

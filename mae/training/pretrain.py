@@ -118,8 +118,7 @@ def _train(
     position = saved.position if saved else Position()
     if config.tensorboard and ranks.first:
         on_event = also_to_tensorboard(run.path / "tensorboard", position.step, on_event)
-    if scan.unreadable:
-        run.report_unreadable(list(scan.unreadable))
+    run.start_unreadable(scan.unreadable)
     found = len(scan.pictures) + len(scan.unreadable)
     check_unreadable(len(scan.unreadable), found, config.max_unreadable, run)
     ranks.check_same("pictures", (len(scan.pictures), scan.pictures.digest()))

@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +23,9 @@ from mae.environment import ENVIRONMENT_FILE, environment
 from mae.errors import ConfigError, TrainingError
 from mae.files import refuse_place, shown, write_atomically
 from mae.training.config import PretrainConfig
+
+UNREADABLE_FILE = "unreadable.tsv"
+_UNREADABLE_HEAD = "file\treason\n"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +66,9 @@ class RunFolder:
 
     def __init__(self, path: Path, *, resume: bool, writes: bool = True) -> None:
         self.path = path
+        self.resume = resume
         self.writes = writes
+        self._reported: set[str] = set()
         self._lock: IO[str] | None = None
         refuse_place(path, "--out", folder=True)
         if not resume and self.states():
@@ -239,12 +244,52 @@ class RunFolder:
         except OSError as error:
             raise TrainingError(f"{self.path / 'log.jsonl'}: {error.strerror}") from None
 
-    def report_unreadable(self, files: list[Unreadable]) -> None:
-        """Write the names of the pictures that were passed over, with the reasons."""
+    def start_unreadable(self, files: Sequence[Unreadable]) -> None:
+        """Begin ``unreadable.tsv``, the images that were passed over and why; a run that goes on keeps its lines."""
         if not self.writes:
             return
-        lines = ["file\treason\n", *(f"{shown(bad.path)}\t{bad.reason}\n" for bad in files)]
-        write_in_run(self.path / "unreadable.tsv", lambda file: file.write("".join(lines).encode()))
+        path = self.path / UNREADABLE_FILE
+        lines = _whole_lines(path)[1:] if self.resume else []
+        self._reported = {line.partition("\t")[0] for line in lines}
+        lines += self._unreported(files)
+        if lines:
+            write_in_run(path, lambda file: file.write("".join([_UNREADABLE_HEAD, *lines]).encode()))
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def report_unreadable(self, files: Sequence[Unreadable]) -> None:
+        """Add images that were passed over to ``unreadable.tsv``.
+
+        Each is a line at its end, which the system brings to the disk when it likes: where a hundred thousand are
+        unreadable, writing the file again for each would take days.
+        """
+        if not self.writes or not (lines := self._unreported(files)):
+            return
+        path = self.path / UNREADABLE_FILE
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write("".join(lines if file.tell() else [_UNREADABLE_HEAD, *lines]))
+        except OSError as error:
+            raise TrainingError(f"{path}: {error.strerror}") from None
+
+    def _unreported(self, files: Sequence[Unreadable]) -> list[str]:
+        """A line for each file that has none yet."""
+        lines = []
+        for bad in files:
+            if (name := shown(bad.path)) not in self._reported:
+                self._reported.add(name)
+                lines.append(f"{name}\t{bad.reason}\n")
+        return lines
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """A text's lines, less one that was being written when its writer was killed; none where there is no text."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    except OSError:
+        return []
+    return lines if not lines or lines[-1].endswith("\n") else lines[:-1]
 
 
 def holds_run(path: Path) -> bool:

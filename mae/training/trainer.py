@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ from mae.training.plan import TrainingPlan
 from mae.training.previews import Previews
 from mae.training.ranks import Ranks, is_lost
 from mae.training.replay import write_replay
-from mae.training.run_folder import Position, RunFolder
+from mae.training.run_folder import UNREADABLE_FILE, Position, RunFolder
 from mae.training.saving import Saver, newest_state
 from mae.training.schedule import lr_at
 from mae.training.step import TrainingStep
@@ -123,6 +123,7 @@ class Trainer:
                 raise self.explained(error) from error
         self.read_losses()
         self.save(wait=True)
+        self.report_unreadable()
         preview = self.run.preview(self.position.epoch)
         return PretrainResult(
             run=self.run.path,
@@ -146,6 +147,8 @@ class Trainer:
             with self.clock.waiting():
                 batch = next(batches)
             self.note_unreadable(batch.unreadable)
+            if batch.not_replaced:
+                raise no_image(batch.not_replaced, self.run)
             losses.append(
                 self.training_step.backward(
                     batch.images,
@@ -319,14 +322,15 @@ class Trainer:
 
     def note_unreadable(self, files: tuple[Unreadable, ...]) -> None:
         """Report pictures that could not be decoded, and stop when they are too many."""
-        new = [bad for bad in files if bad.path not in self.unreadable]
+        new = list({bad.path: bad for bad in files if bad.path not in self.unreadable}.values())
         if not new:
             return
         for bad in new:
             self.unreadable[bad.path] = bad
             self.on_event(PassedOver(bad.path, bad.reason))
-        self.unreported += new
-        self.run.report_unreadable(list(self.unreadable.values()))
+        if not self.ranks.alone:
+            self.unreported += new
+        self.run.report_unreadable(new)
         check_unreadable(len(self.unreadable), self.plan.pictures, self.config.max_unreadable, self.run)
 
     def report_unreadable(self) -> None:
@@ -353,6 +357,16 @@ class Trainer:
         return self.ranks.lost(error) if not self.ranks.alone and is_lost(error) else error
 
 
+def no_image(tried: Sequence[Unreadable], run: RunFolder) -> DataError:
+    """The error of a run whose images cannot be read any more."""
+    named = "; ".join(f"{shown(bad.path)}: {bad.reason}" for bad in tried[:NAMES_IN_AN_ERROR])
+    more = "; ..." if len(tried) > NAMES_IN_AN_ERROR else ""
+    return DataError(
+        f"none of {len(tried)} images tried one after the other can be read: {named}{more}",
+        hint=f"see whether their disk is still there; all names and reasons are in {run.path / UNREADABLE_FILE}",
+    )
+
+
 def check_unreadable(bad: int, pictures: int, allowed: float, run: RunFolder) -> None:
     """Stop a run that is about to learn from a fraction of its data.
 
@@ -362,5 +376,5 @@ def check_unreadable(bad: int, pictures: int, allowed: float, run: RunFolder) ->
     if bad > allowed * pictures:
         raise DataError(
             f"{bad} of {pictures} pictures are unreadable, more than --max-unreadable {allowed:g}",
-            hint=f"their names and the reasons are in {run.path / 'unreadable.tsv'}",
+            hint=f"their names and the reasons are in {run.path / UNREADABLE_FILE}",
         )

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
+from collections.abc import Container
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
 from PIL import Image
 
 from mae.data.augment import Augmentation
-from mae.data.loader import Draw, EpochBatches, PictureDataset, make_loader
+from mae.data.formats import PictureError
+from mae.data.loader import MOST_TRIES, Draw, EpochBatches, PictureDataset, make_loader
 from mae.data.paths import PicturePaths
+from mae.data.source import PictureSource
 
 
 @pytest.fixture
@@ -72,6 +77,65 @@ def test_a_file_that_breaks_later_is_replaced_and_named(paths: list[Path]) -> No
     assert str(paths[2]) not in sample.unreadable[0].reason
     assert sample.image.shape == (16, 16, 3)
     assert sample.image.any()
+
+
+class Gone(PictureSource):
+    """Images on a disk that is gone, but for some; counts how often it was asked."""
+
+    def __init__(self, images: int, there: Container[int] = ()) -> None:
+        self.images = images
+        self.there = there
+        self.asked: list[int] = []
+
+    def __len__(self) -> int:
+        return self.images
+
+    def name(self, index: int) -> Path:
+        return Path(f"/disk/{index}.png")
+
+    def open(self, index: int) -> IO[bytes]:
+        self.asked.append(index)
+        if index not in self.there:
+            raise PictureError(self.name(index), "no such file")
+        file = io.BytesIO()
+        Image.new("RGB", (20, 20), (index % 256, 9, 9)).save(file, "PNG")
+        return file
+
+    def digest(self) -> str:
+        return ""
+
+
+def test_a_disk_that_is_gone_is_not_walked_through() -> None:
+    gone = Gone(100_000)
+    dataset = PictureDataset(gone, Augmentation((16, 16), 3), seed=0)
+    (sample,) = dataset.__getitems__([Draw(0, 99_998), Draw(0, 7)])  # no other need be tried
+    assert sample.image is None
+    assert len(sample.unreadable) == len(gone.asked) == len(set(gone.asked)) == MOST_TRIES < 20
+    assert gone.asked[:3] == [99_998, 99_999, 0]
+    (batch,) = make_loader(dataset, EpochBatches(4, 4, epochs=1, seed=0), workers=0)
+    assert len(batch.images) == 0
+    assert [bad.path for bad in batch.not_replaced] == [bad.path for bad in batch.unreadable]
+    assert len(batch.unreadable) == MOST_TRIES
+
+
+def test_a_gap_of_bad_files_is_bridged_the_same_way_every_time() -> None:
+    """Half a folder lost: the next files are bad as well, so others from anywhere are tried."""
+    gone = Gone(1000, range(500, 1000))
+    dataset = PictureDataset(gone, Augmentation((16, 16), 3), seed=0)
+    samples = [dataset[Draw(0, picture)] for picture in range(0, 400, 40)]
+    assert all(sample.image is not None for sample in samples)
+    asked, gone.asked = gone.asked, []
+    for picture in range(0, 400, 40):
+        dataset[Draw(0, picture)]
+    assert gone.asked == asked
+    dataset[Draw(1, 0)]
+    assert gone.asked[len(asked) :] != asked[: len(gone.asked) - len(asked)]
+
+
+def test_a_small_set_is_tried_to_its_last_image() -> None:
+    dataset = PictureDataset(Gone(MOST_TRIES, [3]), Augmentation((16, 16), 3), seed=0)
+    assert dataset[Draw(0, 4)].image is not None
+    assert len(dataset[Draw(0, 4)].unreadable) == MOST_TRIES - 1
 
 
 def test_kept_pictures_give_the_same_bits(paths: list[Path], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -480,6 +481,21 @@ def test_all_pictures_breaking_during_the_run_stop_it(config: PretrainConfig, pi
 
     with pytest.raises(DataError, match="are unreadable"):
         pretrain(config, break_all)
+
+
+def test_a_disk_that_is_gone_stops_the_run_and_is_named(config: PretrainConfig, pictures: Path) -> None:
+    """Even where any share may be unreadable: nobody wants to train on black images."""
+
+    def break_all(event: Event) -> None:
+        if isinstance(event, Started):
+            for path in pictures.iterdir():
+                path.unlink()
+
+    with pytest.raises(DataError, match=r"none of 11 images tried one after the other can be read: ") as caught:
+        pretrain(dataclasses.replace(config, max_unreadable=1.0), break_all)
+    assert re.search(r"\d+\.png: no such file; .*; \.\.\.$", caught.value.message)
+    assert "unreadable.tsv" in (caught.value.hint or "")
+    assert len((config.out / "unreadable.tsv").read_text().splitlines()) == 1 + 11
 
 
 def test_a_run_is_not_overwritten_and_not_resumed_as_another(config: PretrainConfig, pictures: Path) -> None:
