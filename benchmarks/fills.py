@@ -3,8 +3,8 @@
     pip install opencv-python-headless scipy
     python benchmarks/fills.py photographs/ --checkpoint run/checkpoint-last.pth --out benchmarks/results/fills.json
 
-Each photograph is scaled and cropped to the model's size, and three quarters of its patches are removed with seed 2, the
-mask of ``maecli reconstruct``. Contestants fill the holes from the visible pixels alone:
+Each photograph is scaled and cropped to the model's size, and three quarters of its patches are removed with seed 2,
+the mask of ``maecli reconstruct``. Contestants fill the holes from the visible pixels alone:
 
 - mean: the visible pixels' mean colour;
 - linear: linear interpolation between visible pixels (scipy's Delaunay triangulation; outside its hull the nearest);
@@ -144,7 +144,11 @@ def main() -> None:
         print(f"margin over {best}: {result['margin_db']:+.2f} dB; better on {wins} of {len(names)} photographs")
     if options.out:
         result["machine"] = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-        result["versions"] = {"torch": torch.__version__, "opencv": cv2.__version__, "python": platform.python_version()}
+        result["versions"] = {
+            "torch": torch.__version__,
+            "opencv": cv2.__version__,
+            "python": platform.python_version(),
+        }
         options.out.write_text(json.dumps(result, indent=1) + "\n")
 
 

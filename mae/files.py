@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -102,4 +101,4 @@ def resolve_target(path: Path) -> Path:
 
 def temporary_beside(target: Path) -> Path:
     """A fresh name in a target's folder; it is not longer than the target's own may be."""
-    return target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.tmp")
+    return target.with_name(f".{target.name[:40]}.{os.urandom(4).hex()}.tmp")

@@ -8,17 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from mae.errors import ConfigError
-from maecli.commands.compare import compare
-from maecli.commands.doctor import doctor
-from maecli.commands.embed import embed
-from maecli.commands.export import export
-from maecli.commands.pretrain import pretrain
-from maecli.commands.profile import profile
-from maecli.commands.reconstruct import reconstruct
-from maecli.commands.replay import replay
-from maecli.commands.report import report
-from maecli.commands.watch import watch
-from maecli.help_view import Command, Group
+from maecli.help_view import Group
 from maecli.output import show_error
 from maecli.streams import prepare_streams
 
@@ -52,19 +42,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for name, command in {
-    "pretrain": pretrain,
-    "watch": watch,
-    "report": report,
-    "profile": profile,
-    "reconstruct": reconstruct,
-    "embed": embed,
-    "compare": compare,
-    "export": export,
-    "replay": replay,
-    "doctor": doctor,
-}.items():
-    app.command(name, cls=Command)(command)
 
 
 def _show_version(wanted: bool) -> None:

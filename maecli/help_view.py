@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from typer.core import TyperCommand, TyperGroup
 
+from maecli.commands import SUMMARIES, Commands
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
@@ -26,12 +28,15 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """The group of all commands with this help."""
+    """The group of all commands with this help; a command is loaded when it is wanted."""
+
+    def __init__(self, **details: Any) -> None:
+        super().__init__(**details)
+        self.commands: Any = Commands()
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print it."""
-        commands = [(name, command.get_short_help_str(200)) for name, command in self.commands.items()]
-        _print_help(self, ctx, commands)
+        _print_help(self, ctx, list(SUMMARIES.items()))
 
 
 def _print_help(command: Any, ctx: Any, commands: Sequence[tuple[str, str]] = ()) -> None:

@@ -7,7 +7,6 @@ prints the one value that a script wants. Notes, warnings, progress and errors a
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 import sys
@@ -81,6 +80,8 @@ class Output:
         with _writing():
             if self.as_json:
                 values = _finite(document())
+                import json
+
                 text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
                 # A file's name may hold what the encoding lacks: escaped, it comes back from any JSON reader.
                 print(text if _can_print(text) else json.dumps(values, indent=2, allow_nan=False))

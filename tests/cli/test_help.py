@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,11 @@ import typer
 from PIL import Image
 
 from maecli.app import app
+from maecli.commands import SUMMARIES
 from tests.cli.at_terminal import run_at
 
 GROUP: Any = typer.main.get_command(app)
+COMMANDS = GROUP.commands
 SMALL = ["--variant", "vit_tiny", "--image-size", "64", "--epochs", "1", "--warmup-epochs", "0", "--batch-size", "2"]
 SMALL += ["--workers", "0", "--device", "cpu"]
 
@@ -32,11 +37,11 @@ PARSED_ONLY = ("--measure",)
 
 
 def examples(command: str) -> list[str]:
-    text = GROUP.commands[command].help
+    text = COMMANDS[command].help
     return [line.strip() for line in text.splitlines() if line.strip().startswith("maecli ")]
 
 
-ALL_EXAMPLES = [example for command in GROUP.commands for example in examples(command)]
+ALL_EXAMPLES = [example for command in COMMANDS for example in examples(command)]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +79,7 @@ def test_every_example_runs(example: str, world: Path, monkeypatch: pytest.Monke
     program, *arguments = shlex.split(example)
     assert program == "maecli"
     if any(option in arguments for option in PARSED_ONLY):
-        GROUP.commands[arguments[0]].make_context(arguments[0], arguments[1:])
+        COMMANDS[arguments[0]].make_context(arguments[0], arguments[1:])
         return
     if "photos scans" in example:
         shutil.rmtree("runs")
@@ -85,20 +90,20 @@ def test_every_example_runs(example: str, world: Path, monkeypatch: pytest.Monke
     assert seen.code == 0, seen.err
 
 
-@pytest.mark.parametrize("command", GROUP.commands)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_examples(command: str) -> None:
     assert len(examples(command)) >= 2
     assert all(example.split()[1] == command for example in examples(command))
 
 
 @pytest.mark.parametrize("columns", [30, 40, 80, 100, 200])
-@pytest.mark.parametrize("command", GROUP.commands)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_no_width_cuts_an_option(command: str, columns: int) -> None:
     seen = run_at(command, "--help", columns=columns)
     assert seen.code == 0
     assert "…" not in seen.out
-    context = typer.Context(GROUP.commands[command])
-    for parameter in GROUP.commands[command].get_params(context):
+    context = typer.Context(COMMANDS[command])
+    for parameter in COMMANDS[command].get_params(context):
         names = [*parameter.opts, *parameter.secondary_opts] if parameter.param_type_name == "option" else []
         for name in names:
             assert name in seen.out.split() or f"{name}," in seen.out.split()
@@ -110,7 +115,7 @@ def test_no_width_cuts_an_option(command: str, columns: int) -> None:
 
 def test_the_group_lists_its_commands() -> None:
     out = run_at("--help", columns=40).out
-    assert all(name in out.split() for name in GROUP.commands)
+    assert all(name in out.split() for name in COMMANDS)
     assert run_at().out.strip() == run_at("--help").out.strip()
 
 
@@ -138,3 +143,20 @@ def test_near_misses_are_suggested(arguments: list[str], suggestion: str) -> Non
     seen = run_at(*arguments)
     assert seen.code == 2
     assert suggestion in " ".join(seen.err.split()).split("got")[-1]
+
+
+def test_the_summaries_are_what_the_commands_say_of_themselves() -> None:
+    assert {name: " ".join(command.help.split("\n\n")[0].split()) for name, command in COMMANDS.items()} == SUMMARIES
+
+
+def test_help_loads_no_command() -> None:
+    """Each would bring its settings and their checks along."""
+    code = (
+        "import sys\nfrom maecli.app import app\n"
+        "try:\n    app(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print(sorted(name for name in sys.modules if name.startswith('mae')), file=sys.stderr)"
+    )
+    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(ast.literal_eval(seen.stderr))
+    command_line = {"maecli.app", "maecli.commands", "maecli.help_view", "maecli.output", "maecli.streams"}
+    assert loaded <= {"mae", "mae.errors", "mae.files", "maecli", *command_line}
