@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mae.config import LAYER_NORM_EPS
 from mae.masking import Masking, take_patches
-from mae.pos_embed import sincos_2d
+from mae.pos_embed import on_default_device, sincos_2d
 from mae.transformer import Block, run_block
 
 
@@ -44,7 +44,7 @@ class MAEDecoder(nn.Module):
         super().__init__()
         self.decoder_embed = nn.Linear(encoder_embed_dim, decoder_embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
-        self.register_buffer("decoder_pos_embed", sincos_2d(decoder_embed_dim, grid))
+        self.register_buffer("decoder_pos_embed", on_default_device(sincos_2d(decoder_embed_dim, grid)))
         self.blocks = nn.ModuleList(Block(decoder_embed_dim, num_heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(decoder_embed_dim, eps=LAYER_NORM_EPS)
         self.pred = nn.Linear(decoder_embed_dim, patch_dim)

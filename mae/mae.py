@@ -14,7 +14,7 @@ from mae.decoder import MAEDecoder
 from mae.encoder import MAEEncoder
 from mae.masking import Masking, random_masking, take_patches
 from mae.patch_embed import PatchEmbed, patchify, unpatchify
-from mae.pos_embed import sincos_2d
+from mae.pos_embed import on_default_device, sincos_2d
 
 # A file holds the names of the official release; the modules are named for what they are. Longest
 # prefixes first, since a name is translated by the first that fits.
@@ -28,6 +28,8 @@ _OFFICIAL_PREFIXES = {
     "decoder.decoder_pos_embed": "decoder_pos_embed",
     "decoder.mask_token": "mask_token",
 }
+
+NOTHING_REMOVED = "the loss is over removed patches and the mask removes none; use a higher mask ratio"
 
 
 class MaskedAutoencoder(nn.Module):
@@ -82,7 +84,7 @@ class MaskedAutoencoder(nn.Module):
         )
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.register_buffer("pos_embed", sincos_2d(embed_dim, config.grid))
+        self.register_buffer("pos_embed", on_default_device(sincos_2d(embed_dim, config.grid)))
         self.encoder = MAEEncoder(embed_dim, depth, num_heads, mlp_ratio)
         self.decoder = MAEDecoder(
             embed_dim, decoder_embed_dim, config.grid, config.patch_dim, decoder_depth, decoder_num_heads, mlp_ratio
@@ -147,6 +149,8 @@ class MaskedAutoencoder(nn.Module):
             ConfigError: A mask ratio out of range.
         """
         latent, mask, ids_restore = self.forward_encoder(imgs, mask_ratio, noise)
+        if latent.shape[1] == 1 + mask.shape[1]:
+            raise ValueError(NOTHING_REMOVED)
         pred = self.forward_decoder(latent, ids_restore)
         return self.forward_loss(imgs, pred, mask), pred, mask
 
@@ -209,11 +213,12 @@ class MaskedAutoencoder(nn.Module):
             mask: (B, L), 1 = removed.
 
         Raises:
-            ValueError: No patch is removed, so there is nothing to average.
+            ValueError: No patch is removed, so there is nothing to average; on an accelerator the loss is nan.
         """
         removed = mask.sum()
-        if not removed.is_meta and removed == 0:
-            raise ValueError("the loss is over removed patches and the mask removes none; use a higher mask ratio")
+        # On an accelerator the host would have to wait for the answer; ``forward`` knows it without.
+        if removed.device.type == "cpu" and removed == 0:
+            raise ValueError(NOTHING_REMOVED)
         loss_per_patch = (pred - self.target(self.patchify(imgs))).square().mean(dim=-1)  # (B, L)
         return (loss_per_patch * mask).sum() / removed
 
@@ -241,7 +246,7 @@ class MaskedAutoencoder(nn.Module):
         """
         masking = self.draw_masking(imgs, mask_ratio, noise)
         if masking.ids_removed.shape[1] == 0:
-            raise ValueError("the loss is over removed patches and the mask removes none; use a higher mask ratio")
+            raise ValueError(NOTHING_REMOVED)
         patches = self.patchify(imgs)  # (B, L, p * p * C)
         visible = self.patch_embed.embed(take_patches(patches, masking.ids_keep))
         latent = self._encode(visible + F.embedding(masking.ids_keep, self.pos_embed[0, 1:]))

@@ -18,12 +18,12 @@ def sincos_2d(dim: int, grid: tuple[int, int], *, dtype: torch.dtype = torch.flo
         dtype: Type of the returned table.
 
     Returns:
-        (1, 1 + rows * columns, D).
+        (1, 1 + rows * columns, D), on the CPU.
     """
     if dim % 4:
         raise ValueError(f"dim must be a multiple of 4; got {dim}")
     rows, columns = grid
-    # On the CPU whatever the default device is: a table computed on "meta" would hold nothing.
+    # On the CPU whatever the default device is: not all have float64, and all are to hold the same numbers.
     cpu = torch.device("cpu")
     quarter = torch.arange(dim // 4, dtype=torch.float64, device=cpu)
     frequency = 1.0 / 10000.0 ** (quarter / (dim / 4))  # (D/4,)
@@ -35,6 +35,12 @@ def sincos_2d(dim: int, grid: tuple[int, int], *, dtype: torch.dtype = torch.flo
         halves += [angle.sin(), angle.cos()]
     class_row = torch.zeros(1, dim, dtype=torch.float64, device=cpu)
     return torch.cat([class_row, torch.cat(halves, dim=1)])[None].to(dtype)
+
+
+def on_default_device(table: Tensor) -> Tensor:
+    """A table where ``with torch.device(...)`` puts a model's weights; a "meta" table would hold nothing."""
+    default = torch.empty(0).device
+    return table if default.type == "meta" else table.to(default)
 
 
 def resize_table(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:

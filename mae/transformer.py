@@ -81,6 +81,7 @@ class Block(nn.Module):
 def run_block(function: Callable[..., Tensor], *args: Any, recompute: bool) -> Tensor:
     """Call a block; with ``recompute`` only its input is kept, and the backward pass works the rest out again."""
     if recompute and torch.is_grad_enabled():
-        out: Tensor = checkpoint(function, *args, use_reentrant=False)
+        # Nothing in a block is random; keeping generator states would read the device's at every block.
+        out: Tensor = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
         return out
     return function(*args)

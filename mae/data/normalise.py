@@ -13,10 +13,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 ONE_MEAN, ONE_STD = 0.449, 0.226
 
 
-def pixel_statistics(in_chans: int) -> tuple[Tensor, Tensor]:
-    """Mean and deviation per channel on a scale of 0 to 1, each (C, 1, 1)."""
+def pixel_statistics(in_chans: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Mean and deviation per channel on a scale of 0 to 1, each (C, 1, 1), float32.
+
+    Filled in on the device: copied from the host, they would have the host wait for the accelerator at every batch.
+    Nothing is kept between calls, so fake, meta and inference tensors never meet those of another mode.
+    """
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if in_chans == 3 else ((ONE_MEAN,) * in_chans, (ONE_STD,) * in_chans)
-    return torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
+    return _per_channel(mean, device), _per_channel(std, device)
 
 
 def picture_to_tensor(picture: Image.Image) -> Tensor:
@@ -33,12 +37,17 @@ def tensor_to_picture(pixels: Tensor) -> Image.Image:
 
 def normalise(imgs: Tensor) -> Tensor:
     """uint8 (..., C, H, W) -> float32 with the data set's mean 0 and deviation 1, on the same device."""
-    mean, std = pixel_statistics(imgs.shape[-3])
+    mean, std = pixel_statistics(imgs.shape[-3], imgs.device)
     # In place: a batch is large, and fresh memory costs more than the arithmetic.
-    return imgs.float().div_(255).sub_(mean.to(imgs.device)).div_(std.to(imgs.device))
+    return imgs.float().div_(255).sub_(mean).div_(std)
 
 
 def denormalise(imgs: Tensor) -> Tensor:
     """The inverse of ``normalise``, on a scale of 0 to 1, not clipped."""
-    mean, std = pixel_statistics(imgs.shape[-3])
-    return imgs * std.to(imgs.device) + mean.to(imgs.device)
+    mean, std = pixel_statistics(imgs.shape[-3], imgs.device)
+    return imgs * std + mean
+
+
+def _per_channel(values: tuple[float, ...], device: torch.device | str) -> Tensor:
+    filled = [torch.full((1, 1), value, dtype=torch.float32, device=device) for value in values]
+    return torch.stack(filled)

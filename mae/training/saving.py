@@ -99,10 +99,13 @@ class Saver:
         elif self.ranks.first:
             state = self.training_step.state()
             write = self._writer(position, keep)
-            if wait or not _room_for_copy(state):
+            on_host = self.training_step.device.type == "cpu"
+            if copy := not (wait and on_host) and _room_for_copy(state):
+                state = _copied(state)  # a file of a GPU's tensors would ask for that GPU when it is read
+            if wait or not copy:
                 write(state)
             else:
-                self._thread = threading.Thread(target=write, args=(_copied(state),), daemon=True)
+                self._thread = threading.Thread(target=write, args=(state,), daemon=True)
                 self._thread.start()
         if wait:
             self.finish()

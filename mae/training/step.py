@@ -28,6 +28,9 @@ class TrainingStep:
         ranks: The processes that share each step; each gives its part of the batch.
         shard: Divide the model over them.
         loss: The model's loss as a module, where it is compiled.
+
+    Attributes:
+        loss_scale: What the last step's loss was multiplied by, scalar, on the device; 1 but in fp16.
     """
 
     def __init__(
@@ -49,13 +52,14 @@ class TrainingStep:
         self.spread = Spread(model, self.ranks, shard=shard, loss=loss)
         self.optimizer = make_optimizer(model, lr=lr, betas=betas, weight_decay=weight_decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        self.loss_scale = torch.ones((), device=self.device)
         if self.device.type == "cpu":
             keep_freed_memory()
 
     def loss(self, images: Tensor, mask_ratio: float, noise: Tensor) -> Tensor:
         """The loss of pictures (B, C, H, W) uint8 under the masks that ``noise`` (B, L) draws."""
-        imgs = normalise(images.to(self.device, non_blocking=True))
-        noise = noise.to(self.device, non_blocking=True)
+        imgs = normalise(self._on_device(images))
+        noise = self._on_device(noise)
         with autocast(self.device, self.precision):
             return self.spread.loss(imgs, mask_ratio, noise)
 
@@ -86,6 +90,7 @@ class TrainingStep:
         self.scaler.unscale_(self.optimizer)
         norm = self._gradient_norm()
         if self.scaler.is_enabled():
+            self.loss_scale = self.scaler.scale(torch.ones_like(self.loss_scale))
             self.scaler.step(self.optimizer)
             self.scaler.update()
         elif self.optimizer.defaults["fused"]:
@@ -96,6 +101,15 @@ class TrainingStep:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def _on_device(self, tensor: Tensor) -> Tensor:
+        """A host's tensor on the model's device; the host waits only for its own copy of it.
+
+        From memory that the system may move, a copy is made while the host waits for all that the GPU has to do first.
+        """
+        if self.device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
 
     def _gradient_norm(self) -> Tensor:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]

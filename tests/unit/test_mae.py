@@ -35,6 +35,16 @@ def pictures(model: MaskedAutoencoder, batch: int = 3) -> tuple[Tensor, Tensor]:
     return imgs, torch.rand(batch, config.num_patches, generator=stream)
 
 
+def test_checkpointing_activations_leaves_generators_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing in a block is random, and a GPU's generator is read and set only by waiting for it."""
+    model = small_model()
+    model.recompute_activations()
+    imgs, noise = pictures(model)
+    read = pytest.fail
+    monkeypatch.setattr(torch, "get_rng_state", lambda: read("the generator's state was read"))
+    model.pretraining_loss(imgs, 0.5, noise).backward()
+
+
 def test_patchify_by_hand() -> None:
     """Patches in reading order; in a patch row, then column, then channel."""
     imgs = torch.arange(2 * 4 * 4).view(1, 2, 4, 4)

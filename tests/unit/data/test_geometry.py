@@ -44,3 +44,19 @@ def test_normalise_is_inverted_and_uses_imagenet() -> None:
     assert values[1, 0, 0].item() == pytest.approx(expected, rel=1e-6)
     assert torch.equal(picture_to_tensor(tensor_to_picture(denormalise(values))), pixels)
     assert pixel_statistics(1)[0].shape == (1, 1, 1)
+
+
+def test_normalise_goes_where_its_images_are() -> None:
+    """Whatever device is torch's default, and whatever mode it was called in before."""
+    pixels = torch.arange(48, dtype=torch.uint8).view(3, 4, 4)
+    mean, std = (torch.tensor(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    expected = (pixels.float() / 255 - mean) / std
+    with torch.device("meta"):
+        assert torch.equal(normalise(pixels), expected)
+    assert normalise(pixels.to("meta")).is_meta
+    with torch.inference_mode():
+        normalise(pixels)
+    wanted = normalise(pixels).requires_grad_()
+    denormalise(wanted).sum().backward()
+    assert wanted.grad is not None
+    assert torch.equal(normalise(pixels), expected)

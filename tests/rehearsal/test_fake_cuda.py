@@ -1,0 +1,164 @@
+"""A training step on a GPU that is not there: the host never waits for it, and copies end where they should."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mae.data.normalise import denormalise, normalise
+from mae.device import PRECISIONS, autocast
+from mae.mae import MaskedAutoencoder
+from mae.masking import random_masking
+from mae.panels import predict
+from mae.training import saving as saving_module
+from mae.training.ranks import Ranks
+from mae.training.run_folder import Position, RunFolder
+from mae.training.saving import Saver
+from mae.training.step import TrainingStep
+from tests.rehearsal.fake_cuda import Traffic, fake_cuda, walk_backward
+
+pytestmark = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="this torch cannot even pretend a GPU")
+
+
+def small_model() -> MaskedAutoencoder:
+    return MaskedAutoencoder(
+        img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2, decoder_embed_dim=32, decoder_depth=2,
+        decoder_num_heads=2, norm_pix_loss=True,
+    )  # fmt: skip
+
+
+def small_step(precision: str = "fp32", *, recompute: bool = False) -> TrainingStep:
+    with torch.device("cuda"):
+        model = small_model()
+    model.recompute_activations(recompute)
+    return TrainingStep(model, precision, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05)
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    """Images as the loader lays them out, and their masks' noise, on the host."""
+    return torch.zeros(4, 32, 32, 3, dtype=torch.uint8).permute(0, 3, 1, 2), torch.rand(4, 16)
+
+
+def take_step(step: TrainingStep) -> Traffic:
+    with Traffic() as traffic:
+        images, noise = batch()
+        torch.stack([step.backward(images, 0.75, noise), step.update(1e-3), step.loss_scale])
+    return traffic
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+def test_a_step_never_makes_the_host_wait(precision: str, recompute: bool) -> None:
+    with fake_cuda():
+        step = small_step(precision, recompute=recompute)
+        traffic = take_step(step)
+        assert traffic.waits == []
+        assert traffic.sent == [4 * 3 * 32 * 32, 4 * 16]  # the images and the noise, and nothing else
+        assert traffic.product_types == {PRECISIONS[precision]}
+        held = [*step.model.parameters(), *step.model.buffers()]
+        held += [value for entry in step.optimizer.state.values() for value in entry.values()]
+        assert {tensor.device for tensor in held} == {torch.device("cuda", 0)}
+
+
+@pytest.mark.parametrize("wait", [True, False], ids=["at once", "on the thread"])
+def test_a_state_is_copied_to_the_host_before_it_is_written(
+    wait: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[dict[str, Any]] = []
+
+    def save(path: Path, document: dict[str, Any]) -> None:
+        written.append(document)
+        path.touch()
+
+    monkeypatch.setattr(saving_module, "save", save)
+    scaler = {**torch.amp.GradScaler("cpu").state_dict(), "scale": 1024.0}
+    monkeypatch.setattr(torch.amp.GradScaler, "state_dict", lambda self: scaler)  # its own would read the scale
+    run = RunFolder(tmp_path / "run", resume=False)
+    run.make()
+    with fake_cuda():
+        step = small_step("fp16")
+        take_step(step)
+        saver = Saver(run, step, Ranks(), args={}, identity={}, minutes=5, keep_last=2)
+        saver.save(Position(step=1), wait=wait)
+        saver.finish()
+        (document,) = written
+        assert set(document["model"]) == set(step.model.state_dict())
+        entries = document["optimizer"]["state"].values()
+        tensors = [*document["model"].values(), *(value for entry in entries for value in entry.values())]
+        assert len(tensors) == len(document["model"]) + 3 * len(list(step.model.parameters()))
+        assert {tensor.device.type for tensor in tensors} == {"cpu"}
+        fresh = small_step("fp16")
+        fresh.restore(document["model"], document["optimizer"], document["scaler"])
+        moments = [value for entry in fresh.optimizer.state.values() for value in entry.values()]
+        assert len(moments) == len(tensors) - len(document["model"])
+        assert {value.device for value in (*moments, *fresh.model.state_dict().values())} == {torch.device("cuda", 0)}
+        assert take_step(fresh).waits == []
+    run.release()
+
+
+def test_a_model_is_built_where_torch_is_told_to() -> None:
+    with fake_cuda(), torch.device("cuda"):
+        model = small_model()
+        assert {tensor.device for tensor in model.state_dict().values()} == {torch.device("cuda", 0)}
+
+
+def test_using_a_model_does_not_wait_either() -> None:
+    with fake_cuda():
+        with torch.device("cuda"):
+            model = small_model()
+            imgs, noise = torch.zeros(4, 3, 32, 32), torch.rand(4, 16)
+        with Traffic() as traffic, torch.no_grad(), autocast(imgs.device, "bf16"):
+            model(imgs)
+            model.encode(imgs)
+            predict(model, imgs, random_masking(noise, 0.75))
+            denormalise(normalise(imgs.to(torch.uint8)))
+        assert traffic.waits == []
+        assert traffic.sent == []
+
+
+WAITING: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "item": lambda device, host: device.sum().item(),
+    "bool": lambda device, host: bool(device.sum() == 0),
+    "tolist": lambda device, host: device.tolist(),
+    "nonzero": lambda device, host: device.nonzero(),
+    "mask": lambda device, host: device[device > 0],
+    "cpu": lambda device, host: device.cpu(),
+    "numbers": lambda device, host: host.copy_(device),
+    "blocking": lambda device, host: host.to("cuda"),
+    "blocking though pinned": lambda device, host: host.pin_memory().to("cuda"),
+    "not pinned": lambda device, host: host.to("cuda", non_blocking=True),
+    "into": lambda device, host: device.copy_(host, non_blocking=True),
+}
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_what_waits_is_noticed(name: str) -> None:
+    with fake_cuda():
+        device, host = torch.ones(4, device="cuda"), torch.ones(4)
+        with Traffic() as traffic, contextlib.suppress(Exception):  # fake tensors have no numbers to read
+            WAITING[name](device, host)
+    assert len(traffic.waits) == 1
+
+
+def test_the_walk_over_the_graph_is_the_engines() -> None:
+    images, noise = torch.rand(2, 3, 32, 32), torch.rand(2, 16)
+    gradients = []
+    for recompute in (False, True):
+        for backward in (Tensor.backward, walk_backward):
+            torch.manual_seed(0)
+            model = small_model()
+            model.recompute_activations(recompute)
+            loss = model.pretraining_loss(images, 0.75, noise)
+            backward(loss)
+            gradients.append([parameter.grad for parameter in model.parameters()])
+    for others in gradients[1:]:
+        for one, other in zip(gradients[0], others, strict=True):
+            assert one is not None
+            assert other is not None
+            torch.testing.assert_close(one, other)
