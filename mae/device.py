@@ -9,12 +9,14 @@ from mae.errors import ConfigError
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def resolve_device(name: str, index: int = 0) -> torch.device:
+def resolve_device(name: str, index: int | None = None) -> torch.device:
     """``auto`` takes cuda, then mps, then the CPU.
+
+    A cuda device always has its index: process groups refuse one without, and comparisons tell them apart.
 
     Args:
         name: "auto", "cuda", "mps" or "cpu".
-        index: Which of several GPUs.
+        index: Which of several GPUs; None for the current one.
 
     Raises:
         ConfigError: A device was named that this machine or this torch does not have.
@@ -25,12 +27,16 @@ def resolve_device(name: str, index: int = 0) -> torch.device:
     if not have.get(name, False):
         there = ", ".join(device for device, ok in have.items() if ok)
         raise ConfigError(f"--device {name}: torch {torch.__version__} finds none here; there is {there}")
-    if name == "cuda" and index >= torch.cuda.device_count():
+    if name != "cuda":
+        return torch.device(name)
+    if index is None:  # the first one, unless the program that calls has chosen another
+        index = torch.cuda.current_device() if torch.cuda.is_initialized() else 0  # type: ignore[no-untyped-call]
+    if index >= torch.cuda.device_count():
         raise ConfigError(
             f"process {index} of this machine has no GPU: there are {torch.cuda.device_count()}",
             hint="start as many processes as GPUs",
         )
-    return torch.device(name, index) if name == "cuda" and index else torch.device(name)
+    return torch.device(name, index)
 
 
 def resolve_precision(name: str, device: torch.device) -> str:

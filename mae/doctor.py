@@ -152,10 +152,11 @@ def _with_torch(found: Diagnosis) -> Diagnosis:
 def _speed(device_name: str, precision: str) -> Speed:
     import torch
 
+    from mae.device import resolve_device
     from mae.models import variant_config
     from mae.profiling.measuring import Subject, timed
 
-    device, side = torch.device(device_name), _MATMUL_SIDES[device_name]
+    device, side = resolve_device(device_name), _MATMUL_SIDES[device_name]
 
     def matmul_flops(dtype: torch.dtype) -> float:
         left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))

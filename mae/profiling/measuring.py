@@ -22,7 +22,7 @@ from torch import Tensor
 from mae.config import MAEConfig
 from mae.device import PRECISIONS, autocast, resolve_device, resolve_precision
 from mae.environment import processor_name
-from mae.errors import ConfigError
+from mae.errors import ConfigError, is_out_of_memory
 from mae.mae import MaskedAutoencoder
 from mae.models import create_model
 from mae.training.step import TrainingStep
@@ -42,7 +42,7 @@ def main() -> None:
     except ConfigError as error:
         answer = {"config_error": error.message, "hint": error.hint}
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         answer = {"out_of_memory": _first_line(error)}
     sys.stdout.write(json.dumps(answer) + "\n")
@@ -112,7 +112,7 @@ class Subject:
     """A model and a batch of noise for pictures."""
 
     def __init__(self, request: dict[str, Any]) -> None:
-        self.device = torch.device(request["device"])
+        self.device = resolve_device(request["device"])
         self.precision: str = request["precision"]
         self.mask_ratio: float = request["mask_ratio"]
         self.batch: int = request["batch"]
@@ -185,7 +185,7 @@ def peak_bytes(request: dict[str, Any], run: Callable[[Subject], object]) -> int
 
     On a CPU the same is done with a tiny model first, so that what the libraries take does not count.
     """
-    device = torch.device(request["device"])
+    device = resolve_device(request["device"])
     if device.type == "mps":
         return None
     if device.type == "cuda":

@@ -43,7 +43,7 @@ class Spread:
         self.model = model
         self.sharded = shard and not ranks.alone
         if self.sharded:
-            _shard(model)
+            _shard(model, ranks)
         self.loss: LossFunction = PretrainingLoss(model) if loss is None else loss
         self._ddp: nn.parallel.DistributedDataParallel | None = None
         if not ranks.alone and not self.sharded:
@@ -71,15 +71,18 @@ class Spread:
         return self._ddp.no_sync()
 
 
-def _shard(model: MaskedAutoencoder) -> None:
+def _shard(model: MaskedAutoencoder, ranks: Ranks) -> None:
     """Each block is gathered when it is its turn; the rest is one more group."""
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+    # Left to itself, FSDP takes the machine's GPUs even where the model is on the CPU.
+    mesh = init_device_mesh(next(model.parameters()).device.type, (ranks.size,))
     for module in model.modules():
         if isinstance(module, Block):
-            fully_shard(module)
+            fully_shard(module, mesh=mesh)
             register_fsdp_forward_method(module, "forward_shared")
-    fully_shard(model)
+    fully_shard(model, mesh=mesh)
     for method in ("pretraining_loss", "encode_visible", "forward_decoder"):
         register_fsdp_forward_method(model, method)
 

@@ -26,7 +26,7 @@ class Ranks:
         rank: Which one this is, from 0.
         size: How many there are.
         local_rank: Which one on this machine: the number of its GPU.
-        control: The group over which they agree, on the host; None alone.
+        control: The group over which they agree, on the host; None alone. Patient until ``begin_training``.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0) -> None:
@@ -61,6 +61,8 @@ class Ranks:
             # After a restart torchrun may give the same store again, with the addresses of processes that are gone.
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             dist.init_process_group(
+                # On a CPU nothing may touch a GPU that happens to be there.
+                backend="cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
                 store=dist.PrefixStore(f"maecli/{attempt}", store),  # type: ignore[attr-defined]
                 rank=rank,
                 world_size=size,
@@ -70,6 +72,21 @@ class Ranks:
             self.control = dist.new_group(backend="gloo", timeout=PATIENCE_AT_THE_START)
         except (RuntimeError, ValueError) as error:
             raise TrainingError(f"process {self.rank} cannot reach the others: {_first_line(error)}") from None
+
+    def begin_training(self) -> None:
+        """From here on all keep step, so a process that is silent for long has failed.
+
+        Raises:
+            TrainingError: The others do not come this far.
+        """
+        if self.alone:
+            return
+        try:
+            self.wait()  # as long as the start may take; the new group's members have less time to meet
+            patient, self.control = self.control, dist.new_group(backend="gloo", timeout=PATIENCE)
+            dist.destroy_process_group(patient)
+        except (RuntimeError, ValueError) as error:
+            raise self.lost(error) from None
 
     def leave(self) -> None:
         """Part in peace, at the end of a run that went well."""
