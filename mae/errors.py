@@ -41,3 +41,14 @@ class TrainingError(MaeError):
     """Training cannot go on."""
 
     exit_code = 5
+
+
+# As torch says it for a CPU (two ways), a GPU outside its allocator, an Apple GPU, and a GPU library's workspace.
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "_ALLOC_FAILED")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, the host's or an accelerator's; torch's own class is known by its name."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from mae.errors import MaeError
+from mae.errors import MaeError, is_out_of_memory
 from mae.files import shown
 from maecli.streams import discard
 
@@ -251,7 +251,7 @@ def _show_failure(error: Exception, *, traceback_shown: bool) -> int:
     if isinstance(error, _UnwritableOutputError):
         discard(sys.stdout)
         show_error(MaeError(f"cannot write the result: {error}"))
-    elif isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "not enough memory" in str(error):
+    elif is_out_of_memory(error):
         show_error(MaeError("out of memory", hint="smaller pictures, a smaller model or a smaller batch take less"))
     elif isinstance(error, OSError) and error.filename is not None:
         show_error(MaeError(f"{error.filename}: {error.strerror}"))

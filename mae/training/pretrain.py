@@ -23,6 +23,7 @@ from mae.seeding import seeded, stream, stream_seed
 from mae.training.compiling import compile_if_it_pays, compiled_loss
 from mae.training.config import PretrainConfig
 from mae.training.events import Event, PretrainResult, Scanned, Started
+from mae.training.failures import explained
 from mae.training.feed import Feed
 from mae.training.identity import official_args, run_identity
 from mae.training.plan import TrainingPlan, make_plan
@@ -61,7 +62,7 @@ def pretrain(
     """
     check_channels(config.in_chans)
     ranks = ranks_from_environment()
-    device = resolve_device(config.device, ranks.local_rank)
+    device = resolve_device(config.device, None if ranks.alone else ranks.local_rank)
     precision = resolve_precision(config.precision, device)
     config = dataclasses.replace(
         config,
@@ -98,6 +99,8 @@ def _pretrain(
             run.set_aside_newer(saved.path)
         run.write_environment()
         return _train(config, device, ranks, run, saved, warnings, scan, model, notes, on_event, should_stop)
+    except (RuntimeError, MemoryError) as error:  # memory runs out first when the model is moved, or a batch timed
+        raise explained(error, ranks, recompute=config.recompute) from None
     finally:
         run.release()
 
@@ -188,6 +191,7 @@ def _train(
             processes=ranks.size,
         )
     )
+    ranks.begin_training()
     try:
         return trainer.train()
     except RuntimeError as error:  # a loader process that died is met wherever training happens to be
@@ -264,7 +268,8 @@ def _pass(training_step: TrainingStep, config: PretrainConfig, pictures: int) ->
     images = torch.randint(0, 256, shape, generator=source, dtype=torch.uint8).permute(0, 3, 1, 2)
     noise = torch.rand(pictures, training_step.model.config.num_patches, generator=source)
     start = time.monotonic()
-    training_step.backward(images, config.mask_ratio, noise).item()
-    seconds = time.monotonic() - start
-    training_step.model.zero_grad(set_to_none=True)
-    return seconds
+    try:
+        training_step.backward(images, config.mask_ratio, noise).item()
+        return time.monotonic() - start
+    finally:
+        training_step.model.zero_grad(set_to_none=True)

@@ -19,10 +19,11 @@ from mae.seeding import stream
 from mae.training.clock import Clock
 from mae.training.config import PretrainConfig
 from mae.training.events import EpochDone, Event, LeftOut, PassedOver, PretrainResult, Previewed, RolledBack, Stepped
+from mae.training.failures import explained as explained_failure
 from mae.training.feed import Feed
 from mae.training.plan import TrainingPlan
 from mae.training.previews import Previews
-from mae.training.ranks import Ranks, is_lost
+from mae.training.ranks import Ranks
 from mae.training.replay import write_replay
 from mae.training.run_folder import UNREADABLE_FILE, Position, RunFolder
 from mae.training.saving import Saver, newest_state
@@ -31,6 +32,8 @@ from mae.training.step import TrainingStep
 
 # Reading a loss makes the host wait for the accelerator, so there the losses are read in groups.
 STEPS_BETWEEN_READS = 20
+# At fp16's loss scale of 1 nothing is scaled any more, so gradients that are not finite then will not become so.
+LEAST_LOSS_SCALE = 1.0
 MOST_ROLLBACKS = 3
 NAMES_IN_AN_ERROR = 3
 
@@ -43,6 +46,7 @@ class Unread(NamedTuple):
     lr: float
     losses: Tensor  # (batches,), this process's
     norm: Tensor
+    loss_scale: Tensor
 
 
 class Trainer:
@@ -163,7 +167,7 @@ class Trainer:
         self.position = dataclasses.replace(
             here, batch=here.batch + micro_batches, step=here.step + 1, lr_sum=here.lr_sum + lr * micro_batches
         )
-        self.unread.append(Unread(here, self.position, lr, torch.stack(losses), norm))
+        self.unread.append(Unread(here, self.position, lr, torch.stack(losses), norm, self.training_step.loss_scale))
         if self.training_step.device.type == "cpu" or len(self.unread) == STEPS_BETWEEN_READS:
             self.read_losses()
 
@@ -191,10 +195,13 @@ class Trainer:
         own = torch.cat([one.losses for one in steps])
         means = iter(self.ranks.mean(own).tolist())
         norms = torch.stack([one.norm for one in steps]).tolist()
-        for one, norm in zip(steps, norms, strict=True):
+        loss_scales = torch.stack([one.loss_scale for one in steps]).tolist()
+        for one, norm, loss_scale in zip(steps, norms, loss_scales, strict=True):
             losses = [next(means) for _ in range(len(one.losses))]
             loss = sum(losses) / len(losses)
-            if not math.isfinite(loss) or not (math.isfinite(norm) or self.training_step.scaler.is_enabled()):
+            # Above its least value the loss scale may be what is too much for fp16: halved, it is tried again.
+            searching = math.isfinite(loss) and not math.isfinite(norm) and loss_scale > LEAST_LOSS_SCALE
+            if not searching and not (math.isfinite(loss) and math.isfinite(norm)):
                 self.leave_out(one, loss, norm)
                 if self.position.in_a_row >= self.config.nan_limit:
                     self.give_up(one, loss, exact=one is steps[-1])
@@ -203,7 +210,8 @@ class Trainer:
             total = self.position.loss_sum
             for value in losses:
                 total += value
-            self.position = dataclasses.replace(self.position, loss_sum=total, in_a_row=0)
+            in_a_row = self.position.in_a_row if searching else 0
+            self.position = dataclasses.replace(self.position, loss_sum=total, in_a_row=in_a_row)
             rate, wait = self.clock.rate()
             stepped = Stepped(self.epochs_at(one.after), one.after.step, loss, norm, one.lr, rate, wait)
             self.on_event(stepped)
@@ -260,6 +268,8 @@ class Trainer:
             self.saver.save(before, wait=True)
         named = ", ".join(files[:NAMES_IN_AN_ERROR]) + (", ..." if len(files) > NAMES_IN_AN_ERROR else "")
         what = f"the loss became {loss}" if not math.isfinite(loss) else "the gradient is no finite number"
+        if math.isfinite(loss) and self.config.precision == "fp16":
+            what = f"fp16 gradients are not finite even at a loss scale of {LEAST_LOSS_SCALE:g} or less"
         raise TrainingError(
             f"{what} at step {one.after.step}, epoch {one.before.epoch}, lr {one.lr:.3g}, "
             f"and {self.config.nan_limit} steps in a row were left out; its pictures: {named}",
@@ -344,17 +354,9 @@ class Trainer:
 
     def explained(self, error: RuntimeError) -> Exception:
         """An error from deep inside in a user's words, or the error itself."""
-        explained = self.batches.explain(error) if self.batches is not None else error
-        if explained is not error:
-            return explained
-        text = str(error)
-        if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in text or "out of memory" in text:
-            return TrainingError(
-                "out of memory",
-                hint="halve --batch-size and double --accum-iter: the step and the learning rate stay the same; or "
-                "--recompute",
-            )
-        return self.ranks.lost(error) if not self.ranks.alone and is_lost(error) else error
+        if self.batches is not None and (reason := self.batches.explain(error)) is not error:
+            return reason
+        return explained_failure(error, self.ranks, recompute=self.config.recompute)
 
 
 def no_image(tried: Sequence[Unreadable], run: RunFolder) -> DataError:

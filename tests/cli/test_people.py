@@ -239,6 +239,8 @@ def test_a_bug_with_verbose_is_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp
     [
         (MemoryError(), "error: out of memory"),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), "error: out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "error: out of memory"),
+        (RuntimeError("CUDA error: out of memory"), "error: out of memory"),
         (PermissionError(13, "Permission denied", "/a/b"), "error: /a/b: Permission denied"),
     ],
 )

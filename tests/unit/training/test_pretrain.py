@@ -246,6 +246,94 @@ def test_too_many_such_steps_stop_the_run_and_leave_what_shows_why(
     assert pretrain(dataclasses.replace(config, resume=config.out)).steps == 9
 
 
+def in_fp16(monkeypatch: pytest.MonkeyPatch, largest: float) -> list[float]:
+    """fp16 on the CPU, where no user can have it, with gradients that overflow above a loss scale; the scales tried."""
+    tried: list[float] = []
+    backward = TrainingStep.backward
+
+    def overflowing(self: TrainingStep, *batch: Any, **options: Any) -> Any:
+        loss = backward(self, *batch, **options)
+        tried.append(self.scaler.get_scale())
+        if tried[-1] > largest:
+            self.model.decoder.mask_token.grad.fill_(math.inf)  # type: ignore[union-attr,operator]
+        return loss
+
+    monkeypatch.setattr(TrainingStep, "backward", overflowing)
+    monkeypatch.setattr("mae.training.pretrain.resolve_precision", lambda *_: "fp16")
+    monkeypatch.setattr("mae.training.pretrain._time_batch", lambda *_: 0.1)
+    return tried
+
+
+def test_the_search_for_a_loss_scale_is_no_failure(config: PretrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = in_fp16(monkeypatch, 2.0**10)
+    events: list[Event] = []
+    result = pretrain(dataclasses.replace(config, accum_iter=1, nan_limit=1), events.append)
+    assert result.steps == len(tried) == 15
+    assert tried == [*(2.0**power for power in range(16, 10, -1)), *([2.0**10] * 9)]
+    assert not any(isinstance(event, LeftOut) for event in events)
+    state = load_checkpoint(config.out / "checkpoint-last.pth").optimizer or {}
+    assert {float(entry["step"]) for entry in state["state"].values()} == {9.0}
+
+
+def test_gradients_that_no_loss_scale_makes_finite_end_the_run(
+    config: PretrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = in_fp16(monkeypatch, 0.0)
+    before: list[dict[str, torch.Tensor]] = []
+    monkeypatch.setattr(TrainingStep, "__init__", noting(TrainingStep.__init__, before))
+    with pytest.raises(
+        TrainingError,
+        match=r"fp16 gradients are not finite even at a loss scale of 1 or less at step 19.* 3 steps in a row",
+    ) as caught:
+        pretrain(dataclasses.replace(config, accum_iter=1, epochs=90))
+    assert tried == [2.0**power for power in range(16, -3, -1)]
+    assert "--precision bf16" in str(caught.value.hint)
+    assert same(weights(config.out), before[0])
+
+
+def noting(init: Callable[..., None], into: list[dict[str, torch.Tensor]]) -> Callable[..., None]:
+    def noted(self: TrainingStep, model: Any, *rest: Any, **options: Any) -> None:
+        into.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        init(self, model, *rest, **options)
+
+    return noted
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("where", ["the timed batch", "the trial of the plain step", "the move to the device"])
+def test_memory_that_is_full_before_the_first_step_is_explained(
+    config: PretrainConfig, monkeypatch: pytest.MonkeyPatch, where: str, recompute: bool
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    if where == "the move to the device":
+        monkeypatch.setattr(torch.nn.Module, "to", full)
+    else:
+        monkeypatch.setattr(TrainingStep, "backward", full)
+    if where == "the trial of the plain step":
+        config = dataclasses.replace(config, compile=True)
+        monkeypatch.setattr("mae.training.pretrain.compile_if_it_pays", lambda model, run: run(PretrainingLoss(model)))
+    with pytest.raises(TrainingError, match=r"^out of memory$") as caught:
+        pretrain(dataclasses.replace(config, recompute=recompute))
+    assert "halve --batch-size and double --accum-iter" in str(caught.value.hint)
+    assert ("--recompute" in str(caught.value.hint)) is not recompute
+
+
+def test_a_trial_of_the_compiled_step_that_fills_memory_leaves_the_plain_one(
+    config: PretrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Large(PretrainingLoss):
+        def forward(self, *batch: Any) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(torch, "compile", lambda loss: Large(loss.model))
+    events: list[Event] = []
+    assert pretrain(dataclasses.replace(config, compile=True, epochs=1), events.append).steps == 3
+    (note,) = (note for note in next(one for one in events if isinstance(one, Started)).notes if "compile" in note)
+    assert note.startswith("torch.compile failed, so the step is not compiled: CUDA out of memory.")
+
+
 def test_a_replay_names_the_module_that_lost_the_number(
     config: PretrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
