@@ -1,6 +1,7 @@
 """The real command with models of one block, for processes that torchrun starts.
 
-``SPOIL_RANK`` names a rank whose first losses of the run are no number; ``ENDLESS_SCAN`` never finds all pictures.
+``SPOIL_RANK`` names a rank whose first losses of the run are no number; ``ENDLESS_SCAN`` never finds all pictures;
+``STEP_SECONDS`` is how much longer a step takes, so that a signal comes in time.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import itertools
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from mae.training.config import PretrainConfig
@@ -16,6 +18,8 @@ from maecli.app import app
 
 
 def main() -> None:
+    if Path("/proc/self/comm").exists():  # so that a test finds a process by its rank
+        Path("/proc/self/comm").write_text(f"rank {os.environ.get('RANK', '0')}")
     original = PretrainConfig.model_config
     PretrainConfig.model_config = lambda self: original(self).replace(  # type: ignore[method-assign]
         depth=2, decoder_depth=2, embed_dim=48, decoder_embed_dim=32, decoder_num_heads=2
@@ -25,7 +29,22 @@ def main() -> None:
         spoil(int(os.environ.get("SPOIL_BATCHES", "2")) if here else 0)
     if "ENDLESS_SCAN" in os.environ:
         scan_without_end()
+    if "STEP_SECONDS" in os.environ:
+        slow_down(float(os.environ["STEP_SECONDS"]))
     app()
+
+
+def slow_down(seconds: float) -> None:
+    """Wait in each step, for a signal that must not come too late."""
+    from mae.training.trainer import Trainer
+
+    step = Trainer.step
+
+    def slow(self: Trainer, *batches: Any) -> None:
+        time.sleep(seconds)
+        step(self, *batches)
+
+    Trainer.step = slow  # type: ignore[method-assign]
 
 
 def scan_without_end() -> None:

@@ -1,4 +1,8 @@
-"""Runs of several processes over Gloo, as torchrun starts them."""
+"""Runs of several processes over Gloo, as torchrun starts them.
+
+Torchrun is forked with torch loaded and forks its processes in turn, but where one of them is killed: that is the
+plain torchrun.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,7 @@ import os
 import re
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ import torch
 
 from mae.checkpoints import load_checkpoint
 from mae.errors import CheckpointError
+from tests.processes import ROOT, environment, finish, fork, start_python, until
 
-ROOT = Path(__file__).parents[2]
 SMALL = str(Path(__file__).parent / "small.py")
 RECIPE = [
     "--variant", "vit_tiny", "--image-size", "32", "--patch-size", "8", "--accum-iter", "2", "--warmup-epochs", "1",
@@ -29,52 +30,34 @@ RECIPE = [
 ]  # fmt: skip
 
 
-def command(processes: int, out: Path, *options: str, restarts: int = 0) -> list[str]:
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone"]
+FORKING = ["--start-method", "fork", "--run-path"]
+
+
+def command(ranks: int, out: Path, *options: str, torchrun: Sequence[str] = (*TORCHRUN, *FORKING)) -> list[str]:
     """Torchrun with so many processes, or plain python for one; batches of four pictures over all."""
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    start += ["--max-restarts", str(restarts)]
+    start = [*torchrun, "--nproc-per-node", str(ranks)] if ranks > 1 else []
     arguments = ["pretrain", str(ROOT / "sample_images"), "--out", str(out), *RECIPE, *options]
     if "--resume" not in options:
-        arguments += ["--batch-size", str(4 // processes)]
-    return [sys.executable, *(start if processes > 1 else []), SMALL, *arguments]
+        arguments += ["--batch-size", str(4 // ranks)]
+    return [*start, SMALL, *arguments]
 
 
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "NO_COLOR": "1", **more}
+def run(ranks: int, out: Path, *options: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return finish(fork(*command(ranks, out, *options), env=environment(**more)), timeout=240)
 
 
-def run(processes: int, out: Path, *options: str, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(processes, out, *options), env=environment(**more), capture_output=True, text=True, timeout=240
-    )
-
-
-def finished(processes: int, out: Path, *options: str, **more: str) -> subprocess.CompletedProcess[str]:
-    done = run(processes, out, *options, **more)
+def finished(ranks: int, out: Path, *options: str, **more: str) -> subprocess.CompletedProcess[str]:
+    done = run(ranks, out, *options, **more)
     assert done.returncode == 0, done.stderr
     return done
 
 
-@contextmanager
-def running(processes: int, out: Path, *options: str, restarts: int = 0) -> Iterator[subprocess.Popen[str]]:
-    """A run that has done some steps."""
-    process = subprocess.Popen(
-        command(processes, out, *options, restarts=restarts),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    end = time.monotonic() + 120
-    try:
-        while not (out / "log.jsonl").exists() or len(steps(out)) < 5:
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < end
-            time.sleep(0.02)
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+def running(words: list[str], out: Path, start: Callable[..., Any] = fork, **more: str) -> Any:
+    """A process that has done some steps of a run."""
+    process = start(*words, env=environment(**more))
+    until(lambda: (out / "log.jsonl").exists() and len(steps(out)) >= 5, process)
+    return process
 
 
 def logged(out: Path) -> list[dict[str, Any]]:
@@ -115,13 +98,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("options", [(), ("--shard", "--save-every", "2")], ids=["copies", "shards"])
 def test_several_processes_train_as_one_and_speak_once(
-    alone: Path, tmp_path: Path, processes: int, options: tuple[str, ...]
+    alone: Path, tmp_path: Path, ranks: int, options: tuple[str, ...]
 ) -> None:
     out = tmp_path / "run"
-    done = finished(processes, out, "--epochs", "4", "--json", *options)
+    done = finished(ranks, out, "--epochs", "4", "--json", *options)
     assert_close(steps(out), steps(alone))
     document = json.loads(done.stdout)  # one document, whatever the number of processes
     assert (document["steps"], document["stopped"]) == (8, False)
@@ -140,20 +123,20 @@ def test_several_processes_train_as_one_and_speak_once(
 
 @pytest.mark.parametrize("options", [(), ("--shard",)], ids=["copies", "shards"])
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, options: tuple[str, ...]) -> None:
-    epochs = ("--epochs", "40", *options)
+    epochs = ("--epochs", "8", *options)
     whole, parted = tmp_path / "whole", tmp_path / "parted"
-    with running(2, parted, *epochs) as process:
-        process.send_signal(signal.SIGTERM)
-        _, talk = process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert "stopped and saved" in talk
+    process = running(command(2, parted, *epochs), parted, STEP_SECONDS="0.5")
+    process.send_signal(signal.SIGTERM)
+    stopped = finish(process)
+    assert stopped.returncode != 0
+    assert "stopped and saved" in stopped.stderr
     done = len(steps(parted))
-    assert 5 <= done < 80
+    assert 5 <= done < 16
     finished(2, whole, *epochs)
     finished(2, parted, *epochs, "--resume", str(parted))
     assert logged(parted) == logged(whole)
-    assert same(weights(parted / "checkpoint-last.pth" if not options else parted / "checkpoint-39.pth"),
-                weights(whole / "checkpoint-last.pth" if not options else whole / "checkpoint-39.pth"))  # fmt: skip
+    assert same(weights(parted / "checkpoint-last.pth" if not options else parted / "checkpoint-7.pth"),
+                weights(whole / "checkpoint-last.pth" if not options else whole / "checkpoint-7.pth"))  # fmt: skip
 
 
 @pytest.mark.parametrize("options", [(), ("--shard",)], ids=["copies", "shards"])
@@ -192,12 +175,12 @@ def test_a_loss_that_one_process_lost_is_left_out_by_all(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("options", [(), ("--shard",)], ids=["copies", "shards"])
 def test_a_killed_process_ends_the_run_with_its_name(tmp_path: Path, options: tuple[str, ...]) -> None:
-    with running(2, tmp_path / "run", "--epochs", "2000", *options) as process:
-        began = time.monotonic()
-        os.kill(process_of_rank(process.pid, 1), signal.SIGKILL)
-        _, talk = process.communicate(timeout=60)
-        assert time.monotonic() - began < 60
-    assert process.returncode != 0
+    out = tmp_path / "run"
+    process = running(command(2, out, "--epochs", "2000", *options, torchrun=TORCHRUN), out, start_python)
+    os.kill(process_of_rank(process.pid, 1), signal.SIGKILL)
+    done = finish(process, timeout=60)
+    talk = done.stderr
+    assert done.returncode != 0
     assert "process 0: error: process 0 of 2 lost contact with another one" in talk
     assert "Traceback" not in talk.partition("lost contact")[0]
     assert re.search(r"Root Cause.*rank +: 1 .*SIGKILL", talk, re.DOTALL)  # torchrun's own table
@@ -205,21 +188,22 @@ def test_a_killed_process_ends_the_run_with_its_name(tmp_path: Path, options: tu
 
 def test_torchrun_starts_a_broken_run_again(tmp_path: Path) -> None:
     """A process is killed, all are started again, and the end is that of a run that nothing happened to."""
-    epochs = ("--epochs", "60", "--save-minutes", "0", "--auto-resume")
+    epochs = ("--epochs", "8", "--save-minutes", "0", "--auto-resume")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     finished(2, whole, *epochs)
-    with running(2, broken, *epochs, restarts=1) as process:
-        os.kill(process_of_rank(process.pid, 1), signal.SIGKILL)
-        _, talk = process.communicate(timeout=120)
-    assert process.returncode == 0, talk
-    assert "lost contact" in talk
+    torchrun = [*TORCHRUN, *FORKING, "--max-restarts", "1"]
+    process = running(command(2, broken, *epochs, torchrun=torchrun), broken, STEP_SECONDS="0.2")
+    os.kill(process_of_rank(process.pid, 1), signal.SIGKILL)
+    done = finish(process)
+    assert done.returncode == 0, done.stderr
+    assert "lost contact" in done.stderr
     assert logged(broken) == logged(whole)
     assert same(weights(broken / "checkpoint-last.pth"), weights(whole / "checkpoint-last.pth"))
 
 
 def process_of_rank(parent: int, rank: int) -> int:
     for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
-        if f"\0RANK={rank}\0" in Path(f"/proc/{child}/environ").read_bytes().decode(errors="replace"):
+        if Path(f"/proc/{child}/comm").read_text() == f"rank {rank}\n":
             return int(child)
     raise AssertionError(f"no process of rank {rank}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,3 +90,10 @@ def test_imports_go_one_way(module: str, path: Path) -> None:
 def test_the_command_line_starts_without_heavy_imports(module: str, path: Path) -> None:
     heavy = {"torch", "torchvision", "numpy", "PIL", "safetensors"}
     assert not heavy & {name.split(".")[0] for name in imports(path, top_level=True)}
+
+
+def test_every_test_has_a_time_limit(pytestconfig: pytest.Config) -> None:
+    """One that hangs fails within minutes; tests/test_processes.py shows that what it started ends too."""
+    assert 0 < float(pytestconfig.getini("timeout")) <= 300
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert any(name.startswith("pytest-timeout>") for name in extras["test"])

@@ -1,0 +1,242 @@
+"""Processes that tests start: none outlives its test, and a Python command need not wait for torch to be imported.
+
+``fork`` starts a Python command in a process forked from one that has imported torch and the package and has run
+nothing since: its exit code, signals, streams, memory and numbers are those of a process of its own, without the two
+seconds of processor that imports take. ``start`` starts any program afresh: for what depends on how Python itself
+starts, or on what is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.reduction import DupFd
+from pathlib import Path
+from typing import IO, Any
+
+ROOT = Path(__file__).parents[1]
+TIMEOUT = 100.0  # seconds; the default of what waits for a process here
+
+PRELOADED = [
+    "torch.distributed.launcher", "torch.distributed.checkpoint", "torchvision.transforms.v2", "PIL.WebPImagePlugin",
+    "mae.training.pretrain", "mae.reconstruct", "maecli.app", "maecli.commands.pretrain", "maecli.progress",
+]  # fmt: skip
+
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(PRELOADED)
+_running: list[Forked | subprocess.Popen[str]] = []
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Of a process that a test starts: this one's, with the checkout's code, one thread and no colours."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_COLOR": "1", **more}
+
+
+def start(
+    *words: str | Path, env: Mapping[str, str] | None = None, cwd: Path = ROOT, **streams: Any
+) -> subprocess.Popen[str]:
+    """Start a program; its streams are pipes unless told otherwise."""
+    process = subprocess.Popen(
+        [str(word) for word in words],
+        env=environment() if env is None else env,
+        cwd=cwd,
+        text=True,
+        start_new_session=True,
+        **({"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams),
+    )
+    _running.append(process)
+    return process
+
+
+def start_python(*words: str | Path, **how: Any) -> subprocess.Popen[str]:
+    """Start ``python WORDS...`` afresh."""
+    return start(sys.executable, *words, **how)
+
+
+def fork(
+    *words: str | Path,
+    env: Mapping[str, str] | None = None,
+    cwd: Path = ROOT,
+    stdout: int | IO[Any] = subprocess.PIPE,
+    stderr: int | IO[Any] = subprocess.PIPE,
+) -> Forked:
+    """Start ``python WORDS...`` with torch loaded before; WORDS begin with ``-m``, ``-c`` or the name of a script."""
+    process = Forked([str(word) for word in words], environment() if env is None else env, cwd, stdout, stderr)
+    _running.append(process)
+    return process
+
+
+def finish(process: Forked | subprocess.Popen[str], timeout: float = TIMEOUT) -> subprocess.CompletedProcess[str]:
+    """Wait for the end of a process.
+
+    Raises:
+        TimeoutExpired: It takes longer, and is killed.
+    """
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        _kill(process)
+        raise
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def until(true: Callable[[], bool], process: Forked | subprocess.Popen[str], timeout: float = TIMEOUT) -> None:
+    """Wait for what a process is to do while it runs."""
+    end = time.monotonic() + timeout
+    while not true():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def end_all() -> None:
+    """End what tests have started and not ended, and all that it has started."""
+    while _running:
+        process = _running.pop()
+        _kill(process)
+        process.wait()
+        for stream in (process.stdout, process.stderr, process.stdin):
+            if stream is not None:
+                stream.close()
+
+
+class Forked:
+    """What tests need of ``subprocess.Popen``, of a process that ``multiprocessing``'s fork server made."""
+
+    stdin = None
+
+    def __init__(
+        self,
+        words: list[str],
+        env: Mapping[str, str],
+        cwd: Path,
+        stdout: int | IO[Any],
+        stderr: int | IO[Any],
+    ) -> None:
+        self.args = words
+        with contextlib.ExitStack() as ours:
+            self.stdout, out = _stream(stdout, ours)
+            self.stderr, err = _stream(stderr, ours)
+            self._process = _forks.Process(target=_become, args=(words, dict(env), cwd, out, err))
+            self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """As of ``Popen``: negative for a signal, None while it runs."""
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        """The same, as ``Popen`` has both."""
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end.
+
+        Raises:
+            TimeoutExpired: It takes longer.
+        """
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Read what it writes until its end; unlike ``Popen``, kill it when it takes longer."""
+        with ThreadPoolExecutor(2) as readers:
+            parts = [readers.submit(stream.read if stream else str) for stream in (self.stdout, self.stderr)]
+            try:
+                self.wait(timeout)
+            except subprocess.TimeoutExpired:
+                _kill(self)
+                raise
+            out, err = (part.result() for part in parts)
+        return out, err
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal while it runs."""
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """As ``kill -9``."""
+        self.send_signal(signal.SIGKILL)
+
+
+class _Descriptor:
+    """A file descriptor that an argument of a ``multiprocessing.Process`` takes along."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (DupFd(self.number),)
+
+
+def _received(passed: Any) -> _Descriptor:
+    return _Descriptor(passed.detach())
+
+
+def _stream(wanted: int | IO[Any], ours: contextlib.ExitStack) -> tuple[IO[str] | None, _Descriptor]:
+    """Our end of a stream, if it is a pipe, and the process's end, closed here when it has been passed on."""
+    if wanted == subprocess.PIPE:
+        reading, writing = os.pipe()
+        ours.callback(os.close, writing)
+        return os.fdopen(reading, encoding="utf-8"), _Descriptor(writing)
+    if wanted == subprocess.DEVNULL:
+        wanted = os.open(os.devnull, os.O_WRONLY)
+        ours.callback(os.close, wanted)
+    return None, _Descriptor(wanted if isinstance(wanted, int) else wanted.fileno())
+
+
+def _become(words: list[str], env: dict[str, str], cwd: Path, out: _Descriptor, err: _Descriptor) -> None:
+    """Do in a forked process what ``python WORDS...`` does."""
+    os.setsid()
+    os.dup2(out.number, 1)
+    os.dup2(err.number, 2)
+    for stream in {out.number, err.number}:
+        os.close(stream)
+    sys.stdout = sys.__stdout__ = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.__stderr__ = os.fdopen(2, "w", 1, "utf-8", "backslashreplace", closefd=False)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    first, *rest = words
+    if first == "-m":
+        sys.argv = rest
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif first == "-c":
+        sys.argv = ["-c", *rest[1:]]
+        exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.argv = words
+        runpy.run_path(first, run_name="__main__")
+
+
+def _kill(process: Forked | subprocess.Popen[str]) -> None:
+    """Kill a process, those that it has started, and those that these have left behind."""
+    for pid in [*_started_by(process.pid), process.pid]:
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _started_by(pid: int) -> list[int]:
+    """All descendants of a process, where the system tells."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            children = [int(child) for child in task.read_text().split()]
+            found += [*children, *(inner for child in children for inner in _started_by(child))]
+    return found
