@@ -124,6 +124,7 @@ class TrainingView:
             self._say(
                 f"epoch {event.epoch + 1}: loss {event.train_loss:.4f}  lr {event.train_lr:.2e}  "
                 f"{event.images_per_second:.0f} img/s  {duration(event.seconds)}"
+                + (f"  {event.cache_hits:.0%} from the cache" if event.cache_hits is not None else "")
             )
 
     def _say(self, line: str) -> None:

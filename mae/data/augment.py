@@ -142,8 +142,12 @@ class Augmentation:
         flip = self.hflip and torch.rand(1, generator=generator).item() < 0.5
         return crop.flip(1) if flip else crop
 
-    def keepable(self, file: IO[bytes], name: str | Path) -> WholePicture | None:
+    def keepable(self, file: IO[bytes], name: str | Path, room: int) -> WholePicture | None:
         """The decoded picture, if crops of it are always taken from its whole size; it may be kept and cropped again.
+
+        Args:
+            file, name: As for a call.
+            room: Bytes for its pixels; a JPEG known to take more is not decoded whole.
 
         Raises:
             DataError: It cannot be read as a picture.
@@ -152,6 +156,8 @@ class Augmentation:
         if jpeg is None:
             return self._whole(file, name)
         if min(jpeg.stored_size) / 2 >= OVERSAMPLING * min(self.image_size):
+            return None
+        if math.prod(jpeg.stored_size) * self.in_chans > room:
             return None
         try:
             return WholePicture(jpeg.decode(jpeg.header.rows, EIGHTHS), jpeg.turn)

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mae.data.augment import Augmentation, WholePicture
+from mae.data.augment import Augmentation
 from mae.data.formats import PictureError
+from mae.data.image_cache import ImageCache
 from mae.data.scan import Unreadable
-from mae.data.source import PictureSource
+from mae.data.source import GROUPS_AT_ONCE, PictureSource
 from mae.errors import ConfigError, DataError
 from mae.seeding import stream, stream_seed
 
-GROUPS_AT_ONCE = 16
 SECONDS_TO_DIE = 2.0
 # Files that are tried for one image: itself and the next ones, then others from anywhere.
 NEXT_TRIED, MOST_TRIES = 8, 16
@@ -41,6 +41,7 @@ class Sample(NamedTuple):
 
     image: Tensor | None
     unreadable: tuple[Unreadable, ...]
+    cached: bool = False
 
 
 class Batch(NamedTuple):
@@ -50,11 +51,13 @@ class Batch(NamedTuple):
         images: (B, C, H, W) uint8 with channels last in memory; none if one of them could not be had.
         unreadable: All files that were passed over.
         not_replaced: Those that were tried for an image that could not be had.
+        cached: How many of the images were decoded already, as ``--cache`` had kept them.
     """
 
     images: Tensor
     unreadable: tuple[Unreadable, ...]
     not_replaced: tuple[Unreadable, ...] = ()
+    cached: int = 0
 
 
 class PictureDataset(Dataset[Sample]):
@@ -68,15 +71,14 @@ class PictureDataset(Dataset[Sample]):
         source: The pictures.
         augmentation: What is done to each.
         seed: The run's seed.
-        cache_bytes: How much memory decoded pictures may take in each loader process; 0 keeps none.
+        cache_bytes: How much memory decoded pictures may take, in all loader processes together; 0 keeps none.
     """
 
     def __init__(self, source: PictureSource, augmentation: Augmentation, seed: int, cache_bytes: int = 0) -> None:
         self.source = source
         self.augmentation = augmentation
         self.seed = seed
-        self.cache_bytes = cache_bytes
-        self._cache: dict[int, WholePicture] = {}
+        self.cache = ImageCache(len(source), cache_bytes) if cache_bytes else None
 
     def __len__(self) -> int:
         return len(self.source)
@@ -86,7 +88,8 @@ class PictureDataset(Dataset[Sample]):
         seed = stream_seed(self.seed, "augment", draw.epoch, draw.picture)
         for index in self._tried(draw):
             try:
-                return Sample(self._augmented(index, seed), tuple(unreadable))
+                image, cached = self._augmented(index, seed)
+                return Sample(image, tuple(unreadable), cached)
             except PictureError as error:
                 unreadable.append(Unreadable(self.source.name(index), error.reason))
         return Sample(None, tuple(unreadable))
@@ -113,20 +116,19 @@ class PictureDataset(Dataset[Sample]):
                 tried.append(index)
                 yield index
 
-    def _augmented(self, index: int, seed: int) -> Tensor:
-        if index in self._cache:
-            return self.augmentation.crop(self._cache[index], seed)
+    def _augmented(self, index: int, seed: int) -> tuple[Tensor, bool]:
+        """An image under the augmentation that the seed names, and whether it was kept."""
+        if self.cache is not None and (kept := self.cache.get(index)) is not None:
+            return self.augmentation.crop(kept, seed), True
         name = self.source.name(index)
         with self.source.open(index) as file:
-            if self.cache_bytes > 0:
-                picture = self.augmentation.keepable(file, name)
-                if picture is not None and picture.pixels.nbytes <= self.cache_bytes:
-                    self._cache[index] = picture
-                    self.cache_bytes -= picture.pixels.nbytes
-                if picture is not None:
-                    return self.augmentation.crop(picture, seed)
+            if self.cache is not None and (room := self.cache.room):
+                image = self.augmentation.keepable(file, name, room)
+                if image is not None:
+                    self.cache.keep(index, image)
+                    return self.augmentation.crop(image, seed), False
                 file.seek(0)
-            return self.augmentation(file, name, seed)
+            return self.augmentation(file, name, seed), False
 
 
 class EpochBatches(Sampler[list[Draw]]):
@@ -232,8 +234,12 @@ def loader_workers(wanted: int | None, device: torch.device) -> int:
     if wanted is not None:
         return wanted
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return 1 if device.type == "cpu" else max(1, min(16, cores // here - 1))
+    return 1 if device.type == "cpu" else max(1, min(16, cores // local_processes() - 1))
+
+
+def local_processes() -> int:
+    """Processes of the run on this machine, as torchrun says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 class LoaderError(DataError, RuntimeError):
@@ -295,4 +301,5 @@ def collate(samples: list[Sample]) -> Batch:
     images = [sample.image for sample in samples if sample.image is not None]
     if len(images) < len(samples):
         return Batch(torch.empty(0, dtype=torch.uint8), unreadable, samples[-1].unreadable)
-    return Batch(torch.stack(images).permute(0, 3, 1, 2), unreadable)
+    cached = sum(sample.cached for sample in samples)
+    return Batch(torch.stack(images).permute(0, 3, 1, 2), unreadable, cached=cached)

@@ -13,6 +13,10 @@ from typing import IO
 from PIL import Image
 
 from mae.data.picture import decode_picture
+from mae.data.shared_memory import SharedMemory
+
+# Whose images are mixed with each other, where they are read in groups.
+GROUPS_AT_ONCE = 16
 
 
 class PictureSource(abc.ABC):
@@ -45,6 +49,11 @@ class PictureSource(abc.ABC):
     @property
     def groups(self) -> Sequence[int]:
         """Sizes of the parts that are cheap to read only as a whole, in order; none where any picture is."""
+        return ()
+
+    @property
+    def memories(self) -> Sequence[SharedMemory]:
+        """What loader processes share for it; another process of the run may be shown where its own lies."""
         return ()
 
     def load(self, index: int, in_chans: int) -> Image.Image:
@@ -88,6 +97,11 @@ class JoinedSource(PictureSource):
         if not any(part.groups for part in self.parts):
             return ()
         return [size for part in self.parts for size in (part.groups or _pieces(len(part)))]
+
+    @property
+    def memories(self) -> Sequence[SharedMemory]:
+        """Of all parts."""
+        return [memory for part in self.parts for memory in part.memories]
 
 
 def _pieces(total: int, piece: int = 100) -> list[int]:

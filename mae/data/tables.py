@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import hashlib
 import io
 from collections.abc import Sequence
@@ -12,13 +11,18 @@ from typing import IO, Any
 import numpy as np
 
 from mae.data.formats import PictureError
-from mae.data.source import PictureSource
+from mae.data.group_cache import BYTES_PER_ROW, GroupCache
+from mae.data.shared_memory import SharedMemory
+from mae.data.source import GROUPS_AT_ONCE, PictureSource
+from mae.environment import memory_bytes
 from mae.errors import ConfigError, DataError
 from mae.files import shown
 
-# As many as are mixed with each other, twice: a loader process may be at the end of one mix and at the next.
-KEPT_GROUPS = 32
-KEPT_BYTES = 512 * 2**20
+# As many as are mixed with each other, twice: a loader process may be at the end of one mix and another at the next.
+KEPT_GROUPS = 2 * GROUPS_AT_ONCE
+# So much is kept in any case, and so much at most, but on a machine of more than 4 GiB up to an eighth of its memory.
+LEAST_KEPT_BYTES, MOST_KEPT_BYTES = 64 * 2**20, 512 * 2**20
+SHARE_OF_MEMORY = 8
 _USUAL_NAMES = ("image", "img", "picture", "jpg", "png")
 
 
@@ -27,7 +31,7 @@ class TableSource(PictureSource):
 
     The column holds encoded pictures: bytes, or a struct with ``bytes`` and perhaps ``path`` as the ``datasets``
     library writes it. Parquet is compressed by row groups, so a group is decoded as a whole and kept for the
-    pictures that are drawn next.
+    pictures that are drawn next, by whichever process of the machine draws them.
 
     Args:
         paths: The files.
@@ -48,18 +52,23 @@ class TableSource(PictureSource):
         self._columns = []
         self._digests = []
         places: list[tuple[int, int, int]] = []  # file, row group, rows
+        largest = 0
         for number, path in enumerate(self._paths):
             try:
                 with parquet.ParquetFile(path) as file:
                     self._columns.append(_picture_column(path, file.schema_arrow))
-                    rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+                    groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
+                    rows = [group.num_rows for group in groups]
+                    largest = max([largest, *(_size(group, self._columns[-1]) for group in groups)])
             except (OSError, ValueError) as error:
                 raise DataError(f"{shown(path)} is no Parquet file that can be read: {error}") from None
             places += [(number, group, count) for group, count in enumerate(rows) if count]
             self._digests.append(f"{path.name} {rows}")
         self._places = places
         self._ends = np.cumsum([count for *_, count in places], dtype=np.int64)
-        self._groups: collections.OrderedDict[int, Any] = collections.OrderedDict()
+        most = max(MOST_KEPT_BYTES, (memory_bytes() or 0) // SHARE_OF_MEMORY)
+        kept = max(largest, min(most, max(LEAST_KEPT_BYTES, KEPT_GROUPS * largest)))
+        self._kept = GroupCache(len(places), kept)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -80,13 +89,17 @@ class TableSource(PictureSource):
         """Read one picture's bytes, and its row group if it is not at hand."""
         group, row = self._find(index)
         try:
-            value = self._group(group)[row].as_py()
+            data = self._kept.row(group, row, lambda: self._decode(group))
         except (OSError, ValueError) as error:
             raise PictureError(self.name(index), f"is damaged ({shown(str(error))})") from None
-        data = value.get("bytes") if isinstance(value, dict) else value
         if data is None:
             raise PictureError(self.name(index), "holds no picture")
         return io.BytesIO(data)
+
+    @property
+    def memories(self) -> Sequence[SharedMemory]:
+        """Of the row groups that are kept."""
+        return [self._kept.memory]
 
     def digest(self) -> str:
         """Of the files' names and row counts."""
@@ -96,25 +109,22 @@ class TableSource(PictureSource):
         group = int(np.searchsorted(self._ends, index, side="right"))
         return group, index - (int(self._ends[group - 1]) if group else 0)
 
-    def _group(self, group: int) -> Any:
-        if group in self._groups:
-            self._groups.move_to_end(group)
-            return self._groups[group]
+    def _decode(self, group: int) -> list[bytes | None]:
         import pyarrow.parquet as parquet
 
         number, row_group, _ = self._places[group]
         # Threads of its own would not survive a fork into loader processes.
         with parquet.ParquetFile(self._paths[number]) as file:
             table = file.read_row_group(row_group, columns=[self._columns[number]], use_threads=False)
-        column = table.column(self._columns[number])
-        kept = sum(one.nbytes for one in self._groups.values()) + column.nbytes
-        while self._groups and (len(self._groups) >= KEPT_GROUPS or kept > KEPT_BYTES):
-            kept -= self._groups.popitem(last=False)[1].nbytes
-        self._groups[group] = column
-        return column
+        values = table.column(self._columns[number]).to_pylist()
+        return [value.get("bytes") if isinstance(value, dict) else value for value in values]
 
-    def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_groups": collections.OrderedDict()}
+
+def _size(group: Any, name: str) -> int:
+    """Bytes that a column of a row group takes where it is kept; a struct's are in several columns of the file."""
+    columns = [group.column(number) for number in range(group.num_columns)]
+    parts = [column for column in columns if column.path_in_schema.partition(".")[0] == name]
+    return int(sum(part.total_uncompressed_size for part in parts)) + BYTES_PER_ROW * int(group.num_rows)
 
 
 def _picture_column(path: Path, schema: Any) -> str:

@@ -80,7 +80,10 @@ class PretrainConfig:
         panel=_DATA,
     )
     cache: int = option(
-        0, "MiB of memory for keeping decoded pictures, over all loader processes; 0 for none.", low=0, panel=_DATA
+        0,
+        "MiB of memory for keeping decoded pictures, for all processes of a machine; 0 for none.",
+        low=0,
+        panel=_DATA,
     )
     max_unreadable: float = option(
         0.1, "Stop when more than this share of the pictures is unreadable.", low=0, high=1, panel=_DATA

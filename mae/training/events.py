@@ -97,7 +97,11 @@ class RolledBack:
 
 @dataclasses.dataclass(frozen=True)
 class EpochDone:
-    """An epoch is done; ``epoch`` counts from 0 as the official log does."""
+    """An epoch is done; ``epoch`` counts from 0 as the official log does.
+
+    Attributes:
+        cache_hits: Share of its images, of one process of the run, that ``--cache`` had kept; None without.
+    """
 
     epoch: int
     train_loss: float
@@ -105,6 +109,7 @@ class EpochDone:
     seconds: float
     images_per_second: float
     data_wait: float
+    cache_hits: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +138,7 @@ class PretrainResult:
     Attributes:
         stopped: Whether it was asked to stop before its last epoch.
         psnr: Mean over the preview photographs at the end, dB on removed patches; None without previews.
+        cache_hits: Of the last epoch, as in ``EpochDone``.
     """
 
     run: Path
@@ -144,3 +150,4 @@ class PretrainResult:
     psnr: float | None
     seconds: float
     stopped: bool
+    cache_hits: float | None = None

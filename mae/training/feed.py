@@ -8,7 +8,19 @@ from pathlib import Path
 import torch
 
 from mae.data.augment import Augmentation
-from mae.data.loader import Batch, Batches, Draw, EpochBatches, PictureDataset, collate, loader_workers, make_loader
+from mae.data.image_cache import ImageCache
+from mae.data.loader import (
+    Batch,
+    Batches,
+    Draw,
+    EpochBatches,
+    PictureDataset,
+    collate,
+    loader_workers,
+    local_processes,
+    make_loader,
+)
+from mae.data.shared_memory import IS_SHARED
 from mae.data.source import PictureSource
 from mae.training.config import PretrainConfig
 from mae.training.plan import TrainingPlan
@@ -38,8 +50,20 @@ class Feed:
         augmentation = Augmentation(
             config.image_size, config.in_chans, config.crop_scale, config.hflip, config.decoder, config.crop_ratio
         )
-        cache_bytes = config.cache * 2**20 // max(1, self.workers)
+        cache_bytes = config.cache * 2**20 // (1 if IS_SHARED else max(1, self.workers))
         self.dataset = PictureDataset(pictures, augmentation, config.seed, cache_bytes)
+        self._share_memory(cache_bytes)
+
+    def _share_memory(self, cache_bytes: int) -> None:
+        """Use the memory of this machine's first process: the next epoch gives its images to other processes."""
+        if self.ranks.alone:
+            return
+        cache = self.dataset.cache
+        memories = [*([cache.memory] if cache else []), *self.pictures.memories]
+        first = self.ranks.gather([memory.address for memory in memories])[self.ranks.rank - self.ranks.local_rank]
+        adopted = [memory.adopt(address) for memory, address in zip(memories, first, strict=True)]
+        if cache and not adopted[0]:  # the limit is the machine's
+            self.dataset.cache = ImageCache(len(self.pictures), max(1, cache_bytes // local_processes()))
 
     def batches(self, position: Position) -> Batches:
         """All batches from a position on."""

@@ -97,6 +97,7 @@ class Trainer:
         self.unreported: list[Unreadable] = []
         self.batches: Batches | None = None
         self.clock = Clock()
+        self.loaded = self.cached = 0  # images of this process since the epoch began, and those that were kept
         self.unread: list[Unread] = []
         self.last_epoch: EpochDone | None = None
         self.psnr: float | None = None
@@ -139,6 +140,7 @@ class Trainer:
             psnr=self.psnr,
             seconds=time.monotonic() - started,
             stopped=stopped,
+            cache_hits=self.last_epoch.cache_hits if self.last_epoch else None,
         )
 
     def step(self, batches: Batches) -> None:
@@ -163,6 +165,8 @@ class Trainer:
                 )
             )
             self.clock.images += self.plan.batch_size
+            self.loaded += len(batch.images)
+            self.cached += batch.cached
         norm = self.training_step.update(lr)
         self.position = dataclasses.replace(
             here, batch=here.batch + micro_batches, step=here.step + 1, lr_sum=here.lr_sum + lr * micro_batches
@@ -311,8 +315,11 @@ class Trainer:
             seconds,
             images / seconds,
             wait,
+            self.cached / self.loaded if self.config.cache else None,
         )
-        self.run.log(dataclasses.asdict(self.last_epoch))
+        self.loaded = self.cached = 0
+        entry = dataclasses.asdict(self.last_epoch)
+        self.run.log({name: value for name, value in entry.items() if name != "cache_hits" or value is not None})
         self.on_event(self.last_epoch)
         self.position = Position(epoch=done.epoch + 1, step=done.step, in_a_row=done.in_a_row, turn=done.turn)
         finished, last = self.position.epoch, self.position.epoch == self.config.epochs

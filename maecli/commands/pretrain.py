@@ -101,3 +101,5 @@ def _show(console: Console, result: PretrainResult) -> None:
     console.print(f"checkpoint  {result.checkpoint}", soft_wrap=True)
     if result.preview:
         console.print(f"picture     {result.preview}", soft_wrap=True)
+    if result.cache_hits is not None:
+        console.print(f"cache       {result.cache_hits:.0%} of the last epoch's images were in it", soft_wrap=True)

@@ -16,6 +16,7 @@ from mae.data.augment import Augmentation
 from mae.data.formats import PictureError
 from mae.data.loader import MOST_TRIES, Draw, EpochBatches, PictureDataset, make_loader
 from mae.data.paths import PicturePaths
+from mae.data.scan import scan_pictures
 from mae.data.source import PictureSource
 
 
@@ -138,12 +139,62 @@ def test_a_small_set_is_tried_to_its_last_image() -> None:
     assert len(dataset[Draw(0, 4)].unreadable) == MOST_TRIES - 1
 
 
-def test_kept_pictures_give_the_same_bits(paths: list[Path], tmp_path: Path) -> None:
+SIZES = [(40 + number) * 30 * 3 for number in range(7)]
+INDEX_AND_HEADERS = 8 * (1 + 7) + 7 * (32 + 8)
+
+
+def test_kept_images_give_the_same_bits(paths: list[Path], tmp_path: Path) -> None:
     jpeg = tmp_path / "photo.jpg"
     Image.effect_noise((40, 33), 90).convert("RGB").save(jpeg, quality=90)
     fresh = PictureDataset(source([*paths, jpeg]), Augmentation((16, 24), 3), seed=5)
-    room = 46 * 30 * 3 + 45 * 30 * 3 + 40 * 33 * 3
+    room = 8 * (1 + 8) + SIZES[6] + SIZES[5] + 40 * 33 * 3 + 3 * (32 + 8)
     kept = PictureDataset(source([*paths, jpeg]), Augmentation((16, 24), 3), seed=5, cache_bytes=room)
     draws = [Draw(epoch, picture) for epoch in range(3) for picture in (7, 6, 5, 0, 1)]
-    assert all(torch.equal(fresh[draw].image, kept[draw].image) for draw in draws)
-    assert set(kept._cache) == {7, 6, 5}
+    samples = [kept[draw] for draw in draws]
+    assert [sample.cached for sample in samples] == [False] * 5 + [True, True, True, False, False] * 2
+    for draw, sample in zip(draws, samples, strict=True):
+        image = fresh[draw].image
+        assert image is not None
+        assert sample.image is not None
+        assert torch.equal(image, sample.image)
+
+
+def test_workers_share_what_is_kept(paths: list[Path]) -> None:
+    """Images change worker every epoch; with room for all of them once, each is found wherever it comes."""
+    augmentation = Augmentation((16, 24), 3)
+    draws = EpochBatches(len(paths), 3, epochs=20, seed=5)
+    dataset = PictureDataset(source(paths), augmentation, seed=5, cache_bytes=sum(SIZES) + INDEX_AND_HEADERS)
+    batches = list(make_loader(dataset, draws, workers=2))
+    fresh = make_loader(PictureDataset(source(paths), augmentation, seed=5), draws, workers=0)
+    assert all(torch.equal(one.images, other.images) for one, other in zip(batches, fresh, strict=True))
+    assert sum(batch.cached for batch in batches) <= 20 * 6 - len(paths)  # each is decoded once
+    assert [batch.cached for batch in batches[-20:]] == [3] * 20  # eight batches may be under way at once
+    again = list(make_loader(dataset, draws, workers=1))  # as after a roll-back: what was kept is there
+    assert [batch.cached for batch in again] == [3] * 40
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_row_group_is_decoded_once_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    """Neighbours in the order are read by different workers, and windows of groups follow each other."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    from mae.data.tables import TableSource
+
+    file = io.BytesIO()
+    Image.effect_noise((12, 12), 90).convert("RGB").save(file, "PNG")
+    parquet.write_table(pa.table({"image": [file.getvalue()] * 1600}), tmp_path / "a.parquet", row_group_size=20)
+    monkeypatch.setattr("mae.data.tables.LEAST_KEPT_BYTES", 2 * 16 * 20 * len(file.getvalue()) + 50_000)
+    count, decode = tmp_path / "count", TableSource._decode
+
+    def counted(self: TableSource, group: int) -> list[bytes | None]:
+        with count.open("ab", buffering=0) as log:
+            log.write(bytes([group]))
+        return decode(self, group)
+
+    monkeypatch.setattr(TableSource, "_decode", counted)
+    images = scan_pictures([tmp_path / "a.parquet"]).pictures
+    draws = EpochBatches(1600, 8, epochs=1, seed=0, groups=images.groups)
+    dataset = PictureDataset(images, Augmentation((8, 8), 3), seed=0)
+    assert sum(len(batch.images) for batch in make_loader(dataset, draws, workers=workers)) == 1600
+    assert sorted(count.read_bytes()) == list(range(80))

@@ -553,6 +553,19 @@ def test_broken_pictures_are_passed_over_and_reported(config: PretrainConfig, pi
     assert [Path(line.split("\t")[0]).name for line in report[1:]] == ["empty.jpg", "3.png"]
 
 
+def test_the_hit_rate_of_the_cache_is_said(config: PretrainConfig, tmp_path: Path) -> None:
+    events: list[Event] = []
+    result = pretrain(dataclasses.replace(config, cache=1), events.append)
+    hits = [entry["cache_hits"] for entry in logged(config.out) if "train_loss" in entry]
+    assert hits == [event.cache_hits for event in events if isinstance(event, EpochDone)]
+    assert hits[0] == 0.0
+    assert 0.5 < hits[1] <= hits[2] == result.cache_hits  # one image of eleven is left out of each epoch
+    result = pretrain(dataclasses.replace(config, out=tmp_path / "without"))
+    assert result.cache_hits is None
+    assert not any("cache_hits" in entry for entry in logged(tmp_path / "without"))
+    assert same(weights(config.out), weights(tmp_path / "without"))
+
+
 def test_too_many_broken_pictures_stop_the_run(config: PretrainConfig, pictures: Path) -> None:
     for number in range(2):
         (pictures / f"empty{number}.jpg").touch()
