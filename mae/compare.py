@@ -28,7 +28,7 @@ from mae.data.normalise import normalise, picture_to_tensor
 from mae.data.picture import check_channels, load_picture
 from mae.download import obeys_offline
 from mae.errors import ConfigError
-from mae.files import refuse_place
+from mae.files import refuse_input, refuse_place
 from mae.mae import MaskedAutoencoder
 
 
@@ -133,6 +133,13 @@ def compare(config: CompareConfig, on_step: Callable[[str], None] = lambda step:
     read = functools.partial(load_checkpoint, num_heads=config.num_heads, decoder_num_heads=config.decoder_num_heads)
     first = read(config.official)
     second = read(config.checkpoint) if config.checkpoint else None
+    if config.out is not None:
+        inputs = {
+            "the checkpoint": [one.path for one in (first, second) if one],
+            "the image": [config.image] if config.image else [],
+            "the reference": [Path(config.reference)],
+        }
+        refuse_input(config.out, "--out", inputs)
     reports = [_report(checkpoint) for checkpoint in (first, second) if checkpoint]
     problems = [f"{report.path.name}: {problem}" for report in reports for problem in report.weights.problems]
     scene = _Scene(config, first)

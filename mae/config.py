@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mae.errors import ConfigError
-from mae.options import brief, option
+from mae.options import STANDARD_STREAM, brief, option
 
 DEFAULT_MASK_RATIO = 0.75
 MOST_PATCHES = 2**18  # of a picture; 8192x8192 pixels in patches of 16, whose position tables alone take gigabytes
@@ -156,18 +156,31 @@ class ReconstructConfig:
     """What to reconstruct, with which weights, and how to show it."""
 
     images: tuple[Path, ...] = option(
-        dataclasses.MISSING, "Pictures, or folders with pictures.", positional=True, metavar="IMAGE"
+        dataclasses.MISSING,
+        "Images; folders, archives and Parquet files of them, also by https URL; - reads one from standard input.",
+        positional=True,
+        metavar="IMAGE",
+        stream=True,
     )
     checkpoint: Path = option(
         DEFAULT_CHECKPOINT, "Weights with a decoder: a file or run of yours, an official file, or its name."
     )
-    out: Path = option(Path("reconstruction.png"), "The picture to write: .png, .jpg or .webp.")
+    out: Path = option(
+        Path("reconstruction.png"),
+        "The image to write: .png, .jpg or .webp; - writes it to standard output.",
+        stream=True,
+    )
+    format: str | None = option(
+        None, "Of the image on standard output.", choices=("png", "jpg", "webp"), default_text="png"
+    )
+    limit: int = option(8, "Most images of each folder, archive or table; those that are named are all shown.", low=1)
     mask_ratio: tuple[float, ...] = option(
-        (0.75,),
+        (),
         "Share of the patches that is removed; several times for several columns.",
         low=0,
         below=1,
         metavar="RATIO",
+        default_text=f"{DEFAULT_MASK_RATIO:g}",
     )
     seed: int = option(2, "Chooses the mask; 2 gives the one of the official notebook's published pictures.", low=0)
     mask: Path | None = option(None, "Your own mask, a picture: white is removed.")
@@ -188,7 +201,30 @@ class ReconstructConfig:
     offline: bool = option(False, "Download nothing.", flags="--offline")
 
     def __post_init__(self) -> None:
-        if self.out.suffix.lower() not in PICTURE_FORMATS:
+        if not self.to_stream and self.out.suffix.lower() not in PICTURE_FORMATS:
             raise ConfigError(f"--out {self.out}: the name must end in {', '.join(PICTURE_FORMATS)}")
-        if self.mask is not None and len(self.mask_ratio) > 1:
-            raise ConfigError("--mask and several --mask-ratio: your own mask has one ratio, its own")
+        if not self.to_stream and self.format is not None:
+            raise ConfigError(
+                f"--format {self.format} and --out {self.out}: the name's ending says the format",
+                hint="--format is for --out -, standard output",
+            )
+        if self.mask is not None and self.mask_ratio:
+            several = "several " if len(self.mask_ratio) > 1 else ""
+            raise ConfigError(
+                f"--mask and {several}--mask-ratio: your own mask has one ratio, its own", hint="leave one of them out"
+            )
+
+    @property
+    def to_stream(self) -> bool:
+        """Whether the image goes to standard output instead of a file."""
+        return self.out == STANDARD_STREAM
+
+    @property
+    def kind(self) -> str:
+        """The format of the image, as Pillow calls it."""
+        return PICTURE_FORMATS[f".{self.format or 'png'}" if self.to_stream else self.out.suffix.lower()]
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """The shares that are removed, or were without a mask."""
+        return self.mask_ratio or (DEFAULT_MASK_RATIO,)

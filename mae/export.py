@@ -20,10 +20,11 @@ from mae.comparing.libraries import hugging_face_config, is_installed, load_tran
 from mae.comparing.stages import TOLERANCES
 from mae.download import obeys_offline
 from mae.errors import CheckpointError, ConfigError, MaeError
-from mae.files import refuse_place, write_atomically
+from mae.files import refuse_input, refuse_place, write_atomically
 
 _SEED = 0  # of the picture and the mask that the check computes with
 _MASK_RATIO = 0.75
+_HUGGING_FACE_FILES = ("config.json", "model.safetensors")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +72,8 @@ def export(config: ExportConfig, on_step: Callable[[str], None] = lambda step: N
     _refuse_misfit(config.to, checkpoint)
     out = config.out or checkpoint.path.with_name(f"{checkpoint.path.stem}{_ENDINGS[config.to]}")
     refuse_place(out, "--out", folder=config.to == "hf")
-    if out.resolve() == checkpoint.path.resolve():
-        raise ConfigError(f"--out {out} is the checkpoint itself")
+    for file in [out / name for name in _HUGGING_FACE_FILES] if config.to == "hf" else [out]:
+        refuse_input(file, "--out", _inputs(checkpoint))
     without_decoder = config.to in ("encoder", "timm")
     state = {key: tensor for key, tensor in checkpoint.state.items() if not (without_decoder and is_decoder(key))}
     build_usable(checkpoint)  # refuses a broken file before anything is written
@@ -101,6 +102,12 @@ def export(config: ExportConfig, on_step: Callable[[str], None] = lambda step: N
         difference=difference,
         notes=(*checkpoint.notes, *_unknown_target(config.to, checkpoint)),
     )
+
+
+def _inputs(checkpoint: Checkpoint) -> dict[str, list[Path]]:
+    """The files that are read; transformers keeps sizes in one beside the weights."""
+    beside = [checkpoint.path.with_name(_HUGGING_FACE_FILES[0])] if checkpoint.dialect.startswith("huggingface") else []
+    return {"the checkpoint": [checkpoint.path], "the checkpoint's config.json": beside}
 
 
 def _refuse_misfit(to: str, checkpoint: Checkpoint) -> None:
@@ -141,11 +148,11 @@ def _write_hugging_face(out: Path, state: Mapping[str, Tensor], checkpoint: Chec
     try:
         out.mkdir(parents=True, exist_ok=True)
         text = json.dumps(settings, indent=2) + "\n"
-        write_atomically(out / "config.json", lambda file: file.write(text.encode()))
+        write_atomically(out / _HUGGING_FACE_FILES[0], lambda file: file.write(text.encode()))
     except OSError as error:
         raise CheckpointError(f"cannot write {out}: {error.strerror}") from None
-    save_safetensors(out / "model.safetensors", to_hugging_face(state), {})
-    return out / "model.safetensors"
+    save_safetensors(out / _HUGGING_FACE_FILES[1], to_hugging_face(state), {})
+    return out / _HUGGING_FACE_FILES[1]
 
 
 def _own_entry(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -56,6 +56,47 @@ def refuse_place(path: Path, label: str, *, folder: bool = False) -> None:
     inside = target if folder and kind is not None else above
     if not os.access(inside, os.W_OK | os.X_OK):
         raise ConfigError(f"{name}: no permission to write in {shown(inside)}")
+
+
+def refuse_input(path: Path, label: str, inputs: Mapping[str, Iterable[Path]]) -> None:
+    """Refuse to write over a file that the same command reads, by whatever name it goes, before it is lost.
+
+    Files are told apart by what they are and not by how they are spelled: links, relative names, another case where
+    the file system ignores it, and hard links all lead to the same one.
+
+    Args:
+        path: The file that is to be written; one that is not there yet cannot be lost.
+        label: The option that named it, for instance ``--out``.
+        inputs: What is read, by what it is called. A folder stands for the files that lie in it, but not for those
+            in its subfolders.
+
+    Raises:
+        ConfigError: It is one of them.
+    """
+    written = _stat(path)
+    if written is None:
+        return
+    above = _stat(path.resolve().parent)
+    for what, places in inputs.items():
+        for place in places:
+            info = _stat(place)
+            if info is None:
+                continue
+            if os.path.samestat(info, written):
+                lies = f"{label} {shown(path)} is {what} itself"
+            elif stat.S_ISDIR(info.st_mode) and above is not None and os.path.samestat(info, above):
+                lies = f"{label} {shown(path)} lies in {shown(place)}, whose files are read"
+            else:
+                continue
+            raise ConfigError(f"{lies}; it would be overwritten", hint=f"give {label} another name or another folder")
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    """Of the file behind links; None for one that is not there or cannot be asked."""
+    try:
+        return path.stat()
+    except (OSError, ValueError):
+        return None
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -20,6 +20,7 @@ from mae.errors import ConfigError
 
 Config = TypeVar("Config")
 
+STANDARD_STREAM = Path("-")  # as a path: standard input, or standard output
 LARGEST_INTEGER = 2**63 - 1  # what TOML promises, and what torch and the file system can hold
 _LONGEST_SHOWN = 60
 
@@ -41,6 +42,7 @@ class Option:
     panel: str | None = None
     positional: bool = False
     typed_only: bool = False
+    stream: bool = False
 
 
 def option(default: Any, help: str, **details: Any) -> Any:
@@ -50,7 +52,8 @@ def option(default: Any, help: str, **details: Any) -> Any:
         default: The field's default value; ``dataclasses.MISSING`` makes it required.
         help: One line for ``--help`` and the generated reference.
         **details: The other fields of ``Option``; ``low``/``high`` are inclusive bounds,
-            ``above``/``below`` exclusive ones; ``typed_only`` keeps it out of files.
+            ``above``/``below`` exclusive ones; ``typed_only`` keeps it out of files; ``stream`` lets a path be
+            ``-``, which is refused elsewhere.
     """
     return dataclasses.field(default=default, metadata={"option": Option(help, **details)})
 
@@ -151,6 +154,11 @@ def _check(label: str, value: Any, hint: Any, declared: Option) -> Any:
         if isinstance(number, int | float) and not isinstance(number, bool):
             _check_bounds(label, number, declared)
     for word in value if isinstance(value, tuple) else (value,):
+        if word == STANDARD_STREAM and not declared.stream:
+            raise ConfigError(
+                f"{label} - stands for standard input or output, which cannot be used here",
+                hint=f"wanted: {declared.help[0].lower()}{declared.help[1:].rstrip('.')}",
+            )
         if declared.choices and word not in declared.choices:
             near = difflib.get_close_matches(str(word)[:_LONGEST_SHOWN], declared.choices, n=2, cutoff=0.5)
             raise ConfigError(

@@ -12,6 +12,10 @@ from mae.data.normalise import denormalise
 from mae.mae import MaskedAutoencoder, patch_statistics
 from mae.masking import Masking, take_patches
 
+TITLES = ("original", "masked", "reconstruction", "with visible")  # of ``Panels.views``
+FAINT_WEIGHT = 0.25  # of a visible patch's prediction; the rest is white
+FAINT_NOTE = "Faint patches of the reconstruction were visible to the encoder: nothing trains their prediction."
+
 
 @dataclasses.dataclass(frozen=True)
 class Panels:
@@ -21,17 +25,25 @@ class Panels:
         original: The picture as the model saw it.
         masked: Removed patches in the data set's mean colour.
         reconstruction: The prediction of every patch.
+        faint: The same as people are shown it: faint where the patch was visible. Nothing trains the prediction
+            there, so that it is loud noise beside what the model has learnt. All of it where nothing was removed.
         with_visible: The prediction where patches were removed, the picture where they were not.
-        loss: The training loss of this picture under the given target.
-        psnr: Peak signal-to-noise ratio over the removed patches, dB.
+        loss: The training loss of this picture under the given target; NaN where nothing was removed.
+        psnr: Peak signal-to-noise ratio over the removed patches, dB; NaN where nothing was removed.
     """
 
     original: Tensor
     masked: Tensor
     reconstruction: Tensor
+    faint: Tensor
     with_visible: Tensor
     loss: float
     psnr: float
+
+    @property
+    def views(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The panels that a page shows, in the order of ``TITLES``."""
+        return self.original, self.masked, self.faint, self.with_visible
 
 
 @torch.no_grad()
@@ -65,12 +77,15 @@ def make_panels(
         denormalise(model.unpatchify(view)).clamp(0, 1).cpu() for view in views
     )
     if masking.ids_removed.shape[1]:
+        weight = model.unpatchify(removed.expand_as(patches)).cpu() * (1 - FAINT_WEIGHT) + FAINT_WEIGHT
+        faint = reconstruction * weight + (1 - weight)
         errors = take_patches((pred - target).square(), masking.ids_removed).mean(dim=(1, 2)).tolist()
         noise = take_patches(model.patchify((reconstruction - original).square()), masking.ids_removed.cpu())
         psnrs = [-10 * math.log10(max(value, 1e-12)) for value in noise.mean(dim=(1, 2)).tolist()]
     else:
+        faint = reconstruction
         errors = psnrs = [math.nan] * len(imgs)
     return [
-        Panels(original[i], masked[i], reconstruction[i], with_visible[i], errors[i], psnrs[i])
+        Panels(original[i], masked[i], reconstruction[i], faint[i], with_visible[i], errors[i], psnrs[i])
         for i in range(len(imgs))
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,24 +11,27 @@ from PIL import Image
 from torch import Tensor
 
 from mae.checkpoints import Checkpoint, build_model, load_checkpoint
-from mae.config import DEFAULT_CHECKPOINT, ReconstructConfig, num_kept
-from mae.data.formats import PictureError
-from mae.data.geometry import crop_to, whole_size
+from mae.config import DEFAULT_CHECKPOINT, DEFAULT_MASK_RATIO, ReconstructConfig, num_kept
+from mae.data.geometry import LONGEST_SHAPE, crop_to, whole_size
+from mae.data.given import GivenImages
 from mae.data.normalise import normalise, picture_to_tensor, tensor_to_picture
 from mae.data.picture import check_channels, load_picture
-from mae.data.scan import scan_pictures
 from mae.device import resolve_device
 from mae.download import obeys_offline
 from mae.errors import CheckpointError, ConfigError, DataError
-from mae.figure import Row, draw_grid, write_picture
-from mae.files import refuse_place, shown
+from mae.figure import Row, draw_grid, encode_picture, write_picture
+from mae.files import refuse_input, refuse_place, shown
 from mae.mae import MaskedAutoencoder, patch_statistics
 from mae.masking import Masking, masking_from_order, random_masking, take_patches
-from mae.panels import Panels, make_panels, predict
+from mae.panels import FAINT_NOTE, TITLES, Panels, make_panels, predict
 
 NORM_PIX_NOTE = (
     "These weights predict normalised patches: each patch's brightness and contrast are taken from the original, "
     "removed patches' too."
+)
+NOTHING_REMOVED_NOTE = (
+    "Nothing was removed, so there is neither loss nor PSNR. The reconstruction is of visible patches, and only the "
+    "prediction of removed ones is trained."
 )
 
 
@@ -39,15 +42,15 @@ class PictureResult:
     Attributes:
         image_size: The frame that the model saw, (rows, columns).
         mask_ratio: The share of patches that was really removed.
-        loss: The training loss on this picture's removed patches.
-        psnr: On the removed patches, dB.
+        loss: The training loss on this picture's removed patches; None where there are none.
+        psnr: On the removed patches, dB; None where there are none.
     """
 
     path: Path
     image_size: tuple[int, int]
     mask_ratio: float
-    loss: float
-    psnr: float
+    loss: float | None
+    psnr: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +58,7 @@ class ReconstructResult:
     """What was written, and the numbers of every picture.
 
     Attributes:
+        page: The image's bytes, where they are to go to standard output; nothing is written then.
         norm_pix: Whether the predictions were un-normalised with the original patches' statistics.
         norm_pix_source: Why: ``option``, ``checkpoint`` or ``inferred``.
         skipped: Files of the given folders that could not be read, with the reasons.
@@ -70,6 +74,7 @@ class ReconstructResult:
     skipped: tuple[tuple[Path, str], ...]
     separate: tuple[Path, ...]
     notes: tuple[str, ...]
+    page: bytes | None = dataclasses.field(default=None, repr=False)
 
 
 @obeys_offline
@@ -87,39 +92,47 @@ def reconstruct(
         DataError: A picture cannot be read.
         CheckpointError: The weights cannot be used; in particular they have no decoder.
     """
-    refuse_place(config.out, "--out")
+    if not config.to_stream:
+        refuse_place(config.out, "--out")
     if config.separate is not None:
         refuse_place(config.separate, "--separate", folder=True)
     device = resolve_device(config.device)
     checkpoint = _load(config.checkpoint)
     check_channels(checkpoint.config.in_chans)
     studio = _Studio(config, checkpoint, device)
-    paths, skipped = _find(config.images)
+    given = GivenImages(config.images, config.limit, offline=config.offline)
+    inputs = {
+        "the image": given.read,
+        "the mask": [config.mask] if config.mask else [],
+        "the checkpoint": [checkpoint.path],
+    }
+    if not config.to_stream:
+        refuse_input(config.out, "--out", inputs)
     rows: list[Row] = []
     pictures: list[PictureResult] = []
-    separate: list[Path] = []
-    for number, path in enumerate(paths):
-        try:
-            picture = studio.frame(load_picture(path, checkpoint.config.in_chans, studio.notes.append))
-        except PictureError as error:
-            if path in config.images:  # asked for by name, not found in a folder
-                raise
-            skipped.append((path, error.reason))
-            continue
-        shots = [studio.shoot(picture, masking) for masking in studio.maskings(picture)]
-        results = [
-            PictureResult(path, picture.img_size, shot.removed_share, shot.panels.loss, shot.panels.psnr)
-            for shot in shots
-        ]
+    separate: dict[Path, Image.Image] = {}
+    for number, (path, picture) in enumerate(given.decode(checkpoint.config.in_chans), start=1):
+        framed = studio.frame(picture, path)
+        shots = [studio.shoot(framed, masking) for masking in studio.maskings(framed)]
+        results = [_result(path, framed, shot) for shot in shots]
         pictures += results
         rows.append(Row(_pictures_of(shots), _caption(path, results)))
         if config.separate is not None:
-            separate += _write_separate(config.separate, f"{number + 1:03d}-{path.stem}", shots)
-        on_picture(number + 1, len(paths))
+            separate |= _separate(config.separate / f"{number:03d}-{path.stem}", shots)
+        on_picture(number, len(given))
     if not rows:
-        raise DataError("none of the pictures can be decoded", hint=f"{shown(skipped[0][0])}: {skipped[0][1]}")
-    page = draw_grid(_titles(shots), rows, NORM_PIX_NOTE if studio.norm_pix else "")
-    write_picture(config.out, page)
+        raise DataError(
+            "none of the pictures can be decoded", hint=f"{shown(given.skipped[0][0])}: {given.skipped[0][1]}"
+        )
+    notes = _notes(shots, norm_pix=bool(studio.norm_pix))
+    page = draw_grid(_titles(shots), rows, " ".join(notes))
+    content = encode_picture(page, config.kind, "the page") if config.to_stream else None
+    for file in separate:
+        refuse_input(file, "--separate", inputs)
+    if config.separate is not None:
+        _write_separate(config.separate, separate)
+    if content is None:
+        write_picture(config.out, page)
     return ReconstructResult(
         out=config.out,
         checkpoint=checkpoint.path,
@@ -127,9 +140,10 @@ def reconstruct(
         norm_pix=bool(studio.norm_pix),
         norm_pix_source=studio.norm_pix_source,
         pictures=tuple(pictures),
-        skipped=tuple(skipped),
+        skipped=tuple(given.skipped),
         separate=tuple(separate),
-        notes=(*checkpoint.notes, *studio.notes, *([NORM_PIX_NOTE] if studio.norm_pix else [])),
+        notes=(*checkpoint.notes, *given.notes, *studio.notes, *(note for note in notes if note != FAINT_NOTE)),
+        page=content,
     )
 
 
@@ -166,7 +180,7 @@ class _Studio:
         self.norm_pix: bool | None = {"on": True, "off": False, "auto": checkpoint.norm_pix_loss}[config.norm_pix]
         self.norm_pix_source = "option" if config.norm_pix != "auto" else "checkpoint"
         self._models: dict[tuple[int, int], MaskedAutoencoder] = {}
-        for ratio in config.mask_ratio:
+        for ratio in config.ratios:
             num_kept(self.model_for(config.image_size).config.num_patches, ratio)
 
     def model_for(self, size: tuple[int, int] | None) -> MaskedAutoencoder:
@@ -178,12 +192,17 @@ class _Studio:
             self._models[size] = model.to(self.device).eval()
         return self._models[size]
 
-    def frame(self, picture: Image.Image) -> _Framed:
+    def frame(self, picture: Image.Image, path: Path) -> _Framed:
         """Crop the picture to the frame, or choose a frame of the picture's shape."""
         size = self.config.image_size or self.checkpoint.config.img_size
         if self.config.resize:
             size = whole_size(picture, size, self.checkpoint.config.patch_size)
             framed = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+            if max(picture.size) > LONGEST_SHAPE * min(picture.size):
+                self.notes.append(
+                    f"{shown(path)}: {picture.width:,} x {picture.height:,} pixels are shown as {size[1]:,} x "
+                    f"{size[0]:,}, which is another shape: a frame is at most {LONGEST_SHAPE} times as long as wide"
+                )
         else:
             framed = crop_to(picture, size)
         imgs = normalise(picture_to_tensor(framed))[None].to(self.device)
@@ -199,7 +218,7 @@ class _Studio:
         if self.mask is not None:
             return [self._own_masking(picture, self.mask)]
         noise = torch.rand(1, patches, generator=torch.Generator().manual_seed(self.config.seed))
-        return [random_masking(noise.to(self.device), ratio) for ratio in self.config.mask_ratio]
+        return [random_masking(noise.to(self.device), ratio) for ratio in self.config.ratios]
 
     def _own_masking(self, picture: _Framed, mask: Image.Image) -> Masking:
         """A patch is removed where more than half of it is white; a mask of the picture's size is framed like it."""
@@ -242,22 +261,15 @@ def _load(path: Path) -> Checkpoint:
     return load_checkpoint(path)
 
 
-def _find(sources: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """Pictures in the order given; a folder's in sorted order, less the unreadable ones."""
-    paths: list[Path] = []
-    skipped: list[tuple[Path, str]] = []
-    for source in sources:
-        if source.is_dir():
-            scan = scan_pictures([source])
-            paths += [scan.pictures.name(index) for index in range(len(scan.pictures))]
-            skipped += [(bad.path, bad.reason) for bad in scan.unreadable]
-        else:
-            paths.append(source)
-    return paths, skipped
-
-
 def _looks_normalised(model: MaskedAutoencoder, imgs: Tensor, masking: Masking, pred: Tensor) -> bool:
-    """Whether predictions are nearer to normalised patches than to pixels, each in units of its own variance."""
+    """Whether predictions are nearer to normalised patches than to pixels, each in units of its own variance.
+
+    Only those of removed patches can tell; where there are none, some are removed for this alone.
+    """
+    if not masking.ids_removed.shape[1]:
+        noise = torch.rand(masking.ids_restore.shape, generator=torch.Generator().manual_seed(0))
+        masking = random_masking(noise.to(imgs.device), DEFAULT_MASK_RATIO)
+        pred = predict(model, imgs, masking)
     patches = take_patches(model.patchify(imgs), masking.ids_removed)
     pred = take_patches(pred, masking.ids_removed)
     mean, deviation = patch_statistics(patches)
@@ -266,41 +278,55 @@ def _looks_normalised(model: MaskedAutoencoder, imgs: Tensor, masking: Masking, 
     return bool((pred - normalised).square().mean() / normalised.var() < raw_error)
 
 
+def _result(path: Path, framed: _Framed, shot: _Shot) -> PictureResult:
+    known = shot.removed_share > 0
+    loss, psnr = (shot.panels.loss, shot.panels.psnr) if known else (None, None)
+    return PictureResult(path, framed.img_size, shot.removed_share, loss, psnr)
+
+
 def _pictures_of(shots: Sequence[_Shot]) -> list[Image.Image]:
     """One mask: original, masked, reconstruction, with visible. Several: original, then pairs, as in Figure 4."""
     panels = [shot.panels for shot in shots]
-    views = [panels[0].original]
-    for one in panels:
-        views += [one.masked, *([one.reconstruction] if len(panels) == 1 else []), one.with_visible]
-    return [tensor_to_picture(view) for view in views]
+    views = [panels[0].original, *(view for one in panels for view in (one.masked, one.with_visible))]
+    return [tensor_to_picture(view) for view in (panels[0].views if len(panels) == 1 else views)]
 
 
 def _titles(shots: Sequence[_Shot]) -> list[str]:
     if len(shots) == 1:
-        return ["original", f"masked {shots[0].removed_share:.0%}", "reconstruction", "with visible"]
+        return [f"{title} {shots[0].removed_share:.0%}" if title == "masked" else title for title in TITLES]
     return ["original", *(f"{word} {shot.removed_share:.0%}" for shot in shots for word in ("masked", "with visible"))]
+
+
+def _notes(shots: Sequence[_Shot], *, norm_pix: bool) -> list[str]:
+    """What whoever looks at the page has to know."""
+    notes = [FAINT_NOTE] if len(shots) == 1 and shots[0].removed_share else []
+    notes += [NOTHING_REMOVED_NOTE] if len(shots) == 1 and not shots[0].removed_share else []
+    return notes + [NORM_PIX_NOTE] * norm_pix
 
 
 def _caption(path: Path, results: Sequence[PictureResult]) -> str:
     numbers = [
-        (f"{one.mask_ratio:.0%}: " if len(results) > 1 else "") + f"loss {one.loss:.3f}, PSNR {one.psnr:.1f} dB"
+        (f"{one.mask_ratio:.0%}: " if len(results) > 1 else "")
+        + ("nothing removed" if one.psnr is None else f"loss {one.loss:.3f}, PSNR {one.psnr:.1f} dB")
         for one in results
     ]
     return f"{shown(path.name)}   {'; '.join(numbers)}"
 
 
-def _write_separate(folder: Path, stem: str, shots: Sequence[_Shot]) -> list[Path]:
+def _separate(stem: Path, shots: Sequence[_Shot]) -> dict[Path, Image.Image]:
+    """A picture's panels by the names of their files."""
+    views = {"original": shots[0].panels.original}
+    for shot in shots:
+        share = f"-{shot.removed_share:.0%}".rstrip("%") if len(shots) > 1 else ""
+        for title, view in zip(TITLES[1:], shot.panels.views[1:], strict=True):
+            views[f"{title.replace(' ', '-')}{share}"] = view
+    return {stem.with_name(f"{stem.name}-{name}.png"): tensor_to_picture(view) for name, view in views.items()}
+
+
+def _write_separate(folder: Path, files: Mapping[Path, Image.Image]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--separate {folder}: {error.strerror}") from None
-    views = {"original": shots[0].panels.original}
-    for shot in shots:
-        share = f"-{shot.removed_share:.0%}".rstrip("%") if len(shots) > 1 else ""
-        views[f"masked{share}"] = shot.panels.masked
-        views[f"reconstruction{share}"] = shot.panels.reconstruction
-        views[f"with-visible{share}"] = shot.panels.with_visible
-    paths = {folder / f"{stem}-{name}.png": view for name, view in views.items()}
-    for path, view in paths.items():
-        write_picture(path, tensor_to_picture(view))
-    return list(paths)
+    for path, picture in files.items():
+        write_picture(path, picture)

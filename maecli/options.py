@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from mae.errors import ConfigError
-from mae.files import shown
-from mae.options import Option, build_config, flag_name, option_of
+from mae.files import refuse_input, shown
+from mae.options import STANDARD_STREAM, Option, build_config, flag_name, option_of
 from maecli.completion import completion_of
 from maecli.output import Output
 
@@ -24,7 +24,11 @@ LARGEST_TOML = 1_000_000  # bytes; all settings with long lists of folders take 
 
 
 def command_from(
-    config_class: Any, *, toml: bool = False, saved: Callable[[dict[str, Any]], dict[str, Any]] = lambda typed: {}
+    config_class: Any,
+    *,
+    toml: bool = False,
+    saved: Callable[[dict[str, Any]], dict[str, Any]] = lambda typed: {},
+    written: Callable[[Any], Path | None] = lambda config: None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Turn ``run(config, output)`` into a Typer command with one option per field of the config.
 
@@ -32,6 +36,7 @@ def command_from(
         config_class: A frozen dataclass whose fields were made by ``mae.options.option``.
         toml: Add ``--config FILE``; a value on the command line wins over the file's.
         saved: Given what was typed, tells values that both of those win over.
+        written: Given the config, tells where the command writes settings of its own: never over ``--config``'s.
     """
 
     def decorate(run: Callable[[Any, Output], None]) -> Callable[..., None]:
@@ -44,6 +49,8 @@ def command_from(
                 source = dict.fromkeys(from_run, "the run's config.toml") | dict.fromkeys(from_file, shown(config_file))
                 source = {name: file for name, file in source.items() if name not in values}
                 config = build_config(config_class, from_run | from_file | values, source=source)
+                if config_file and (place := written(config)):
+                    refuse_input(place, "--out", {"the file of --config": [config_file]})
                 _tell(config, output)
                 run(config, output)
 
@@ -80,6 +87,8 @@ def read_toml(path: Path, flag: str) -> dict[str, Any]:
     import tomllib
 
     where = f"{flag} {shown(path)}"
+    if path == STANDARD_STREAM:
+        raise ConfigError(f"{flag} - reads no standard input", hint="give the name of a TOML file")
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise ConfigError(f"{where} is no file but a device, a pipe or a socket")

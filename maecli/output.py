@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from mae.errors import MaeError, is_out_of_memory
+from mae.errors import ConfigError, MaeError, is_out_of_memory
 from mae.files import shown
 from maecli.streams import discard
 
@@ -90,6 +90,28 @@ class Output:
             else:
                 human(make_console(sys.stdout))
             sys.stdout.flush()
+
+    def file(self, content: bytes, human: Callable[[Console], None]) -> None:
+        """Write a file to standard output, nothing else, and say on standard error what it is."""
+        with _writing():
+            sys.stdout.buffer.write(content)
+            sys.stdout.flush()
+        if not self.quiet:
+            human(make_console(sys.stderr))
+
+    def check_takes_file(self) -> None:
+        """See before the work that standard output takes a file.
+
+        Raises:
+            ConfigError: It is a terminal, or ``--json`` has it.
+        """
+        if self.as_json:
+            raise ConfigError("--out - and --json both write to standard output", hint="leave one of them out")
+        if sys.stdout.isatty():
+            raise ConfigError(
+                "--out - writes an image to standard output, which is a terminal here",
+                hint="lead it on with > grid.png or into another program with |",
+            )
 
     def text(self, lines: str) -> None:
         """Print text for another program as it stands, neither wrapped nor coloured."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from PIL import Image
 
+LONGEST_SHAPE = 64  # times as long as wide; a frame of that shape has eight times the length of the square's side
+
 
 def crop_to(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Scale until the picture just covers ``size`` (rows, columns), then cut off what is over, evenly."""
@@ -17,8 +19,13 @@ def crop_to(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def whole_size(picture: Image.Image, size: tuple[int, int], patch_size: int) -> tuple[int, int]:
-    """The frame (rows, columns) in whole patches that has about the area of ``size`` and the picture's shape."""
-    scale = (size[0] * size[1] / (picture.width * picture.height)) ** 0.5
-    rows = max(1, round(picture.height * scale / patch_size)) * patch_size
-    columns = max(1, round(picture.width * scale / patch_size)) * patch_size
+    """The frame (rows, columns) in whole patches that has about the area of ``size`` and the picture's shape.
+
+    A picture of one row and thousands of columns gets the frame of one that is ``LONGEST_SHAPE`` times as long as wide.
+    """
+    width = min(picture.width, LONGEST_SHAPE * picture.height)
+    height = min(picture.height, LONGEST_SHAPE * picture.width)
+    scale = (size[0] * size[1] / (width * height)) ** 0.5
+    rows = max(1, round(height * scale / patch_size)) * patch_size
+    columns = max(1, round(width * scale / patch_size)) * patch_size
     return rows, columns

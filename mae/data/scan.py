@@ -41,11 +41,13 @@ class PictureScan:
         pictures: Those whose content is a picture's, sorted within each folder.
         unreadable: Files that are named like a picture and are none that can be read.
         others: How many files are neither (texts, tables ...).
+        looked_into: The folders, archives and tables that were read; of a single picture, its folder.
     """
 
     pictures: PictureSource
     unreadable: tuple[Unreadable, ...]
     others: int
+    looked_into: tuple[Path, ...] = ()
 
 
 def scan_pictures(
@@ -98,7 +100,9 @@ def scan_pictures(
     others = sum(listing.others for _, listing in where)
     if not parts:
         raise _nothing_found(paths, unreadable, others)
-    return PictureScan(parts[0] if len(parts) == 1 else JoinedSource(parts), tuple(unreadable), others)
+    looked_into = [*dict.fromkeys(Path(os.fsdecode(folder or b".")) for folder, _ in listed), *dict(archives), *tables]
+    joined = parts[0] if len(parts) == 1 else JoinedSource(parts)
+    return PictureScan(joined, tuple(unreadable), others, tuple(looked_into))
 
 
 def expand_braces(source: Path) -> list[Path]:
@@ -151,8 +155,13 @@ def _nothing_found(paths: Sequence[Path], unreadable: Sequence[Unreadable], othe
     return DataError(f"no picture in {where}: {what}", hint=hint)
 
 
+def holds_many(path: Path) -> bool:
+    """Whether a place stands for the pictures in it: a folder, an archive or a table here, or one by URL."""
+    return os.path.isdir(path) or _is_archive(path) or path.suffix.lower() == ".parquet" or url_of(path) is not None
+
+
 def _is_archive(path: Path) -> bool:
-    return path.suffix.lower() in ARCHIVE_SUFFIXES and path.is_file()
+    return path.suffix.lower() in ARCHIVE_SUFFIXES and os.path.isfile(path)
 
 
 def _missing(source: Path) -> str:

@@ -6,7 +6,7 @@ import abc
 import bisect
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -56,10 +56,10 @@ class PictureSource(abc.ABC):
         """What loader processes share for it; another process of the run may be shown where its own lies."""
         return ()
 
-    def load(self, index: int, in_chans: int) -> Image.Image:
+    def load(self, index: int, in_chans: int, on_note: Callable[[str], None] | None = None) -> Image.Image:
         """Decode one; see ``decode_picture``."""
         with self.open(index) as file:
-            return decode_picture(file, self.name(index), in_chans)
+            return decode_picture(file, self.name(index), in_chans, on_note)
 
 
 class JoinedSource(PictureSource):

@@ -8,6 +8,8 @@ from pathlib import Path
 from mae.errors import ConfigError
 from mae.options import option
 
+SUFFIXES = (".html", ".htm")
+
 
 @dataclasses.dataclass(frozen=True)
 class ReportConfig:
@@ -20,7 +22,7 @@ class ReportConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.out.suffix.lower() not in (".html", ".htm"):
+        if self.out.suffix.lower() not in SUFFIXES:
             raise ConfigError(f"--out {self.out}: the name must end in .html or .htm")
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from mae.data.picture import load_picture
 from mae.errors import ConfigError, DataError
-from mae.files import shown, write_atomically
-from mae.reporting.config import ReportConfig
+from mae.files import refuse_input, shown, write_atomically
+from mae.reporting.config import SUFFIXES, ReportConfig
 from mae.reporting.curves import MOST_POINTS, evenly
 from mae.reporting.page import Picture, page
 from mae.reporting.run_log import Preview, RunLog, read_run
@@ -67,6 +67,8 @@ def report(config: ReportConfig) -> ReportResult:
         ConfigError: It holds no run, or the page cannot be written.
     """
     log = read_run(config.run)
+    kept = [path for path in config.run.rglob("*") if path.is_file() and path.suffix.lower() not in SUFFIXES]
+    refuse_input(config.out, "--out", {"a file of the run": kept})
     notes = list(log.notes)
     pictures = []
     for number in evenly(len(log.previews), config.pictures):

@@ -15,7 +15,7 @@ from mae.figure import Row, draw_grid
 from mae.files import shown
 from mae.mae import MaskedAutoencoder
 from mae.masking import random_masking
-from mae.panels import make_panels, predict
+from mae.panels import FAINT_NOTE, TITLES, make_panels, predict
 from mae.training.run_folder import write_in_run
 
 PREVIEW_PICTURES = 4
@@ -72,15 +72,15 @@ class Previews:
             return psnr
         rows = [
             Row(
-                [tensor_to_picture(view) for view in (one.original, one.masked, one.reconstruction, one.with_visible)],
+                [tensor_to_picture(view) for view in one.views],
                 f"{shown(name.name)}   loss {one.loss:.3f}   PSNR {one.psnr:.1f} dB",
             )
             for name, one in zip(self.paths, panels, strict=True)
         ]
-        note = f"Epoch {epoch}, {'held-out' if self.held_out else 'training'} pictures."
+        note = f"Epoch {epoch}, {'held-out' if self.held_out else 'training'} pictures. {FAINT_NOTE}"
         if norm_pix:
             note += " Normalised target: each patch's brightness and contrast are the original's."
-        page = draw_grid(("original", "masked", "reconstruction", "with visible"), rows, note)
+        page = draw_grid(TITLES, rows, note)
         write_in_run(path, lambda file: page.save(file, format="PNG"))
         return psnr
 

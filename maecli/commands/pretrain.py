@@ -29,7 +29,12 @@ def _saved_config(typed: dict[str, Any]) -> dict[str, Any]:
     return read_toml(Path(typed["resume"]) / "config.toml", "--resume") if typed.get("resume") else {}
 
 
-@command_from(PretrainConfig, toml=True, saved=_saved_config)
+def _written_config(config: PretrainConfig) -> Path | None:
+    """Where a new run writes its settings down; one that goes on has them there already."""
+    return None if config.resume or config.auto_resume else config.out / "config.toml"
+
+
+@command_from(PretrainConfig, toml=True, saved=_saved_config, written=_written_config)
 def pretrain(config: PretrainConfig, output: Output) -> None:
     """Train a masked autoencoder on a folder of pictures; labels are not needed.
 

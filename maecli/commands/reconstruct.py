@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from mae.reconstruct import ReconstructResult
 
 
+SKIPPED_SHOWN = 20
+
+
 @command_from(ReconstructConfig)
 def reconstruct(config: ReconstructConfig, output: Output) -> None:
-    """Mask pictures, reconstruct them, and draw original, masked, reconstruction side by side.
+    """Mask images, reconstruct them, and draw original, masked, reconstruction side by side.
 
     Examples:
       maecli reconstruct cat.jpg --checkpoint mae_visualize_vit_base.pth --out grid.png
@@ -25,17 +28,26 @@ def reconstruct(config: ReconstructConfig, output: Output) -> None:
       maecli reconstruct photos --mask-ratio 0.75 --mask-ratio 0.9 --out grid.png
 
       maecli reconstruct cat.jpg --mask hole.png --resize --out filled.webp
+
+      maecli reconstruct - --out - < cat.jpg > grid.png
     """
     from mae.checkpoints.download import announce_downloads
     from mae.reconstruct import reconstruct as use_case
 
+    if config.to_stream:
+        output.check_takes_file()
     with announce_downloads(output.download):
         result = use_case(config, lambda done, total: output.count(done, total, "pictures"))
     for note in result.notes:
         output.note(note)
-    for path, reason in result.skipped:
+    for path, reason in result.skipped[:SKIPPED_SHOWN]:
         output.warn(f"skipped {shown(path)}: {reason}")
-    output.result(lambda: _document(result), lambda console: _show(console, result), result.out)
+    if len(result.skipped) > SKIPPED_SHOWN:
+        output.warn(f"and {len(result.skipped) - SKIPPED_SHOWN:,} more files; --json names them all")
+    if result.page is not None:
+        output.file(result.page, lambda console: _show(console, result))
+    else:
+        output.result(lambda: _document(result), lambda console: _show(console, result), result.out)
 
 
 def _document(result: ReconstructResult) -> dict[str, Any]:
@@ -74,10 +86,11 @@ def _show(console: Console, result: ReconstructResult) -> None:
             Text(shown(one.path.name)),
             f"{one.image_size[0]}x{one.image_size[1]}",
             f"{one.mask_ratio:.0%}",
-            f"{one.loss:.4f}",
-            f"{one.psnr:.2f}",
+            "-" if one.loss is None else f"{one.loss:.4f}",
+            "-" if one.psnr is None else f"{one.psnr:.2f}",
         )
     console.print(fitted(console, table))
     target = "normalised patches" if result.norm_pix else "raw pixels"
     console.print(f"{result.variant or 'model'} predicts {target}; loss and PSNR are over removed patches")
-    console.print(f"wrote {shown(result.out)}", soft_wrap=True, markup=False)
+    place = "the image to standard output" if result.page is not None else shown(result.out)
+    console.print(f"wrote {place}", soft_wrap=True, markup=False)

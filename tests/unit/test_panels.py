@@ -10,7 +10,7 @@ import torch
 from mae.data.normalise import denormalise
 from mae.mae import MaskedAutoencoder, patch_statistics
 from mae.masking import random_masking
-from mae.panels import make_panels, predict
+from mae.panels import TITLES, make_panels, predict
 
 
 @pytest.fixture
@@ -78,3 +78,26 @@ def test_nothing_removed_has_no_numbers(model: MaskedAutoencoder, imgs: torch.Te
     panels = make_panels(model, imgs, masking, model.patchify(imgs), norm_pix=False)[0]
     assert math.isnan(panels.loss)
     assert math.isnan(panels.psnr)
+
+
+def cells_of(panel: torch.Tensor) -> torch.Tensor:
+    """(3, 16, 24) -> (6, 192): the patches in reading order."""
+    return panel.unfold(1, 8, 8).unfold(2, 8, 8).permute(1, 2, 0, 3, 4).reshape(6, -1)
+
+
+def test_what_nothing_trains_is_faint(model: MaskedAutoencoder, imgs: torch.Tensor) -> None:
+    masking = random_masking(torch.rand(2, 6, generator=torch.Generator().manual_seed(2)), 0.5)
+    noise = torch.randn(2, 6, 192, generator=torch.Generator().manual_seed(3))
+    for number, panels in enumerate(make_panels(model, imgs, masking, noise, norm_pix=False)):
+        removed = masking.mask[number].bool()
+        faint, raw = cells_of(panels.faint), cells_of(panels.reconstruction)
+        assert torch.equal(faint[removed], raw[removed])
+        assert torch.allclose(faint[~removed], 0.75 + 0.25 * raw[~removed])
+        assert panels.views[2] is panels.faint
+        assert len(panels.views) == len(TITLES)
+
+
+def test_where_nothing_was_removed_nothing_is_faint(model: MaskedAutoencoder, imgs: torch.Tensor) -> None:
+    masking = random_masking(torch.rand(2, 6), 0.0)
+    panels = make_panels(model, imgs, masking, model.patchify(imgs), norm_pix=False)[0]
+    assert torch.equal(panels.faint, panels.reconstruction)

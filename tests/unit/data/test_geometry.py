@@ -37,6 +37,15 @@ def test_the_whole_pictures_frame_has_its_shape_and_about_the_area() -> None:
     assert whole_size(Image.new("L", (1000, 3)), (32, 32), 16)[0] == 16
 
 
+@pytest.mark.parametrize(("width", "height"), [(5000, 1), (1, 5000), (20_000, 10), (10, 20_000)])
+@pytest.mark.parametrize(("side", "shorter"), [(32, 16), (224, 32), (1024, 128)])
+def test_no_frame_is_far_longer_than_the_square_it_stands_for(width: int, height: int, side: int, shorter: int) -> None:
+    rows, columns = whole_size(Image.new("1", (width, height)), (side, side), 16)
+    assert max(rows, columns) == 8 * side
+    assert min(rows, columns) == shorter
+    assert (rows > columns) == (height > width)
+
+
 def test_normalise_is_inverted_and_uses_imagenet() -> None:
     pixels = picture_to_tensor(Image.effect_noise((8, 8), 60).convert("RGB"))
     values = normalise(pixels)
