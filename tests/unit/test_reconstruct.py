@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from mae.checkpoints import save_checkpoint
 from mae.config import ReconstructConfig
 from mae.errors import CheckpointError, ConfigError, DataError
 from mae.mae import MaskedAutoencoder
-from mae.reconstruct import reconstruct
+from mae.reconstruct import NOTHING_REMOVED_NOTE, reconstruct
+from tests.unit.data.test_sources import write_parquet, write_tar, write_zip
 
 
 def small_model(**changes: object) -> MaskedAutoencoder:
@@ -163,6 +165,141 @@ def test_grey_and_alpha_models(config: ReconstructConfig, tmp_path: Path) -> Non
         weights = tmp_path / f"{in_chans}.pth"
         save_checkpoint(weights, small_model(in_chans=in_chans), args={"norm_pix_loss": False})
         assert reconstruct(dataclasses.replace(config, checkpoint=weights)).pictures[0].loss > 0
+
+
+def test_a_folder_gives_its_first_few_and_says_so(config: ReconstructConfig, picture: Path) -> None:
+    folder = picture.parent / "many"
+    folder.mkdir()
+    for number in range(11):
+        shutil.copy(picture, folder / f"{number:02d}.png")
+    result = reconstruct(dataclasses.replace(config, images=(folder,)))
+    assert [one.path.name for one in result.pictures] == [f"{number:02d}.png" for number in range(8)]
+    assert f"{folder}: 8 of 11 images; --limit 11 takes all" in result.notes
+    height = opened(result.out).height
+    counted: list[tuple[int, int]] = []
+    three = reconstruct(
+        dataclasses.replace(config, images=(folder, picture), limit=2), lambda *count: counted.append(count)
+    )
+    assert [one.path for one in three.pictures] == [folder / "00.png", folder / "01.png", picture]
+    assert counted == [(1, 3), (2, 3), (3, 3)]
+    assert opened(three.out).height < height / 2
+
+
+def test_archives_and_tables_are_read(config: ReconstructConfig, picture: Path, tmp_path: Path) -> None:
+    content = {f"{number}.png": picture.read_bytes() for number in range(3)}
+    places = [write(tmp_path / name, content) for name, write in (("a.tar", write_tar), ("b.zip", write_zip))]
+    places.append(write_parquet(tmp_path / "c.parquet", content))
+    result = reconstruct(dataclasses.replace(config, images=tuple(places), limit=2))
+    names = [str(one.path.relative_to(tmp_path)) for one in result.pictures]
+    assert names == ["a.tar/0.png", "a.tar/1.png", "b.zip/0.png", "b.zip/1.png", "c.parquet/row 0", "c.parquet/row 1"]
+    assert len({one.psnr for one in result.pictures}) == 1
+
+
+def test_nothing_removed_has_no_numbers(config: ReconstructConfig, tmp_path: Path) -> None:
+    result = reconstruct(dataclasses.replace(config, mask_ratio=(0.0,), separate=tmp_path / "panels"))
+    (one,) = result.pictures
+    assert (one.mask_ratio, one.loss, one.psnr) == (0, None, None)
+    assert NOTHING_REMOVED_NOTE in result.notes
+    reconstruction = np.asarray(opened(tmp_path / "panels/001-photo-reconstruction.png"))
+    assert not (reconstruction >= 191).all(axis=2).any()  # the decoder's output as it is, not a white page
+    several = reconstruct(dataclasses.replace(config, mask_ratio=(0.0, 0.5)))
+    assert [one.psnr is None for one in several.pictures] == [True, False]
+
+
+@pytest.mark.parametrize(("bias", "expected"), [(1.7, False), (0.0, True)])
+def test_a_silent_file_is_asked_by_removed_patches(
+    config: ReconstructConfig, tmp_path: Path, bias: float, expected: bool
+) -> None:
+    """With nothing removed too: no number can be had from no patches."""
+    bright = tmp_path / "bright.png"
+    Image.effect_noise((40, 40), 20).point(lambda value: 200 + value // 8).convert("RGB").save(bright)
+    model = small_model()
+    with torch.no_grad():
+        model.decoder.pred.weight.zero_()
+        model.decoder.pred.bias.fill_(bias)
+    torch.save({"model": model.state_dict()}, tmp_path / "silent.pth")
+    silent = dataclasses.replace(config, images=(bright,), checkpoint=tmp_path / "silent.pth", mask_ratio=(0.0,))
+    assert reconstruct(silent).norm_pix == expected
+
+
+def test_the_panels_of_visible_patches_are_faint(config: ReconstructConfig, tmp_path: Path) -> None:
+    reconstruct(dataclasses.replace(config, separate=tmp_path / "panels"))
+    panels = {
+        name: np.asarray(opened(tmp_path / f"panels/001-photo-{name}.png")).reshape(4, 8, 4, 8, 3)
+        for name in ("masked", "reconstruction")
+    }
+    removed = (panels["masked"] == (124, 116, 104)).all(axis=(1, 3, 4))
+    faint = (panels["reconstruction"] >= 191).all(axis=(1, 3, 4))
+    assert (faint == ~removed).all()
+
+
+@pytest.mark.parametrize("size", [(1, 5000), (5000, 1), (20_000, 10), (10, 20_000)])
+@pytest.mark.parametrize("resize", [False, True])
+def test_extreme_shapes_stay_on_a_page(config: ReconstructConfig, size: tuple[int, int], resize: bool) -> None:
+    path = config.out.with_name("long.png")
+    Image.new("RGB", size, "teal").save(path)
+    result = reconstruct(dataclasses.replace(config, images=(path,), resize=resize))
+    assert max(opened(config.out).size) < 1500
+    assert any("which is another shape" in note for note in result.notes) == resize
+
+
+@pytest.mark.parametrize("read", ["image", "image in a folder", "mask", "checkpoint"])
+def test_what_is_read_is_never_written_over(
+    config: ReconstructConfig, picture: Path, tmp_path: Path, read: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    shutil.copy(picture, tmp_path / "folder/photo.png")
+    shutil.copy(picture, tmp_path / "mask.png")
+    shutil.copy(config.checkpoint, tmp_path / "weights.png")  # what it is is told by its content
+    paths = {
+        "image": picture,
+        "image in a folder": tmp_path / "folder/photo.png",
+        "mask": tmp_path / "mask.png",
+        "checkpoint": tmp_path / "weights.png",
+    }
+    changes = {"image in a folder": {"images": (tmp_path / "folder",)}, "mask": {"mask": tmp_path / "mask.png"}}
+    changes |= {"checkpoint": {"checkpoint": tmp_path / "weights.png"}}
+    before = paths[read].read_bytes()
+    with pytest.raises(ConfigError, match=f"--out .* is the {read} itself|lies in .*folder, whose files are read"):
+        reconstruct(dataclasses.replace(config, out=paths[read], **changes.get(read, {})))  # type: ignore[arg-type]
+    assert paths[read].read_bytes() == before
+
+
+def test_no_panel_is_written_over_an_image(config: ReconstructConfig, picture: Path) -> None:
+    """The second image has the name that the first one's panel would get; nothing at all is written."""
+    second = picture.parent / "panels" / "001-photo-original.png"
+    second.parent.mkdir()
+    shutil.copy(picture, second)
+    before = second.read_bytes()
+    with pytest.raises(ConfigError, match=r"--separate .*001-photo-original\.png is the image itself"):
+        reconstruct(dataclasses.replace(config, images=(picture, second), separate=second.parent))
+    assert second.read_bytes() == before
+    assert [path.name for path in second.parent.iterdir()] == [second.name]
+    assert not config.out.exists()
+
+
+def test_a_page_is_drawn_over_and_over(config: ReconstructConfig, picture: Path, tmp_path: Path) -> None:
+    """Into the images' folder too, where it is named apart from them."""
+    for _ in range(2):
+        reconstruct(dataclasses.replace(config, out=picture.parent / "again.png", separate=tmp_path))
+
+
+def test_an_own_mask_has_its_own_ratio(config: ReconstructConfig, tmp_path: Path) -> None:
+    for ratios in ((0.75,), (0.5, 0.6)):
+        with pytest.raises(ConfigError, match=r"--mask and (several )?--mask-ratio") as caught:
+            dataclasses.replace(config, mask=tmp_path / "m.png", mask_ratio=ratios)
+        assert caught.value.hint == "leave one of them out"
+
+
+def test_a_page_for_standard_output(config: ReconstructConfig, tmp_path: Path) -> None:
+    for name, begins in ((None, b"\x89PNG"), ("png", b"\x89PNG"), ("jpg", b"\xff\xd8\xff"), ("webp", b"RIFF")):
+        before = set(tmp_path.iterdir())
+        result = reconstruct(dataclasses.replace(config, out=Path("-"), format=name))
+        assert result.page is not None
+        assert result.page.startswith(begins)
+        assert set(tmp_path.iterdir()) == before
+    with pytest.raises(ConfigError, match="the name's ending says the format"):
+        dataclasses.replace(config, format="png")
 
 
 def test_refusals(config: ReconstructConfig, tmp_path: Path) -> None:
