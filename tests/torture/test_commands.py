@@ -55,7 +55,8 @@ def test_reconstruct_draws_what_it_can_and_names_the_rest(tmp_path: Path, checkp
     folder.mkdir()
     write_all(folder)
     out = tmp_path / "grid.png"
-    done, peak = run(tmp_path, "reconstruct", str(folder), "--checkpoint", str(checkpoint), "--out", str(out), "--json")
+    words = ["--checkpoint", str(checkpoint), "--out", str(out), "--limit", "1000", "--json"]
+    done, peak = run(tmp_path, "reconstruct", str(folder), *words)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert peak < 2
