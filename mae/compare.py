@@ -134,12 +134,9 @@ def compare(config: CompareConfig, on_step: Callable[[str], None] = lambda step:
     first = read(config.official)
     second = read(config.checkpoint) if config.checkpoint else None
     if config.out is not None:
-        inputs = {
-            "the checkpoint": [one.path for one in (first, second) if one],
-            "the image": [config.image] if config.image else [],
-            "the reference": [Path(config.reference)],
-        }
-        refuse_input(config.out, "--out", inputs)
+        read_from = [one.path for one in (first, second) if one]
+        inputs = {"the checkpoint": read_from, "the image": [config.image] if config.image else []}
+        refuse_input(config.out, "--out", inputs, folders=[*read_from, Path(config.reference)])
     reports = [_report(checkpoint) for checkpoint in (first, second) if checkpoint]
     problems = [f"{report.path.name}: {problem}" for report in reports for problem in report.weights.problems]
     scene = _Scene(config, first)

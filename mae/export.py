@@ -73,7 +73,7 @@ def export(config: ExportConfig, on_step: Callable[[str], None] = lambda step: N
     out = config.out or checkpoint.path.with_name(f"{checkpoint.path.stem}{_ENDINGS[config.to]}")
     refuse_place(out, "--out", folder=config.to == "hf")
     for file in [out / name for name in _HUGGING_FACE_FILES] if config.to == "hf" else [out]:
-        refuse_input(file, "--out", _inputs(checkpoint))
+        refuse_input(file, "--out", _inputs(checkpoint), folders=[checkpoint.path])
     without_decoder = config.to in ("encoder", "timm")
     state = {key: tensor for key, tensor in checkpoint.state.items() if not (without_decoder and is_decoder(key))}
     build_usable(checkpoint)  # refuses a broken file before anything is written

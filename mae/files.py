@@ -58,8 +58,8 @@ def refuse_place(path: Path, label: str, *, folder: bool = False) -> None:
         raise ConfigError(f"{name}: no permission to write in {shown(inside)}")
 
 
-def refuse_input(path: Path, label: str, inputs: Mapping[str, Iterable[Path]]) -> None:
-    """Refuse to write over a file that the same command reads, by whatever name it goes, before it is lost.
+def refuse_input(path: Path, label: str, inputs: Mapping[str, Iterable[Path]], *, folders: Iterable[Path] = ()) -> None:
+    """Refuse a file that the same command reads, by whatever name it goes, before it is written over.
 
     Files are told apart by what they are and not by how they are spelled: links, relative names, another case where
     the file system ignores it, and hard links all lead to the same one.
@@ -67,8 +67,8 @@ def refuse_input(path: Path, label: str, inputs: Mapping[str, Iterable[Path]]) -
     Args:
         path: The file that is to be written; one that is not there yet cannot be lost.
         label: The option that named it, for instance ``--out``.
-        inputs: What is read, by what it is called. A folder stands for the files that lie in it, but not for those
-            in its subfolders.
+        inputs: Files that are read, by what they are called.
+        folders: Of these any file may be read; those in their subfolders are not meant.
 
     Raises:
         ConfigError: It is one of them.
@@ -76,19 +76,22 @@ def refuse_input(path: Path, label: str, inputs: Mapping[str, Iterable[Path]]) -
     written = _stat(path)
     if written is None:
         return
-    above = _stat(path.resolve().parent)
+    hint = f"give {label} another name or another folder"
     for what, places in inputs.items():
-        for place in places:
-            info = _stat(place)
-            if info is None:
-                continue
-            if os.path.samestat(info, written):
-                lies = f"{label} {shown(path)} is {what} itself"
-            elif stat.S_ISDIR(info.st_mode) and above is not None and os.path.samestat(info, above):
-                lies = f"{label} {shown(path)} lies in {shown(place)}, whose files are read"
-            else:
-                continue
-            raise ConfigError(f"{lies}; it would be overwritten", hint=f"give {label} another name or another folder")
+        if any(_is(place, written) for place in places):
+            raise ConfigError(f"{label} {shown(path)} is {what} itself; it would be overwritten", hint=hint)
+    above = path.resolve().parent.stat()
+    for folder in folders:
+        if _is(folder, above):
+            raise ConfigError(
+                f"{label} {shown(path)} lies in {shown(folder)}, whose files are read; it would be overwritten",
+                hint=hint,
+            )
+
+
+def _is(place: Path, info: os.stat_result) -> bool:
+    found = _stat(place)
+    return found is not None and os.path.samestat(found, info)
 
 
 def _stat(path: Path) -> os.stat_result | None:

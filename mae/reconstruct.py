@@ -100,14 +100,12 @@ def reconstruct(
     checkpoint = _load(config.checkpoint)
     check_channels(checkpoint.config.in_chans)
     studio = _Studio(config, checkpoint, device)
-    given = GivenImages(config.images, config.limit, offline=config.offline)
-    inputs = {
-        "the image": given.read,
-        "the mask": [config.mask] if config.mask else [],
-        "the checkpoint": [checkpoint.path],
-    }
+    given = GivenImages(config.images, config.limit)
+    mask = [config.mask] if config.mask else []
+    inputs = {"the image": given.files, "the mask": mask, "the checkpoint": [checkpoint.path]}
+    folders = [*given.folders, checkpoint.path]
     if not config.to_stream:
-        refuse_input(config.out, "--out", inputs)
+        refuse_input(config.out, "--out", inputs, folders=folders)
     rows: list[Row] = []
     pictures: list[PictureResult] = []
     separate: dict[Path, Image.Image] = {}
@@ -128,7 +126,7 @@ def reconstruct(
     page = draw_grid(_titles(shots), rows, " ".join(notes))
     content = encode_picture(page, config.kind, "the page") if config.to_stream else None
     for file in separate:
-        refuse_input(file, "--separate", inputs)
+        refuse_input(file, "--separate", inputs, folders=folders)
     if config.separate is not None:
         _write_separate(config.separate, separate)
     if content is None:

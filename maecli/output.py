@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 NOBODY_READS = 141  # as a shell says of a program that ended for want of a reader
 _UNBOUNDED = 10_000
+_SKIPPED_SHOWN = 8
 _COLUMNS = 100  # where there is no terminal
 
 
@@ -175,6 +176,14 @@ def show_error(error: MaeError) -> None:
     _say(f"process {rank}: error" if rank is not None else "error", "bold red", error.message)
     if error.hint:
         _say("hint", "cyan", error.hint)
+
+
+def warn_skipped(output: Output, skipped: Sequence[tuple[str | Path, str]]) -> None:
+    """Name the images that were passed over and why, the first of many."""
+    for name, reason in skipped[:_SKIPPED_SHOWN]:
+        output.warn(f"skipped {shown(name)}: {reason}")
+    if len(skipped) > _SKIPPED_SHOWN:
+        output.warn(f"and {len(skipped) - _SKIPPED_SHOWN:,} more were skipped; --json names all")
 
 
 def make_console(stream: Any) -> Console:

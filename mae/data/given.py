@@ -11,7 +11,7 @@ from typing import IO, NamedTuple
 
 from PIL import Image
 
-from mae.data.formats import MAX_FILE_BYTES, PictureError
+from mae.data.formats import MAX_FILE_BYTES, PictureError, describe_failure
 from mae.data.paths import PicturePaths
 from mae.data.scan import expand_braces, holds_many, scan_pictures
 from mae.data.source import PictureSource
@@ -41,41 +41,42 @@ class GivenImages:
         paths: Images, folders, archives and tables of them (also by https URL), in any order; ``-`` is standard input.
         limit: Most images of each folder, archive or table. Of names with braces that stand for several of them,
             all together.
-        offline: Download nothing.
 
     Attributes:
         skipped: Files that could not be read, with the reasons; grows while they are decoded.
         notes: What a person should know; grows likewise.
-        read: The files, and the folders of files, that are read.
+        files, folders: What is read; of a folder any file may be.
 
     Raises:
         DataError: A folder, archive or table is missing or holds no image.
         ConfigError: Standard input cannot be read here.
     """
 
-    def __init__(self, paths: Sequence[Path], limit: int, *, offline: bool = False) -> None:
+    def __init__(self, paths: Sequence[Path], limit: int) -> None:
         self.skipped: list[tuple[Path, str]] = []
         self.notes: list[str] = []
-        self.read: list[Path] = []
+        self.files: list[Path] = []
+        self.folders: list[Path] = []
         self._groups: list[tuple[PictureSource, int, bool]] = []  # source, images wanted of it, by name
         if paths.count(STANDARD_STREAM) > 1:
             raise ConfigError("IMAGE - twice: standard input can be read once")
         for path in paths:
-            self._add(path, limit, offline=offline)
+            self._add(path, limit)
 
     def __len__(self) -> int:
         return sum(wanted for _, wanted, _ in self._groups)
 
-    def _add(self, path: Path, limit: int, *, offline: bool) -> None:
+    def _add(self, path: Path, limit: int) -> None:
         if path == STANDARD_STREAM:
             self._groups.append((_StandardInput(), 1, True))
             return
         places = [path] if holds_many(path) else expand_braces(path)
         many = [place for place in places if holds_many(place)]
         if many:
-            scan = scan_pictures(many, offline=offline)
+            scan = scan_pictures(many)
             found = len(scan.pictures)
-            self.read += scan.looked_into
+            for place in scan.looked_into:
+                (self.folders if place.is_dir() else self.files).append(place)
             self.skipped += [(bad.path, bad.reason) for bad in scan.unreadable]
             self._groups.append((scan.pictures, min(limit, found), False))
             if found > limit:
@@ -84,7 +85,7 @@ class GivenImages:
             if place not in many:
                 folder, name = os.path.split(os.fsencode(place))
                 self._groups.append((PicturePaths([(folder, name + b"\0")]), 1, True))
-                self.read.append(place)
+                self.files.append(place)
 
     def decode(self, in_chans: int) -> Iterator[Given]:
         """The images in order. Of a folder, the next takes the place of one that is broken.
@@ -129,7 +130,10 @@ class _StandardInput(PictureSource):
 
     def open(self, index: int) -> IO[bytes]:
         """All of it, since a pipe cannot seek."""
-        content = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
+        try:
+            content = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
+        except OSError as error:  # for instance of a folder led into it
+            raise PictureError(self.NAME, describe_failure(error)) from None
         if len(content) > MAX_FILE_BYTES:
             raise PictureError(self.NAME, f"is too large (at most {MAX_FILE_BYTES // 2**20} MiB are read)")
         return io.BytesIO(content)

@@ -19,7 +19,7 @@ from mae.evaluation.frozen import Computing, View, load_encoder
 from mae.evaluation.splits import read_labels
 from mae.evaluation.store import PartStore, content_digest
 from mae.evaluation.writing import Embedding, check_writable, write_embedding
-from mae.files import refuse_place, shown
+from mae.files import refuse_input, refuse_place, shown
 from mae.training.ranks import Ranks, ranks_from_environment
 
 
@@ -71,7 +71,7 @@ def embed(config: EmbedConfig, on_progress: Callable[[Progress], None] = lambda 
     """
     refuse_place(config.out, "--out")
     check_writable(config.out)
-    _refuse_inputs(config)
+    refuse_input(config.out, "--out", {"the checkpoint": [config.checkpoint], "the data": config.data})
     ranks = ranks_from_environment()
     device = resolve_device(config.device, ranks.local_rank)
     computing = Computing(device, resolve_precision(config.precision, device))
@@ -79,12 +79,6 @@ def embed(config: EmbedConfig, on_progress: Callable[[Progress], None] = lambda 
     result = _embed(config, computing, ranks, on_progress if ranks.first else lambda progress: None)
     ranks.leave()
     return result
-
-
-def _refuse_inputs(config: EmbedConfig) -> None:
-    for one in (config.checkpoint, *config.data):
-        if config.out.exists() and one.exists() and config.out.samefile(one):
-            raise ConfigError(f"--out {shown(config.out)} is an input; give another name")
 
 
 def _embed(

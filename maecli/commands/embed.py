@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any
 from mae.evaluation.config import EmbedConfig
 from mae.files import shown
 from maecli.options import command_from
-from maecli.output import Output, as_document
+from maecli.output import Output, as_document, warn_skipped
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from mae.evaluation.embed import EmbedResult
-
-WARNINGS = 8
 
 
 @command_from(EmbedConfig)
@@ -40,14 +38,6 @@ def embed(config: EmbedConfig, output: Output) -> None:
         output.note(note)
     warn_skipped(output, result.skipped)
     output.result(lambda: _document(result), lambda console: _show(console, result), result.out)
-
-
-def warn_skipped(output: Output, skipped: tuple[tuple[str, str], ...]) -> None:
-    """Name the images that were passed over, the first of many."""
-    for name, reason in skipped[:WARNINGS]:
-        output.warn(f"skipped {shown(name)}: {reason}")
-    if len(skipped) > WARNINGS:
-        output.warn(f"and {len(skipped) - WARNINGS:,} more were skipped; --json names all")
 
 
 def _document(result: EmbedResult) -> dict[str, Any]:

@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING, Any
 from mae.config import ReconstructConfig
 from mae.files import shown
 from maecli.options import command_from
-from maecli.output import Output, fitted
+from maecli.output import Output, fitted, warn_skipped
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from mae.reconstruct import ReconstructResult
-
-
-SKIPPED_SHOWN = 20
 
 
 @command_from(ReconstructConfig)
@@ -28,8 +25,6 @@ def reconstruct(config: ReconstructConfig, output: Output) -> None:
       maecli reconstruct photos --mask-ratio 0.75 --mask-ratio 0.9 --out grid.png
 
       maecli reconstruct cat.jpg --mask hole.png --resize --out filled.webp
-
-      maecli reconstruct - --out - < cat.jpg > grid.png
     """
     from mae.checkpoints.download import announce_downloads
     from mae.reconstruct import reconstruct as use_case
@@ -40,10 +35,7 @@ def reconstruct(config: ReconstructConfig, output: Output) -> None:
         result = use_case(config, lambda done, total: output.count(done, total, "pictures"))
     for note in result.notes:
         output.note(note)
-    for path, reason in result.skipped[:SKIPPED_SHOWN]:
-        output.warn(f"skipped {shown(path)}: {reason}")
-    if len(result.skipped) > SKIPPED_SHOWN:
-        output.warn(f"and {len(result.skipped) - SKIPPED_SHOWN:,} more files; --json names them all")
+    warn_skipped(output, result.skipped)
     if result.page is not None:
         output.file(result.page, lambda console: _show(console, result))
     else:

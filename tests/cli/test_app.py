@@ -122,6 +122,21 @@ def test_pretrain_and_reconstruct_print_one_document(pictures: Path, tmp_path: P
     assert picture["psnr_db"] > 0
     assert picture["loss"] > 0
     assert grid.stat().st_size > 1000
+    code, out, err = maecli(
+        "reconstruct", pictures, "--limit", 2, "--checkpoint", run, "--mask-ratio", 0, "--out", grid, "--json"
+    )  # a run's folder stands for its newest state
+    assert code == 0
+    document = json.loads(out)
+    assert document["checkpoint"] == str(run / "checkpoint-last.pth")
+    assert [(one["loss"], one["psnr_db"]) for one in document["pictures"]] == [(None, None)] * 2
+    assert f"note: {pictures}: 2 of 6 images; --limit 6 takes all" in err
+    assert "note: Nothing was removed" in err
+    code, out, _ = maecli(
+        "reconstruct", pictures / "0.png", "--checkpoint", run, "--mask-ratio", 0, "--mask-ratio", 0.5, "--out", grid
+    )
+    assert code == 0
+    assert "nan" not in out
+    assert [line.split()[-2:] for line in out.splitlines() if " 0% " in line] == [["-", "-"]]
 
 
 def test_quiet_prints_the_one_value(run: Path, pictures: Path, tmp_path: Path) -> None:

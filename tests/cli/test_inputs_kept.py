@@ -88,6 +88,16 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Path], list[str | Path]]]] = {
         ".png",
         lambda at: ["compare", "--official", at / "weights.pth", "--checkpoint", at / "weights.pth"],
     ),
+    "embed, the checkpoint": (
+        "weights.pth",
+        ".npz",
+        lambda at: ["embed", at / "photo.png", "--checkpoint", at / "weights.pth"],
+    ),
+    "embed, the image": (
+        "photo.png",
+        ".npz",
+        lambda at: ["embed", at / "photo.png", "--checkpoint", at / "weights.pth"],
+    ),
     "export, the checkpoint": ("weights.pth", ".pth", lambda at: ["export", at / "weights.pth", "--to", "encoder"]),
     "report, the log": ("run/log.jsonl", ".html", lambda at: ["report", at / "run"]),
     "report, a preview": ("run/previews/epoch-0002.png", ".html", lambda at: ["report", at / "run"]),

@@ -20,6 +20,7 @@ from mae.checkpoints import save_checkpoint
 from mae.comparing.config import CompareConfig, ExportConfig
 from mae.config import MAEConfig, ReconstructConfig
 from mae.errors import ConfigError
+from mae.evaluation.config import EmbedConfig
 from mae.models import create_model
 from mae.options import flag_name, option_of
 from mae.reporting.config import ReportConfig, WatchConfig
@@ -33,6 +34,7 @@ COMMANDS: dict[str, Any] = {
     "pretrain": PretrainConfig,
     "reconstruct": ReconstructConfig,
     "compare": CompareConfig,
+    "embed": EmbedConfig,
     "export": ExportConfig,
     "report": ReportConfig,
     "watch": WatchConfig,
@@ -132,7 +134,13 @@ CASES = [(command, flag, text) for command, config in COMMANDS.items() for flag,
 
 def test_every_path_is_among_them() -> None:
     assert len(CASES) >= 17
-    assert {command for command, flag, _ in CASES if flag == "--out"} == {"pretrain", "compare", "export", "report"}
+    assert {command for command, flag, _ in CASES if flag == "--out"} == {
+        "pretrain",
+        "embed",
+        "compare",
+        "export",
+        "report",
+    }
 
 
 @pytest.mark.parametrize(("command", "flag", "text"), CASES)

@@ -67,22 +67,23 @@ def test_a_file_is_known_by_any_name(name: Callable[[Path], Path], which: str, p
 
 def test_a_folder_stands_for_the_files_in_it(photo: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="photos, whose files are read; it would be"):
-        refuse_input(photo, "--out", {"the photographs": [photo.parent]})
+        refuse_input(photo, "--out", {}, folders=[photo.parent])
     (tmp_path / "same").symlink_to(photo.parent)
     with pytest.raises(ConfigError, match="same, whose"):
-        refuse_input(photo, "--out", {"the photographs": [tmp_path / "same"]})
+        refuse_input(photo, "--out", {}, folders=[tmp_path / "same"])
     (tmp_path / "link.png").symlink_to(photo)
     with pytest.raises(ConfigError, match="photos, whose"):
-        refuse_input(tmp_path / "link.png", "--out", {"the photographs": [photo.parent]})
+        refuse_input(tmp_path / "link.png", "--out", {}, folders=[photo.parent])
 
 
 def test_what_is_not_read_may_be_written(photo: Path, tmp_path: Path) -> None:
-    inputs = {"the photographs": [photo.parent, photo, photo.parent / "gone.png"]}
-    refuse_input(photo.parent / "new.png", "--out", inputs)
+    inputs = {"the photograph": [photo, photo.parent / "gone.png", photo.parent]}
+    folders = [photo.parent, photo, photo.parent / "gone"]
+    refuse_input(photo.parent / "new.png", "--out", inputs, folders=folders)
     (tmp_path / "photo.png").write_bytes(b"a photograph")
-    refuse_input(tmp_path / "photo.png", "--out", inputs)
+    refuse_input(tmp_path / "photo.png", "--out", inputs, folders=folders)
     (photo.parent / "below").mkdir()
     (photo.parent / "below" / "grid.png").write_bytes(b"drawn before")
-    refuse_input(photo.parent / "below" / "grid.png", "--out", inputs)
+    refuse_input(photo.parent / "below" / "grid.png", "--out", inputs, folders=folders)
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    refuse_input(tmp_path / "loop", "--out", inputs)
+    refuse_input(tmp_path / "loop", "--out", inputs, folders=folders)

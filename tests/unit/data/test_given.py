@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from mae.data.formats import PictureError
 from mae.data.given import GivenImages
+from mae.download import no_downloads
 from mae.errors import ConfigError, DataError
 from tests.unit.data.test_sources import picture_bytes, write_folder, write_parquet, write_tar, write_zip
 
@@ -36,7 +38,7 @@ def test_the_first_few_of_what_holds_many(write: Callable[..., Path], tmp_path: 
     images = list(given.decode(3))
     assert [image.size for _, image in images] == [(24 + number, 20) for number in range(5)]
     assert given.notes == [f"{path}: 5 of 12 images; --limit 12 takes all"]
-    assert given.read == [path]
+    assert (given.folders if path.is_dir() else given.files) == [path]
     everything = GivenImages([path], 12)
     assert len(list(everything.decode(1))) == 12
     assert everything.notes == []
@@ -51,7 +53,8 @@ def test_names_are_all_taken_in_their_order(folder: Path, tmp_path: Path) -> Non
         "2 of 4 images; --limit 4 takes all",
         "2 of 12 images; --limit 12 takes all",
     ]
-    assert given.read == [folder / "07.png", *shards, folder / "03.png", folder / "01.png", folder]
+    assert given.files == [folder / "07.png", *shards, folder / "03.png", folder / "01.png"]
+    assert given.folders == [folder]
 
 
 def test_the_next_takes_the_place_of_a_broken_one(tmp_path: Path) -> None:
@@ -80,8 +83,8 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "no.zip").write_bytes(b"PK")
     with pytest.raises(DataError, match="is no zip file"):
         GivenImages([tmp_path / "no.zip"], 8)
-    with pytest.raises(DataError, match="the network is not to be used"):
-        GivenImages([Path("https://host/never-fetched.tar")], 8, offline=True)
+    with no_downloads(), pytest.raises(DataError, match="the network is not to be used"):
+        GivenImages([Path("https://host/never-fetched.tar")], 8)
 
 
 class _Piped(io.TextIOWrapper):
@@ -110,6 +113,24 @@ def test_no_more_of_standard_input_is_kept_than_of_a_file(monkeypatch: pytest.Mo
     piped(monkeypatch, CONTENT["00.png"])
     with pytest.raises(PictureError, match="is too large"):
         names(GivenImages([Path("-")], 8))
+
+
+def test_a_folder_for_standard_input(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _READS, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3])
+    assert done.stdout == "stdin: is a folder\n"
+
+
+_READS = """
+import os, sys
+os.dup2(os.open(sys.argv[1], os.O_RDONLY), 0)
+from pathlib import Path
+from mae.data.given import GivenImages
+try:
+    list(GivenImages([Path("-")], 8).decode(3))
+except Exception as error:
+    print(error)
+"""
 
 
 @pytest.mark.parametrize("stdin", ["a terminal", "closed"])
