@@ -14,7 +14,7 @@ SUMMARIES = {
     "watch": "Follow a run from another terminal until its last epoch; Ctrl-C ends the watching, not the run.",
     "report": "Write one HTML file about a run: curves, reconstructions over time, speed, settings, machine.",
     "profile": "Say what a model costs before anyone pays for it: parameters, compute, memory, time.",
-    "reconstruct": "Mask pictures, reconstruct them, and draw original, masked, reconstruction side by side.",
+    "reconstruct": "Mask images, reconstruct them, and draw original, masked, reconstruction side by side.",
     "embed": "Write the encoder's features of whole images, with file names and class folders, to a file.",
     "compare": "Prove that a checkpoint is the model it is taken for, and that our computation is the official one.",
     "export": "Write a checkpoint for another tool, then prove that the tool computes the same with it.",
