@@ -334,6 +334,41 @@ def test_a_trial_of_the_compiled_step_that_fills_memory_leaves_the_plain_one(
     assert note.startswith("torch.compile failed, so the step is not compiled: CUDA out of memory.")
 
 
+def read_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a step leave its loss unread, as on an accelerator, where reading it would wait."""
+    read = trainer_module.Trainer.read_losses
+
+    def later(self: trainer_module.Trainer) -> None:
+        if sys._getframe(1).f_code.co_name != "step" or len(self.unread) == trainer_module.STEPS_BETWEEN_READS:
+            read(self)
+
+    monkeypatch.setattr(trainer_module.Trainer, "read_losses", later)
+
+
+def test_losses_read_in_groups_as_on_a_gpu_change_nothing(
+    config: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(config, epochs=10)
+    pretrain(config)
+    read_in_groups(monkeypatch)
+    monkeypatch.setattr(trainer_module, "STEPS_BETWEEN_READS", 2)  # of three steps an epoch
+    grouped = dataclasses.replace(config, out=tmp_path / "grouped")
+    pretrain(grouped, *stop_after(10))
+    pretrain(dataclasses.replace(grouped, resume=grouped.out))
+    assert logged(config.out) == logged(grouped.out)
+    assert same(weights(config.out), weights(grouped.out))
+
+
+def test_a_limit_met_within_a_group_stops_the_run_too(config: PretrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps after the last of the bad ones have been taken, so the state before them is not there to be saved."""
+    read_in_groups(monkeypatch)
+    with monkeypatch.context() as patch:
+        spoil(patch, {0, 1})
+        with pytest.raises(TrainingError, match=r"loss became nan at step 1, .* 1 steps in a row"):
+            pretrain(dataclasses.replace(config, nan_limit=1))
+    assert not (config.out / "checkpoint-last.pth").exists()
+
+
 def test_a_replay_names_the_module_that_lost_the_number(
     config: PretrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

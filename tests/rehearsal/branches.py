@@ -1,0 +1,52 @@
+"""Where the code does something else on an accelerator, found in its syntax."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+NAMED = re.compile(r"\b(cuda|mps)\b")
+MODULES = re.compile(r"torch\.(cuda|mps|accelerator|backends\.(cuda|cudnn|mps))")
+QUESTIONS = {"is_cuda", "is_mps", "is_cpu"}
+
+
+def branches() -> Counter[str]:
+    """How many such places each function has, by ``file function``."""
+    found: Counter[str] = Counter()
+    for package in ("mae", "maecli"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            found.update(in_source(path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix()))
+    return found
+
+
+def in_source(text: str, name: str) -> Iterator[str]:
+    """The function of each place in a file: a device named, torch's module for one, or a question for one."""
+    yield from _in(ast.parse(text), name)
+
+
+def _in(node: ast.AST, scope: str) -> Iterator[str]:
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        scope = f"{scope}.{node.name}" if " " in scope else f"{scope} {node.name}"
+    if _is_place(node):
+        yield scope
+        return
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)):  # documentation
+            yield from _in(child, scope)
+
+
+def _is_place(node: ast.AST) -> bool:
+    if isinstance(node, ast.Compare):  # "cpu" is the other side of the same question
+        sides = [node.left, *node.comparators]
+        return any(
+            isinstance(part, ast.Constant) and part.value in ("cpu", "cuda", "mps")
+            for side in sides
+            for part in ast.walk(side)
+        )
+    if isinstance(node, ast.Attribute):
+        return node.attr in QUESTIONS or MODULES.fullmatch(ast.unparse(node)) is not None
+    return isinstance(node, ast.Constant) and isinstance(node.value, str) and NAMED.search(node.value) is not None

@@ -1,0 +1,107 @@
+"""Every place where the code does something else on an accelerator, and what shows that it works.
+
+A place that is added, or taken away, fails here until this list says what runs it, or why nothing has to.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from typing import NamedTuple
+
+from tests.rehearsal.branches import ROOT, branches, in_source
+
+
+class Covered(NamedTuple):
+    """How many places a function has, and the test that runs them (``tests/...::name``) or why none has to."""
+
+    places: int
+    by: str
+
+
+FAKE = "tests/rehearsal/test_fake_cuda.py::"
+TWO = "tests/rehearsal/test_two_gpus.py::test_two_processes_start_on_two_gpus"
+GPU = "tests/gpu/test_gpu.py::"
+STEP = FAKE + "test_a_step_never_makes_the_host_wait"
+CHOICES = "only the values that an option takes; mae/device.py makes something of them"
+ON_PAPER = "arithmetic on sizes, with no device; tests/unit/profiling holds it against torch's own counts"
+
+LISTED = {
+    "mae/attention.py attend": Covered(1, STEP),
+    "mae/checkpoints/reading.py _refuse_inflated": Covered(1, "files are read to the host, whatever the machine has"),
+    "mae/config.py ReconstructConfig": Covered(2, CHOICES),
+    "mae/data/loader.py loader_workers": Covered(1, "only a number of processes, by cores"),
+    "mae/device.py _multiplies_bf16": Covered(3, TWO),
+    "mae/device.py resolve_device": Covered(9, "tests/unit/test_device.py::test_a_gpu_has_an_index"),
+    "mae/device.py resolve_precision": Covered(1, "fp16 is refused on a CPU and nowhere else"),
+    "mae/doctor.py": Covered(2, GPU + "test_doctor_measures_the_gpu"),
+    "mae/doctor.py _warnings": Covered(3, "advice for machines that compute on a CPU"),
+    "mae/doctor.py _with_torch": Covered(2, GPU + "test_doctor_measures_the_gpu"),
+    "mae/environment.py graphics_cards": Covered(3, TWO),
+    "mae/evaluation/config.py _shared": Covered(2, CHOICES),
+    "mae/evaluation/extract.py extract": Covered(1, GPU + "test_embed_gives_the_features_of_a_cpu"),
+    "mae/mae.py MaskedAutoencoder.forward_loss": Covered(1, FAKE + "test_using_a_model_does_not_wait_either"),
+    "mae/profiling/config.py ProfileConfig": Covered(2, CHOICES),
+    "mae/profiling/config.py ProfileConfig.__post_init__": Covered(1, ON_PAPER),
+    "mae/profiling/config.py ProfileConfig.assumed_device": Covered(1, ON_PAPER),
+    "mae/profiling/config.py ProfileConfig.assumed_precision": Covered(1, ON_PAPER),
+    "mae/profiling/measuring.py": Covered(2, GPU + "test_profile_measures_the_gpu"),
+    "mae/profiling/measuring.py _give_freed_memory_back": Covered(1, "glibc's memory, which a GPU's is no part of"),
+    "mae/profiling/measuring.py _wait_for": Covered(4, GPU + "test_profile_measures_the_gpu"),
+    "mae/profiling/measuring.py measure_machine": Covered(2, GPU + "test_profile_measures_the_gpu"),
+    "mae/profiling/measuring.py peak_bytes": Covered(6, GPU + "test_profile_measures_the_gpu"),
+    "mae/profiling/measuring.py training_time": Covered(1, GPU + "test_profile_measures_the_gpu"),
+    "mae/profiling/memory.py": Covered(2, ON_PAPER),
+    "mae/profiling/memory.py _optimizer_passing": Covered(1, ON_PAPER),
+    "mae/profiling/memory.py training_memory": Covered(1, ON_PAPER),
+    "mae/profiling/profile.py _plan": Covered(1, GPU + "test_profile_measures_the_gpu"),
+    "mae/profiling/profile.py profile": Covered(1, GPU + "test_profile_measures_the_gpu"),
+    "mae/profiling/tape.py Tape.__init__": Covered(1, ON_PAPER),
+    "mae/training/config.py PretrainConfig": Covered(2, CHOICES),
+    "mae/training/config.py ReplayConfig": Covered(2, CHOICES),
+    "mae/training/feed.py Feed.__init__": Covered(1, TWO),
+    "mae/training/optim.py make_optimizer": Covered(1, STEP),
+    "mae/training/pretrain.py _time_batch": Covered(1, GPU + "test_a_run_goes_on_bit_for_bit"),
+    "mae/training/ranks.py Ranks.join": Covered(5, TWO),
+    "mae/training/replay.py replay": Covered(1, "fp16 becomes fp32 on a CPU and nowhere else"),
+    "mae/training/saving.py Saver.save": Covered(1, FAKE + "test_a_state_is_copied_to_the_host_before_it_is_written"),
+    "mae/training/step.py TrainingStep.__init__": Covered(1, STEP),
+    "mae/training/step.py TrainingStep._gradient_norm": Covered(1, STEP),
+    "mae/training/step.py TrainingStep._on_device": Covered(2, STEP),
+    "mae/training/trainer.py Trainer.step": Covered(
+        1, "tests/unit/training/test_pretrain.py::test_losses_read_in_groups_as_on_a_gpu_change_nothing"
+    ),
+    "maecli/profile_view.py": Covered(2, "names of devices for people"),
+    "maecli/profile_view.py _conditions": Covered(1, "a CPU's threads, for people"),
+}  # fmt: skip
+
+
+def test_every_place_is_listed() -> None:
+    listed = {place: covered.places for place, covered in LISTED.items()}
+    assert sorted(branches().items()) == sorted(listed.items())
+
+
+def test_every_place_is_run_or_explained() -> None:
+    for place, covered in LISTED.items():
+        file, _, name = covered.by.partition("::")
+        if name:
+            assert re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.MULTILINE), f"{place}: no {covered.by}"
+        else:
+            assert len(covered.by.split()) > 4, f"{place} has no reason"
+
+
+def test_each_kind_of_place_is_seen() -> None:
+    text = '''
+        """Of cuda, which documentation may name."""
+        SIDES = {"cpu": 1, "mps": 2}
+
+        class Step:
+            """On cuda."""
+
+            def run(self, device, tensor):
+                if device.type == "cpu" or device.type in ("cuda", "xpu"):
+                    return tensor.is_cuda
+                torch.cuda.synchronize()
+                return torch.backends.mps.is_available(), "cpu"
+    '''
+    assert list(in_source(textwrap.dedent(text), "a.py")) == ["a.py", *["a.py Step.run"] * 5]
