@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from mae.errors import ConfigError
+from mae.precision import choose_precision
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -40,16 +41,12 @@ def resolve_device(name: str, index: int | None = None) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """``auto`` is bf16 where the GPU or the CPU multiplies in it, else fp32.
+    """What ``auto`` stands for on this machine's device, by ``mae.precision.choose_precision``.
 
     Raises:
-        ConfigError: fp16 on a CPU, where training in it is neither fast nor safe.
+        ConfigError: fp16 on a CPU.
     """
-    if name == "auto":
-        return "bf16" if _multiplies_bf16(device) else "fp32"
-    if name == "fp16" and device.type == "cpu":
-        raise ConfigError("--precision fp16 needs a GPU", hint="use fp32 or bf16 on a CPU")
-    return name
+    return choose_precision(name, device.type, native_bf16=name == "auto" and _multiplies_bf16(device))
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

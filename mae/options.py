@@ -12,7 +12,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +43,8 @@ class Option:
     positional: bool = False
     typed_only: bool = False
     stream: bool = False
+    official: tuple[str, ...] = ()
+    instead_of: str | None = None
 
 
 def option(default: Any, help: str, **details: Any) -> Any:
@@ -53,7 +55,9 @@ def option(default: Any, help: str, **details: Any) -> Any:
         help: One line for ``--help`` and the generated reference.
         **details: The other fields of ``Option``; ``low``/``high`` are inclusive bounds,
             ``above``/``below`` exclusive ones; ``typed_only`` keeps it out of files; ``stream`` lets a path be
-            ``-``, which is refused elsewhere.
+            ``-``, which is refused elsewhere; ``official`` are the names that the official command line has for it,
+            beside its own; ``instead_of`` names another field that sets the same thing, so that giving one drops
+            what the other had from a file or a preset.
     """
     return dataclasses.field(default=default, metadata={"option": Option(help, **details)})
 
@@ -67,6 +71,71 @@ def option_of(field: dataclasses.Field[Any]) -> Option:
 def flag_name(field_name: str) -> str:
     """``mask_ratio`` -> ``--mask-ratio``."""
     return "--" + field_name.replace("_", "-")
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """Values for one situation, that take the place of defaults.
+
+    Attributes:
+        summary: What it is for, in half a line.
+        values: By field name, as a TOML file would hold them.
+    """
+
+    summary: str
+    values: Mapping[str, Any]
+
+
+def preset_values(name: Any, presets: Mapping[str, Preset]) -> dict[str, Any]:
+    """The values of a preset.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    if name in presets:
+        return dict(presets[name].values)
+    near = difflib.get_close_matches(str(name)[:_LONGEST_SHOWN], presets, n=2)
+    raise ConfigError(
+        f"--preset must be one of {', '.join(presets)}; got {brief(name)}",
+        hint=f"did you mean {' or '.join(near)}?" if near else None,
+    )
+
+
+def named_here(config_class: Any, official: str) -> dataclasses.Field[Any] | None:
+    """The field that the official command line, or a habit of underscores, calls ``official``; None if none is."""
+    name = official.lstrip("-").replace("-", "_")
+    fields = dataclasses.fields(config_class)
+    same = next((field for field in fields if field.name == name and not option_of(field).positional), None)
+    return same or next((field for field in fields if name in option_of(field).official), None)
+
+
+def merge_layers(config_class: Any, layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One set of values from several, the later ones winning; of two fields that set the same, the later stays."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for field in dataclasses.fields(config_class):
+            other = option_of(field).instead_of
+            if other in layer and field.name not in layer:
+                merged.pop(field.name, None)
+        merged |= layer
+    return merged
+
+
+def refuse_both(config_class: Any, values: Mapping[str, Any]) -> None:
+    """Check that of two fields that set the same thing only one was given.
+
+    Raises:
+        ConfigError: Both were.
+    """
+    for field in dataclasses.fields(config_class):
+        declared = option_of(field)
+        other = declared.instead_of
+        if other is not None and field.name in values and other in values:
+            this, that = flag_name(field.name), flag_name(other)
+            raise ConfigError(
+                f"{this} {brief(values[field.name])} and {that} {brief(values[other])} set the same thing",
+                hint=f"drop {that} to take {this} as it is, or drop {this}",
+            )
 
 
 def build_config(
@@ -90,7 +159,7 @@ def build_config(
     for name, value in values.items():
         where = sources.get(name, "")
         if name not in fields:
-            raise _unknown(name, value, f" in {where}" if where else "", fields)
+            raise _unknown(config_class, name, value, f" in {where}" if where else "")
         declared = option_of(fields[name])
         if where and declared.typed_only:
             raise ConfigError(f"{name} in {where} is not read from a file", hint=f"type {flag_name(name)} instead")
@@ -112,16 +181,18 @@ def _label(name: str, declared: Option) -> str:
     return (declared.metavar or name) if declared.positional else flag_name(name)
 
 
-def _unknown(name: str, value: Any, where: str, known: Mapping[str, Any]) -> ConfigError:
+def _unknown(config_class: Any, name: str, value: Any, where: str) -> ConfigError:
     if isinstance(value, dict):
         return ConfigError(
             f"unknown table [{_cut(name)}]{where}", hint="settings have no tables: write every name at the top level"
         )
-    near = difflib.get_close_matches(name[:_LONGEST_SHOWN], known, n=3)
-    return ConfigError(
-        f"unknown option {brief(name)}{where}",
-        hint=f"did you mean {', '.join(near)}?" if near else "see --help for the names",
-    )
+    here = named_here(config_class, name)
+    near = difflib.get_close_matches(name[:_LONGEST_SHOWN], [field.name for field in dataclasses.fields(config_class)])
+    if here is not None:
+        hint = f"the official {name} is {here.name} here"
+    else:
+        hint = f"did you mean {', '.join(near)}?" if near else "see --help for the names"
+    return ConfigError(f"unknown option {brief(name)}{where}", hint=hint)
 
 
 def brief(value: Any) -> str:

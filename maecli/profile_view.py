@@ -127,6 +127,10 @@ class _Sheet:
         self.row("AdamW's moments", lambda one: _giga(one.training.optimizer))
         self.row("activations", lambda one: _giga(one.training.activations))
         self.row("peak of training", lambda one: _giga(one.training.peak), style="bold")
+        self.row("process, kept heap", _process)
+        self.row(
+            "whole process", lambda one: _giga(one.training_process) if one.training_process else None, style="bold"
+        )
         self.row("same, recomputing", lambda one: _giga(one.training_recompute.peak))
         self.row("peak of features", lambda one: _giga(one.inference_peak))
 
@@ -139,11 +143,12 @@ class _Sheet:
             lambda one: one.fit,
             {
                 "largest batch": _batch,
+                "limited by": _limit,
                 "batch x accumulated": lambda fit: f"{fit.batch_size} x {fit.accum_iter}" if fit.batch_size else None,
                 "effective batch": lambda fit: f"{fit.effective_batch:,}" if fit.batch_size else None,
             },
         )
-        self.rows(lambda one: one.fit_recompute, {"largest, recomputing": _batch})
+        self.rows(lambda one: one.fit_recompute, {"largest, recomputing": _batch, "limited by": _limit})
 
     def plan(self) -> None:
         some = next((one.plan for one in self.variants if one.plan), None)
@@ -255,6 +260,10 @@ def _batch(fit: Fit) -> str:
     return f"{fit.largest_batch:,}" if fit.largest_batch else "none"
 
 
+def _limit(fit: Fit) -> str:
+    return "4096" if fit.limited_by == "recipe" else fit.limited_by
+
+
 def _latency(timing: Timing) -> str:
     return f"{timing.seconds_median * 1e3:,.1f} ({_spread(timing)})"
 
@@ -277,6 +286,11 @@ def _training_peak(one: VariantProfile) -> int | None:
 
 def _inference_peak(one: VariantProfile) -> int | None:
     return one.measured.inference_peak_bytes if one.measured else None
+
+
+def _process(one: VariantProfile) -> str | None:
+    """What is not tensors of a step: Python, torch, freed memory that the heap keeps, the copy that is being saved."""
+    return None if one.training_process is None else _giga(one.training_process - one.training.peak)
 
 
 def _training_process(one: VariantProfile) -> str | None:

@@ -7,9 +7,11 @@ import re
 from typing import Any
 
 from mae.config import MAEConfig, parse_size
+from mae.environment import cpu_features
 from mae.errors import ConfigError
 from mae.models import VARIANTS, variant_config, variant_name
 from mae.options import option
+from mae.precision import choose_precision, processor_has_bf16
 from mae.profiling.accelerators import ACCELERATORS, find_accelerator
 
 IMAGENET_IMAGES = 1_281_167
@@ -43,6 +45,7 @@ class ProfileConfig:
         "vit_tiny, vit_small, vit_base, vit_large or vit_huge; several times for several.",
         default_text="all of them",
         panel=_MODEL,
+        official=("model",),
     )
     image_size: tuple[int, int] = option(
         (224, 224),
@@ -51,6 +54,7 @@ class ProfileConfig:
         metavar="S|HxW",
         default_text="224",
         panel=_MODEL,
+        official=("input_size",),
     )
     patch_size: int | None = option(
         None, "Side of a patch in pixels.", low=1, default_text="the variant's", panel=_MODEL
@@ -62,7 +66,7 @@ class ProfileConfig:
     )
     precision: str = option(
         "auto",
-        "auto is bf16, fp16 for a --gpu without bf16, fp32 for a CPU; with --measure what pretrain would take.",
+        "auto is what pretrain takes: bf16 where the --gpu, or this processor, multiplies in it, else fp32.",
         choices=("auto", "fp32", "bf16", "fp16"),
         panel=_MODEL,
     )
@@ -82,7 +86,7 @@ class ProfileConfig:
     )
 
     gpu: str | None = option(None, f"Plan a run on these: {', '.join(ACCELERATORS)}.", panel=_PLAN)
-    gpus: int = option(1, "How many of them.", low=1, panel=_PLAN)
+    gpus: int = option(1, "How many of them.", low=1, panel=_PLAN, official=("world_size",))
     images: int = option(IMAGENET_IMAGES, "Pictures in the data set.", low=1, panel=_PLAN)
     epochs: int = option(RECIPE_EPOCHS, "Epochs of the run.", low=1, panel=_PLAN)
     mfu: float = option(
@@ -106,12 +110,11 @@ class ProfileConfig:
                     f"--mask-ratio {self.mask_ratio:g} removes none of the {kept} patches of {name}",
                     hint="the encoder without a mask is part of every profile",
                 )
+        precision = self.assumed_precision
         if self.gpu is not None:
-            find_accelerator(self.gpu).peak_flops(self.assumed_precision)
+            find_accelerator(self.gpu).peak_flops(precision)
         elif self.price is not None and not self.measure:
             raise ConfigError("--price needs --gpu or --measure: without them there are no hours to pay for")
-        if self.precision == "fp16" and self.device == "cpu":
-            raise ConfigError("--precision fp16 needs a GPU", hint="use fp32 or bf16 on a CPU")
 
     def models(self) -> tuple[tuple[str, MAEConfig], ...]:
         """Names and sizes in the order asked for, each once; or all those whose patches divide the picture.
@@ -147,8 +150,11 @@ class ProfileConfig:
     @property
     def assumed_precision(self) -> str:
         """What ``auto`` stands for where nothing is measured."""
-        if self.precision != "auto":
-            return self.precision
+        return choose_precision(self.precision, self.assumed_device, native_bf16=self._native_bf16)
+
+    @property
+    def _native_bf16(self) -> bool:
+        """Whether what is planned for multiplies in bf16; without a name a GPU is taken to be a recent one."""
         if self.gpu is not None:
-            return find_accelerator(self.gpu).usual_precision
-        return "fp32" if self.device == "cpu" else "bf16"
+            return find_accelerator(self.gpu).bf16 is not None
+        return processor_has_bf16(cpu_features()) if self.assumed_device == "cpu" else self.assumed_device == "cuda"

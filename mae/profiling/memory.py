@@ -2,8 +2,9 @@
 
 The estimate is of the tensors that are alive at once on the device, from the first weight to the last
 temporary: what CUDA's allocator calls allocated. It covers weights and position tables, gradients, AdamW's
-two moments, the batch, everything autograd keeps and what passes through. It leaves out what no tensor
-holds: the libraries and CUDA's context, the workspaces of matrix kernels, and the gaps an allocator leaves.
+two moments, the batch, everything autograd keeps and what passes through. What no tensor of the step holds is
+apart: ``process_bytes`` on a CPU; on a GPU CUDA's context, the kernels' workspaces and the gaps an allocator
+leaves are left to ``fit``'s reserve and margin.
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ from mae.profiling.tape import FLOAT, Tape, playback_peak
 from mae.profiling.training_path import own_forward_end, own_tape
 
 RECIPE_BATCH = 4096  # Paper: Appendix A.1, Table 8
-FIT_MARGINS = {"cuda": 0.10, "mps": 0.10, "cpu": 0.25}  # gaps between tensors, and what the estimate is wrong by
-FIT_RESERVE_BYTES = 10**9  # libraries, the device's context and the kernels' workspaces
+FIT_MARGINS = {"cuda": 0.10, "mps": 0.10, "cpu": 0.10}  # gaps between tensors, and what the estimate is wrong by
+FIT_RESERVE_BYTES = 10**9  # of a GPU: the device's context and the kernels' workspaces
+# Measured on ``pretrain`` itself: see docs/profile.md.
+PROCESS_BYTES = 7 * 10**8  # Python, torch and what else is loaded, and the buffers of a first step
+KEPT_HEAP = 0.14  # of the live tensors' peak: glibc is told to keep freed memory, for speed
+_COPY_OF_STATE = 3  # weights and AdamW's moments, copied so that a save need not stop training
 ONEDNN_BYTES = 40 * 10**6  # measured: kernels and buffers that 16-bit training on a CPU leaves behind, at any batch
 _ADAMW_TEMPORARIES = 3  # of the size of one weight, where AdamW goes through them one by one
 
@@ -50,13 +55,15 @@ class Fit:
 
     Attributes:
         memory_bytes: The memory, of which a margin and a reserve are kept free.
-        largest_batch: The largest batch that fits; 0 if none does.
+        largest_batch: The largest batch that fits, up to the recipe's 4096 on all devices; 0 if none fits.
+        limited_by: ``recipe`` where it is those 4096 that the batch ends at and more would fit, else ``memory``.
         batch_size, accum_iter: A batch that fits and how many of them (on every device) make ``effective_batch``.
-        peak_bytes: The estimate for ``batch_size``.
+        peak_bytes: The estimate for ``batch_size``; on a CPU of the whole process.
     """
 
     memory_bytes: int
     largest_batch: int
+    limited_by: str
     batch_size: int
     accum_iter: int
     effective_batch: int
@@ -102,6 +109,22 @@ def training_memory(
         activations=tape.kept,
         peak=fixed + max(forward, backward, update),
     )
+
+
+def process_bytes(config: MAEConfig, peak: int, device: str) -> int:
+    """What ``pretrain``'s process holds on a CPU beside the tensors of a step, so that both together are its memory.
+
+    Python, torch and their like, the freed memory that its heap keeps, and the copy of the state that is being saved.
+    Loader processes come on top. 0 on other devices: there the process lies in another memory.
+
+    Args:
+        config: The model's sizes.
+        peak: ``TrainingMemory.peak``.
+        device: ``cuda``, ``mps`` or ``cpu``.
+    """
+    if device != "cpu":
+        return 0
+    return PROCESS_BYTES + _COPY_OF_STATE * count_parameters(config).total * FLOAT + round(KEPT_HEAP * peak)
 
 
 def inference_peak(config: MAEConfig, batch: int, precision: str, device: str) -> int:
@@ -157,18 +180,21 @@ def fit(
         memory_bytes: Memory of one device.
         gpus: Devices that share the effective batch.
     """
-    allowed = (memory_bytes - FIT_RESERVE_BYTES) / (1 + FIT_MARGINS[device])
+    reserve = 0 if device == "cpu" else FIT_RESERVE_BYTES  # a CPU's process is in the estimate
+    allowed = (memory_bytes - reserve) / (1 + FIT_MARGINS[device])
 
     def peak(batch: int) -> int:
         estimate = training_memory(config, kept, batch, precision, device, recompute=recompute, accumulate=True)
-        return estimate.peak
+        return estimate.peak + process_bytes(config, estimate.peak, device)
 
-    largest = _largest(peak, allowed, max(1, RECIPE_BATCH // gpus))
+    most = max(1, RECIPE_BATCH // gpus)
+    largest = _largest(peak, allowed, most)
     if largest == 0:
-        return Fit(memory_bytes, 0, 0, 0, 0, peak(1))
+        return Fit(memory_bytes, 0, "memory", 0, 0, 0, peak(1))
+    limited_by = "recipe" if largest == most else "memory"
     batch = 1 << (largest.bit_length() - 1)
     accum = max(1, round(RECIPE_BATCH / (batch * gpus)))
-    return Fit(memory_bytes, largest, batch, accum, batch * accum * gpus, peak(batch))
+    return Fit(memory_bytes, largest, limited_by, batch, accum, batch * accum * gpus, peak(batch))
 
 
 def _largest(peak: Callable[[int], int], allowed: float, most: int) -> int:

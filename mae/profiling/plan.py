@@ -18,6 +18,9 @@ class RunPlan:
     Attributes:
         source: ``flops``: peak rate times an assumed share of it; ``measured``: the rate measured here.
         accelerator: What it runs on.
+        precision: What its matrix products are in.
+        figures, figures_source: How the accelerator's figures were checked (``accelerators.Check``), and the maker's
+            document that holds them; None where the rate was measured and no accelerator is named.
         mfu: The assumed share of the peak rate; None for a measured rate.
         images_per_second: Of one accelerator; several are taken to scale without loss.
         gpu_hours: Accelerators times hours.
@@ -27,6 +30,9 @@ class RunPlan:
 
     source: str
     accelerator: str
+    precision: str
+    figures: str | None
+    figures_source: str | None
     gpus: int
     images: int
     epochs: int
@@ -52,21 +58,41 @@ def plan_from_flops(step_flops: float, accelerator: Accelerator, precision: str,
         ConfigError: The accelerator does not compute in that precision.
     """
     rate = accelerator.peak_flops(precision) * config.mfu / step_flops
-    return _plan("flops", accelerator.title, rate, config, mfu=config.mfu, watts=accelerator.watts)
+    return _plan("flops", accelerator.title, precision, rate, config, mfu=config.mfu, accelerator=accelerator)
 
 
-def plan_from_rate(images_per_second: float, device: str, config: ProfileConfig, *, watts: int | None) -> RunPlan:
-    """Plan from the rate of a training step that was measured on one device."""
-    return _plan("measured", device, images_per_second, config, mfu=None, watts=watts)
+def plan_from_rate(
+    images_per_second: float, device: str, precision: str, config: ProfileConfig, *, accelerator: Accelerator | None
+) -> RunPlan:
+    """Plan from the rate of a training step that was measured on one device.
+
+    Args:
+        images_per_second: That rate.
+        device: Its name.
+        precision: What it computed in.
+        config: The run.
+        accelerator: What the device is, for its power; None if unknown.
+    """
+    return _plan("measured", device, precision, images_per_second, config, mfu=None, accelerator=accelerator)
 
 
 def _plan(
-    source: str, accelerator: str, rate: float, config: ProfileConfig, *, mfu: float | None, watts: int | None
+    source: str,
+    device: str,
+    precision: str,
+    rate: float,
+    config: ProfileConfig,
+    *,
+    mfu: float | None,
+    accelerator: Accelerator | None,
 ) -> RunPlan:
     gpu_hours = config.images * config.epochs / rate / SECONDS_PER_HOUR
     return RunPlan(
         source=source,
-        accelerator=accelerator,
+        accelerator=device,
+        precision=precision,
+        figures=None if accelerator is None else str(accelerator.check),
+        figures_source=None if accelerator is None else accelerator.source,
         gpus=config.gpus,
         images=config.images,
         epochs=config.epochs,
@@ -75,6 +101,6 @@ def _plan(
         hours=gpu_hours / config.gpus,
         days=gpu_hours / config.gpus / HOURS_PER_DAY,
         gpu_hours=gpu_hours,
-        energy_kwh=None if watts is None else gpu_hours * watts / 1000,
+        energy_kwh=None if accelerator is None else gpu_hours * accelerator.watts / 1000,
         cost=None if config.price is None else gpu_hours * config.price,
     )

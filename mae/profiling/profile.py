@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from mae.config import MAEConfig
-from mae.profiling.accelerators import Accelerator, find_accelerator
+from mae.profiling.accelerators import Accelerator, Check, find_accelerator
 from mae.profiling.config import ProfileConfig
 from mae.profiling.flops import Compute, encoder_compute, official_compute, total
-from mae.profiling.memory import Fit, TrainingMemory, fit, inference_peak, training_memory
+from mae.profiling.memory import Fit, TrainingMemory, fit, inference_peak, process_bytes, training_memory
 from mae.profiling.parameters import ParameterCounts, count_parameters, module_parameters
 from mae.profiling.plan import RunPlan, plan_from_flops, plan_from_rate
 from mae.profiling.training_path import own_compute
@@ -66,6 +67,7 @@ class VariantProfile:
     Attributes:
         kept: K, the visible patches.
         training: Memory of a training step; ``training_recompute`` with activation checkpointing.
+        training_process: Bytes of a training run's whole process on a CPU, ``training.peak`` included; None elsewhere.
         inference_peak: Bytes of ``encode`` on the batch.
         fit, fit_recompute: What fits in the given memory; None without one.
         plan: None unless a GPU is named or a rate was measured.
@@ -79,6 +81,7 @@ class VariantProfile:
     compute: ComputePerPicture
     training: TrainingMemory
     training_recompute: TrainingMemory
+    training_process: int | None
     inference_peak: int
     fit: Fit | None
     fit_recompute: Fit | None
@@ -119,7 +122,6 @@ def profile(config: ProfileConfig) -> ProfileResult:
     small = machine is not None and device == "cpu"
     batch = config.batch_size or (DEFAULT_BATCH_MEASURED_ON_CPU if small else DEFAULT_BATCH)
     conditions = _Conditions(config, device, precision, batch, machine)
-    left_out = () if config.variant else config.left_out()
     variants = tuple(_profile_variant(name, model, conditions) for name, model in config.models())
     return ProfileResult(
         image_size=config.image_size,
@@ -130,15 +132,26 @@ def profile(config: ProfileConfig) -> ProfileResult:
         device=device,
         machine=machine,
         variants=variants,
-        notes=(
-            *(f"left out {name}: {reason}" for name, reason in left_out),
-            *(
-                f"{one.variant}: runs of the same thing took very different times; is something else busy here?"
-                for one in variants
-                if one.measured and one.measured.unsteady
-            ),
-        ),
+        notes=tuple(_notes(config, variants)),
     )
+
+
+def _notes(config: ProfileConfig, variants: Sequence[VariantProfile]) -> Iterator[str]:
+    """What a reader of the figures has to know."""
+    if not config.variant:
+        yield from (f"left out {name}: {reason}" for name, reason in config.left_out())
+    accelerator = None if config.gpu is None else find_accelerator(config.gpu)
+    if accelerator is not None and accelerator.bf16 is None and config.precision == "auto":
+        yield (
+            f"{accelerator.title} does not multiply in bf16, so pretrain takes fp32 there ({accelerator.fp32:g} "
+            f"TFLOP/s at most): --precision fp16 plans for its {accelerator.fp16:g}; a loss that is no number is more "
+            "likely then"
+        )
+    if accelerator is not None and accelerator.check == Check.UNVERIFIED:
+        yield f"{accelerator.title}: its rates, memory and power are not verified: check them first"
+    for one in variants:
+        if one.measured and one.measured.unsteady:
+            yield f"{one.variant}: runs of the same thing took very different times; is something else busy here?"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,14 +185,17 @@ def _profile_variant(name: str, model: MAEConfig, conditions: _Conditions) -> Va
             fit(model, kept, conditions.memory_bytes, precision, device, gpus=config.gpus, recompute=recompute)
             for recompute in (False, True)
         ]
+    training = training_memory(model, kept, batch, precision, device)
+    process = process_bytes(model, training.peak, device)
     return VariantProfile(
         variant=name,
         model=model,
         kept=kept,
         parameters=count_parameters(model),
         compute=compute,
-        training=training_memory(model, kept, batch, precision, device),
+        training=training,
         training_recompute=training_memory(model, kept, batch, precision, device, recompute=True),
+        training_process=training.peak + process if process else None,
         inference_peak=inference_peak(model, batch, precision, device),
         fit=fits[0],
         fit_recompute=fits[1],
@@ -244,11 +260,10 @@ def _measure(model: MAEConfig, compute: ComputePerPicture, conditions: _Conditio
 
 def _plan(compute: ComputePerPicture, measured: Measured | None, conditions: _Conditions) -> RunPlan | None:
     """From the measured rate, unless that is a CPU's and a GPU is asked about."""
-    accelerator, machine = conditions.accelerator, conditions.machine
+    accelerator, machine, config = conditions.accelerator, conditions.machine, conditions.config
     rate = measured.training_step if measured else None
     if machine is not None and rate is not None and (accelerator is None or machine.device == "cuda"):
-        watts = accelerator.watts if accelerator else None
-        return plan_from_rate(rate.images_per_second, machine.name, conditions.config, watts=watts)
+        return plan_from_rate(rate.images_per_second, machine.name, machine.precision, config, accelerator=accelerator)
     if accelerator is None:
         return None
-    return plan_from_flops(compute.own_training_step, accelerator, conditions.precision, conditions.config)
+    return plan_from_flops(compute.own_training_step, accelerator, config.assumed_precision, config)

@@ -88,6 +88,7 @@ def _variant(one: VariantProfile) -> dict[str, Any]:
             "pictures_bytes": training.pictures,
             "activations_bytes": training.activations,
             "training_peak_bytes": training.peak,
+            "training_process_bytes": one.training_process,
             "activations_recompute_bytes": recompute.activations,
             "training_peak_recompute_bytes": recompute.peak,
             "inference_peak_bytes": one.inference_peak,

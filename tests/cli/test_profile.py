@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -132,9 +133,54 @@ def test_fit_and_plan() -> None:
     assert base["fit"]["memory_bytes"] == 80 * 10**9
 
 
-def test_a_card_without_bf16_is_planned_in_fp16() -> None:
-    assert document("--variant", "vit_base", "--gpu", "v100")["precision"] == "fp16"
-    assert document("--variant", "vit_base", "--device", "cpu")["precision"] == "fp32"
+def test_a_card_without_bf16_is_planned_as_pretrain_would_train_on_it() -> None:
+    code, out, err = maecli("--variant", "vit_base", "--gpu", "v100", "--json")
+    assert code == 0
+    result = json.loads(out)
+    assert result["precision"] == result["variants"][0]["plan"]["precision"] == "fp32"
+    (note,) = result["notes"]
+    assert "pretrain takes fp32 there (15.7 TFLOP/s at most): --precision fp16 plans for its 125" in note
+    assert note in err
+    fp16 = document("--variant", "vit_base", "--gpu", "v100", "--precision", "fp16")
+    assert fp16["notes"] == []
+    rates = [one["variants"][0]["plan"]["images_per_second"] for one in (fp16, result)]
+    assert rates[0] / rates[1] == pytest.approx(125 / 15.7)
+
+
+def test_what_is_planned_in_does_not_depend_on_what_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU without bf16 stands in for the rate of nothing: the H100 is planned in bf16 all the same."""
+    measured_stand_in(monkeypatch, "cpu", Measured(TIMING, TIMING, TIMING, TIMING, 10**9, 2 * 10**9, 3 * 10**9, ()))
+    (base,) = document("--variant", "vit_base", "--measure", "--gpu", "h100")["variants"]
+    assert (base["plan"]["source"], base["plan"]["precision"]) == ("flops", "bf16")
+
+
+def test_figures_that_nobody_checked_are_marked() -> None:
+    _, out, err = maecli("--variant", "vit_base", "--gpu", "b200", "--json")
+    plan = json.loads(out)["variants"][0]["plan"]
+    assert (plan["figures"], plan["figures_source"]) == ("unverified", "NVIDIA HGX B200 data sheet, per GPU")
+    assert "note: NVIDIA B200: its rates, memory and power are not verified" in err
+    _, out, err = maecli("--variant", "vit_base", "--gpu", "a100-40gb", "--json")
+    assert json.loads(out)["variants"][0]["plan"]["figures"] == "document"
+    assert err == ""
+
+
+def test_fit_says_whether_the_recipe_or_memory_ends_it() -> None:
+    result = document("--variant", "vit_tiny", "--variant", "vit_huge", "--gpu", "h100")
+    assert [one["fit"]["limited_by"] for one in result["variants"]] == ["recipe", "memory"]
+    _, out, _ = maecli("--variant", "vit_tiny", "--variant", "vit_huge", "--gpu", "h100")
+    lines = [line.split() for line in out.splitlines() if line.strip().startswith("limited by")]
+    assert lines == [["limited", "by", "4096", "memory"], ["limited", "by", "4096", "memory"]]
+
+
+def test_the_process_is_a_row_of_a_cpus_estimate() -> None:
+    (tiny,) = document("--variant", "vit_tiny", "--device", "cpu", "--precision", "fp32", "--batch-size", 8)["variants"]
+    assert 1.0e9 < tiny["memory"]["training_process_bytes"] < 1.2e9  # 1.07 GB was measured
+    _, out, _ = maecli("--variant", "vit_tiny", "--device", "cpu", "--precision", "fp32", "--batch-size", 8)
+    assert re.search(r"process, kept heap +0\.8\d\n", out)
+    assert re.search(r"whole process +1\.0\d\n", out)
+    (tiny,) = document("--variant", "vit_tiny")["variants"]
+    assert tiny["memory"]["training_process_bytes"] is None
+    assert "process" not in maecli("--variant", "vit_tiny")[1]
 
 
 def test_csv_has_a_row_for_each_variant() -> None:

@@ -28,7 +28,7 @@ LAYERS = (
     ("mae.encoder", "mae.decoder"),
     ("mae.transformer",),
     ("mae.attention", "mae.patch_embed", "mae.pos_embed", "mae.masking"),
-    ("mae.config", "mae.results"),
+    ("mae.config", "mae.precision", "mae.results"),
     ("mae.options",),
     ("mae.errors",),
 )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +14,20 @@ from torch import Tensor
 from mae.config import MAEConfig
 from mae.models import create_model, variant_config
 from mae.profiling.measured import Machine, measure_training_peak
-from mae.profiling.memory import FIT_MARGINS, FIT_RESERVE_BYTES, fit, inference_peak, training_memory
+from mae.profiling.memory import (
+    FIT_MARGINS,
+    FIT_RESERVE_BYTES,
+    KEPT_HEAP,
+    PROCESS_BYTES,
+    fit,
+    inference_peak,
+    process_bytes,
+    training_memory,
+)
 from mae.profiling.parameters import count_parameters
 from mae.profiling.tape import Step, Tape, playback_peak
 from mae.profiling.training_path import own_tape
+from tests.e2e.documents import ROOT
 
 GB = 10**9
 SMALL = variant_config("vit_tiny", img_size=64, patch_size=8, depth=3, decoder_depth=3)
@@ -139,6 +152,50 @@ def test_fit_at_the_ends() -> None:
     assert (none.largest_batch, none.batch_size, none.effective_batch) == (0, 0, 0)
     assert none.peak_bytes > 8 * GB
     assert fit(variant_config("vit_tiny"), 49, 1000 * GB, "bf16", "cuda").largest_batch == 4096
+
+
+def test_fit_says_what_ends_it() -> None:
+    config = variant_config("vit_tiny")
+    assert fit(config, 49, 1000 * GB, "bf16", "cuda").limited_by == "recipe"
+    assert fit(config, 49, 1000 * GB, "bf16", "cuda", gpus=8).limited_by == "recipe"
+    assert fit(config, 49, 2 * GB, "bf16", "cuda").limited_by == "memory"
+    assert fit(variant_config("vit_huge"), 64, 8 * GB, "bf16", "cuda").limited_by == "memory"  # not even one
+
+
+def test_the_process_is_part_of_a_cpus_estimate_and_of_no_gpus() -> None:
+    config = variant_config("vit_small")
+    step = training_memory(config, 49, 8, "fp32", "cpu").peak
+    process = process_bytes(config, step, "cpu")
+    assert process == PROCESS_BYTES + 3 * 4 * count_parameters(config).total + round(KEPT_HEAP * step)
+    assert process_bytes(config, step, "cuda") == process_bytes(config, step, "mps") == 0
+    one = fit(config, 49, 16 * GB, "fp32", "cpu")
+    within = training_memory(config, 49, one.largest_batch, "fp32", "cpu", accumulate=True).peak
+    assert (within + process_bytes(config, within, "cpu")) * (1 + FIT_MARGINS["cpu"]) <= 16 * GB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("variant", "batch"), [("vit_tiny", 8), ("vit_tiny", 32), ("vit_small", 8)])
+def test_the_estimate_is_what_pretrain_really_takes(variant: str, batch: int, tmp_path: Path) -> None:
+    """The whole process at its peak: Python, torch, data, model, a save and a preview; within a tenth."""
+    code = (
+        "import sys\nfrom maecli.app import app\n"
+        "try:\n    app(sys.argv[1:])\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
+    )
+    data = tmp_path / "photos"
+    data.mkdir()
+    for number in range(2 * batch):
+        (data / f"{number}.jpg").hardlink_to(ROOT / "sample_images" / "cat.jpg")
+    options = f"--variant {variant} --batch-size {batch} --precision fp32 --device cpu --epochs 2 --warmup-epochs 0"
+    options += " --save-minutes 0"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "pretrain", data, *options.split(), "--out", tmp_path / "run"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    peak = int(done.stdout.split()[-1]) * 1024
+    config = variant_config(variant)
+    step = training_memory(config, 49, batch, "fp32", "cpu").peak
+    assert step + process_bytes(config, step, "cpu") == pytest.approx(peak, rel=0.1)
 
 
 def measured_and_estimated(name: str, batch: int, precision: str, *, recompute: bool = False) -> tuple[int, int]:

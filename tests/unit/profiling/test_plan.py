@@ -10,6 +10,7 @@ from mae.profiling.accelerators import ACCELERATORS, find_accelerator
 from mae.profiling.config import ProfileConfig, parse_bytes
 from mae.profiling.flops import official_compute, total
 from mae.profiling.plan import plan_from_flops, plan_from_rate
+from tests.e2e.documents import ROOT
 
 
 def test_a_plan_by_hand() -> None:
@@ -21,13 +22,15 @@ def test_a_plan_by_hand() -> None:
     assert (plan.hours, plan.days) == (pytest.approx(1 / 4), pytest.approx(1 / 96))
     assert plan.energy_kwh == pytest.approx(0.4)
     assert plan.cost == pytest.approx(2)
-    assert (plan.source, plan.mfu) == ("flops", 0.5)
+    assert (plan.source, plan.mfu, plan.precision) == ("flops", 0.5, "bf16")
+    assert (plan.figures, plan.figures_source) == ("quoted", "NVIDIA A100 Tensor Core GPU data sheet")
 
 
 def test_a_plan_from_a_measured_rate() -> None:
-    plan = plan_from_rate(5.0, "some CPU", ProfileConfig(images=18_000, epochs=2, gpus=2), watts=None)
+    plan = plan_from_rate(5.0, "some CPU", "fp32", ProfileConfig(images=18_000, epochs=2, gpus=2), accelerator=None)
     assert (plan.gpu_hours, plan.hours) == (pytest.approx(2), pytest.approx(1))
     assert (plan.source, plan.mfu, plan.energy_kwh, plan.cost) == ("measured", None, None, None)
+    assert (plan.precision, plan.figures, plan.figures_source) == ("fp32", None, None)
 
 
 def test_the_published_run() -> None:
@@ -78,7 +81,8 @@ def test_precisions_that_are_not_there() -> None:
     for name in ("v100", "t4"):
         with pytest.raises(ConfigError, match="no bf16"):
             find_accelerator(name).peak_flops("bf16")
-        assert find_accelerator(name).usual_precision == "fp16"
+        assert ProfileConfig(gpu=name).assumed_precision == "fp32"  # as pretrain takes it there
+        assert ProfileConfig(gpu=name, precision="fp16").assumed_precision == "fp16"
     assert find_accelerator("h100").peak_flops("bf16") == 989e12
     assert find_accelerator("h100").peak_flops("fp32") == 67e12
 
@@ -91,6 +95,26 @@ def test_the_table_is_plausible() -> None:
         assert 16 <= accelerator.memory_gb <= 192
         assert 50 < accelerator.watts <= 1000
         assert accelerator.source
+
+
+def test_the_documents_table_is_the_code_s() -> None:
+    """Figures, how they were checked, and the document that holds them, line by line."""
+    page = (ROOT / "docs" / "profile.md").read_text()
+    lines = [line for line in page.splitlines() if line.startswith("| `")]
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    wanted = [
+        [
+            f"`{one.name}`",
+            one.title,
+            *("-" if rate is None else f"{rate:g}" for rate in (one.bf16, one.fp16, one.tf32, one.fp32)),
+            str(one.memory_gb),
+            str(one.watts),
+            str(one.check),
+            one.source,
+        ]
+        for one in ACCELERATORS.values()
+    ]
+    assert [row for row in table if row[0].strip("`") in ACCELERATORS] == wanted
 
 
 @pytest.mark.parametrize(
