@@ -161,14 +161,18 @@ class ReconstructConfig:
         positional=True,
         metavar="IMAGE",
         stream=True,
+        official=("data_path",),
     )
     checkpoint: Path = option(
-        DEFAULT_CHECKPOINT, "Weights with a decoder: a file or run of yours, an official file, or its name."
+        DEFAULT_CHECKPOINT,
+        "Weights with a decoder: a file or run of yours, an official file, or its name.",
+        official=("model", "resume"),
     )
     out: Path = option(
         Path("reconstruction.png"),
         "The image to write: .png, .jpg or .webp; - writes it to standard output.",
         stream=True,
+        official=("output_dir",),
     )
     format: str | None = option(
         None, "Of the image on standard output.", choices=("png", "jpg", "webp"), default_text="png"
@@ -191,10 +195,18 @@ class ReconstructConfig:
         default_text="crop",
     )
     image_size: tuple[int, int] | None = option(
-        None, "The frame in pixels, S or HxW.", parse=parse_size, metavar="S|HxW", default_text="the weights'"
+        None,
+        "The frame in pixels, S or HxW.",
+        parse=parse_size,
+        metavar="S|HxW",
+        default_text="the weights'",
+        official=("input_size",),
     )
     norm_pix: str = option(
-        "auto", "Whether the weights predict normalised patches; auto asks the file.", choices=("auto", "on", "off")
+        "auto",
+        "Whether the weights predict normalised patches; auto asks the file.",
+        choices=("auto", "on", "off"),
+        official=("norm_pix_loss",),
     )
     separate: Path | None = option(None, "Write every panel as a file of its own into this folder too.")
     device: str = option("auto", "auto takes the best there is.", choices=("auto", "cuda", "mps", "cpu"))

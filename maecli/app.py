@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from mae.errors import ConfigError
+from mae.files import shown
 from maecli.help_view import Group
 from maecli.output import show_error
 from maecli.streams import prepare_streams
@@ -27,11 +28,24 @@ class Maecli(Group):
             if not standalone_mode or not hasattr(usage, "format_message"):  # Typer's errors of usage have it
                 raise
             if message := usage.format_message():  # none where help was shown
-                show_error(ConfigError(message, hint=f"{usage.ctx.command_path} --help" if usage.ctx else None))
+                show_error(_explained(usage, message))
             code = usage.exit_code
         if not standalone_mode:
             return code
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explained(usage: Any, message: str) -> ConfigError:
+    """Typer's error of usage; of an option that goes by another name here, with that name."""
+    if usage.ctx is None:
+        return ConfigError(message)
+    from maecli.options import hint_for_unknown
+
+    unknown = str(usage.option_name) if hasattr(usage, "possibilities") else ""
+    hint = hint_for_unknown(usage.ctx.command, unknown) if unknown else None
+    if hint is not None:
+        return ConfigError(f"there is no option {shown(unknown)}", hint=hint)
+    return ConfigError(message, hint=f"{usage.ctx.command_path} --help")
 
 
 app = typer.Typer(

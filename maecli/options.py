@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,10 +14,30 @@ import typer
 
 from mae.errors import ConfigError
 from mae.files import refuse_input, shown
-from mae.options import STANDARD_STREAM, Option, build_config, flag_name, option_of
+from mae.options import (
+    STANDARD_STREAM,
+    Option,
+    Preset,
+    build_config,
+    flag_name,
+    merge_layers,
+    named_here,
+    option_of,
+    preset_values,
+    refuse_both,
+)
 from maecli.completion import completion_of
 from maecli.output import Output
 
+# Options of the official pre-training script without a counterpart, and why none is needed.
+NOT_NEEDED = {
+    "start_epoch": "drop it: the checkpoint knows; --resume RUN goes on where the run stopped",
+    **dict.fromkeys(("pin_mem", "no_pin_mem"), "drop it: memory is pinned for CUDA, and never elsewhere"),
+    **dict.fromkeys(
+        ("world_size", "local_rank", "dist_on_itp", "dist_url"),
+        "drop it: the launcher tells the processes: torchrun --nproc-per-node 8 -m maecli pretrain ...",
+    ),
+}
 _VERBOSE = "Tell every setting, the time and the memory taken on stderr, and where an error comes from."
 _METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
 LARGEST_TOML = 1_000_000  # bytes; all settings with long lists of folders take a few thousand
@@ -29,33 +49,53 @@ def command_from(
     toml: bool = False,
     saved: Callable[[dict[str, Any]], dict[str, Any]] = lambda typed: {},
     written: Callable[[Any], Path | None] = lambda config: None,
+    presets: Mapping[str, Preset] = types.MappingProxyType({}),
+    switches: Mapping[str, str] = types.MappingProxyType({}),
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Turn ``run(config, output)`` into a Typer command with one option per field of the config.
 
+    What is typed wins over ``--config``, that over the saved values, those over a preset, and all over defaults.
+
     Args:
         config_class: A frozen dataclass whose fields were made by ``mae.options.option``.
-        toml: Add ``--config FILE``; a value on the command line wins over the file's.
-        saved: Given what was typed, tells values that both of those win over.
+        toml: Add ``--config FILE``.
+        saved: Given what was typed, tells the values of a run that goes on.
         written: Given the config, tells where the command writes settings of its own: never over ``--config``'s.
+        presets: Add ``--preset NAME``, one of these; a file may name it too.
+        switches: Flags that are no setting, by name with their help: ``run`` is given each as a keyword.
     """
 
-    def decorate(run: Callable[[Any, Output], None]) -> Callable[..., None]:
+    def decorate(run: Callable[..., None]) -> Callable[..., None]:
         def command(**typed: Any) -> None:
             with Output(**{name: typed.pop(name) for name in ("as_json", "quiet", "verbose")}) as output:
+                switched = {name: bool(typed.pop(name)) for name in switches}
                 config_file = typed.pop("config", None)
                 values = {name: value for name, value in typed.items() if value not in (None, [], ())}
                 from_file = read_toml(config_file, "--config") if config_file else {}
+                preset = values.pop("preset", from_file.pop("preset", None)) if presets else None
+                refuse_both(config_class, values)
                 from_run = saved(values)
-                source = dict.fromkeys(from_run, "the run's config.toml") | dict.fromkeys(from_file, shown(config_file))
-                source = {name: file for name, file in source.items() if name not in values}
-                config = build_config(config_class, from_run | from_file | values, source=source)
+                if preset is not None and from_run:
+                    raise ConfigError(f"--preset {preset}: a run that goes on keeps its settings", hint="drop --preset")
+                layers = [
+                    (f"the preset {preset}", {} if preset is None else preset_values(preset, presets)),
+                    ("the run's config.toml", from_run),
+                    (shown(config_file) if config_file else "", from_file),
+                ]
+                source = {name: where for where, layer in layers for name in layer if name not in values}
+                merged = merge_layers(config_class, [*(layer for _, layer in layers), values])
+                config = build_config(config_class, merged, source=source)
+                if filled := [name for name in merged if source.get(name) == f"the preset {preset}"]:
+                    output.note(f"preset {preset}: {' '.join(_as_typed(config, name) for name in filled)}")
                 if config_file and (place := written(config)):
                     refuse_input(place, "--out", {"the file of --config": [config_file]})
                 _tell(config, output)
-                run(config, output)
+                run(config, output, **switched)
 
         hints = typing.get_type_hints(config_class)
         parameters = [_parameter(field, hints[field.name]) for field in dataclasses.fields(config_class)]
+        if presets:
+            parameters.append(_preset_parameter(presets))
         if toml:
             parameters.append(
                 _keyword(
@@ -63,6 +103,7 @@ def command_from(
                 )
             )
         parameters += [
+            *(_keyword(name, bool, typer.Option(flag_name(name), help=help), False) for name, help in switches.items()),
             _keyword("as_json", bool, typer.Option("--json", help="Print the result as one JSON document."), False),
             _keyword("quiet", bool, typer.Option("--quiet", help="Print only the one value a script wants."), False),
             _keyword("verbose", bool, typer.Option("--verbose", help=_VERBOSE), False),
@@ -73,9 +114,23 @@ def command_from(
         command.__annotations__ = {p.name: p.annotation for p in parameters}
         command.__name__ = run.__name__
         command.__doc__ = run.__doc__
+        command.config_class = config_class  # type: ignore[attr-defined]
         return command
 
     return decorate
+
+
+def hint_for_unknown(command: Any, option: str) -> str | None:
+    """What an option that a command does not have is called there, if it is one of the official command line's."""
+    config_class = getattr(command.callback, "config_class", None)
+    here = named_here(config_class, option) if config_class is not None else None
+    if here is None:
+        name = option.lstrip("-").replace("-", "_")
+        return NOT_NEEDED.get(name) if getattr(config_class, "__name__", "") == "PretrainConfig" else None
+    declared = option_of(here)
+    if declared.positional:
+        return f"{option} is no option here but an argument, maecli {command.name} {declared.metavar}: {declared.help}"
+    return f"{option} is {flag_name(here.name)} here: {declared.help}"
 
 
 def read_toml(path: Path, flag: str) -> dict[str, Any]:
@@ -117,6 +172,30 @@ def read_toml(path: Path, flag: str) -> dict[str, Any]:
             raise ConfigError(f"{where} has {field} twice, with - and with _", hint="keep one of them")
         named[field] = value
     return named
+
+
+def _preset_parameter(presets: Mapping[str, Preset]) -> inspect.Parameter:
+    known = "; ".join(f"{name}: {preset.summary}" for name, preset in presets.items())
+    return _keyword(
+        "preset",
+        str | None,
+        typer.Option(
+            help=f"Defaults for {known}. Options and --config win.",
+            metavar="|".join(presets),
+            autocompletion=lambda incomplete: [name for name in presets if name.startswith(incomplete)],
+        ),
+    )
+
+
+def _as_typed(config: Any, name: str) -> str:
+    """A setting as it would be typed."""
+    value = getattr(config, name)
+    if isinstance(value, bool):
+        return flag_name(name) if value else f"--no-{name.replace('_', '-')}"
+    (declared,) = (option_of(field) for field in dataclasses.fields(config) if field.name == name)
+    items = value if isinstance(value, tuple) else (value,)
+    words = (f"{item:g}" if isinstance(item, float) else str(item) for item in items)
+    return f"{flag_name(name)} {('x' if declared.parse else ' ').join(words)}"
 
 
 def _positional_names(config_class: Any) -> set[str]:

@@ -79,15 +79,12 @@ class TrainingView:
         elif isinstance(event, Previewed):
             self._say(
                 f"epoch {event.path.stem.removeprefix('epoch-').lstrip('0')}: picture {event.path}, "
-                f"PSNR {event.psnr:.1f} dB on removed patches"
+                f"{psnr_text(event.psnr, helped=event.psnr_uses_original)}"
             )
 
     def _start(self, event: Started) -> None:
         self.console.print(plan_panel(event))
-        for warning in (*event.warnings, *event.plan.warnings):
-            self.output.warn(warning)
-        for note in event.notes:
-            self.output.note(note)
+        tell_plan(event, self.output)
         self.total_steps, self.first_step = event.plan.total_steps, event.first_step
         self.started = time.monotonic()
         if can_redraw(sys.stderr):
@@ -131,6 +128,16 @@ class TrainingView:
         (self.bar.console if self.bar is not None else self.console).print(line, soft_wrap=True)
 
 
+def tell_plan(event: Started, output: Output) -> None:
+    """What a person should know of a plan beside its figures."""
+    for warning in (*event.warnings, *event.plan.warnings):
+        output.warn(warning)
+    for advice in event.advice:
+        output.warn(f"{advice.message}; try {advice.options}")
+    for note in event.notes:
+        output.note(note)
+
+
 def plan_panel(event: Started) -> Panel:
     """What is about to happen, before anything is spent on it."""
     from rich.panel import Panel
@@ -142,7 +149,6 @@ def plan_panel(event: Started) -> Panel:
     others = f", {event.others} other files ignored" if event.others else ""
     target = "normalised pixels" if model.norm_pix_loss else "raw pixels"
     scaled = "given" if config.lr is not None else f"{config.base_lr:g} x {plan.effective_batch} / 256"
-    left = plan.total_steps - event.first_step
     accumulated = f" x {plan.accum_iter} accumulated = {plan.effective_batch}" if plan.accum_iter > 1 else ""
     shared = (
         f", {plan.batch_size // event.processes} in each of {event.processes} processes" if event.processes > 1 else ""
@@ -159,13 +165,18 @@ def plan_panel(event: Started) -> Panel:
         "steps": f"{plan.total_steps:,} ({plan.steps_per_epoch:,} an epoch)"
         + (f", going on after {event.first_step:,}" if event.first_step else ""),
         "computing": f"{event.device}, {event.precision}, {event.workers} loader processes",
-        "time": f"about {duration(left * plan.accum_iter * event.step_seconds)}, if loading keeps up",
+        "time": f"about {duration(event.seconds)}, if loading keeps up",
         "folder": shown(config.out),
     }
     table = Table.grid(padding=(0, 2))
     for name, value in rows.items():
         table.add_row(Text(name, style="bold"), Text(value, overflow="fold"))
     return Panel(table, title="pretrain", expand=False)
+
+
+def psnr_text(psnr: float, *, helped: bool) -> str:
+    """A PSNR, and whether the original's brightness and contrast were lent to it."""
+    return f"PSNR {psnr:.1f} dB on removed patches" + (" (helped by the original's mean and std)" if helped else "")
 
 
 def duration(seconds: float) -> str:

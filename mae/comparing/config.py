@@ -21,6 +21,7 @@ class CompareConfig:
         dataclasses.MISSING,
         "The checkpoint to examine: a file, a run's folder, or a released file's name.",
         metavar="CKPT",
+        official=("model", "resume"),
     )
     checkpoint: Path | None = option(None, "A second checkpoint, to compare with the first tensor by tensor.")
     image: Path | None = option(None, "A picture to compute with.", default_text="generated noise")
@@ -65,6 +66,7 @@ class ExportConfig:
         "The checkpoint: a file, a run's folder, or a released file's name.",
         positional=True,
         metavar="CKPT",
+        official=("model", "resume"),
     )
     to: str = option(
         dataclasses.MISSING,
@@ -73,7 +75,7 @@ class ExportConfig:
         choices=TARGETS,
         metavar="TARGET",
     )
-    out: Path | None = option(None, "Where to write.", default_text="beside the checkpoint")
+    out: Path | None = option(None, "Where to write.", default_text="beside the checkpoint", official=("output_dir",))
     num_heads: int | None = option(None, "Heads of the encoder.", low=1, default_text="the usual")
     decoder_num_heads: int | None = option(None, "Heads of the decoder.", low=1, default_text="the usual")
     offline: bool = option(False, "Download nothing.", flags="--offline")

@@ -95,7 +95,7 @@ def _tiles(log: RunLog) -> Html:
     tiles = {
         "loss of the last epoch" if last else "loss": _figure(loss),
         "loss of the first epoch": _figure(first.loss) if first else "-",
-        "PSNR, removed patches": f"{psnr[-1]:.1f} dB" if psnr else "-",
+        f"PSNR, removed patches{_help(log)}": f"{psnr[-1]:.1f} dB" if psnr else "-",
         "steps": f"{log.steps[-1].step:,}+" if log.steps and not log.finished else _steps(log),
         "pictures a second": _figure(_mean(one.images_per_second for one in log.epochs[-20:])),
         "waiting for pictures": _percent(_mean(one.data_wait for one in log.epochs[-20:])),
@@ -133,6 +133,11 @@ def _warnings(log: RunLog) -> list[str]:
     return warnings
 
 
+def _help(log: RunLog) -> str:
+    """A model of normalised patches is drawn with the original's brightness and contrast, which lifts its PSNR."""
+    return " (helped by the original)" if log.config.get("norm_pix_loss") is True else ""
+
+
 def _charts(log: RunLog) -> Html:
     steps = log.steps
     x_range = x_range_of([log.epochs_done, *(one.epoch for one in log.previews)])
@@ -159,7 +164,7 @@ def _charts(log: RunLog) -> Html:
             x_range=x_range,
             y_from=0,
         ),
-        chart("PSNR on removed patches, dB, over epochs", [psnr], x_range=x_range),
+        chart(f"PSNR on removed patches, dB, over epochs{_help(log)}", [psnr], x_range=x_range),
         chart("Pictures a second over epochs", _rates(log, "images_per_second"), x_range=x_range, y_from=0),
         chart(
             "Share of the time spent waiting for pictures", _rates(log, "data_wait"), x_range=x_range, y_from=0, y_to=1

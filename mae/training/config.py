@@ -25,9 +25,12 @@ class PretrainConfig:
         "Folders with pictures, archives of them, or shards by https URL; labels are not needed.",
         positional=True,
         metavar="DATA",
+        official=("data_path",),
     )
 
-    variant: str = option("vit_base", "vit_tiny, vit_small, vit_base, vit_large or vit_huge.", panel=_MODEL)
+    variant: str = option(
+        "vit_base", "vit_tiny, vit_small, vit_base, vit_large or vit_huge.", panel=_MODEL, official=("model",)
+    )
     image_size: tuple[int, int] = option(
         (224, 224),
         "Crops in pixels, S or HxW (rows first).",
@@ -35,6 +38,7 @@ class PretrainConfig:
         metavar="S|HxW",
         default_text="224",
         panel=_MODEL,
+        official=("input_size",),
     )
     patch_size: int | None = option(
         None, "Side of a patch in pixels.", low=1, default_text="the variant's", panel=_MODEL
@@ -55,9 +59,15 @@ class PretrainConfig:
         "Learning rate for 256 pictures; lr = base-lr x effective batch / 256 (official command line: 1e-3).",
         above=0,
         panel=_RECIPE,
+        official=("blr",),
     )
     lr: float | None = option(
-        None, "The learning rate itself, instead of base-lr.", above=0, default_text="from base-lr", panel=_RECIPE
+        None,
+        "The learning rate itself, instead of base-lr.",
+        above=0,
+        default_text="from base-lr",
+        panel=_RECIPE,
+        instead_of="base_lr",
     )
     min_lr: float = option(0.0, "Where the cosine ends.", low=0, panel=_RECIPE)
     weight_decay: float = option(0.05, "AdamW's decoupled decay; biases and norms are left out.", low=0, panel=_RECIPE)
@@ -71,7 +81,13 @@ class PretrainConfig:
     )
     hflip: bool = option(True, "Flip half of the crops left to right.", panel=_DATA)
     workers: int | None = option(
-        None, "Processes that decode pictures.", low=0, high=1024, default_text="by cores", panel=_DATA
+        None,
+        "Processes that decode pictures.",
+        low=0,
+        high=1024,
+        default_text="by cores",
+        panel=_DATA,
+        official=("num_workers",),
     )
     decoder: str = option(
         "auto",
@@ -94,7 +110,7 @@ class PretrainConfig:
     )
     compile: bool = option(False, "Compile the training step where that is faster here: timed, and said.", panel=_RUN)
     shard: bool = option(False, "Divide the model over the processes (FSDP2) instead of copying it (DDP).", panel=_RUN)
-    out: Path = option(Path("run"), "The run's folder.", panel=_RUN)
+    out: Path = option(Path("run"), "The run's folder.", panel=_RUN, official=("output_dir",))
     resume: Path | None = option(
         None,
         "Go on with the run in this folder, exactly as if it had not stopped.",
@@ -134,7 +150,9 @@ class PretrainConfig:
     )
     log_every: int = option(20, "Steps between lines of log.jsonl; 0 for epochs only.", low=0, panel=_RUN)
     offline: bool = option(False, "Download nothing.", flags="--offline", panel=_RUN)
-    tensorboard: bool = option(False, "Write TensorBoard events too.", panel=_RUN)
+    tensorboard: bool = option(
+        False, "Write TensorBoard events into the run's folder too.", panel=_RUN, official=("log_dir",)
+    )
 
     def __post_init__(self) -> None:
         self.model_config().num_kept(self.mask_ratio)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 from mae.config import MAEConfig
 from mae.training.config import PretrainConfig
-from mae.training.plan import TrainingPlan
+from mae.training.plan import Advice, TrainingPlan
+
+LEARNT_SHARE = 0.9  # of the loss of predicting zero; the first hundred useful steps lead below it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Started:
         first_epoch, first_step: Where a resumed run goes on.
         warnings: What went wrong on the way here.
         processes: How many share the run.
+        advice: What in a new run's plan is unlikely to end well, and what to type instead.
     """
 
     config: PretrainConfig
@@ -46,6 +50,12 @@ class Started:
     notes: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     processes: int = 1
+    advice: tuple[Advice, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """How long the steps that are left take, without loading."""
+        return (self.plan.total_steps - self.first_step) * self.plan.accum_iter * self.step_seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +128,7 @@ class Previewed:
 
     path: Path
     psnr: float
+    psnr_uses_original: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +148,10 @@ class PretrainResult:
 
     Attributes:
         stopped: Whether it was asked to stop before its last epoch.
+        zero_prediction_loss: What predicting zero everywhere costs on this data: a run that ends there learnt nothing.
         psnr: Mean over the preview photographs at the end, dB on removed patches; None without previews.
+        psnr_uses_original: Whether that PSNR is helped: a model of normalised patches is drawn with each patch's
+            brightness and contrast from the original.
         cache_hits: Of the last epoch, as in ``EpochDone``.
     """
 
@@ -147,7 +161,16 @@ class PretrainResult:
     epochs: int
     steps: int
     train_loss: float
+    zero_prediction_loss: float
     psnr: float | None
+    psnr_uses_original: bool
     seconds: float
     stopped: bool
     cache_hits: float | None = None
+
+    @property
+    def learnt(self) -> bool | None:
+        """Whether the loss is well below that of predicting zero; None while no epoch is done."""
+        if math.isnan(self.train_loss):
+            return None
+        return self.train_loss < LEARNT_SHARE * self.zero_prediction_loss

@@ -14,6 +14,7 @@ from mae.checkpoints import load_checkpoint, load_weights
 from mae.data.jpeg import resolve_decoder
 from mae.data.picture import check_channels
 from mae.data.scan import PictureScan, scan_pictures
+from mae.data.source import PictureSource
 from mae.device import resolve_device, resolve_precision
 from mae.download import obeys_offline
 from mae.errors import ConfigError
@@ -26,8 +27,8 @@ from mae.training.events import Event, PretrainResult, Scanned, Started
 from mae.training.failures import explained
 from mae.training.feed import Feed
 from mae.training.identity import official_args, run_identity
-from mae.training.plan import TrainingPlan, make_plan
-from mae.training.previews import Previews
+from mae.training.plan import TrainingPlan, check_plan, check_time, make_plan
+from mae.training.previews import Previews, held_out_images
 from mae.training.ranks import Ranks, ranks_from_environment
 from mae.training.run_folder import Position, RunFolder, holds_run
 from mae.training.saving import SavedState, Saver, newest_state
@@ -60,6 +61,31 @@ def pretrain(
         CheckpointError: ``init`` or the run's checkpoint cannot be used.
         TrainingError: Training cannot go on.
     """
+    result = _run(config, on_event, should_stop, train=True)
+    assert isinstance(result, PretrainResult)  # what it is when it trains
+    return result
+
+
+def plan_run(config: PretrainConfig, on_event: Callable[[Event], None] = lambda event: None) -> Started:
+    """Work out what ``pretrain`` would do with the same settings, up to its first step; nothing is written.
+
+    The data is scanned, the model built and one batch timed, so that what would stop the run stops this too.
+
+    Args:
+        config: All settings.
+        on_event: Told what happens on the way.
+
+    Raises:
+        MaeError: As ``pretrain``.
+    """
+    planned = _run(config, on_event, lambda: False, train=False)
+    assert isinstance(planned, Started)  # what it is when it only plans
+    return planned
+
+
+def _run(
+    config: PretrainConfig, on_event: Callable[[Event], None], should_stop: Callable[[], bool], *, train: bool
+) -> PretrainResult | Started:
     check_channels(config.in_chans)
     ranks = ranks_from_environment()
     device = resolve_device(config.device, None if ranks.alone else ranks.local_rank)
@@ -72,7 +98,7 @@ def pretrain(
         out=config.resume or config.out,
     )
     ranks.join(device)
-    result = _pretrain(config, device, ranks, on_event if ranks.first else lambda event: None, should_stop)
+    result = _pretrain(config, device, ranks, on_event if ranks.first else lambda event: None, should_stop, train=train)
     ranks.leave()
     return result
 
@@ -83,13 +109,16 @@ def _pretrain(
     ranks: Ranks,
     on_event: Callable[[Event], None],
     should_stop: Callable[[], bool],
-) -> PretrainResult:
+    *,
+    train: bool,
+) -> PretrainResult | Started:
     resume = config.resume is not None or (config.auto_resume and holds_run(config.out))
-    run = RunFolder(config.out, resume=resume, writes=ranks.first)
+    run = RunFolder(config.out, resume=resume, writes=ranks.first and train)
     saved, warnings = newest_state(run) if resume else (None, ())
     position = saved.position if saved else Position()
     ranks.check_same("the saved step", position.step)
     scan = _scan(config, ranks, on_event)
+    held_out = held_out_images(config.val, offline=config.offline)
     with seeded(stream_seed(config.seed, "weights")):
         model = create_model(config.model_config())
     notes = () if saved or config.init is None else _starting_weights(model, config.init)
@@ -98,7 +127,10 @@ def _pretrain(
         if saved:
             run.set_aside_newer(saved.path)
         run.write_environment()
-        return _train(config, device, ranks, run, saved, warnings, scan, model, notes, on_event, should_stop)
+        return _train(
+            config, device, ranks, run, saved, warnings, scan, held_out, model, notes, on_event, should_stop,
+            train=train,
+        )  # fmt: skip
     except (RuntimeError, MemoryError) as error:  # memory runs out first when the model is moved, or a batch timed
         raise explained(error, ranks, recompute=config.recompute) from None
     finally:
@@ -113,13 +145,16 @@ def _train(
     saved: SavedState | None,
     warnings: tuple[str, ...],
     scan: PictureScan,
+    held_out: PictureSource | None,
     model: MaskedAutoencoder,
     notes: tuple[str, ...],
     on_event: Callable[[Event], None],
     should_stop: Callable[[], bool],
-) -> PretrainResult:
+    *,
+    train: bool,
+) -> PretrainResult | Started:
     position = saved.position if saved else Position()
-    if config.tensorboard and ranks.first:
+    if config.tensorboard and run.writes:
         on_event = also_to_tensorboard(run.path / "tensorboard", position.step, on_event)
     run.start_unreadable(scan.unreadable)
     found = len(scan.pictures) + len(scan.unreadable)
@@ -153,7 +188,7 @@ def _train(
         loss=loss,
     )
     feed = Feed(config, plan, scan.pictures, ranks, device)
-    previews = Previews(model, scan.pictures, config.val, config.mask_ratio)
+    previews = Previews(model, scan.pictures, held_out, config.mask_ratio)
     if saved:
         saved.restore(training_step)
     else:
@@ -171,26 +206,30 @@ def _train(
     trainer = Trainer(
         config, plan, training_step, feed, previews, run, saver, position, ranks, scan.unreadable, on_event, should_stop
     )  # fmt: skip
-    on_event(
-        Started(
-            config=config,
-            model=model.config,
-            plan=plan,
-            parameters=sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers())),
-            skipped=len(scan.unreadable),
-            others=scan.others,
-            device=config.device,
-            precision=config.precision,
-            workers=feed.workers,
-            nothing_learnt_loss=previews.nothing_learnt_loss(),
-            step_seconds=_time_batch(training_step, config, share.stop - share.start),
-            first_epoch=position.epoch,
-            first_step=position.step,
-            notes=notes,
-            warnings=warnings,
-            processes=ranks.size,
-        )
+    started = Started(
+        config=config,
+        model=model.config,
+        plan=plan,
+        parameters=sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers())),
+        skipped=len(scan.unreadable),
+        others=scan.others,
+        device=config.device,
+        precision=config.precision,
+        workers=feed.workers,
+        nothing_learnt_loss=previews.zero_prediction_loss,
+        step_seconds=_time_batch(training_step, config, share.stop - share.start),
+        first_epoch=position.epoch,
+        first_step=position.step,
+        notes=notes,
+        warnings=warnings,
+        processes=ranks.size,
     )
+    if not saved:
+        advice = (*check_plan(config, plan), *check_time(config, plan, config.device, started.seconds))
+        started = dataclasses.replace(started, advice=advice)
+    if not train:
+        return started
+    on_event(started)
     ranks.begin_training()
     try:
         return trainer.train()

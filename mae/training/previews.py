@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from mae.data.geometry import crop_to
 from mae.data.normalise import normalise, picture_to_tensor, tensor_to_picture
@@ -19,6 +21,7 @@ from mae.panels import FAINT_NOTE, TITLES, make_panels, predict
 from mae.training.run_folder import write_in_run
 
 PREVIEW_PICTURES = 4
+BASELINE_IMAGES = 32
 MASK_SEED = 2  # the seed of the official notebook's published pictures
 
 
@@ -28,34 +31,38 @@ class Previews:
     Args:
         model: The model that will be drawn.
         pictures: Training pictures to choose from, where no others are given.
-        val: Photographs that are not trained on: a folder or a file.
+        held_out: Photographs that are not trained on, to draw instead.
         mask_ratio: Share of the patches that is removed.
     """
 
-    def __init__(self, model: MaskedAutoencoder, pictures: PictureSource, val: Path | None, mask_ratio: float) -> None:
+    def __init__(
+        self, model: MaskedAutoencoder, pictures: PictureSource, held_out: PictureSource | None, mask_ratio: float
+    ) -> None:
         self.model = model
-        self.held_out = val is not None
-        candidates = scan_pictures([val]).pictures if val is not None else pictures
-        self.paths: list[Path] = []
-        tensors = []
-        for index in _spread(len(candidates)):
-            try:
-                picture = candidates.load(index, model.config.in_chans)
-            except DataError:  # the loader reports it
-                continue
-            self.paths.append(candidates.name(index))
-            tensors.append(picture_to_tensor(crop_to(picture, model.config.img_size)))
-            if len(tensors) == PREVIEW_PICTURES:
-                break
+        self.pictures = pictures
+        self.held_out = held_out is not None
+        candidates = pictures if held_out is None else held_out
+        loaded = _load_some(candidates, PREVIEW_PICTURES, model)
+        self.paths = [candidates.name(index) for index, _ in loaded]
+        tensors = [tensor for _, tensor in loaded]
         if not tensors:
             raise DataError(f"none of the {len(candidates)} pictures can be decoded")
         self.imgs = normalise(torch.stack(tensors))
         noise = torch.rand(1, model.config.num_patches, generator=torch.Generator().manual_seed(MASK_SEED))
         self.masking = random_masking(noise.expand(len(tensors), -1), mask_ratio)
 
-    def nothing_learnt_loss(self) -> float:
-        """The loss of predicting zero everywhere: a run that stays there has learnt nothing."""
-        return float(self.model.target(self.model.patchify(self.imgs)).square().mean())
+    @cached_property
+    def zero_prediction_loss(self) -> float:
+        """The loss of predicting zero everywhere: a run that stays there has learnt nothing.
+
+        Of normalised patches it hardly depends on the images, so the previews' do. Of raw pixels it is their mean
+        square, so training images from all over the data are looked at.
+        """
+        imgs = self.imgs
+        if not self.model.config.norm_pix_loss:
+            loaded = _load_some(self.pictures, BASELINE_IMAGES, self.model)
+            imgs = normalise(torch.stack([tensor for _, tensor in loaded])) if loaded else imgs
+        return float(self.model.target(self.model.patchify(imgs)).square().mean())
 
     def draw(self, path: Path, epoch: int, *, write: bool = True) -> float:
         """Draw the picture, write it, and return the mean PSNR on the removed patches, dB.
@@ -79,15 +86,44 @@ class Previews:
         ]
         note = f"Epoch {epoch}, {'held-out' if self.held_out else 'training'} pictures. {FAINT_NOTE}"
         if norm_pix:
-            note += " Normalised target: each patch's brightness and contrast are the original's."
+            note += " Normalised target: each patch's brightness and contrast are the original's, and help the PSNR."
         page = draw_grid(TITLES, rows, note)
         write_in_run(path, lambda file: page.save(file, format="PNG"))
         return psnr
 
 
-def _spread(pictures: int) -> list[int]:
+def held_out_images(val: Path | None, *, offline: bool = False) -> PictureSource | None:
+    """The photographs of ``val``, a folder or a file; None where none are given.
+
+    Raises:
+        DataError: There are none there.
+    """
+    if val is None:
+        return None
+    try:
+        return scan_pictures([val], offline=offline).pictures
+    except DataError as error:
+        hint = "give a folder with photographs, or one photograph, that is not trained on"
+        raise DataError(f"--val {error.message}", hint=hint) from None
+
+
+def _load_some(images: PictureSource, count: int, model: MaskedAutoencoder) -> list[tuple[int, Tensor]]:
+    """Images from all over the source with their numbers, (C, H, W) uint8 in the model's frame; none that is broken."""
+    loaded: list[tuple[int, Tensor]] = []
+    for index in _spread(len(images), count):
+        try:
+            picture = images.load(index, model.config.in_chans)
+        except DataError:  # the loader reports it
+            continue
+        loaded.append((index, picture_to_tensor(crop_to(picture, model.config.img_size))))
+        if len(loaded) == count:
+            break
+    return loaded
+
+
+def _spread(images: int, count: int) -> list[int]:
     """Their numbers in an order that starts with a few from all over, then the others."""
-    if pictures <= PREVIEW_PICTURES:
-        return list(range(pictures))
-    chosen = [i * pictures // PREVIEW_PICTURES for i in range(PREVIEW_PICTURES)]
-    return chosen + [index for index in range(min(pictures, 10 * PREVIEW_PICTURES)) if index not in chosen]
+    if images <= count:
+        return list(range(images))
+    chosen = [i * images // count for i in range(count)]
+    return chosen + [index for index in range(min(images, 10 * count)) if index not in chosen]

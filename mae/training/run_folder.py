@@ -22,6 +22,7 @@ from mae.data.scan import Unreadable
 from mae.environment import ENVIRONMENT_FILE, environment
 from mae.errors import ConfigError, TrainingError
 from mae.files import refuse_place, shown, write_atomically
+from mae.options import option_of
 from mae.training.config import PretrainConfig
 
 UNREADABLE_FILE = "unreadable.tsv"
@@ -197,8 +198,7 @@ class RunFolder:
         """Write a TOML file that repeats the run when it is given to ``--config``."""
         if not self.writes:
             return
-        values = {name: _toml(value) for name, value in dataclasses.asdict(config).items() if name != "resume"}
-        text = tomli_w.dumps({name: value for name, value in values.items() if value is not None})
+        text = tomli_w.dumps(plain_settings(config))
         try:
             encoded = text.encode()
         except UnicodeEncodeError:
@@ -292,6 +292,13 @@ def _whole_lines(path: Path) -> list[str]:
     return lines if not lines or lines[-1].endswith("\n") else lines[:-1]
 
 
+def plain_settings(config: PretrainConfig) -> dict[str, Any]:
+    """The settings as TOML and JSON have them; those without a value, and those that no file may hold, are left out."""
+    typed_only = {field.name for field in dataclasses.fields(config) if option_of(field).typed_only}
+    values = {name: _plain(value) for name, value in dataclasses.asdict(config).items() if name not in typed_only}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def holds_run(path: Path) -> bool:
     """Whether a folder holds a state that a run can go on from."""
     return bool(RunFolder(path, resume=True).states())
@@ -331,9 +338,9 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
-def _toml(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value.absolute())
     if isinstance(value, tuple):
-        return [_toml(item) for item in value]
+        return [_plain(item) for item in value]
     return value

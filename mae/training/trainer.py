@@ -137,7 +137,9 @@ class Trainer:
             epochs=self.position.epoch,
             steps=self.position.step,
             train_loss=self.last_epoch.train_loss if self.last_epoch else float("nan"),
+            zero_prediction_loss=self.previews.zero_prediction_loss,
             psnr=self.psnr,
+            psnr_uses_original=self.training_step.model.config.norm_pix_loss,
             seconds=time.monotonic() - started,
             stopped=stopped,
             cache_hits=self.last_epoch.cache_hits if self.last_epoch else None,
@@ -327,8 +329,17 @@ class Trainer:
         if every and (finished % every == 0 or last):
             path = self.run.preview(finished)
             self.psnr = self.previews.draw(path, finished, write=self.run.writes)
-            self.run.log({"preview": path.name, "epoch": done.epoch, "step": done.step, "psnr": self.psnr})
-            self.on_event(Previewed(path, self.psnr))
+            helped = self.training_step.model.config.norm_pix_loss
+            self.run.log(
+                {
+                    "preview": path.name,
+                    "epoch": done.epoch,
+                    "step": done.step,
+                    "psnr": self.psnr,
+                    "psnr_uses_original": helped,
+                }
+            )
+            self.on_event(Previewed(path, self.psnr, helped))
         if (finished % self.config.save_every == 0 and not last) or (last and self.training_step.spread.sharded):
             self.save(keep=True)
 
@@ -383,7 +394,10 @@ def check_unreadable(bad: int, pictures: int, allowed: float, run: RunFolder) ->
         DataError: More than the allowed share is unreadable.
     """
     if bad > allowed * pictures:
+        report = run.path / UNREADABLE_FILE
         raise DataError(
             f"{bad} of {pictures} pictures are unreadable, more than --max-unreadable {allowed:g}",
-            hint=f"their names and the reasons are in {run.path / UNREADABLE_FILE}",
+            hint=f"their names and the reasons are in {report}"
+            if report.exists()
+            else "a run lists them in its folder",
         )

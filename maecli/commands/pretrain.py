@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from mae.training.config import PretrainConfig
+from mae.training.presets import PRESETS
 from maecli.options import command_from, read_toml
 from maecli.output import Output, as_document
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mae.training.events import PretrainResult
+    from mae.training.events import PretrainResult, Started
 
 
+SWITCHES = {"dry_run": "Print the plan, with what may be wrong with it, and stop; nothing is written."}
 # SLURM announces a preemption by SIGUSR1 where it is asked to; Windows has none.
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
@@ -34,25 +36,34 @@ def _written_config(config: PretrainConfig) -> Path | None:
     return None if config.resume or config.auto_resume else config.out / "config.toml"
 
 
-@command_from(PretrainConfig, toml=True, saved=_saved_config, written=_written_config)
-def pretrain(config: PretrainConfig, output: Output) -> None:
+@command_from(
+    PretrainConfig, toml=True, saved=_saved_config, written=_written_config, presets=PRESETS, switches=SWITCHES
+)
+def pretrain(config: PretrainConfig, output: Output, *, dry_run: bool) -> None:
     """Train a masked autoencoder on a folder of pictures; labels are not needed.
 
     Examples:
-      maecli pretrain sample_images --variant vit_tiny --image-size 64 --patch-size 8 --epochs 100
+      maecli pretrain sample_images --preset small --dry-run
+
+      maecli pretrain photos --preset small --out runs/small
 
       maecli pretrain photos scans --batch-size 64 --accum-iter 8 --out runs/base
 
       maecli pretrain --resume runs/base
     """
     from mae.checkpoints.download import announce_downloads
+    from mae.training.pretrain import plan_run
     from mae.training.pretrain import pretrain as train
     from maecli.progress import TrainingView
 
+    if dry_run:
+        with announce_downloads(output.download), TrainingView(output) as view:
+            _show_plan(plan_run(config, view), output)
+        return
     with StopOnSignal() as stop, announce_downloads(output.download), TrainingView(output) as view:
         result = train(config, view, stop)
     if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
-        output.result(lambda: as_document(result), lambda console: _show(console, result), result.checkpoint)
+        output.result(lambda: _document(result), lambda console: _show(console, result), result.checkpoint)
         if result.stopped:
             output.note(f"stopped and saved; go on with: maecli pretrain --resume {result.run}")
     if result.stopped:
@@ -94,17 +105,68 @@ class StopOnSignal:
         self.number = number
 
 
-def _show(console: Console, result: PretrainResult) -> None:
-    from maecli.progress import duration
+def _document(result: PretrainResult) -> dict[str, Any]:
+    return as_document(result) | {"learnt": result.learnt}
 
-    psnr = f", PSNR {result.psnr:.1f} dB on removed patches" if result.psnr is not None else ""
-    console.print(
-        f"{result.epochs} epochs, {result.steps:,} steps in {duration(result.seconds)}: "
-        f"loss {result.train_loss:.4f}{psnr}",
-        soft_wrap=True,
+
+def _show_plan(started: Started, output: Output) -> None:
+    """A plan as the result; of several processes, one shows it."""
+    from maecli.progress import plan_panel, tell_plan
+
+    if os.environ.get("RANK", "0") != "0":
+        return
+    output.result(
+        lambda: _plan_document(started), lambda console: console.print(plan_panel(started)), round(started.seconds)
     )
+    if not output.quiet:
+        tell_plan(started, output)
+
+
+def _plan_document(started: Started) -> dict[str, Any]:
+    """The plan as JSON has it; ``config`` under the names of a TOML file."""
+    import dataclasses
+
+    from mae.training.run_folder import plain_settings
+
+    plan = dataclasses.asdict(started.plan)
+    return {
+        "dry_run": True,
+        "config": plain_settings(started.config),
+        "model": dataclasses.asdict(started.model),
+        "parameters": started.parameters,
+        "plan": {name: value for name, value in plan.items() if name not in ("warnings", "pictures_digest")},
+        "skipped": started.skipped,
+        "others": started.others,
+        "device": started.device,
+        "precision": started.precision,
+        "workers": started.workers,
+        "processes": started.processes,
+        "first_step": started.first_step,
+        "zero_prediction_loss": started.nothing_learnt_loss,
+        "batch_seconds": started.step_seconds,
+        "seconds": started.seconds,
+        "warnings": [*started.warnings, *started.plan.warnings],
+        "advice": [dataclasses.asdict(one) for one in started.advice],
+        "notes": [*started.notes],
+    }
+
+
+def _show(console: Console, result: PretrainResult) -> None:
+    from maecli.progress import duration, psnr_text
+
+    parts = [f"{result.epochs} epochs, {result.steps:,} steps in {duration(result.seconds)}"]
+    if result.learnt is not None:
+        parts.append(f"loss {result.train_loss:.4f}, where predicting zero costs {result.zero_prediction_loss:.4f}")
+    if result.psnr is not None:
+        parts.append(psnr_text(result.psnr, helped=result.psnr_uses_original))
+    console.print("; ".join(parts), soft_wrap=True)
     console.print(f"checkpoint  {result.checkpoint}", soft_wrap=True)
     if result.preview:
         console.print(f"picture     {result.preview}", soft_wrap=True)
     if result.cache_hits is not None:
         console.print(f"cache       {result.cache_hits:.0%} of the last epoch's images were in it", soft_wrap=True)
+    if result.learnt is False:
+        console.print(
+            "It has learnt next to nothing: it takes more steps (--epochs), or a higher learning rate (--lr).",
+            soft_wrap=True,
+        )

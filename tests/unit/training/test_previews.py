@@ -1,8 +1,9 @@
-"""A run's pictures are drawn as ``reconstruct`` draws them."""
+"""The previews: drawn as ``reconstruct`` draws, what helped is said, and zero is what a run's loss is held against."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +12,15 @@ from PIL import Image
 
 from mae.checkpoints import save_checkpoint
 from mae.config import ReconstructConfig
+from mae.data.normalise import normalise
 from mae.data.scan import scan_pictures
+from mae.errors import DataError
 from mae.figure import GAP, MARGIN, TITLE_SIZE
 from mae.mae import MaskedAutoencoder
+from mae.models import create_model, variant_config
 from mae.reconstruct import reconstruct
-from mae.training.previews import Previews
+from mae.training import previews as module
+from mae.training.previews import Previews, held_out_images
 
 
 @pytest.mark.parametrize("norm_pix", [False, True])
@@ -43,3 +48,50 @@ def test_the_panels_are_those_of_reconstruct(norm_pix: bool, tmp_path: Path) -> 
     reconstruction = panels[0][:, 2 * (192 + GAP) :][:, :192].reshape(4, 48, 4, 48, 3)
     is_faint = (reconstruction >= round(0.75 * 255)).all(axis=(1, 3, 4)).reshape(-1)
     assert torch.equal(torch.from_numpy(is_faint), previews.masking.mask[0] == 0)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Eight, of which every second is white and the others black."""
+    for number in range(8):
+        Image.new("RGB", (32, 32), "white" if number % 2 else "black").save(tmp_path / f"{number}.png")
+    return tmp_path
+
+
+def previews(photos: Path, *, norm_pix_loss: bool) -> Previews:
+    sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "depth": 1, "decoder_depth": 1}
+    model = create_model(variant_config("vit_tiny", norm_pix_loss=norm_pix_loss, **sizes))
+    return Previews(model, scan_pictures([photos]).pictures, None, 0.75)
+
+
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+def test_the_caption_says_where_the_original_helps(
+    norm_pix_loss: bool, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = []
+
+    def drawn(titles: object, rows: object, note: str) -> Image.Image:
+        notes.append(note)
+        return Image.new("RGB", (1, 1))
+
+    monkeypatch.setattr(module, "draw_grid", drawn)
+    previews(photos, norm_pix_loss=norm_pix_loss).draw(tmp_path / "page.png", 3)
+    assert notes[0].startswith("Epoch 3, training pictures.")
+    assert ("are the original's, and help the PSNR." in notes[0]) == norm_pix_loss
+
+
+def test_zero_is_held_against_raw_pixels_of_more_than_the_previews(photos: Path) -> None:
+    """The four photographs that are drawn are all black; the data is not."""
+    black, white = (normalise(torch.full((1, 3, 1, 1), value, dtype=torch.uint8)) for value in (0, 255))
+    wanted = float((black.square().mean() + white.square().mean()) / 2)
+    assert previews(photos, norm_pix_loss=False).zero_prediction_loss == pytest.approx(wanted, rel=1e-5)
+    assert float(black.square().mean()) != pytest.approx(wanted, rel=0.05)
+
+
+def test_photographs_that_are_not_there_are_named_with_their_option(tmp_path: Path) -> None:
+    assert held_out_images(None) is None
+    with pytest.raises(DataError, match=r"--val .*none: no such folder") as caught:
+        held_out_images(tmp_path / "none")
+    assert caught.value.hint is not None
+    with pytest.raises(DataError, match="--val no picture in"):
+        held_out_images(tmp_path)

@@ -1,0 +1,105 @@
+"""What people type who know the official command line is answered with this one's names."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.at_terminal import run_at
+
+ROOT = Path(__file__).parents[2]
+OFFICIAL = {
+    "--model": "--variant",
+    "--input_size": "--image-size",
+    "--mask_ratio": "--mask-ratio",
+    "--norm_pix_loss": "--norm-pix-loss",
+    "--batch_size": "--batch-size",
+    "--accum_iter": "--accum-iter",
+    "--warmup_epochs": "--warmup-epochs",
+    "--blr": "--base-lr",
+    "--min_lr": "--min-lr",
+    "--weight_decay": "--weight-decay",
+    "--data_path": "maecli pretrain DATA",
+    "--output_dir": "--out",
+    "--log_dir": "--tensorboard",
+    "--num_workers": "--workers",
+    "--pin_mem": "drop it: memory is pinned for CUDA",
+    "--no_pin_mem": "drop it: memory is pinned for CUDA",
+    "--start_epoch": "--resume RUN",
+    "--world_size": "torchrun",
+    "--local_rank": "torchrun",
+    "--dist_on_itp": "torchrun",
+    "--dist_url": "torchrun",
+}
+
+
+@pytest.mark.parametrize(("official", "ours"), OFFICIAL.items())
+@pytest.mark.parametrize("form", ["{} 3", "{}=3"])
+def test_every_official_option_of_pretraining(official: str, ours: str, form: str) -> None:
+    seen = run_at("pretrain", "photos", *form.format(official).split())
+    assert (seen.code, seen.out) == (2, "")
+    error, hint = seen.err.splitlines()
+    assert error == f"error: there is no option {official}"
+    assert hint.startswith("hint: ")
+    assert ours in hint.split()[3:] or ours in hint, hint
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ours"),
+    [
+        (["reconstruct", "cat.jpg", "--norm_pix_loss"], "--norm-pix here"),
+        (["reconstruct", "cat.jpg", "--model", "mae_vit_base_patch16"], "--checkpoint here"),
+        (["reconstruct", "--data_path", "photos"], "maecli reconstruct IMAGE"),
+        (["profile", "--model", "mae_vit_large_patch16"], "--variant here"),
+        (["profile", "--input_size", "224"], "--image-size here"),
+        (["profile", "--world_size", "8"], "--gpus here"),
+        (["compare", "--resume", "x.pth"], "--official here"),
+        (["export", "--resume", "x.pth"], "maecli export CKPT"),
+    ],
+)
+def test_other_commands(arguments: list[str], ours: str) -> None:
+    seen = run_at(*arguments)
+    assert seen.code == 2
+    assert ours in seen.err.splitlines()[1]
+
+
+def test_names_of_neither_are_answered_as_before() -> None:
+    seen = run_at("pretrain", "photos", "--colour", "3")
+    assert seen.code == 2
+    assert "No such option: --colour" in seen.err
+    assert "hint: maecli pretrain --help" in seen.err
+    assert "hint: maecli watch --help" in run_at("watch", "run", "--pin_mem").err
+
+
+def test_a_file_with_the_official_names(tmp_path: Path) -> None:
+    for name, ours in (("blr", "base_lr"), ("model", "variant"), ("num_workers", "workers")):
+        (tmp_path / "settings.toml").write_text(f"{name} = 3\n")
+        seen = run_at("pretrain", "photos", "--config", tmp_path / "settings.toml")
+        assert seen.code == 2
+        assert f"unknown option '{name}' in" in seen.err
+        assert f"hint: the official {name} is {ours} here" in seen.err
+
+
+def test_no_torch_is_loaded_for_an_answer() -> None:
+    code = (
+        "import sys\nfrom maecli.app import app\n"
+        "try:\n    app(sys.argv[1:])\nexcept SystemExit as stop:\n"
+        "    print([name for name in ('torch', 'numpy', 'PIL') if name in sys.modules], stop.code)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "pretrain", "photos", "--blr", "1e-3"],
+        cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.stdout == "[] 2\n"
+    assert "--base-lr" in done.stderr
+
+
+def test_one_learning_rate_at_a_time() -> None:
+    seen = run_at("pretrain", "photos", "--lr", "1e-3", "--base-lr", "1.5e-4")
+    assert (seen.code, seen.out) == (2, "")
+    assert "error: --lr 0.001 and --base-lr 0.00015 set the same thing" in seen.err
+    assert "hint: drop --base-lr to take --lr as it is, or drop --lr" in seen.err

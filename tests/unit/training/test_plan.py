@@ -1,0 +1,88 @@
+"""What a plan says before a run: each check by an example that it is for, and silence where nothing is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from mae.options import build_config, preset_values
+from mae.training.config import PretrainConfig
+from mae.training.plan import Advice, check_plan, check_time, make_plan
+from mae.training.presets import PRESETS
+
+
+def config(**changes: object) -> PretrainConfig:
+    return PretrainConfig(data=(Path("photos"),), **changes)  # type: ignore[arg-type]
+
+
+def checks(settings: PretrainConfig, images: int) -> dict[str, Advice]:
+    return {advice.check: advice for advice in check_plan(settings, make_plan(settings, images))}
+
+
+def test_forty_photographs_with_the_defaults() -> None:
+    """ViT-B for 800 steps at a learning rate of 2e-5: none of it is kept back, all of it has a way out."""
+    found = checks(config(), 40)
+    assert set(found) == {"steps", "learning rate", "model size"}
+    assert "800 steps in all" in found["steps"].message
+    assert found["steps"].options == "--epochs 1000"
+    assert "the learning rate is 2.3e-05" in found["learning rate"].message
+    assert found["learning rate"].options == "--preset small, or --lr 0.0002"
+    assert "112 million parameters for 40 images are 2,791,392 for each" in found["model size"].message
+    assert found["model size"].options.startswith("--preset small, or --variant vit_tiny")
+
+
+def test_the_recipe_on_imagenet_is_left_alone() -> None:
+    for variant in ("vit_base", "vit_large", "vit_huge"):
+        assert check_plan(config(variant=variant), make_plan(config(accum_iter=64), 1_281_167)) == ()
+
+
+@pytest.mark.parametrize("images", [300, 1000, 5000])
+def test_the_preset_is_left_alone_on_what_it_is_for(images: int) -> None:
+    settings = build_config(PretrainConfig, preset_values("small", PRESETS) | {"data": ["photos"]})
+    assert check_plan(settings, make_plan(settings, images)) == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "images", "check", "options"),
+    [
+        ({"warmup_epochs": 40.0, "epochs": 100}, 10**6, "warm-up", "--warmup-epochs 5"),
+        ({"accum_iter": 64, "epochs": 10, "warmup_epochs": 0.0}, 40_960, "steps", "--accum-iter 1 or --epochs 100"),
+        ({}, 10**6, "learning rate", "--accum-iter 64 for the recipe's batch, or --lr 0.0003"),
+        ({"base_lr": 1e-3, "accum_iter": 64}, 10**6, "learning rate", "--lr 0.002 or a lower --base-lr"),
+        ({"variant": "vit_large"}, 20_000, "model size", "--variant vit_small, or --init from pre-trained weights"),
+        ({"variant": "vit_small"}, 20, "model size", "--preset small, or --variant vit_tiny"),
+    ],
+)
+def test_what_each_check_is_for(changes: dict[str, object], images: int, check: str, options: str) -> None:
+    found = checks(config(**changes), images)
+    assert found[check].options.startswith(options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "images", "check"),
+    [
+        ({"warmup_epochs": 20.0, "epochs": 100}, 10**6, "warm-up"),
+        ({"epochs": 10, "warmup_epochs": 0.0}, 6_400, "steps"),  # 1,000 of them
+        ({"lr": 1e-5}, 10**6, "learning rate"),  # given, so meant
+        ({"init": Path("mae_pretrain_vit_base.pth")}, 40, "learning rate"),
+        ({"init": Path("mae_pretrain_vit_base.pth")}, 40, "model size"),
+        ({"variant": "vit_tiny"}, 15, "model size"),  # there is none smaller
+        ({"accum_iter": 4}, 10**6, "learning rate"),  # 1.5e-4
+    ],
+)
+def test_what_each_check_lets_pass(changes: dict[str, object], images: int, check: str) -> None:
+    assert check not in checks(config(**changes), images)
+
+
+def test_days_on_a_cpu() -> None:
+    settings = config()
+    plan = make_plan(settings, 40)
+    (advice,) = check_time(settings, plan, "cpu", 15 * 3600)
+    assert advice.message == "about 15 hours on a CPU"
+    assert "--preset small, or --epochs 640 for 12 hours" in advice.options
+    assert check_time(settings, plan, "cpu", 11 * 3600) == ()
+    assert check_time(settings, plan, "cuda", 1500 * 3600) == ()
+    many = dataclasses.replace(plan, pictures=10**6)
+    assert "--preset" not in check_time(settings, many, "cpu", 15 * 3600)[0].options
