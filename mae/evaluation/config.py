@@ -70,9 +70,12 @@ class EmbedConfig:
         "Folders with images, archives of them, or shards by https URL; class folders become labels.",
         positional=True,
         metavar="DATA",
+        official=("data_path",),
     )
     checkpoint: Path = option(
-        DEFAULT_CHECKPOINT, "Weights: a file of yours, with or without a decoder, an official one, or its name."
+        DEFAULT_CHECKPOINT,
+        "Weights: a file of yours, with or without a decoder, an official one, or its name.",
+        official=("model", "resume", "finetune"),
     )
     out: Path = option(Path("features.npz"), "The file to write: .npz, .parquet, .csv or .pt.")
     pool: str = option(

@@ -66,6 +66,7 @@ def pretrain(
     return result
 
 
+@obeys_offline
 def plan_run(config: PretrainConfig, on_event: Callable[[Event], None] = lambda event: None) -> Started:
     """Work out what ``pretrain`` would do with the same settings, up to its first step; nothing is written.
 
@@ -118,7 +119,7 @@ def _pretrain(
     position = saved.position if saved else Position()
     ranks.check_same("the saved step", position.step)
     scan = _scan(config, ranks, on_event)
-    held_out = held_out_images(config.val, offline=config.offline)
+    held_out = held_out_images(config.val)
     with seeded(stream_seed(config.seed, "weights")):
         model = create_model(config.model_config())
     notes = () if saved or config.init is None else _starting_weights(model, config.init)

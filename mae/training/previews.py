@@ -92,7 +92,7 @@ class Previews:
         return psnr
 
 
-def held_out_images(val: Path | None, *, offline: bool = False) -> PictureSource | None:
+def held_out_images(val: Path | None) -> PictureSource | None:
     """The photographs of ``val``, a folder or a file; None where none are given.
 
     Raises:
@@ -101,7 +101,7 @@ def held_out_images(val: Path | None, *, offline: bool = False) -> PictureSource
     if val is None:
         return None
     try:
-        return scan_pictures([val], offline=offline).pictures
+        return scan_pictures([val]).pictures
     except DataError as error:
         hint = "give a folder with photographs, or one photograph, that is not trained on"
         raise DataError(f"--val {error.message}", hint=hint) from None

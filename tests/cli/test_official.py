@@ -59,6 +59,7 @@ def test_every_official_option_of_pretraining(official: str, ours: str, form: st
         (["profile", "--world_size", "8"], "--gpus here"),
         (["compare", "--resume", "x.pth"], "--official here"),
         (["export", "--resume", "x.pth"], "maecli export CKPT"),
+        (["embed", "photos", "--finetune", "x.pth"], "--checkpoint here"),
     ],
 )
 def test_other_commands(arguments: list[str], ours: str) -> None:
