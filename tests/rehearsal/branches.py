@@ -23,6 +23,21 @@ def branches() -> Counter[str]:
     return found
 
 
+def naming_mps() -> set[str]:
+    """Those functions that name an Apple GPU, which torch cannot pretend."""
+    return {place for place in branches() if "mps" in _source_of(place)}
+
+
+def _source_of(place: str) -> str:
+    """A function's text, or what a file has outside of its functions."""
+    file, _, scope = place.partition(" ")
+    node: ast.AST = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    for name in filter(None, scope.split(".")):
+        node = next(child for child in ast.walk(node) if getattr(child, "name", None) == name)
+    inner = () if scope else (ast.FunctionDef, ast.ClassDef)
+    return "\n".join(ast.unparse(child) for child in ast.iter_child_nodes(node) if not isinstance(child, inner))
+
+
 def in_source(text: str, name: str) -> Iterator[str]:
     """The function of each place in a file: a device named, torch's module for one, or a question for one."""
     yield from _in(ast.parse(text), name)

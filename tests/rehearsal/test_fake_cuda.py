@@ -66,10 +66,11 @@ def test_a_step_never_makes_the_host_wait(precision: str, recompute: bool) -> No
         assert {tensor.device for tensor in held} == {torch.device("cuda", 0)}
 
 
-@pytest.mark.parametrize("wait", [True, False], ids=["at once", "on the thread"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_state_is_copied_to_the_host_before_it_is_written(
-    wait: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """At once at the end of a run, and on the thread while it goes on."""
     written: list[dict[str, Any]] = []
 
     def save(path: Path, document: dict[str, Any]) -> None:
@@ -82,18 +83,20 @@ def test_a_state_is_copied_to_the_host_before_it_is_written(
     run = RunFolder(tmp_path / "run", resume=False)
     run.make()
     with fake_cuda():
-        step = small_step("fp16")
+        step = small_step(precision)
         take_step(step)
         saver = Saver(run, step, Ranks(), args={}, identity={}, minutes=5, keep_last=2)
-        saver.save(Position(step=1), wait=wait)
+        for wait in (True, False):
+            saver.save(Position(step=1), wait=wait)
         saver.finish()
-        (document,) = written
-        assert set(document["model"]) == set(step.model.state_dict())
-        entries = document["optimizer"]["state"].values()
-        tensors = [*document["model"].values(), *(value for entry in entries for value in entry.values())]
-        assert len(tensors) == len(document["model"]) + 3 * len(list(step.model.parameters()))
-        assert {tensor.device.type for tensor in tensors} == {"cpu"}
-        fresh = small_step("fp16")
+        assert len(written) == 2
+        for document in written:
+            assert set(document["model"]) == set(step.model.state_dict())
+            entries = document["optimizer"]["state"].values()
+            tensors = [*document["model"].values(), *(value for entry in entries for value in entry.values())]
+            assert len(tensors) == len(document["model"]) + 3 * len(list(step.model.parameters()))
+            assert {tensor.device.type for tensor in tensors} == {"cpu"}
+        fresh = small_step(precision)
         fresh.restore(document["model"], document["optimizer"], document["scaler"])
         moments = [value for entry in fresh.optimizer.state.values() for value in entry.values()]
         assert len(moments) == len(tensors) - len(document["model"])

@@ -28,6 +28,12 @@ def test_a_gpu_has_an_index(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_device(name, 0) == torch.device("cuda", 0)
 
 
+def test_an_apple_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert resolve_device("auto", 0).type == resolve_device("mps").type == "mps"
+
+
 @pytest.mark.usefixtures("two_gpus")
 def test_more_processes_than_gpus_are_refused() -> None:
     with pytest.raises(ConfigError, match="process 2 of this machine has no GPU: there are 2"):
