@@ -201,6 +201,7 @@ def _stream(wanted: int | IO[Any], ours: contextlib.ExitStack) -> tuple[IO[str] 
 def _become(words: list[str], env: dict[str, str], cwd: Path, out: _Descriptor, err: _Descriptor) -> None:
     """Do in a forked process what ``python WORDS...`` does."""
     os.setsid()
+    multiprocessing.set_start_method(None, force=True)  # Python's own, for what it starts itself
     os.dup2(out.number, 1)
     os.dup2(err.number, 2)
     for stream in {out.number, err.number}:

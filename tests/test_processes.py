@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -19,13 +20,17 @@ ENDLESS = "import time\nprint('here', flush=True)\ntime.sleep(600)"
 
 def test_a_fork_says_and_ends_what_python_would(tmp_path: Path) -> None:
     code = (
-        "import os, sys; print(sys.argv[1:], os.getcwd(), os.environ['X']); print('talk', file=sys.stderr); sys.exit(7)"
+        "import multiprocessing, os, sys\n"
+        "print(sys.argv[1:], os.getcwd(), os.environ['X'], multiprocessing.get_start_method())\n"
+        "print('talk', file=sys.stderr)\n"
+        "sys.exit(7)"
     )
     script = tmp_path / "script.py"
     script.write_text(code)
     for words in (["-c", code, "a"], [script, "a"]):
         forked, fresh = (finish(how(*words, cwd=tmp_path, env=environment(X="1"))) for how in (fork, start_python))
-        assert (forked.returncode, forked.stdout, forked.stderr) == (7, f"['a'] {tmp_path} 1\n", "talk\n")
+        said = f"['a'] {tmp_path} 1 {multiprocessing.get_start_method()}\n"
+        assert (forked.returncode, forked.stdout, forked.stderr) == (7, said, "talk\n")
         assert (fresh.returncode, fresh.stdout, fresh.stderr) == (7, forked.stdout, forked.stderr)
     assert (
         finish(fork("-m", "maecli", "profile", "--quiet")).stdout

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +13,9 @@ from typer.testing import CliRunner
 
 import mae
 from maecli.app import app
+from tests.processes import finish, fork, start_python, until
 
 TINY = ["--variant", "vit_tiny", "--image-size", "32", "--device", "cpu", "--workers", "0"]
-ROOT = Path(__file__).parents[2]
 
 
 def maecli(*arguments: str | Path) -> tuple[int, str, str]:
@@ -30,23 +26,9 @@ def maecli(*arguments: str | Path) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-def start(*arguments: str | Path, code: str | None = None) -> subprocess.Popen[str]:
-    """The command as a process of its own."""
-    command = [sys.executable, "-c", code] if code else [sys.executable, "-m", "maecli"]
-    return subprocess.Popen(
-        [*command, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
     stream = np.random.default_rng(0)
     for number in range(6):
         pixels = stream.integers(0, 256, (3, 4, 3), dtype=np.uint8)
@@ -54,9 +36,9 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def run(pictures: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "run"
+@pytest.fixture(scope="module")
+def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "run"
     code, _, err = maecli("pretrain", pictures, *TINY, "--epochs", 1, "--warmup-epochs", 0, "--out", folder)
     assert code == 0, err
     return folder
@@ -85,14 +67,14 @@ def test_help_and_usage_errors_load_no_torch(arguments: list[str], exit_code: in
         "try:\n    app(sys.argv[1:])\nexcept SystemExit as stop:\n"
         f"    print('loaded:', [name for name in {HEAVY} if name in sys.modules], stop.code or 0)\n"
     )
-    out, err = start(*arguments, code=code).communicate(timeout=60)
-    assert out.splitlines()[-1:] == [f"loaded: [] {exit_code}"], err
-    assert "Traceback" not in err
+    done = finish(start_python("-c", code, *arguments))
+    assert done.stdout.splitlines()[-1:] == [f"loaded: [] {exit_code}"], done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_importing_the_library_loads_no_torch() -> None:
     code = "import sys, mae, mae.config, mae.models, mae.errors, mae.training.config; print('torch' in sys.modules)"
-    assert start(code=code).communicate(timeout=60)[0] == "False\n"
+    assert finish(start_python("-c", code)).stdout == "False\n"
 
 
 def test_version() -> None:
@@ -229,18 +211,15 @@ def test_a_debugger_sees_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.e2e
 def test_ctrl_c_saves_and_resume_finishes(pictures: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start("pretrain", pictures, *TINY, "--epochs", "100000", "--log-every", "1", "--out", run)
+    words = ["pretrain", pictures, *TINY, "--epochs", "100000", "--log-every", "1", "--out", run]
+    process = fork("-m", "maecli", *words)
     log = run / "log.jsonl"
-    deadline = time.monotonic() + 60
-    while not (log.exists() and len(log.read_text().splitlines()) > 3):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: log.exists() and len(log.read_text().splitlines()) > 3, process)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert f"go on with: maecli pretrain --resume {run}" in err
-    assert "Traceback" not in err
+    done = finish(process)
+    assert done.returncode == 130
+    assert f"go on with: maecli pretrain --resume {run}" in done.stderr
+    assert "Traceback" not in done.stderr
     steps = [entry["step"] for entry in map(json.loads, log.read_text().splitlines()) if "lr" in entry]
     assert steps == list(range(1, len(steps) + 1))
     code, out, err = maecli("pretrain", "--resume", run, "--epochs", len(steps) + 2, "--quiet")

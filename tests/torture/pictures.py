@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import socket
 import struct
@@ -47,9 +48,10 @@ def photo() -> Pixels:
     return np.stack([x * 10, y * 15, 255 - (x * 5 + y * 8) % 256], axis=2).astype(np.uint8)
 
 
-def all_cases() -> list[Case]:
+@functools.cache
+def all_cases() -> tuple[Case, ...]:
     """The whole corpus; every name is used once."""
-    return [
+    return (
         *_modes(),
         *_deep(),
         *_transparent(),
@@ -59,7 +61,7 @@ def all_cases() -> list[Case]:
         *_damaged(),
         *_hostile(),
         *_names(),
-    ]
+    )
 
 
 def write_all(folder: Path) -> dict[str, Path]:
@@ -72,7 +74,12 @@ def write_all(folder: Path) -> dict[str, Path]:
 
 
 def _saved(picture: Image.Image, **options: Any) -> Callable[[Path], object]:
-    return lambda path: picture.save(path, **options)
+    def save(path: Path) -> None:
+        """Copies, as a picture remembers what the last format's encoder was given."""
+        more = {name: [one.copy() for one in value] for name, value in options.items() if name == "append_images"}
+        picture.copy().save(path, **options | more)
+
+    return save
 
 
 def _grey(values: Pixels) -> Pixels:

@@ -6,9 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,7 @@ from mae.checkpoints import save_checkpoint
 from mae.config import MAEConfig
 from mae.models import create_model
 from mae.seeding import seeded
+from tests.processes import finish, fork, start_python, until
 from tests.torture.pictures import all_cases, photo, write_all
 
 # Runs the command line and notes the process's peak memory, which a parent cannot ask for.
@@ -35,8 +33,7 @@ finally:
 
 def run(folder: Path, *words: str) -> tuple[subprocess.CompletedProcess[str], float]:
     """The finished process, and its peak memory in GB."""
-    command = [sys.executable, "-c", _MEASURED, str(folder / "peak"), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    done = finish(start_python("-c", _MEASURED, folder / "peak", *words))
     return done, int((folder / "peak").read_text()) * 1024 / 1e9
 
 
@@ -70,7 +67,8 @@ def test_reconstruct_draws_what_it_can_and_names_the_rest(tmp_path: Path, checkp
 def test_a_file_asked_for_by_name_is_one_clear_line(tmp_path: Path, checkpoint: Path, name: str) -> None:
     (case,) = (case for case in all_cases() if case.name == name)
     case.make(tmp_path / name)
-    done, _ = run(tmp_path, "reconstruct", str(tmp_path / name), "--checkpoint", str(checkpoint), "--quiet")
+    words = ["reconstruct", tmp_path / name, "--checkpoint", checkpoint, "--quiet"]
+    done = finish(fork("-m", "maecli", *words))
     assert done.returncode == 3
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
@@ -104,27 +102,17 @@ def test_a_killed_loader_process_ends_the_run_with_its_cause(tmp_path: Path) -> 
             case.make(folder / case.name)
     words = ["--variant", "vit_tiny", "--image-size", "16", "--patch-size", "8", "--batch-size", "2", "--workers", "1"]
     words += ["--out", str(tmp_path / "run"), "--device", "cpu", "--preview-every", "0", "--log-every", "1"]
-    command = [sys.executable, "-m", "maecli", "pretrain", str(folder), *words]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    try:
-        log = tmp_path / "run/log.jsonl"
-        _until(lambda: log.exists() and log.stat().st_size > 0, 60)
-        (worker,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.kill(int(worker), signal.SIGKILL)
-        _, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 3, err
+    process = fork("-m", "maecli", "pretrain", folder, *words)
+    log = tmp_path / "run/log.jsonl"
+    until(lambda: log.exists() and log.stat().st_size > 0, process)
+    (worker,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(worker), signal.SIGKILL)
+    done = finish(process)
+    err = done.stderr
+    assert done.returncode == 3, err
     assert "Traceback" not in err
     assert f"error: loader process {worker} was killed by SIGKILL" in err
     assert "memory" in err
-
-
-def _until(true: Callable[[], bool], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_the_corpus_has_what_the_commands_need() -> None:

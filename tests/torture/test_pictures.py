@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ from mae.data.formats import PictureError
 from mae.data.picture import load_picture
 from mae.data.scan import scan_pictures
 from mae.files import shown
+from tests.processes import finish, fork
 from tests.torture.pictures import Case, all_cases, write_all
 
 
@@ -95,6 +94,5 @@ def test_what_pillow_logs_is_not_printed(corpus: dict[str, Path]) -> None:
         "import sys; from pathlib import Path; from mae.data.picture import probe_picture\n"
         "print(probe_picture(Path(sys.argv[1])))"
     )
-    command = [sys.executable, "-c", code, str(corpus["many_samples.tiff"])]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    done = finish(fork("-c", code, corpus["many_samples.tiff"]))
     assert (done.stdout, done.stderr) == ("is no picture that Pillow knows\n", "")

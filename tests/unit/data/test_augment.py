@@ -115,9 +115,12 @@ def test_a_turned_photograph_is_upright(decoder: str, orientation: int) -> None:
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("in_chans", [1, 2, 3, 4])
 def test_the_corpus_comes_out_or_is_refused(tmp_path: Path, decoder: str, in_chans: int) -> None:
+    """Those of many pieces, which take a while until they are refused, for one number of channels."""
     paths = write_all(tmp_path)
     augment = Augmentation((16, 16), in_chans, decoder=decoder)
     for case in all_cases():
+        if case.name.startswith(("pieces", "text_many")) and in_chans != 3:
+            continue
         if case.refused is not None:
             with pytest.raises(PictureError), open_picture(paths[case.name]) as file:
                 augment(file, paths[case.name], 0)
