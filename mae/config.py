@@ -148,7 +148,7 @@ def parse_size(value: Any) -> tuple[int, int]:
 
 
 PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-DEFAULT_CHECKPOINT = Path("run/checkpoint-last.pth")  # where ``pretrain`` writes unless told otherwise
+DEFAULT_CHECKPOINT = Path("run")  # the folder where ``pretrain`` writes unless told otherwise
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from mae.checkpoints import Checkpoint, build_model, load_checkpoint
+from mae.checkpoints.run_states import run_states
 from mae.config import DEFAULT_CHECKPOINT, DEFAULT_MASK_RATIO, ReconstructConfig, num_kept
 from mae.data.geometry import LONGEST_SHAPE, crop_to, whole_size
 from mae.data.given import GivenImages
@@ -250,9 +251,9 @@ class _Studio:
 
 
 def _load(path: Path) -> Checkpoint:
-    if path == DEFAULT_CHECKPOINT and not path.exists():
+    if path == DEFAULT_CHECKPOINT and not run_states(path):
         raise CheckpointError(
-            f"no weights: --checkpoint is not given and there is no {path} here",
+            f"no weights: --checkpoint is not given and the folder {path} holds no run with a saved state",
             hint="train your own (maecli pretrain FOLDER), or give an official file with a decoder or its name, for "
             "instance --checkpoint mae_visualize_vit_base (448 MB, CC BY-NC 4.0)",
         )

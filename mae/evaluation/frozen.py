@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mae.checkpoints import load_checkpoint
 from mae.checkpoints.building import build_encoder
+from mae.checkpoints.run_states import run_states
 from mae.config import DEFAULT_CHECKPOINT, LAYER_NORM_EPS, MAEConfig
 from mae.data.normalise import normalise
 from mae.data.picture import check_channels
@@ -178,9 +179,9 @@ def load_encoder(
         CheckpointError: There is no such file, or it holds no encoder that can be used.
         ConfigError: It cannot take such images.
     """
-    if path == DEFAULT_CHECKPOINT and not path.exists():
+    if path == DEFAULT_CHECKPOINT and not run_states(path):
         raise CheckpointError(
-            f"no weights: --checkpoint is not given and there is no {path} here",
+            f"no weights: --checkpoint is not given and the folder {path} holds no run with a saved state",
             hint="train your own (maecli pretrain FOLDER), or give an official file or its name, for instance "
             "--checkpoint mae_pretrain_vit_base (343 MB, CC BY-NC 4.0)",
         )

@@ -27,7 +27,7 @@ CASES = [
     (("pretrain", IMAGE, "--init", "mae_pretrain_vit_base"), 4, NOT_CACHED),
     (("pretrain", IMAGE, "--init", "facebook/vit-mae-base"), 4, NOT_CACHED),
     (("reconstruct", IMAGE, "--checkpoint", "mae_visualize_vit_base", "--out", "{out}.png"), 4, NOT_CACHED),
-    (("reconstruct", URL, "--checkpoint", "{file}", "--out", "{out}.png"), 3, ""),
+    (("reconstruct", URL, "--checkpoint", "{file}", "--out", "{out}.png"), 3, NOT_CACHED),
     (("reconstruct", IMAGE, "--mask", URL, "--checkpoint", "{file}", "--out", "{out}.png"), 3, ""),
     (("compare", "--official", "hf:facebook/vit-mae-base"), 4, NOT_CACHED),
     (("compare", "--official", "{file}", "--checkpoint", "mae_visualize_vit_base"), 4, NOT_CACHED),

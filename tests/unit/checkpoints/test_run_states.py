@@ -107,7 +107,7 @@ def test_a_run_that_saved_nothing_says_so(tmp_path: Path) -> None:
         load_checkpoint(tmp_path)
 
 
-def test_every_command_takes_a_runs_folder(run: Path, tmp_path: Path) -> None:
+def test_every_command_takes_a_runs_folder(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def maecli(*command: str | Path) -> tuple[int, str]:
         done = CliRunner().invoke(app, [str(word) for word in command])
         return done.exit_code, done.stdout + done.stderr
@@ -115,6 +115,13 @@ def test_every_command_takes_a_runs_folder(run: Path, tmp_path: Path) -> None:
     images = ROOT / "sample_images"
     code, said = maecli("reconstruct", images / "cat.jpg", "--checkpoint", run, "--out", tmp_path / "out.png")
     assert code == 0, said
+    monkeypatch.chdir(tmp_path)  # where it is the default
+    code, said = maecli("reconstruct", images / "cat.jpg", "--out", tmp_path / "out2.png")
+    assert code == 0, said
+    monkeypatch.chdir(images)
+    code, said = maecli("reconstruct", images / "cat.jpg", "--out", tmp_path / "out3.png")
+    assert code == 4
+    assert "the folder run holds no run with a saved state" in said.replace("\n", " ")
     code, said = maecli("export", run, "--to", "encoder", "--out", tmp_path / "encoder.pth")
     assert code == 0, said
     assert first_value(load_checkpoint(tmp_path / "encoder.pth")) == 1
