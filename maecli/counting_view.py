@@ -36,18 +36,17 @@ class CountingView:
             return
         if progress.stage != self.stage:
             self._begin(progress)
-        done = progress.done - progress.kept
-        seconds = time.monotonic() - self.started
-        rate = done / seconds if seconds > 0 and done else 0.0
-        text = f"{rate:,.0f} images/s" if rate else ""
+        done, seconds = progress.done - progress.kept, time.monotonic() - self.started
+        rate = done / seconds if seconds > 0 else 0.0
+        text = f"{rate:,.0f} {progress.unit}/s" if rate and progress.unit == "images" else ""
+        left = f"left {duration((progress.total - progress.done) / rate)}" if rate and progress.total else ""
         if self.bar is not None:
-            left = f"left {duration((progress.total - progress.done) / rate)}" if rate and progress.total else ""
             self.bar.update(self.task, completed=progress.done, total=progress.total or None, rate=text, left=left)
         elif time.monotonic() - self.spoke > SECONDS_BETWEEN_LINES:
             self.spoke = time.monotonic()
             of = f" of {progress.total:,}" if progress.total else ""
-            left = f"  left {duration((progress.total - progress.done) / rate)}" if rate and progress.total else ""
-            self.output.say(f"{progress.stage}: {progress.done:,}{of}  {text}{left}")
+            parts = (f"{progress.stage}: {progress.done:,}{of} {progress.unit}", text, left)
+            self.output.say("  ".join(part for part in parts if part))
 
     def _begin(self, progress: Progress) -> None:
         self._end()

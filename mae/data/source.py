@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from mae.data.picture import decode_picture
@@ -60,6 +62,34 @@ class PictureSource(abc.ABC):
         """Decode one; see ``decode_picture``."""
         with self.open(index) as file:
             return decode_picture(file, self.name(index), in_chans, on_note)
+
+
+class Subset(PictureSource):
+    """Some images of a source, in the order given.
+
+    Args:
+        source: Of all.
+        indices: Which.
+    """
+
+    def __init__(self, source: PictureSource, indices: NDArray[np.int64]) -> None:
+        self.source = source
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def name(self, index: int) -> Path:
+        """As the source has it."""
+        return self.source.name(int(self.indices[index]))
+
+    def open(self, index: int) -> IO[bytes]:
+        """As the source does."""
+        return self.source.open(int(self.indices[index]))
+
+    def digest(self) -> str:
+        """Of the source and of which images."""
+        return hashlib.blake2b(self.source.digest().encode() + self.indices.tobytes(), digest_size=8).hexdigest()
 
 
 class JoinedSource(PictureSource):

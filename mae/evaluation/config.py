@@ -8,7 +8,7 @@ from typing import Any
 
 from mae.config import DEFAULT_CHECKPOINT, parse_size
 from mae.errors import ConfigError
-from mae.options import option
+from mae.options import brief, option
 
 POOLS = ("cls", "mean", "patches")
 FEATURE_NORMS = ("none", "final")
@@ -109,3 +109,80 @@ class EmbedConfig:
                 f"--pool patches: a table cannot hold several vectors for an image (--out {self.out})",
                 hint="write them to a .npz, .pt or .parquet file, perhaps with --dtype float16",
             )
+
+
+PROBES = ("knn", "linear", "attentive")
+REPORT_FILES = (".html", ".htm")
+_PROBES = "Probes"
+
+
+def parse_fractions(value: Any) -> tuple[float, ...]:
+    """Shares of the labels: numbers, or texts of numbers with spaces or commas between them.
+
+    Raises:
+        ValueError: Anything else, or a number that is no share.
+    """
+    items = list(value) if isinstance(value, list | tuple) else [value]
+    words = [word for item in items for word in (item.replace(",", " ").split() if isinstance(item, str) else [item])]
+    try:
+        numbers = tuple(dict.fromkeys(float(word) for word in words))
+    except (TypeError, ValueError):
+        numbers = ()
+    if not numbers or not all(0 < number <= 1 for number in numbers):
+        raise ValueError(f"wanted shares above 0 and up to 1, for instance 0.01 or '0.01 0.1 1'; got {brief(value)}")
+    return numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Which labelled images, which encoders, and what is asked of their features."""
+
+    data: Path = option(
+        dataclasses.MISSING,
+        "Class folders, or an archive of them: below train/ and test/ (or val/), or one tree that is split.",
+        positional=True,
+        metavar="DATA",
+    )
+    checkpoint: tuple[Path, ...] = option(
+        (DEFAULT_CHECKPOINT,), "Weights, as for embed; several times to compare.", metavar="PATH"
+    )
+    probe: tuple[str, ...] = option(
+        PROBES, "What to train on the features; several times for several.", choices=PROBES, panel=_PROBES
+    )
+    references: bool = option(
+        True, "Beside them: the same architecture untrained, pixels, whitened pixels.", panel=_PROBES
+    )
+    label_fraction: tuple[float, ...] = option(
+        (1.0,),
+        "Share of the training labels, of each class; several times, or '0.01 0.1 1'.",
+        parse=parse_fractions,
+        metavar="SHARE",
+        panel=_PROBES,
+    )
+    test_share: float = option(
+        0.2, "Share of each class that tests, where DATA has no test/ or val/.", above=0, below=1, panel=_PROBES
+    )
+    seed: int = option(0, "Of splits, label fractions, held-out parts and fresh weights.", low=0, panel=_PROBES)
+    layer: int | None = _shared("layer")
+    image_size: tuple[int, int] | None = _shared("image_size")
+    crop_pct: float | None = _shared("crop_pct")
+    max_unreadable: float = _shared("max_unreadable")
+    report: Path | None = option(None, "Write a page too: .html or .htm.")
+    cache: Path | None = option(
+        None, "Folder that features are kept in.", default_text="the user's cache folder", panel=_COMPUTING
+    )
+    tokens_gb: float = option(
+        4.0,
+        "GB on disk for patch tokens, which attentive reads; if they do not fit, it gets fewer images.",
+        above=0,
+        panel=_COMPUTING,
+    )
+    batch_size: int = _shared("batch_size")
+    workers: int | None = _shared("workers")
+    device: str = _shared("device")
+    precision: str = _shared("precision")
+    offline: bool = _shared("offline")
+
+    def __post_init__(self) -> None:
+        if self.report is not None and self.report.suffix.lower() not in REPORT_FILES:
+            raise ConfigError(f"--report {self.report}: the name must end in .html or .htm")

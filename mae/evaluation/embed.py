@@ -17,7 +17,7 @@ from mae.evaluation.config import EmbedConfig
 from mae.evaluation.extract import Job, Progress, ViewExtractor, check_unreadable, extract
 from mae.evaluation.frozen import Computing, View, load_encoder
 from mae.evaluation.splits import read_labels
-from mae.evaluation.store import PartStore, content_digest
+from mae.evaluation.store import PartStore, content_digest, part_images
 from mae.evaluation.writing import Embedding, check_writable, write_embedding
 from mae.files import refuse_input, refuse_place, shown
 from mae.training.ranks import Ranks, ranks_from_environment
@@ -105,7 +105,7 @@ def _embed(
         "crop_pct": transform.crop_pct,
         "data": content_digest(scan.pictures),
     }
-    store = PartStore(parts_folder(config.out), settings, len(dataset), extractor.row_bytes)
+    store = PartStore(parts_folder(config.out), settings, len(dataset), part_images(extractor.row_bytes))
     ranks.check_same("the images", settings["data"])
     if ranks.first:
         store.open("--out")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -25,7 +27,7 @@ class Progress:
 
     Attributes:
         stage: What is being done, for people.
-        done, total: Images.
+        done, total: Images, or what ``unit`` says.
         kept: Of those done, how many were on disk before.
     """
 
@@ -33,6 +35,7 @@ class Progress:
     done: int
     total: int
     kept: int = 0
+    unit: str = "images"
 
 
 class Extractor(Protocol):
@@ -40,8 +43,8 @@ class Extractor(Protocol):
 
     name: str
 
-    def arrays(self, imgs: Tensor) -> Mapping[str, NDArray[Any]]:
-        """(B, C, H, W) uint8 -> arrays of B rows by name."""
+    def arrays(self, imgs: Tensor, indices: Sequence[int]) -> Mapping[str, NDArray[Any]]:
+        """(B, C, H, W) uint8 and their numbers -> arrays by name, of B rows or of those that are wanted."""
 
 
 class ViewExtractor:
@@ -50,11 +53,15 @@ class ViewExtractor:
     Args:
         encoder: Whose.
         views: Which, with the type that each is kept in.
+        with_patches: (N,), whether patches of an image are kept; of all if None.
     """
 
-    def __init__(self, encoder: FrozenEncoder, views: Mapping[View, str]) -> None:
+    def __init__(
+        self, encoder: FrozenEncoder, views: Mapping[View, str], with_patches: NDArray[np.bool_] | None = None
+    ) -> None:
         self.encoder = encoder
         self.kept_as = dict(views)
+        self.with_patches = with_patches
         self.name = encoder.name
 
     @property
@@ -64,9 +71,12 @@ class ViewExtractor:
             int(np.prod(self.encoder.shape(view))) * np.dtype(kind).itemsize for view, kind in self.kept_as.items()
         )
 
-    def arrays(self, imgs: Tensor) -> dict[str, NDArray[Any]]:
+    def arrays(self, imgs: Tensor, indices: Sequence[int]) -> dict[str, NDArray[Any]]:
         """Each view under its name."""
         found = self.encoder.views(imgs, self.kept_as)
+        for view in found:
+            if view.pool == "patches" and self.with_patches is not None:
+                found[view] = found[view][torch.from_numpy(self.with_patches[list(indices)])]
         with np.errstate(over="ignore"):  # what float16 cannot hold is found by who collects it
             return {view.name: tensor.cpu().numpy().astype(self.kept_as[view]) for view, tensor in found.items()}
 
@@ -90,7 +100,7 @@ def extract(
     on_progress: Callable[[Progress], None],
     stage: str,
     kept: int = 0,
-) -> None:
+) -> float:
     """Work out the parts of all jobs, decoding each image once.
 
     All stores must have parts of the same size.
@@ -104,6 +114,9 @@ def extract(
         stage: What that is called.
         kept: Images that were done before.
 
+    Returns:
+        Seconds that were spent in the extractors, without decoding and writing.
+
     Raises:
         DataError: A loader process died, or a part cannot be written.
         CheckpointError: Features are no finite numbers.
@@ -113,7 +126,7 @@ def extract(
         for part in job.parts:
             wanted.setdefault(part, []).append(job)
     if not wanted:
-        return
+        return 0.0
     store = jobs[0].store
     batches = [
         store.indices(part)[start : start + batch_size]
@@ -121,8 +134,7 @@ def extract(
         for start in range(0, len(store.indices(part)), batch_size)
     ]
     total = sum(len(batch) for batch in batches)
-    total += kept
-    done = kept
+    total, done, seconds = total + kept, kept, 0.0
     on_progress(Progress(stage, done, total, kept))
     loaded = eval_batches(
         dataset,
@@ -134,13 +146,16 @@ def extract(
         collected = [_Collected(job) for job in wanted[part]]
         unreadable: list[tuple[int, str]] = []
         for batch in itertools.islice(loaded, -(-len(store.indices(part)) // batch_size)):
+            began = time.monotonic()
             for one in collected:
                 one.add(dataset, batch)
+            seconds += time.monotonic() - began
             unreadable += batch.unreadable
             done += len(batch.indices) + len(batch.unreadable)
             on_progress(Progress(stage, done, total, kept))
         for one in collected:
             one.job.store.write(part, one.arrays(), unreadable)
+    return seconds
 
 
 class _Collected:
@@ -152,13 +167,13 @@ class _Collected:
 
     def add(self, dataset: EvalDataset, batch: EvalBatch) -> None:
         """The rows of another batch."""
-        for name, array in self.job.extractor.arrays(batch.images).items():
+        for name, array in self.job.extractor.arrays(batch.images, batch.indices).items():
             finite = np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
             if not finite.all():
-                index = batch.indices[int(np.flatnonzero(~finite)[0])]
+                row = int(np.flatnonzero(~finite)[0])
+                of = f" of {shown(dataset.source.name(batch.indices[row]))}" if len(array) == len(batch.indices) else ""
                 raise CheckpointError(
-                    f"{self.job.extractor.name}: its features ({name}) of {shown(dataset.source.name(index))} are no "
-                    "finite numbers",
+                    f"{self.job.extractor.name}: its features ({name}){of} are no finite numbers",
                     hint="--precision fp32 and --dtype float32 rule out an overflow; else its training had diverged",
                 )
             self._pieces.setdefault(name, []).append(array)

@@ -23,6 +23,11 @@ MOST_PART_BYTES = 64 * 2**20
 _SETTINGS = "settings.json"
 
 
+def part_images(row_bytes: int) -> int:
+    """How many images a part has whose arrays take so many bytes for each."""
+    return max(1, min(MOST_PART_IMAGES, MOST_PART_BYTES // max(1, row_bytes)))
+
+
 class PartInfo(NamedTuple):
     """What is known of a part that is there.
 
@@ -42,13 +47,13 @@ class PartStore:
         folder: Made when needed.
         settings: What the numbers depend on; parts of other settings are never mixed in.
         images: In the source.
-        row_bytes: Of all arrays together; large rows make small parts.
+        part_images: In a part.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], images: int, row_bytes: int) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Any], images: int, part_images: int) -> None:
         self.folder = folder
         self.images = images
-        self.part_images = max(1, min(MOST_PART_IMAGES, MOST_PART_BYTES // max(1, row_bytes)))
+        self.part_images = part_images
         self.settings = {"version": VERSION, "images": images, "part_images": self.part_images, **settings}
 
     @property

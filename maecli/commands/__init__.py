@@ -16,6 +16,8 @@ SUMMARIES = {
     "profile": "Say what a model costs before anyone pays for it: parameters, compute, memory, time.",
     "reconstruct": "Mask images, reconstruct them, and draw original, masked, reconstruction side by side.",
     "embed": "Write the encoder's features of whole images, with file names and class folders, to a file.",
+    "evaluate": "Ask frozen features what they know of labelled images: k-NN, linear, attentive, and figures without "
+    "labels.",
     "compare": "Prove that a checkpoint is the model it is taken for, and that our computation is the official one.",
     "export": "Write a checkpoint for another tool, then prove that the tool computes the same with it.",
     "replay": "Take a training step again that gave no finite number, and look where the number was lost.",

@@ -18,6 +18,7 @@ from PIL import Image
 from maecli.app import app
 from maecli.commands import SUMMARIES
 from tests.cli.at_terminal import run_at
+from tests.unit.evaluation.small import class_folders
 
 GROUP: Any = typer.main.get_command(app)
 COMMANDS = GROUP.commands
@@ -56,6 +57,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             picture = Image.fromarray(pixels).resize((48, 40), Image.Resampling.BICUBIC)
             picture.save(world / folder / f"{number}.png")
     picture.save(world / "cat.jpg")
+    class_folders(world / "flowers", 5)
     hole = np.zeros((32, 32), np.uint8)
     hole[:16] = 255
     Image.fromarray(hole).save(world / "hole.png")
@@ -76,6 +78,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("example", ALL_EXAMPLES)
 def test_every_example_runs(example: str, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(world)
+    monkeypatch.setenv("MAECLI_CACHE", str(world / "cache"))
     program, *arguments = shlex.split(example)
     assert program == "maecli"
     if any(option in arguments for option in PARSED_ONLY):

@@ -35,6 +35,8 @@ CASES = [
     (("compare", "--official", "{file}", "--num-heads", "2", "--decoder-num-heads", "4"), 0, ""),
     (("embed", URL, "--checkpoint", "{file}", "--out", "{out}.npz"), 3, NOT_CACHED),
     (("embed", IMAGE, "--checkpoint", "facebook/vit-mae-base", "--out", "{out}.npz"), 4, NOT_CACHED),
+    (("evaluate", URL, "--checkpoint", "{file}", "--cache", "{out}"), 3, NOT_CACHED),
+    (("evaluate", IMAGE, "--checkpoint", "facebook/vit-mae-base", "--cache", "{out}"), 4, NOT_CACHED),
     (("export", "mae_visualize_vit_base", "--to", "timm"), 4, NOT_CACHED),
     (("export", "{file}", "--to", "hf", "--out", "{out}"), 0, ""),
 ]

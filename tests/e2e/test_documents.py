@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from maecli.app import app
 from tests.e2e.documents import OTHER, PYTHON, REASONS, ROOT, SHELL, Block, blocks, given, inline_commands, pages
+from tests.unit.evaluation.small import class_folders
 
 pytestmark = pytest.mark.e2e
 
@@ -41,7 +42,11 @@ class Session:
             shim = shims / name
             shim.write_text(f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(ROOT))} exec {sys.executable} {words} "$@"\n')
             shim.chmod(0o755)
-        self.environment = os.environ | {"PATH": f"{shims}:{os.environ['PATH']}", "COLUMNS": "100"}
+        self.environment = (
+            os.environ
+            | {"PATH": f"{shims}:{os.environ['PATH']}", "COLUMNS": "100"}
+            | {"MAECLI_CACHE": str(folder / ".cache")}
+        )
 
     def type(self, command: str) -> int:
         """Run one line and keep what it printed."""
@@ -103,7 +108,13 @@ def scans(folder: Path) -> None:
         Image.fromarray(stream.integers(0, 4096, (48, 40), dtype=np.uint16)).save(folder / "scans" / f"{number}.png")
 
 
-FIXTURES: dict[str, Callable[[Path], None]] = {"run": run, "scans": scans}
+def flowers(folder: Path) -> None:
+    """Class folders, and one more checkpoint to compare with."""
+    class_folders(folder / "flowers", 8)
+    shutil.copy(folder / "run" / "checkpoint-last.pth", folder / "before.pth")
+
+
+FIXTURES: dict[str, Callable[[Path], None]] = {"run": run, "scans": scans, "flowers": flowers}
 
 
 def has_to_be_run(block: Block, *, slow: bool) -> bool:

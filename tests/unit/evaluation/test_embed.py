@@ -291,7 +291,7 @@ def test_an_input_is_never_overwritten(world: Path, tmp_path: Path) -> None:
 
 def test_one_large_image_among_small_parts(tmp_path: Path) -> None:
     """Patches of a large frame make small parts, so memory does not grow with the frame."""
-    rows = store.PartStore(tmp_path, {}, images=5000, row_bytes=2**20)
+    rows = store.PartStore(tmp_path, {}, images=5000, part_images=store.part_images(2**20))
     assert rows.part_images == 64
     assert [len(rows.indices(part)) for part in (0, rows.parts[-1])] == [64, 5000 % 64]
     image(tmp_path / "x.png", (0, 0, 0), 0)

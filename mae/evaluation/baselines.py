@@ -1,0 +1,68 @@
+"""What a number is held against: pixels as they are and whitened. (An untrained encoder is in ``frozen``.)"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mae.config import format_size
+from mae.data.normalise import normalise
+
+LARGEST_SIDE = 16  # pixels; 768 numbers of colour, no worse for any of the probes than 32 pixels are for CIFAR-10
+
+
+class PixelExtractor:
+    """An image as few pixels: its mean over a grid of at most 16 x 16, normalised.
+
+    Args:
+        image_size: The frame, (rows, columns).
+        in_chans: Channels.
+    """
+
+    def __init__(self, image_size: tuple[int, int], in_chans: int) -> None:
+        rows, columns = image_size
+        shrink = max(1.0, max(rows, columns) / LARGEST_SIDE)
+        self.size = max(1, round(rows / shrink)), max(1, round(columns / shrink))
+        self.in_chans = in_chans
+        self.name = f"pixels, {format_size(self.size)}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that its features depend on, but for the images and their frame."""
+        return {"pixels": list(self.size), "in_chans": self.in_chans}
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one image."""
+        return 4 * self.in_chans * self.size[0] * self.size[1]
+
+    def arrays(self, imgs: Tensor, indices: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """(B, C, H, W) uint8 -> (B, C * rows * columns)."""
+        if not len(imgs):
+            return {"pixels": np.empty((0, self.row_bytes // 4), np.float32)}
+        return {"pixels": F.adaptive_avg_pool2d(normalise(imgs), self.size).flatten(1).numpy()}
+
+
+def whiten(train: Tensor, test: Tensor, components: int) -> tuple[Tensor, Tensor]:
+    """Both along the training images' first principal components, each over its standard deviation.
+
+    Args:
+        train, test: (N, D), (M, D).
+        components: At most so many.
+
+    Returns:
+        (N, R), (M, R), where R is ``components`` or as many as there are with any variance.
+    """
+    mean = train.mean(dim=0)
+    centred = (train - mean).double()
+    values, axes = torch.linalg.eigh(centred.T @ centred / len(train))
+    values, axes = values.flip(0)[:components], axes.flip(1)[:, :components]
+    there = values > values[0] * 1e-9
+    axes = (axes[:, there] / values[there].sqrt()).to(train.dtype)
+    return (train - mean) @ axes, (test - mean) @ axes

@@ -1,0 +1,311 @@
+"""From labelled images and checkpoints to numbers that can be trusted."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mae.config import MAEConfig
+from mae.data.scan import PictureScan, scan_pictures
+from mae.device import resolve_device, resolve_precision
+from mae.download import obeys_offline
+from mae.errors import DataError
+from mae.evaluation.attentive import attentive
+from mae.evaluation.baselines import whiten
+from mae.evaluation.config import EvaluateConfig
+from mae.evaluation.extract import Progress, check_unreadable
+from mae.evaluation.features import FeatureSet, Kept, keep_features
+from mae.evaluation.frozen import Computing, FrozenEncoder, View, load_encoder, untrained_encoder
+from mae.evaluation.knn import knn
+from mae.evaluation.linear import LinearResult, linear
+from mae.evaluation.metrics import Accuracy, accuracy, alpha_req, rank_me
+from mae.evaluation.results import (
+    Attentive,
+    ClassAccuracy,
+    EvaluateResult,
+    Headline,
+    Linear,
+    Row,
+    Scores,
+    Seconds,
+)
+from mae.evaluation.splits import Split, make_split, read_labels, stratified
+from mae.files import refuse_place, shown
+
+FEW_TEST_IMAGES = 1000
+
+
+@obeys_offline
+def evaluate(config: EvaluateConfig, on_progress: Callable[[Progress], None] = lambda progress: None) -> EvaluateResult:
+    """Ask frozen features what they know of labelled images.
+
+    Features are worked out once and kept on disk. Every choice (a penalty, a learning rate, the view of the headline)
+    is made on training images that are held out; the test images are named once by each probe.
+
+    Args:
+        config: What to do.
+        on_progress: Told how far it is.
+
+    Raises:
+        ConfigError: Settings that cannot be used.
+        DataError: The class folders do not fit, or too many images are unreadable.
+        CheckpointError: Weights cannot be used.
+    """
+    if config.report is not None:
+        refuse_place(config.report, "--report")
+    device = resolve_device(config.device)
+    computing = Computing(device, resolve_precision(config.precision, device))
+    encoders = _encoders(config, computing)
+    scan = scan_pictures([config.data], lambda files: on_progress(Progress("looking at files", files, 0)))
+    labels = read_labels(scan.pictures, [config.data])
+    split = make_split(scan.pictures, labels, shown(config.data), seed=config.seed, test_share=config.test_share)
+    began = time.monotonic()
+    features, notes = keep_features(config, scan.pictures, split, encoders, computing, on_progress)
+    features_seconds = time.monotonic() - began
+    skipped = _skipped(scan, features)
+    check_unreadable(skipped, len(features.used) + len(scan.unreadable), config.max_unreadable)
+    _check_classes(split, features, shown(config.data))
+    began = time.monotonic()
+    asked = _Asked(config, split, features, device, on_progress)
+    rows = asked.rows()
+    headline = asked.headline()
+    return EvaluateResult(
+        data=config.data,
+        train_images=len(features.train),
+        test_images=len(features.test),
+        classes=split.classes,
+        split="folders" if labels.parts else "seed",
+        precision=computing.precision,
+        device=device.type,
+        rows=tuple(rows),
+        headline=headline,
+        report=config.report,
+        seconds=Seconds(features.seconds, features_seconds, time.monotonic() - began),
+        skipped=tuple(skipped),
+        notes=(
+            *split.notes,
+            *dict.fromkeys(note for _, encoder in encoders for note in encoder.notes),
+            *notes,
+            *_small_print(config, features, len(split.classes)),
+        ),
+    )
+
+
+def _encoders(config: EvaluateConfig, computing: Computing) -> list[tuple[str, FrozenEncoder]]:
+    """Those asked for, and for each architecture among them a fresh one."""
+    paths = list(dict.fromkeys(config.checkpoint))
+    loaded = [load_encoder(path, computing, image_size=config.image_size, layer=config.layer) for path in paths]
+    encoders = [("checkpoint", encoder) for encoder in loaded]
+    if config.references:
+        architectures = {_encoder_sizes(encoder.config): encoder.config for encoder in reversed(loaded)}
+        encoders += [
+            ("untrained", untrained_encoder(one, computing, layer=config.layer, seed=config.seed))
+            for one in reversed(architectures.values())
+        ]
+    return encoders
+
+
+def _encoder_sizes(config: MAEConfig) -> tuple[object, ...]:
+    return config.img_size, config.patch_size, config.in_chans, config.embed_dim, config.depth, config.num_heads
+
+
+def _skipped(scan: PictureScan, features: FeatureSet) -> list[tuple[str, str]]:
+    bad = features.kept[0].store.unreadable()
+    return [(str(one.path), one.reason) for one in scan.unreadable] + [
+        (str(scan.pictures.name(int(features.used[index]))), reason) for index, reason in bad
+    ]
+
+
+def _check_classes(split: Split, features: FeatureSet, where: str) -> None:
+    """Every class must be left with images that teach and that test.
+
+    Raises:
+        DataError: A class has none that can be read.
+    """
+    for part, labels in (("training", features.train_labels), ("test", features.test_labels)):
+        counts = np.bincount(labels, minlength=len(split.classes))
+        if (counts == 0).any():
+            name = shown(split.classes[int(counts.argmin())])
+            raise DataError(
+                f"{where}: no {part} image of {name} can be read", hint="mend the images, or take the folder out"
+            )
+
+
+def _small_print(config: EvaluateConfig, features: FeatureSet, classes: int) -> tuple[str, ...]:
+    notes = []
+    if len(features.test) < FEW_TEST_IMAGES:
+        notes.append(
+            f"{len(features.test):,} test images tell accuracies apart only where their intervals do; "
+            "another --seed shows how much is chance"
+        )
+    for share in config.label_fraction:
+        wanted = share * len(features.train)
+        if wanted < classes:
+            notes.append(
+                f"--label-fraction {share:g} is {wanted:.1f} images, fewer than the {classes:,} classes: one of each "
+                "class is taken"
+            )
+    return tuple(notes)
+
+
+@dataclasses.dataclass
+class _Best:
+    """The linear probe that the held-out images like best."""
+
+    kept: Kept
+    view: View
+    result: LinearResult
+    test: Accuracy
+
+
+class _Asked:
+    """All probes of all features."""
+
+    def __init__(
+        self,
+        config: EvaluateConfig,
+        split: Split,
+        features: FeatureSet,
+        device: torch.device,
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        self.config = config
+        self.split = split
+        self.features = features
+        self.device = device
+        self.on_progress = on_progress
+        self.classes = len(split.classes)
+        self.best: _Best | None = None
+        self.done = 0
+        self.total = sum(len(one.views) + (one.patches is not None) if one.encoder else 2 for one in features.kept)
+
+    def rows(self) -> list[Row]:
+        """In the order of a table: encoders as given, then what they are held against."""
+        rows = []
+        self.on_progress(Progress("probing", 0, self.total, unit="kinds of features"))
+        for one in self.features.kept:
+            if one.encoder is None:
+                rows += self._pixels(one)
+                continue
+            for view in one.views:
+                train, test = self.features.view(one, view.name)
+                rows.append(self._row(one, one.name, view, train, test))
+            if one.patches is not None:
+                rows.append(self._patches(one, one.patches))
+        return sorted(rows, key=lambda row: ("checkpoint", "untrained", "pixels").index(row.kind))
+
+    def _pixels(self, kept: Kept) -> list[Row]:
+        train, test = self.features.view(kept, "pixels")
+        widths = [one.encoder.config.embed_dim for one in self.features.kept if one.encoder]
+        plain = self._row(kept, kept.name, None, train, test)
+        return [plain, self._row(kept, "pixels, whitened", None, *whiten(train, test, widths[0]))]
+
+    def _fractions(self) -> list[tuple[float, NDArray[np.int64]]]:
+        """(share, rows of the training images)."""
+        labels = self.features.train_labels
+        return [
+            (share, np.arange(len(labels)) if share == 1 else stratified(labels, share, self.config.seed, "labels"))
+            for share in sorted(self.config.label_fraction)
+        ]
+
+    def _row(self, kept: Kept, subject: str, view: View | None, train: Tensor, test: Tensor) -> Row:
+        train, test = train.to(self.device), test.to(self.device)
+        scores = tuple(self._scores(kept, view, share, rows, train, test) for share, rows in self._fractions())
+        self._step()
+        return Row(
+            subject=subject,
+            kind=kept.kind,
+            pool=view.pool if view else None,
+            feature_norm=view.norm if view else None,
+            dimensions=train.shape[1],
+            rank_me=rank_me(train.cpu(), seed=self.config.seed),
+            alpha_req=alpha_req(train.cpu(), seed=self.config.seed),
+            scores=scores,
+        )
+
+    def _scores(
+        self, kept: Kept, view: View | None, share: float, rows: NDArray[np.int64], train: Tensor, test: Tensor
+    ) -> Scores:
+        config, truth = self.config, self.features.test_labels
+        labels = self.features.train_labels[rows]
+        train = train[torch.from_numpy(rows).to(self.device)] if len(rows) < len(train) else train
+        neighbours = fitted = None
+        if "knn" in config.probe:
+            found = knn(train, torch.from_numpy(labels).to(self.device), test, self.classes)
+            neighbours = {k: accuracy(predicted, truth) for k, predicted in found.predicted.items()}
+        if "linear" in config.probe:
+            result = linear(train, labels, test, self.classes, seed=config.seed)
+            fitted = Linear(accuracy(result.predicted, truth), result.penalty, result.held_out)
+            if view is not None and share == max(config.label_fraction):
+                self._compare(_Best(kept, view, result, fitted.test))
+        return Scores(share, len(rows), neighbours, fitted, None)
+
+    def _compare(self, candidate: _Best) -> None:
+        """Keep the first checkpoint's view that is best on images that were held out, not on the test images."""
+        if candidate.kept is not self.features.kept[0]:
+            return
+        if self.best is None or (candidate.result.held_out or 0) > (self.best.result.held_out or 0):
+            self.best = candidate
+
+    def _patches(self, kept: Kept, view: View) -> Row:
+        tokens = self.features.patches(kept)
+        test_places = np.flatnonzero(tokens.there[self.features.test])
+        test, truth = self.features.test[test_places], self.features.test_labels[test_places]
+        scores = []
+        for share, rows in self._fractions():
+            rows = rows[tokens.there[self.features.train[rows]]]
+            labels = self.features.train_labels[rows]
+            result = attentive(
+                tokens.of(self.features.train[rows]),
+                labels,
+                tokens.of(test),
+                self.classes,
+                device=self.device,
+                seed=self.config.seed,
+            )
+            probe = Attentive(
+                accuracy(result.predicted, truth),
+                result.lr,
+                result.weight_decay,
+                result.held_out,
+                len(rows),
+                len(test),
+            )
+            scores.append(Scores(share, len(rows), None, None, probe))
+        self._step()
+        assert kept.encoder is not None
+        width = kept.encoder.config.embed_dim
+        return Row(kept.name, kept.kind, view.pool, view.norm, width, None, None, tuple(scores))
+
+    def _step(self) -> None:
+        self.done += 1
+        self.on_progress(Progress("probing", self.done, self.total, unit="kinds of features"))
+
+    def headline(self) -> Headline | None:
+        """The number for a first line, and what is behind it."""
+        if self.best is None:
+            return None
+        truth, predicted = self.features.test_labels, self.best.result.predicted
+        confusion = np.zeros((self.classes, self.classes), dtype=np.int64)
+        np.add.at(confusion, (truth, predicted), 1)
+        classes = tuple(
+            ClassAccuracy(
+                name, int((truth == number).sum()), accuracy(predicted[truth == number], truth[truth == number])
+            )
+            for number, name in enumerate(self.split.classes)
+        )
+        return Headline(
+            subject=self.best.kept.name,
+            pool=self.best.view.pool,
+            feature_norm=self.best.view.norm,
+            linear=self.best.test,
+            mean_class_accuracy=sum(one.test.value for one in classes) / len(classes),
+            classes=classes,
+            confusion=tuple(tuple(int(count) for count in row) for row in confusion),
+        )

@@ -1,0 +1,274 @@
+"""The features of a labelled data set, worked out once and kept on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mae.data.eval_loader import EvalDataset
+from mae.data.eval_transform import EvalTransform
+from mae.data.source import PictureSource, Subset
+from mae.download import cache_folder
+from mae.evaluation.baselines import PixelExtractor
+from mae.evaluation.config import EvaluateConfig
+from mae.evaluation.extract import Job, Progress, ViewExtractor, extract
+from mae.evaluation.frozen import Computing, FrozenEncoder, View
+from mae.evaluation.splits import Split, stratified
+from mae.evaluation.store import VERSION, PartStore, content_digest
+
+PART_IMAGES = 512  # the same for all encoders, so that one pass over the images serves them together
+MOST_CACHED_BYTES = 20e9  # of the default folder; what was used last is kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """One encoder's or the pixels' features of the images that are used.
+
+    Attributes:
+        name: Of whom.
+        kind: "checkpoint", "untrained" or "pixels".
+        encoder: Whose; None for pixels.
+        store: Where they are.
+        views: What there is of each image, without patches.
+        patches: The view of patches, where they were kept.
+    """
+
+    name: str
+    kind: str
+    encoder: FrozenEncoder | None
+    store: PartStore
+    views: tuple[View, ...]
+    patches: View | None
+
+
+class FeatureSet:
+    """Features of training and test images, and their labels.
+
+    Args:
+        kept: Where the features are.
+        split: Which images teach and test, as numbers in the source.
+        used: Numbers in the source of the images that the features are of, in order.
+        with_patches: (len(used),), whether patches were kept of them.
+        seconds: Spent in forward passes.
+    """
+
+    def __init__(
+        self,
+        kept: Sequence[Kept],
+        split: Split,
+        used: NDArray[np.int64],
+        with_patches: NDArray[np.bool_],
+        seconds: float,
+    ) -> None:
+        self.kept = kept
+        self.used = used
+        self.with_patches = with_patches
+        self.seconds = seconds
+        readable = kept[0].store.readable()
+        self.row_of = np.full(len(used), -1, dtype=np.int64)  # of a used image, in the arrays
+        self.row_of[readable] = np.arange(len(readable))
+        self.train, self.train_labels = self._readable(split.train, split.train_labels)
+        self.test, self.test_labels = self._readable(split.test, split.test_labels)
+
+    def _readable(
+        self, images: NDArray[np.int64], labels: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Places in ``used`` of those that have features, and their labels."""
+        places = np.searchsorted(self.used, images)
+        there = self.row_of[places] >= 0
+        return places[there], labels[there]
+
+    def view(self, kept: Kept, name: str) -> tuple[Tensor, Tensor]:
+        """Features of the training and the test images, (N, D), (M, D)."""
+        whole = torch.from_numpy(kept.store.whole(name))
+        return whole[self.row_of[self.train]], whole[self.row_of[self.test]]
+
+    def patches(self, kept: Kept) -> PatchTokens:
+        """Patch tokens by places in ``used``."""
+        assert kept.patches is not None
+        return PatchTokens(kept.store, kept.patches.name, self.row_of, self.with_patches)
+
+
+class PatchTokens:
+    """Patch tokens of images, read from their files when asked for.
+
+    Args:
+        store: Where they are.
+        name: Of the array.
+        row_of: (U,), an image's row among the readable ones, or -1.
+        with_patches: (U,), whether its tokens were kept.
+    """
+
+    def __init__(self, store: PartStore, name: str, row_of: NDArray[np.int64], with_patches: NDArray[np.bool_]) -> None:
+        there = with_patches & (row_of >= 0)
+        self._part = np.arange(len(row_of)) // store.part_images
+        self._row = np.zeros(len(row_of), dtype=np.int64)
+        for part in store.parts:
+            own = slice(store.indices(part).start, store.indices(part).stop)
+            self._row[own] = np.cumsum(there[own]) - 1
+        self.there = there
+        self._arrays = [store.read(part, name) for part in store.parts]
+
+    def of(self, images: NDArray[np.int64]) -> ChosenTokens:
+        """Those of some images, in their order."""
+        return ChosenTokens(self, images)
+
+    def take(self, images: NDArray[np.int64]) -> Tensor:
+        """(B, L, D) float16."""
+        out = np.empty((len(images), *self._arrays[0].shape[1:]), self._arrays[0].dtype)
+        parts = self._part[images]
+        for part in np.unique(parts):
+            places = np.flatnonzero(parts == part)
+            out[places] = self._arrays[part][self._row[images[places]]]
+        return torch.from_numpy(out)
+
+
+class ChosenTokens:
+    """Tokens of some images, numbered from 0."""
+
+    def __init__(self, tokens: PatchTokens, images: NDArray[np.int64]) -> None:
+        self._tokens = tokens
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def take(self, rows: NDArray[np.int64]) -> Tensor:
+        """(B, L, D) of these."""
+        return self._tokens.take(self._images[rows])
+
+
+def keep_features(
+    config: EvaluateConfig,
+    source: PictureSource,
+    split: Split,
+    encoders: Sequence[tuple[str, FrozenEncoder]],
+    computing: Computing,
+    on_progress: Callable[[Progress], None],
+) -> tuple[FeatureSet, tuple[str, ...]]:
+    """Work out what is not on disk yet, each image decoded once for encoders of one frame.
+
+    Args:
+        config: What was asked for.
+        source: All images.
+        split: Those that are used.
+        encoders: (kind, encoder).
+        computing: Where it is computed.
+        on_progress: Told how far it is.
+
+    Returns:
+        The features, and what a user should know.
+    """
+    used = np.sort(np.concatenate([split.train, split.test]))
+    images = Subset(source, used)
+    with_patches, notes = _with_patches(config, split, used, [encoder for _, encoder in encoders])
+    shared: dict[str, Any] = {"data": content_digest(images), "crop_pct": config.crop_pct}
+    top = config.cache or cache_folder() / "features"
+    kept: list[Kept] = []
+    seconds = 0.0
+    by_frame: dict[tuple[Any, ...], list[tuple[str, FrozenEncoder]]] = {}
+    for kind, encoder in encoders:
+        by_frame.setdefault((encoder.config.img_size, encoder.config.in_chans), []).append((kind, encoder))
+    for number, ((image_size, in_chans), group) in enumerate(by_frame.items()):
+        dataset = EvalDataset(images, EvalTransform(image_size, config.crop_pct), in_chans)
+        jobs = []
+        for kind, encoder in group:
+            one, extractor = _encoder_job(config, kind, encoder, top, shared, with_patches)
+            kept.append(one)
+            jobs.append(Job(extractor, one.store, one.store.missing()))
+        if config.references and not number:
+            pixels = PixelExtractor(image_size, in_chans)
+            settings = {**shared, **pixels.settings, "image_size": list(image_size)}
+            store = _store(top, settings, len(images))
+            kept.append(Kept(pixels.name, "pixels", None, store, (), None))
+            jobs.append(Job(pixels, store, store.missing()))
+        seconds += extract(
+            dataset,
+            jobs,
+            computing,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            on_progress=on_progress,
+            stage="features",
+        )
+    for one in kept:
+        one.store.touch()
+    if config.cache is None:
+        prune(top, {one.store.folder for one in kept}, MOST_CACHED_BYTES)
+    return FeatureSet(kept, split, used, with_patches, seconds), notes
+
+
+def _encoder_job(
+    config: EvaluateConfig,
+    kind: str,
+    encoder: FrozenEncoder,
+    top: Path,
+    shared: Mapping[str, Any],
+    with_patches: NDArray[np.bool_],
+) -> tuple[Kept, ViewExtractor]:
+    norms = ("none", "final") if kind == "checkpoint" else ("final",)
+    views = tuple(view for pool in ("cls", "mean") for norm in norms if encoder.has(view := View(pool, norm)))
+    patches = next(view for norm in ("final", "none") if encoder.has(view := View("patches", norm)))
+    wanted: dict[View, str] = dict.fromkeys(views, "float32")
+    settings = {**shared, **encoder.settings, "views": [view.name for view in views]}
+    if "attentive" in config.probe:
+        wanted[patches] = "float16"
+        settings["patches"] = hashlib.blake2b(with_patches.tobytes(), digest_size=8).hexdigest()
+    store = _store(top, settings, len(with_patches))
+    one = Kept(encoder.name, kind, encoder, store, views, patches if patches in wanted else None)
+    return one, ViewExtractor(encoder, wanted, with_patches)
+
+
+def _store(top: Path, settings: Mapping[str, Any], images: int) -> PartStore:
+    every = {**settings, "part_images": PART_IMAGES, "version": VERSION}
+    key = hashlib.blake2b(json.dumps(every, sort_keys=True).encode(), digest_size=12).hexdigest()
+    store = PartStore(top / key, settings, images, PART_IMAGES)
+    store.open("--cache")
+    return store
+
+
+def _with_patches(
+    config: EvaluateConfig, split: Split, used: NDArray[np.int64], encoders: Sequence[FrozenEncoder]
+) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
+    """Of which images patches are kept, within the room for them; all encoders get the same."""
+    chosen = np.zeros(len(used), dtype=bool)
+    if "attentive" not in config.probe:
+        return chosen, ()
+    each = sum(2 * encoder.config.num_patches * encoder.config.embed_dim for encoder in encoders)
+    room = max(2 * len(split.classes), int(config.tokens_gb * 1e9 / each))
+    if len(used) <= room:
+        return ~chosen, ()
+    test = min(len(split.test), max(room // 2, room - len(split.train)))
+    train = min(len(split.train), room - test)
+    for images, labels, count in ((split.train, split.train_labels, train), (split.test, split.test_labels, test)):
+        part = stratified(labels, count / len(labels), config.seed, "patches")
+        chosen[np.searchsorted(used, images[part])] = True
+    note = (
+        f"attentive learns from {train:,} of {len(split.train):,} training images and is tested on {test:,} of "
+        f"{len(split.test):,}: the patch tokens of all would take {len(used) * each / 1e9:,.0f} GB (--tokens-gb)"
+    )
+    return chosen, (note,)
+
+
+def prune(top: Path, in_use: set[Path], most: float) -> None:
+    """Delete the features that were not used for the longest time, until the others take less than ``most`` bytes."""
+    try:
+        found = sorted((entry for entry in top.iterdir() if entry.is_dir()), key=lambda entry: -entry.stat().st_mtime)
+        total = 0.0
+        for folder in sorted(found, key=lambda folder: folder not in in_use):
+            total += sum(entry.stat().st_size for entry in os.scandir(folder))
+            if total > most and folder not in in_use:
+                shutil.rmtree(folder, ignore_errors=True)
+    except OSError:  # another process is at it
+        return

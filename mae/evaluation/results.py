@@ -1,0 +1,141 @@
+"""What ``evaluate`` found, as plain values."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from mae.evaluation.metrics import Accuracy
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """The linear probe: its accuracy, and how its penalty was chosen."""
+
+    test: Accuracy
+    penalty: float
+    held_out: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Attentive:
+    """The attentive probe: its accuracy, and how its head was chosen."""
+
+    test: Accuracy
+    lr: float
+    weight_decay: float
+    held_out: float | None
+    train_images: int
+    test_images: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What some of the labels make of features; None for what was not asked.
+
+    Attributes:
+        label_fraction: Share of the labels.
+        train_images: How many images that is.
+        knn: By the number of neighbours.
+    """
+
+    label_fraction: float
+    train_images: int
+    knn: dict[int, Accuracy] | None
+    linear: Linear | None
+    attentive: Attentive | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One kind of features and all that was asked of it.
+
+    Attributes:
+        subject: The checkpoint, "untrained", or which pixels.
+        kind: "checkpoint", "untrained" or "pixels".
+        pool, feature_norm: Of an encoder's output; None for pixels.
+        dimensions: Numbers in a feature; for patches, in each.
+        rank_me, alpha_req: Of the training images' features; None for patches.
+        scores: For each share of the labels.
+    """
+
+    subject: str
+    kind: str
+    pool: str | None
+    feature_norm: str | None
+    dimensions: int
+    rank_me: float | None
+    alpha_req: float | None
+    scores: tuple[Scores, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassAccuracy:
+    """One class's share of rightly named test images."""
+
+    name: str
+    test_images: int
+    test: Accuracy
+
+
+@dataclasses.dataclass(frozen=True)
+class Headline:
+    """The linear probe of the first checkpoint, on the view that was best on held-out training images.
+
+    Attributes:
+        subject, pool, feature_norm: Whose features.
+        linear: Accuracy with all the labels that were used.
+        mean_class_accuracy: Each class counts alike.
+        classes: In order.
+        confusion: [true class][named class], counts of test images.
+    """
+
+    subject: str
+    pool: str
+    feature_norm: str
+    linear: Accuracy
+    mean_class_accuracy: float
+    classes: tuple[ClassAccuracy, ...]
+    confusion: tuple[tuple[int, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Seconds:
+    """Where the time went: in forward passes, in features all in all, in probes."""
+
+    forward: float
+    features: float
+    probes: float
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateResult:
+    """All that was measured.
+
+    Attributes:
+        data: What was evaluated on.
+        train_images, test_images: That could be read.
+        classes: Names.
+        split: "folders" or "seed".
+        precision, device: Of the encoders.
+        rows: Each kind of features.
+        headline: None where the linear probe was not asked.
+        report: The page, if one was written.
+        seconds: Of computing; features that were kept from before cost none.
+        skipped: (name, reason) of images that could not be read.
+        notes: What a user should know.
+    """
+
+    data: Path
+    train_images: int
+    test_images: int
+    classes: tuple[str, ...]
+    split: str
+    precision: str
+    device: str
+    rows: tuple[Row, ...]
+    headline: Headline | None
+    report: Path | None
+    seconds: Seconds
+    skipped: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]

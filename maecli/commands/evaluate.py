@@ -1,0 +1,53 @@
+"""``maecli evaluate DATA``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from mae.evaluation.config import EvaluateConfig
+from maecli.options import command_from
+from maecli.output import Output, as_document, warn_skipped
+
+
+@command_from(EvaluateConfig)
+def evaluate(config: EvaluateConfig, output: Output) -> None:
+    """Ask frozen features what they know of labelled images: k-NN, linear, attentive, and figures without labels.
+
+    Examples:
+      maecli evaluate flowers --checkpoint run/checkpoint-last.pth
+
+      maecli evaluate flowers --label-fraction '0.1 1' --report flowers.html
+
+      maecli evaluate flowers --checkpoint before.pth --checkpoint after.pth --probe knn --json
+    """
+    from mae.checkpoints.download import announce_downloads
+    from mae.evaluation.evaluate import evaluate as use_case
+    from maecli.counting_view import CountingView
+    from maecli.evaluation_view import show
+
+    with announce_downloads(output.download), CountingView(output) as view:
+        result = use_case(config, view)
+    for note in result.notes:
+        output.note(note)
+    warn_skipped(output, result.skipped)
+    first = result.headline.linear if result.headline else _first(result)
+    output.result(
+        lambda: _document(result), lambda console: show(console, result), f"{first.value:.4f}" if first else ""
+    )
+
+
+def _first(result: Any) -> Any:
+    """The first row's accuracy by any probe, where the linear one was not asked."""
+    scores = result.rows[0].scores[-1]
+    if scores.knn:
+        return scores.knn[min(scores.knn, key=lambda k: abs(k - 20))]
+    return next((row.scores[-1].attentive.test for row in result.rows if row.scores[-1].attentive), None)
+
+
+def _document(result: Any) -> dict[str, Any]:
+    document = as_document(result)
+    document["report"] = str(result.report) if result.report else None
+    document["skipped"] = [{"path": name, "reason": reason} for name, reason in result.skipped]
+    document["rows"] = [dataclasses.asdict(row) for row in result.rows]
+    return document

@@ -1,0 +1,55 @@
+"""Intervals and label-free figures against derivations of their own."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mae.evaluation.metrics import LAST_EIGENVALUE, accuracy, alpha_req, rank_me, wilson
+
+
+def test_rank_me_by_singular_values() -> None:
+    """An SVD of the matrix itself instead of the eigenvalues of its square."""
+    features = np.random.default_rng(0).normal(size=(300, 40)) @ np.diag(np.geomspace(1, 1e-3, 40)) + 0.3
+    values = np.linalg.svd(features, compute_uv=False)
+    shares = values / values.sum() + 1e-7
+    assert rank_me(torch.from_numpy(features)) == pytest.approx(math.exp(-(shares * np.log(shares)).sum()), rel=1e-6)
+
+
+def test_rank_me_of_known_ranks() -> None:
+    basis = torch.linalg.qr(torch.randn(100, 16, generator=torch.Generator().manual_seed(0)))[0]
+    assert rank_me(basis) == pytest.approx(16, rel=1e-4)
+    assert rank_me(torch.ones(50, 8)) == pytest.approx(1, abs=1e-3)
+    assert rank_me(basis.T) == pytest.approx(16, rel=1e-4)
+
+
+def test_alpha_req_by_polyfit() -> None:
+    features = np.random.default_rng(1).normal(size=(2000, 150)) @ np.diag(np.arange(1, 151) ** -0.6) + 2.0
+    values = np.sort(np.linalg.eigvalsh(np.cov(features.T)))[::-1]
+    index = np.arange(11, LAST_EIGENVALUE + 1)
+    slope = np.polyfit(np.log(index), np.log(values[10:LAST_EIGENVALUE]), 1)[0]
+    assert alpha_req(torch.from_numpy(features)) == pytest.approx(-slope, rel=1e-6)
+
+
+def test_alpha_req_of_a_known_law() -> None:
+    """Variances i^-1.5 along fixed axes."""
+    basis = torch.linalg.qr(torch.randn(400, 60, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
+    basis = torch.linalg.qr(basis - basis.mean(0))[0]
+    features = basis * torch.arange(1, 61, dtype=torch.float64) ** -0.75
+    assert alpha_req(features) == pytest.approx(1.5, rel=1e-6)
+    assert alpha_req(torch.ones(10, 4)) is None
+
+
+def test_wilson_by_the_textbook() -> None:
+    """Its ends solve (p - share)^2 = z^2 p (1 - p) / n."""
+    for right, total in ((604, 1000), (0, 20), (20, 20), (1, 3)):
+        share, z = right / total, 1.959963984540054
+        for end in wilson(right, total):
+            assert (end - share) ** 2 == pytest.approx(z * z * end * (1 - end) / total, abs=1e-12)
+    assert wilson(0, 20)[0] == 0
+    found = accuracy(np.array([0, 1, 1, 2]), np.array([0, 1, 2, 2]))
+    assert found.value == 0.75
+    assert found.low < 0.75 < found.high

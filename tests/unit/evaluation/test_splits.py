@@ -1,0 +1,136 @@
+"""Labels come from class folders; what does not fit is one line that names the folder."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mae.data.scan import scan_pictures
+from mae.errors import DataError
+from mae.evaluation.splits import Split, make_split, read_labels, stratified
+from tests.unit.evaluation.small import class_folders, image
+
+
+def split_of(root: Path, *, test_share: float = 0.25, seed: int = 0) -> Split:
+    source = scan_pictures([root]).pictures
+    return make_split(source, read_labels(source, [root]), root.name, seed=seed, test_share=test_share)
+
+
+def test_train_and_test_folders(tmp_path: Path) -> None:
+    class_folders(tmp_path / "d" / "train", 4)
+    class_folders(tmp_path / "d" / "test", 2)
+    split = split_of(tmp_path / "d")
+    assert split.classes == ("blue", "green", "red")
+    assert (len(split.train), len(split.test), split.notes) == (12, 6, ())
+    source = scan_pictures([tmp_path / "d"]).pictures
+    for part, images, labels in (("train", split.train, split.train_labels), ("test", split.test, split.test_labels)):
+        for index, label in zip(images, labels, strict=True):
+            parts = source.name(int(index)).parts
+            assert parts[-3:-1] == (part, split.classes[label])
+
+
+def test_val_stands_in_for_test_and_is_told_of_where_both_are(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        class_folders(tmp_path / "a" / part, 2)
+    assert len(split_of(tmp_path / "a").test) == 6
+    for part in ("train", "val", "test"):
+        class_folders(tmp_path / "b" / part, 2)
+    split = split_of(tmp_path / "b")
+    assert len(split.train) == len(split.test) == 6
+    assert "val is not used" in split.notes[0]
+
+
+def test_one_tree_is_split_by_the_seed_and_says_so(tmp_path: Path) -> None:
+    class_folders(tmp_path / "d", 8)
+    split = split_of(tmp_path / "d")
+    assert np.bincount(split.test_labels).tolist() == [2, 2, 2]
+    assert not set(split.train) & set(split.test)
+    assert len(split.train) + len(split.test) == 24
+    assert "25% of each class (6 of 24 images) test, drawn by --seed 0" in split.notes[0]
+    assert np.array_equal(split_of(tmp_path / "d").test, split.test)
+    assert not np.array_equal(split_of(tmp_path / "d", seed=1).test, split.test)
+
+
+def test_deeper_folders_belong_to_their_class_and_wrappers_are_looked_through(tmp_path: Path) -> None:
+    for number in range(4):
+        image(tmp_path / "d" / "wrap" / "cat" / "black" / f"{number}.png", (0, 0, 0), number)
+        image(tmp_path / "d" / "wrap" / "dog" / f"{number}.png", (0, 0, 0), number + 9)
+    assert split_of(tmp_path / "d").classes == ("cat", "dog")
+
+
+def test_an_archive_has_folders_too(tmp_path: Path) -> None:
+    class_folders(tmp_path / "d" / "train", 2)
+    class_folders(tmp_path / "d" / "test", 2)
+    with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
+        for path in sorted((tmp_path / "d").rglob("*.png")):
+            archive.write(path, path.relative_to(tmp_path))
+    split = split_of(tmp_path / "d.zip")
+    assert (split.classes, len(split.train), len(split.test)) == (("blue", "green", "red"), 6, 6)
+
+
+def none(root: Path) -> None:
+    image(root / "a.png", (0, 0, 0), 0)
+    image(root / "b.png", (0, 0, 0), 1)
+
+
+def one(root: Path) -> None:
+    class_folders(root, 3, names=("red",))
+
+
+def loose(root: Path) -> None:
+    class_folders(root, 3)
+    image(root / "stray.png", (0, 0, 0), 0)
+
+
+def missing_in_test(root: Path) -> None:
+    class_folders(root / "train", 3)
+    class_folders(root / "test", 3, names=("blue", "red"))
+
+
+def missing_in_train(root: Path) -> None:
+    class_folders(root / "train", 3, names=("blue", "red"))
+    class_folders(root / "test", 3)
+
+
+def single(root: Path) -> None:
+    class_folders(root, 3)
+    image(root / "rare" / "0.png", (0, 0, 0), 0)
+
+
+def flat_parts(root: Path) -> None:
+    for part in ("train", "test"):
+        image(root / part / "0.png", (0, 0, 0), 0)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (none, "d: there are no class folders"),
+        (one, "d: there is one class only, red"),
+        (loose, "stray.png lies in no class folder"),
+        (missing_in_test, "d/test has no folder green with images, and d/train has"),
+        (missing_in_train, "d/train has no folder green with images, and d/test has"),
+        (single, "d/rare has one image only"),
+        (flat_parts, "d: there are no class folders"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_does_not_fit_is_one_line(make: Callable[[Path], None], words: str, tmp_path: Path) -> None:
+    make(tmp_path / "d")
+    with pytest.raises(DataError, match=words) as error:
+        split_of(tmp_path / "d")
+    assert error.value.hint
+    assert "\n" not in error.value.message
+
+
+def test_a_smaller_share_is_part_of_a_larger_one() -> None:
+    labels = np.repeat(np.arange(3), (100, 50, 2))
+    some, more = (stratified(labels, share, 0, "x") for share in (0.1, 0.5))
+    assert np.bincount(labels[some]).tolist() == [10, 5, 1]
+    assert np.bincount(labels[more]).tolist() == [50, 25, 1]
+    assert set(some) <= set(more)
+    assert not np.array_equal(some, stratified(labels, 0.1, 1, "x"))
