@@ -79,3 +79,24 @@ def test_processes_that_keep_at_once_do_not_disturb_each_other() -> None:
         process.join(60)
     assert [process.exitcode for process in processes] == [0] * 4
     assert all(same(cache.get(number), image(number)) for number in range(300))
+
+
+def test_room_is_taken_by_one_process_at_a_time() -> None:
+    """Else two images would lie in one place, where two processes came at the same moment."""
+    cache = ImageCache(9, 10_000)
+    room, begun = cache.room, FORK.Event()
+
+    def keep() -> None:
+        begun.set()
+        cache.keep(4, image(4))
+
+    process = FORK.Process(target=keep)
+    with cache.memory.locked(0):
+        process.start()
+        assert begun.wait(60)
+        process.join(0.3)
+        assert process.is_alive()
+        assert cache.room == room
+    process.join(60)
+    assert process.exitcode == 0
+    assert same(cache.get(4), image(4))
