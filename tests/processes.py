@@ -15,6 +15,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -67,11 +68,24 @@ def fork(
     cwd: Path = ROOT,
     stdout: int | IO[Any] = subprocess.PIPE,
     stderr: int | IO[Any] = subprocess.PIPE,
+    stdin: int | IO[Any] = subprocess.DEVNULL,
 ) -> Forked:
     """Start ``python WORDS...`` with torch loaded before; WORDS begin with ``-m``, ``-c`` or the name of a script."""
-    process = Forked([str(word) for word in words], environment() if env is None else env, cwd, stdout, stderr)
+    streams = (stdin, stdout, stderr)
+    process = Forked([str(word) for word in words], environment() if env is None else env, cwd, streams)
     _running.append(process)
     return process
+
+
+def run_forked(
+    command: list[str], *, input: str = "", env: Mapping[str, str] | None = None, **_: Any
+) -> subprocess.CompletedProcess[str]:
+    """What takes the place of ``subprocess.run`` where the code under test starts a Python process and reads it."""
+    assert command[0] == sys.executable
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+        file.write(input)
+        file.seek(0)
+        return finish(fork(*command[1:], env=env, stdin=file))
 
 
 def finish(process: Forked | subprocess.Popen[str], timeout: float = TIMEOUT) -> subprocess.CompletedProcess[str]:
@@ -113,19 +127,11 @@ class Forked:
 
     stdin = None
 
-    def __init__(
-        self,
-        words: list[str],
-        env: Mapping[str, str],
-        cwd: Path,
-        stdout: int | IO[Any],
-        stderr: int | IO[Any],
-    ) -> None:
+    def __init__(self, words: list[str], env: Mapping[str, str], cwd: Path, streams: tuple[int | IO[Any], ...]) -> None:
         self.args = words
         with contextlib.ExitStack() as ours:
-            self.stdout, out = _stream(stdout, ours)
-            self.stderr, err = _stream(stderr, ours)
-            self._process = _forks.Process(target=_become, args=(words, dict(env), cwd, out, err))
+            (_, read), (self.stdout, out), (self.stderr, err) = (_stream(stream, ours) for stream in streams)
+            self._process = _forks.Process(target=_become, args=(words, dict(env), cwd, (read, out, err)))
             self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -193,19 +199,19 @@ def _stream(wanted: int | IO[Any], ours: contextlib.ExitStack) -> tuple[IO[str] 
         ours.callback(os.close, writing)
         return os.fdopen(reading, encoding="utf-8"), _Descriptor(writing)
     if wanted == subprocess.DEVNULL:
-        wanted = os.open(os.devnull, os.O_WRONLY)
+        wanted = os.open(os.devnull, os.O_RDWR)
         ours.callback(os.close, wanted)
     return None, _Descriptor(wanted if isinstance(wanted, int) else wanted.fileno())
 
 
-def _become(words: list[str], env: dict[str, str], cwd: Path, out: _Descriptor, err: _Descriptor) -> None:
+def _become(words: list[str], env: dict[str, str], cwd: Path, streams: tuple[_Descriptor, ...]) -> None:
     """Do in a forked process what ``python WORDS...`` does."""
     os.setsid()
     multiprocessing.set_start_method(None, force=True)  # Python's own, for what it starts itself
-    os.dup2(out.number, 1)
-    os.dup2(err.number, 2)
-    for stream in {out.number, err.number}:
-        os.close(stream)
+    for number, stream in enumerate(streams):
+        os.dup2(stream.number, number)
+        os.close(stream.number)
+    sys.stdin = sys.__stdin__ = os.fdopen(0, encoding="utf-8", closefd=False)
     sys.stdout = sys.__stdout__ = os.fdopen(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = sys.__stderr__ = os.fdopen(2, "w", 1, "utf-8", "backslashreplace", closefd=False)
     os.chdir(cwd)

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.processes import PRELOADED, ROOT, end_all, environment, finish, fork, start_python
+from tests.processes import PRELOADED, ROOT, end_all, environment, finish, fork, run_forked, start_python
 
 ENDLESS = "import time\nprint('here', flush=True)\ntime.sleep(600)"
 
@@ -62,6 +63,14 @@ def test_its_streams_go_where_they_are_told(tmp_path: Path) -> None:
     process = fork("-c", "import os; os.write(1, b'x')", stdout=writing)
     os.close(writing)
     assert "BrokenPipeError" in finish(process).stderr
+
+
+def test_the_code_under_test_may_be_given_a_fork() -> None:
+    code = "import os, sys; print(os.environ['X'] + sys.stdin.read())"
+    words = [sys.executable, "-c", code]
+    for run in (run_forked, subprocess.run):
+        done = run(words, input="b", env=environment(X="a"), capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "ab\n", "")
 
 
 @pytest.mark.parametrize("how", [fork, start_python])

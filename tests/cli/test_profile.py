@@ -24,6 +24,7 @@ from mae.profiling.profile import ProfileResult, profile
 from maecli.app import app
 from maecli.profile_view import show_profile
 from maecli.streams import ERRORS
+from tests.processes import run_forked
 
 ROOT = Path(__file__).parents[2]
 
@@ -267,7 +268,12 @@ def test_out_of_memory_leaves_the_estimate(monkeypatch: pytest.MonkeyPatch) -> N
     assert "training, pictures/s" not in out
 
 
-def test_really_measured() -> None:
+SMALL_PRODUCTS = "from mae.profiling import measuring\nmeasuring._MATMUL_SIDES['cpu'] = (256,)\nmeasuring.main()"
+
+
+def test_really_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In processes of their own, with smaller matrix products than for people, of which a hundred take seconds."""
+    monkeypatch.setattr(subprocess, "run", lambda command, **how: run_forked([command[0], "-c", SMALL_PRODUCTS], **how))
     result = document(
         *("--variant", "vit_tiny", "--image-size", 32, "--batch-size", 2, "--measure", "--device", "cpu"),
         *("--repeats", 2, "--images", 100, "--epochs", 1),
@@ -315,7 +321,8 @@ def test_nonsense_is_one_line(arguments: list[str], message: str) -> None:
     assert message in lines[0]
 
 
-def test_a_device_that_is_not_there() -> None:
+def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", run_forked)
     code, out, err = maecli("--variant", "vit_tiny", "--measure", "--device", "mps")
     assert (code, out) == (2, "")
     assert err.startswith("error: --device mps: torch ")

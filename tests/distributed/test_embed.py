@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 
-from tests.distributed.test_ranks import environment
+from tests.distributed.test_ranks import FORKING, TORCHRUN
+from tests.processes import finish, fork
 from tests.unit.evaluation.small import checkpoint, class_folders
 
 SMALL = str(Path(__file__).with_name("small_embed.py"))
@@ -21,16 +20,9 @@ def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
     words = ["embed", "photos", "--checkpoint", "tiny.pth", "--device", "cpu", "--workers", "0", "--precision", "fp32"]
     for name, start in {
         "one": [SMALL],
-        "two": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", SMALL],
+        "two": [*TORCHRUN, *FORKING, "--nproc-per-node", "2", SMALL],
     }.items():
-        done = subprocess.run(
-            [sys.executable, *start, *words, "--out", f"{name}.npz", "--json"],
-            cwd=tmp_path,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        done = finish(fork(*start, *words, "--out", f"{name}.npz", "--json", cwd=tmp_path))
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["images"] == 18  # one document, not two
     one, two = (np.load(tmp_path / f"{name}.npz") for name in ("one", "two"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from mae.mae import MaskedAutoencoder
 from mae.models import create_model
 from mae.patch_embed import patchify
 from tests.golden import official
+from tests.processes import run_forked
 
 TINY = official.GOLDEN["golden_tiny"]
 CLONE = Path(__file__).parents[1] / "golden/clone"
@@ -349,9 +351,10 @@ def test_the_reference_shares_no_code_with_the_model() -> None:
 
 
 # A clone of the official repository.
-def test_a_users_clone(tmp_path: Path) -> None:
+def test_a_users_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("timm")
-    for name in ("golden_tiny", "golden_gray"):
+    for name, run in (("golden_tiny", subprocess.run), ("golden_gray", run_forked)):
+        monkeypatch.setattr(subprocess, "run", run)
         config = official.GOLDEN[name]
         path = written(tmp_path, official.weights(config), f"{name}.pth")
         heads = {"num_heads": config.num_heads, "decoder_num_heads": config.decoder_num_heads}
@@ -364,16 +367,18 @@ def test_a_users_clone(tmp_path: Path) -> None:
     assert "models_mae" not in sys.modules
 
 
-def test_a_clone_that_differs_is_caught(tmp_path: Path) -> None:
+def test_a_clone_that_differs_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("timm")
+    monkeypatch.setattr(subprocess, "run", run_forked)
     source = (CLONE / "models_mae.py").read_text()
     (tmp_path / "models_mae.py").write_text(source.replace("self.decoder_norm(x)", "self.decoder_norm(x.relu())"))
     result = compared(written(tmp_path, official.weights(TINY)), reference=str(tmp_path))
     assert result.computations[0].first_beyond == "decoder norm"
 
 
-def test_a_clone_that_cannot_run(tmp_path: Path) -> None:
+def test_a_clone_that_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("timm")
+    monkeypatch.setattr(subprocess, "run", run_forked)
     path = written(tmp_path, official.weights(TINY))
     with pytest.raises(ConfigError, match=r"no clone of the official repository \(it has no models_mae\.py\)"):
         compared(path, reference=str(tmp_path))

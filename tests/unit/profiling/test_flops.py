@@ -17,6 +17,8 @@ from mae.profiling.training_path import own_compute
 
 BATCH = 3
 
+# Each takes a second; every ratio is counted on a smaller model, and each of these on one.
+LARGE = {f"{name}, {ratio}" for name in ("vit_large", "vit_huge") for ratio in (0.5, 0.9)}
 CASES = {
     **{f"{name}, {ratio}": (variant_config(name), ratio) for name in VARIANTS for ratio in (0.5, 0.75, 0.9)},
     "rectangle": (variant_config("vit_base", img_size=(160, 288)), 0.75),
@@ -27,6 +29,7 @@ CASES = {
     "two decoder blocks": (variant_config("vit_tiny", decoder_depth=2), 0.75),
     "other MLP": (variant_config("vit_tiny", mlp_ratio=2.7), 0.75),
 }
+SHORT_AND_SLOW = [pytest.param(case, marks=[pytest.mark.slow] if case in LARGE else []) for case in CASES]
 
 
 def on_meta(config: MAEConfig) -> tuple[MaskedAutoencoder, Tensor, Tensor]:
@@ -50,7 +53,7 @@ def counted_forward_and_step(loss: Callable[[], Tensor]) -> tuple[int, int]:
     return forward, int(counter.get_total_flops())
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", SHORT_AND_SLOW)
 def test_official_forward_and_training_step(case: str) -> None:
     config, ratio = CASES[case]
     model, imgs, noise = on_meta(config)
@@ -59,7 +62,7 @@ def test_official_forward_and_training_step(case: str) -> None:
     assert counts == (BATCH * official.forward, BATCH * official.step)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", SHORT_AND_SLOW)
 def test_own_training_path(case: str) -> None:
     config, ratio = CASES[case]
     model, imgs, noise = on_meta(config)
