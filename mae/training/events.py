@@ -28,6 +28,8 @@ class Started:
         first_epoch, first_step: Where a resumed run goes on.
         warnings: What went wrong on the way here.
         processes: How many share the run.
+        seconds_left: Of a run that goes on, at the pace that its log tells; None where it tells none.
+        changes: What a run that goes on does otherwise than before, in words.
     """
 
     config: PretrainConfig
@@ -46,6 +48,8 @@ class Started:
     notes: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     processes: int = 1
+    seconds_left: float | None = None
+    changes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +140,9 @@ class PretrainResult:
     """How a run ended.
 
     Attributes:
+        train_loss: Of the last epoch that was done; None where there is none, or it is no finite number.
         stopped: Whether it was asked to stop before its last epoch.
+        was_finished: Whether it had come to its end before, so that nothing was done.
         psnr: Mean over the preview photographs at the end, dB on removed patches; None without previews.
         cache_hits: Of the last epoch, as in ``EpochDone``.
     """
@@ -146,8 +152,9 @@ class PretrainResult:
     preview: Path | None
     epochs: int
     steps: int
-    train_loss: float
+    train_loss: float | None
     psnr: float | None
     seconds: float
     stopped: bool
     cache_hits: float | None = None
+    was_finished: bool = False

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from mae.training.config import PretrainConfig
-from maecli.options import command_from, read_toml
+from mae.errors import ConfigError
+from mae.files import shown
+from mae.training.config import PretrainConfig, read_run_settings
+from maecli.options import command_from
 from maecli.output import Output, as_document
 
 if TYPE_CHECKING:
@@ -26,7 +28,15 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if
 
 def _saved_config(typed: dict[str, Any]) -> dict[str, Any]:
     """A resumed run has its settings in its folder."""
-    return read_toml(Path(typed["resume"]) / "config.toml", "--resume") if typed.get("resume") else {}
+    if not typed.get("resume"):
+        return {}
+    run = Path(typed["resume"])
+    if typed.get("out") and Path(typed["out"]).absolute() != run.absolute():
+        raise ConfigError(
+            f"--resume {shown(run)} goes on in its own folder, not in --out {shown(typed['out'])}",
+            hint=f"leave --out out; --init {shown(run / 'checkpoint-last.pth')} starts a new run from the weights",
+        )
+    return read_run_settings(run)
 
 
 def _written_config(config: PretrainConfig) -> Path | None:
@@ -49,12 +59,27 @@ def pretrain(config: PretrainConfig, output: Output) -> None:
     from mae.training.pretrain import pretrain as train
     from maecli.progress import TrainingView
 
-    with StopOnSignal() as stop, announce_downloads(output.download), TrainingView(output) as view:
-        result = train(config, view, stop)
-    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+    stop = StopOnSignal()
+    speaks = os.environ.get("RANK", "0") == "0"  # of several processes, one
+    run = config.resume or config.out
+    try:
+        with stop, announce_downloads(output.download), TrainingView(output) as view:
+            result = train(config, view, stop)
+    except (KeyboardInterrupt, SystemExit):
+        if stop.asked and speaks:
+            output.note(
+                f"left at once, without saving; go on from the last save with: maecli pretrain --resume {shown(run)}"
+            )
+        raise
+    if speaks:
         output.result(lambda: as_document(result), lambda console: _show(console, result), result.checkpoint)
         if result.stopped:
-            output.note(f"stopped and saved; go on with: maecli pretrain --resume {result.run}")
+            output.note(f"stopped and saved; go on with: maecli pretrain --resume {shown(result.run)}")
+        if result.was_finished:
+            output.note(
+                f"{shown(result.run)} is finished, so nothing was done; to make it longer: "
+                f"maecli pretrain --resume {shown(result.run)} --epochs N, with N above {result.epochs}"
+            )
     if result.stopped:
         raise typer.Exit(128 + (stop.number or signal.SIGTERM))
 
@@ -97,12 +122,10 @@ class StopOnSignal:
 def _show(console: Console, result: PretrainResult) -> None:
     from maecli.progress import duration
 
+    loss = f": loss {result.train_loss:.4f}" if result.train_loss is not None else ""
     psnr = f", PSNR {result.psnr:.1f} dB on removed patches" if result.psnr is not None else ""
-    console.print(
-        f"{result.epochs} epochs, {result.steps:,} steps in {duration(result.seconds)}: "
-        f"loss {result.train_loss:.4f}{psnr}",
-        soft_wrap=True,
-    )
+    took = "" if result.was_finished else f" in {duration(result.seconds)}"
+    console.print(f"{result.epochs} epochs, {result.steps:,} steps{took}{loss}{psnr}", soft_wrap=True)
     console.print(f"checkpoint  {result.checkpoint}", soft_wrap=True)
     if result.preview:
         console.print(f"picture     {result.preview}", soft_wrap=True)
