@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from mae.files import refuse_input, shown
-from mae.options import STANDARD_STREAM, Option, build_config, flag_name, option_of
+from mae.options import Option, build_config, flag_name, option_of
 from mae.toml import read_toml
 from maecli.completion import completion_of
 from maecli.output import Output

@@ -31,7 +31,7 @@ def _saved_config(typed: dict[str, Any]) -> dict[str, Any]:
     if not typed.get("resume"):
         return {}
     run = Path(typed["resume"])
-    if typed.get("out") and Path(typed["out"]).absolute() != run.absolute():
+    if typed.get("out") and os.path.realpath(typed["out"]) != os.path.realpath(run):
         raise ConfigError(
             f"--resume {shown(run)} goes on in its own folder, not in --out {shown(typed['out'])}",
             hint=f"leave --out out; --init {shown(run / 'checkpoint-last.pth')} starts a new run from the weights",

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from mae.checkpoints import load_checkpoint
+from tests.processes import finish, fork
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,15 +67,16 @@ def assert_same(first: Path, second: Path) -> None:
 def test_a_run_killed_before_its_first_state_begins_again(tmp_path: Path, whole: Path) -> None:
     """Killed as soon as its settings are written, and again in its steps: a bare --resume is enough."""
     killed = tmp_path / "killed"
-    rarely = ("--save-minutes", "5", "--save-every", "1000")
-    again = [*command(killed, EPOCHS)[:3], "--resume", str(killed)]
-    for place, words in (("config", command(killed, EPOCHS, *rarely)), ("5", again)):
-        done = subprocess.run(words, env={**environment(), "KILL_AT": place}, capture_output=True, timeout=600)
+    first = command(killed, EPOCHS, "--save-minutes", "5", "--save-every", "1000")[1:]
+    again = [*first[:2], "--resume", str(killed)]
+    for place, words in (("config", first), ("5", again)):
+        done = finish(fork(*words, env={**environment(), "KILL_AT": place}))
         assert done.returncode == -9, done.stderr
         assert (killed / "config.toml").exists()
         assert not list(killed.glob("checkpoint*"))
     assert max(entry.get("step", 0) for entry in logged(killed)) == 5
-    subprocess.run(again, env=environment(), check=True, capture_output=True, timeout=600)
+    done = finish(fork(*again, env=environment()))
+    assert done.returncode == 0, done.stderr
     assert_same(whole, killed)
 
 
