@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mae.evaluation.results import percent, row_name, view_name
 from mae.files import shown
 from maecli.output import fitted
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mae.evaluation.metrics import Accuracy
     from mae.evaluation.results import EvaluateResult, Row, Scores
 
 HEADLINE_K = 20
@@ -72,21 +72,3 @@ def _cells(row: Row, scores: Scores, k: int) -> list[str]:
         f"{row.rank_me:.1f}" if row.rank_me is not None else "",
         f"{row.alpha_req:.2f}" if row.alpha_req is not None else "",
     ]
-
-
-def row_name(row: Row) -> str:
-    """What a row is of."""
-    if row.pool is None or row.feature_norm is None:
-        return shown(row.subject)
-    return f"{shown(row.subject)}, {view_name(row.pool, row.feature_norm)}"
-
-
-def view_name(pool: str, norm: str) -> str:
-    """A view in words."""
-    words = {"cls": "class token", "mean": "mean of patches", "patches": "patches"}
-    return words[pool] + ("" if norm == "final" else ", no norm")
-
-
-def percent(one: Accuracy) -> str:
-    """An accuracy and half of its interval, which is nearly symmetric; ``--json`` has both ends."""
-    return f"{100 * one.value:.1f} ± {50 * (one.high - one.low):.1f}"

@@ -21,7 +21,7 @@ from mae.evaluation.linear import tenths
 from mae.seeding import stream
 
 QUERIES = 32
-LEARNING_RATES = (2e-3, 8e-3)
+LEARNING_RATES = (5e-3, 2e-2)
 WEIGHT_DECAYS = (0.1,)
 BATCH = 256
 IMAGES_SEEN = 100_000  # at least, over all epochs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,20 +13,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mae.config import MAEConfig
+from mae.data.eval_loader import EvalDataset
+from mae.data.eval_transform import EvalTransform
 from mae.data.scan import PictureScan, scan_pictures
+from mae.data.source import PictureSource, Subset
 from mae.device import resolve_device, resolve_precision
 from mae.download import obeys_offline
-from mae.errors import DataError
+from mae.errors import ConfigError, DataError
 from mae.evaluation.attentive import attentive
 from mae.evaluation.baselines import whiten
 from mae.evaluation.config import EvaluateConfig
 from mae.evaluation.extract import Progress, check_unreadable
 from mae.evaluation.features import FeatureSet, Kept, keep_features
 from mae.evaluation.frozen import Computing, FrozenEncoder, View, load_encoder, untrained_encoder
+from mae.evaluation.gallery import make_gallery
 from mae.evaluation.knn import knn
 from mae.evaluation.linear import LinearResult, linear
-from mae.evaluation.metrics import Accuracy, accuracy, alpha_req, rank_me
+from mae.evaluation.metrics import accuracy, alpha_req, rank_me
+from mae.evaluation.page import page
 from mae.evaluation.results import (
+    Accuracy,
     Attentive,
     ClassAccuracy,
     EvaluateResult,
@@ -34,9 +41,10 @@ from mae.evaluation.results import (
     Row,
     Scores,
     Seconds,
+    view_name,
 )
 from mae.evaluation.splits import Split, make_split, read_labels, stratified
-from mae.files import refuse_place, shown
+from mae.files import refuse_input, refuse_place, shown, write_atomically
 
 FEW_TEST_IMAGES = 1000
 
@@ -59,6 +67,7 @@ def evaluate(config: EvaluateConfig, on_progress: Callable[[Progress], None] = l
     """
     if config.report is not None:
         refuse_place(config.report, "--report")
+        refuse_input(config.report, "--report", {"a checkpoint": config.checkpoint, "the data": [config.data]})
     device = resolve_device(config.device)
     computing = Computing(device, resolve_precision(config.precision, device))
     encoders = _encoders(config, computing)
@@ -75,7 +84,7 @@ def evaluate(config: EvaluateConfig, on_progress: Callable[[Progress], None] = l
     asked = _Asked(config, split, features, device, on_progress)
     rows = asked.rows()
     headline = asked.headline()
-    return EvaluateResult(
+    result = EvaluateResult(
         data=config.data,
         train_images=len(features.train),
         test_images=len(features.test),
@@ -95,6 +104,39 @@ def evaluate(config: EvaluateConfig, on_progress: Callable[[Progress], None] = l
             *_small_print(config, features, len(split.classes)),
         ),
     )
+    if config.report is not None:
+        on_progress(Progress("drawing the page", 0, 0, unit="pages"))
+        _write_page(config.report, config, scan.pictures, features, asked.shown_view(), result)
+    return result
+
+
+def _write_page(
+    path: Path, config: EvaluateConfig, source: PictureSource, features: FeatureSet, view: View, result: EvaluateResult
+) -> None:
+    """Draw the page of one view of the first checkpoint.
+
+    Raises:
+        ConfigError: It cannot be written.
+    """
+    first = features.kept[0]
+    assert first.encoder is not None
+    frame = EvalTransform(first.encoder.config.img_size, config.crop_pct)
+    train, test = features.view(first, view.name)
+    gallery = make_gallery(
+        EvalDataset(Subset(source, features.used), frame, first.encoder.config.in_chans),
+        train,
+        features.train,
+        features.train_labels,
+        test,
+        features.test,
+        features.test_labels,
+        seed=config.seed,
+    )
+    document = page(result, gallery, view_name(view.pool, view.norm), time.time()).encode()
+    try:
+        write_atomically(path, lambda file: file.write(document))
+    except OSError as error:
+        raise ConfigError(f"--report {shown(path)}: {error.strerror}") from None
 
 
 def _encoders(config: EvaluateConfig, computing: Computing) -> list[tuple[str, FrozenEncoder]]:
@@ -286,6 +328,10 @@ class _Asked:
     def _step(self) -> None:
         self.done += 1
         self.on_progress(Progress("probing", self.done, self.total, unit="kinds of features"))
+
+    def shown_view(self) -> View:
+        """What a page shows: the view of the headline, or where there is none the last."""
+        return self.best.view if self.best else self.features.kept[0].views[-1]
 
     def headline(self) -> Headline | None:
         """The number for a first line, and what is behind it."""

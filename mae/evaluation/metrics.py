@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import numpy as np
@@ -10,26 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mae.evaluation.results import Accuracy
 from mae.seeding import stream
 
 Z_95 = 1.959963984540054  # standard normal quantile of 97.5 %
 MOST_EMBEDDINGS = 25_600  # as RankMe's authors take
 RANK_ME_EPS = 1e-7
 FIRST_EIGENVALUE, LAST_EIGENVALUE = 11, 100  # of the fit, counted from 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Accuracy:
-    """A share of test images that are named rightly, with Wilson's 95 % interval.
-
-    Attributes:
-        value: From 0 to 1.
-        low, high: Where the true share lies with 95 % confidence, if the test images are drawn at random.
-    """
-
-    value: float
-    low: float
-    high: float
 
 
 def accuracy(predicted: NDArray[np.int64], truth: NDArray[np.int64]) -> Accuracy:

@@ -1,11 +1,25 @@
-"""What ``evaluate`` found, as plain values."""
+"""What ``evaluate`` found, as plain values, and how they are called. Standard library only."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 
-from mae.evaluation.metrics import Accuracy
+from mae.files import shown
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """A share of test images that are named rightly, with Wilson's 95 % interval.
+
+    Attributes:
+        value: From 0 to 1.
+        low, high: Where the true share lies with 95 % confidence, if the test images are drawn at random.
+    """
+
+    value: float
+    low: float
+    high: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,3 +153,21 @@ class EvaluateResult:
     seconds: Seconds
     skipped: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
+
+
+def row_name(row: Row) -> str:
+    """What a row is of."""
+    if row.pool is None or row.feature_norm is None:
+        return shown(row.subject)
+    return f"{shown(row.subject)}, {view_name(row.pool, row.feature_norm)}"
+
+
+def view_name(pool: str, norm: str) -> str:
+    """A view in words."""
+    words = {"cls": "class token", "mean": "mean of patches", "patches": "patches"}
+    return words[pool] + ("" if norm == "final" else ", no norm")
+
+
+def percent(one: Accuracy) -> str:
+    """An accuracy and half of its interval, which is nearly symmetric."""
+    return f"{100 * one.value:.1f} ± {50 * (one.high - one.low):.1f}"
