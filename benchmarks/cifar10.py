@@ -1,9 +1,9 @@
-"""Pre-train a small model on pictures of 32 pixels: the run that docs/cifar10.md reports.
+"""Pre-train a small model on images of 32 pixels: the run that docs/cifar10.md reports.
 
     python benchmarks/cifar10.py CIFAR/train --epochs 24 --out run
 
 What ``maecli pretrain --variant vit_tiny --image-size 32 --patch-size 4 ...`` does, with half of the encoder's blocks
-and a smaller decoder, so that two hours of one CPU core see every picture often enough. Run again with the same
+and a smaller decoder, so that two hours of one CPU core see every image often enough. Run again with the same
 arguments, it goes on from its last checkpoint.
 """
 
@@ -18,7 +18,7 @@ from mae.training.config import PretrainConfig
 from mae.training.pretrain import pretrain
 from maecli.commands.pretrain import StopOnSignal
 from maecli.output import Output
-from maecli.progress import TrainingView
+from maecli.views.progress import TrainingView
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class SmallConfig(PretrainConfig):
 def main() -> None:
     """Train, or go on training."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path, help="The training pictures; their labels are not used.")
+    parser.add_argument("data", type=Path, help="The training images; their labels are not used.")
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--warmup-epochs", type=float, default=1.0)
     parser.add_argument("--batch-size", type=int, default=64)

@@ -1,9 +1,9 @@
-"""How many pictures a second one core augments: the official pipeline, torchvision v2 and ours.
+"""How many images a second one core augments: the official pipeline, torchvision v2 and ours.
 
     python benchmarks/data_path.py [--rounds 8] [--out benchmarks/results/data_path.json]
 
 The sample photographs are saved as JPEGs (quality 90, colour at half resolution) with their longer side at 500
-pixels and enlarged to 2000: once with fine detail and noise, to weigh what camera pictures weigh, once with half
+pixels and enlarged to 2000: once with fine detail and noise, to weigh what camera images weigh, once with half
 as much of both, once smooth. The heavier a file, the more of all pipelines' time goes into reading its codes.
 Every pipeline starts at the file and takes the same crops. The official one ends with normalised floats; ours and
 v2 end with 8-bit pixels, which are normalised as a batch where the model is ("+ floats" does that here as well).
@@ -35,14 +35,14 @@ from torchvision.transforms import v2
 
 from mae.data.augment import Augmentation
 from mae.data.crop import Box, draw_box
-from mae.data.jpeg import resolve_decoder
-from mae.data.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
-from mae.seeding import stream_seed
+from mae.data.decoding.jpeg import resolve_decoder
+from mae.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise
+from mae.system.seeding import derive_seed
 
 SIZE = (224, 224)
 SCALE = (0.2, 1.0)
 BATCH = 32
-# By name: the longer side, and how much detail and noise an enlarged picture gets.
+# By name: the longer side, and how much detail and noise an enlarged image gets.
 SETS = {
     "500": (500, 0.0, 0.0),
     "2000": (2000, 0.5, 2.0),
@@ -66,13 +66,13 @@ def make_photographs(folder: Path, name: str) -> list[Path]:
     return paths
 
 
-def _with_detail(large: Image.Image, photo: Image.Image, share: float, deviation: float) -> Image.Image:
+def _with_detail(large: Image.Image, photo: Image.Image, share: float, std: float) -> Image.Image:
     """An enlarged photograph has no detail of its own: add the small one's, repeated, and a sensor's noise."""
     detail = np.asarray(photo, float) - np.asarray(photo.filter(ImageFilter.GaussianBlur(2)), float)
     detail = np.concatenate([detail, detail[::-1]])
     detail = np.concatenate([detail, detail[:, ::-1]], axis=1)
     repeats = math.ceil(large.height / detail.shape[0]), math.ceil(large.width / detail.shape[1]), 1
-    noise = np.random.default_rng(0).normal(0, deviation, (large.height, large.width, 1))
+    noise = np.random.default_rng(0).normal(0, std, (large.height, large.width, 1))
     pixels = np.asarray(large, float) + share * np.tile(detail, repeats)[: large.height, : large.width] + noise
     return Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))
 
@@ -80,14 +80,14 @@ def _with_detail(large: Image.Image, photo: Image.Image, share: float, deviation
 def official_crop(path: Path, box: Box) -> Image.Image:
     """Decode all of it, crop, resize: what the official pipeline's first transform does."""
     with path.open("rb") as file:
-        picture = Image.open(file).convert("RGB")
+        image = Image.open(file).convert("RGB")
     top, left, height, width = (int(side) for side in box)
     interpolation = transforms.InterpolationMode.BICUBIC
-    return transforms.functional.resized_crop(picture, top, left, height, width, list(SIZE), interpolation)
+    return transforms.functional.resized_crop(image, top, left, height, width, list(SIZE), interpolation)
 
 
 def pipelines() -> dict[str, Callable[[Path, int], Tensor]]:
-    """Each takes a file and a seed and gives one augmented picture."""
+    """Each takes a file and a seed and gives one augmented image."""
     to_floats = transforms.Compose(
         [
             transforms.RandomHorizontalFlip(),
@@ -130,14 +130,14 @@ _SIZES: dict[Path, tuple[int, int]] = {}
 def box_of(path: Path, seed: int) -> Box:
     """The crop that a seed draws for a file; its size is known beforehand, so that no pipeline pays for it."""
     if path not in _SIZES:
-        with Image.open(path) as picture:
-            _SIZES[path] = picture.height, picture.width
+        with Image.open(path) as image:
+            _SIZES[path] = image.height, image.width
     return draw_box(*_SIZES[path], SCALE, torch.Generator().manual_seed(seed))
 
 
 def measure(paths: list[Path], rounds: int, crops: int) -> dict[str, dict[str, float]]:
-    """Pictures per second and ratios of every pipeline over the same crops."""
-    jobs = [(path, stream_seed(0, "bench", crop, number)) for number, path in enumerate(paths) for crop in range(crops)]
+    """Images per second and ratios of every pipeline over the same crops."""
+    jobs = [(path, derive_seed(0, "bench", crop, number)) for number, path in enumerate(paths) for crop in range(crops)]
     seconds: dict[str, list[float]] = {}
     for turn in range(rounds + 1):  # the first one warms up
         for name, run in pipelines().items():
@@ -156,7 +156,7 @@ def measure(paths: list[Path], rounds: int, crops: int) -> dict[str, dict[str, f
     for name, took in seconds.items():
         ratios = [base / one for base, one in zip(seconds["official"], took, strict=True)]
         table[name] = {
-            "pictures_per_second": len(took) / sum(took),
+            "images_per_second": len(took) / sum(took),
             "ratio": sum(ratios) / len(ratios),
             "ratio_low": min(ratios),
             "ratio_high": max(ratios),
@@ -170,7 +170,7 @@ def differences(paths: list[Path], crops: int, decoder: str) -> dict[str, float]
     found = []
     for number, path in enumerate(paths):
         for crop in range(crops):
-            seed = stream_seed(1, "bench", crop, number)
+            seed = derive_seed(1, "bench", crop, number)
             ours = augmentation(io.BytesIO(path.read_bytes()), path, seed).numpy().astype(float)
             found.append(float(np.abs(ours - np.asarray(official_crop(path, box_of(path, seed)), float)).mean()))
     found.sort()
@@ -208,10 +208,10 @@ def main() -> None:
 def show(name: str, entry: dict[str, Any]) -> None:
     """One set's table."""
     print(f"\n{name} px, {entry['bytes_per_pixel']:.2f} bytes a pixel, {entry['crops']} crops a round, one core")
-    print(f"{'pipeline':28} {'pictures/s':>10} {'ratio':>6}  spread")
+    print(f"{'pipeline':28} {'images/s':>10} {'ratio':>6}  spread")
     for name, row in entry["rates"].items():
-        spread = f"{row['ratio_low']:.2f}..{row['ratio_high']:.2f}"
-        print(f"{name:28} {row['pictures_per_second']:10.0f} {row['ratio']:6.2f}  {spread}")
+        parallel = f"{row['ratio_low']:.2f}..{row['ratio_high']:.2f}"
+        print(f"{name:28} {row['images_per_second']:10.0f} {row['ratio']:6.2f}  {parallel}")
     for name, row in entry["difference_255ths"].items():
         print(f"difference, {name}: mean {row['mean']:.2f}/255, 95 % under {row['p95']:.2f}, worst {row['worst']:.2f}")
 

@@ -33,11 +33,10 @@ from numpy.typing import NDArray
 from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
 
 import mae
-from mae.data.geometry import crop_to
-from mae.data.normalise import normalise, picture_to_tensor
-from mae.data.scan import scan_pictures
+from mae.data.sources.scan import scan_images
+from mae.data.transforms import crop_to, image_to_tensor, normalise
 from mae.masking import random_masking
-from mae.panels import make_panels, predict
+from mae.reconstruction.panels import make_panels, predict
 
 MASK_SEED = 2
 MASK_RATIO = 0.75
@@ -92,9 +91,9 @@ def psnr(filled: NDArray[np.floating], pixels: Pixels, holes: Holes) -> float:
 
 def frames(sources: list[Path], size: tuple[int, int], in_chans: int) -> Iterator[tuple[str, torch.Tensor]]:
     """Each photograph's name and its centre at the model's size, (C, H, W) uint8."""
-    found = scan_pictures(sources).pictures
+    found = scan_images(sources).images
     for index in range(len(found)):
-        yield str(found.name(index)), picture_to_tensor(crop_to(found.load(index, in_chans), size))
+        yield str(found.name(index)), image_to_tensor(crop_to(found.load(index, in_chans), size))
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
 """What loss do predictions get that no network made? Lines to hold a training loss against.
 
-    python benchmarks/loss_lines.py [PICTURES ...] [--image-size 224] [--patch-size 16] [--out FILE]
+    python benchmarks/loss_lines.py [IMAGES ...] [--image-size 224] [--patch-size 16] [--out FILE]
 
 Removed patches are predicted by rules: nothing (zero), the mean of the visible pixels, the nearest visible patch's mean
 or its pixels, and, with knowledge that no model has, each removed patch's own mean, or its best fit by a slope of
-brightness. The loss is the training loss, for both targets, over all pictures under one mask each.
+brightness. The loss is the training loss, for both targets, over all images under one mask each.
 """
 
 from __future__ import annotations
@@ -19,23 +19,20 @@ import torch
 from torch import Tensor
 
 import mae
-from mae.data.geometry import crop_to
-from mae.data.normalise import normalise, picture_to_tensor
-from mae.data.scan import scan_pictures
+from mae.data.sources.scan import scan_images
+from mae.data.transforms import crop_to, image_to_tensor, normalise
 from mae.mae import patch_statistics
 from mae.masking import random_masking
 from mae.patch_embed import patchify
-from mae.seeding import stream
+from mae.system.seeding import stream
 
 MASK_RATIO = 0.75
 
 
 def read(sources: list[Path], size: int) -> Tensor:
-    """All pictures, cut to a square: (N, 3, size, size), normalised."""
-    found = scan_pictures(sources).pictures
-    return normalise(
-        torch.stack([picture_to_tensor(crop_to(found.load(i, 3), (size, size))) for i in range(len(found))])
-    )
+    """All images, cut to a square: (N, 3, size, size), normalised."""
+    found = scan_images(sources).images
+    return normalise(torch.stack([image_to_tensor(crop_to(found.load(i, 3), (size, size))) for i in range(len(found))]))
 
 
 def nearest_visible(mask: Tensor, grid: int) -> Tensor:
@@ -80,14 +77,14 @@ def lines(imgs: Tensor, side: int) -> dict[str, dict[str, float]]:
         "own mean colour (an oracle)": flat(own_colours),
         "own mean colour and slope (an oracle)": slopes(patches, side),
     }
-    mean, deviation = patch_statistics(patches)
-    target = (patches - mean) / deviation
+    mean, std = patch_statistics(patches)
+    target = (patches - mean) / std
     neighbour_mean, neighbour_deviation = patch_statistics(neighbour)
     normal = {
         "zero: nothing learnt": torch.zeros_like(patches),
         "nearest visible patch's pixels": (neighbour - neighbour_mean) / neighbour_deviation,
-        "own mean colour (an oracle)": (flat(own_colours) - mean) / deviation,
-        "own mean colour and slope (an oracle)": (slopes(patches, side) - mean) / deviation,
+        "own mean colour (an oracle)": (flat(own_colours) - mean) / std,
+        "own mean colour and slope (an oracle)": (slopes(patches, side) - mean) / std,
     }
 
     def loss(prediction: Tensor, wanted: Tensor) -> float:
@@ -103,20 +100,20 @@ def lines(imgs: Tensor, side: int) -> dict[str, dict[str, float]]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("pictures", type=Path, nargs="*", default=[Path("sample_images")])
+    parser.add_argument("images", type=Path, nargs="*", default=[Path("sample_images")])
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--patch-size", type=int, default=16)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    imgs = read(args.pictures, args.image_size)
+    imgs = read(args.images, args.image_size)
     rows = lines(imgs, args.patch_size)
-    print(f"{len(imgs)} pictures, {args.image_size} px, patches of {args.patch_size}, {MASK_RATIO:.0%} removed")
+    print(f"{len(imgs)} images, {args.image_size} px, patches of {args.patch_size}, {MASK_RATIO:.0%} removed")
     print(f"{'prediction of a removed patch':40}{'raw':>8}{'normalised':>12}")
     for rule, row in rows.items():
         print(f"{rule:40}{row['raw']:8.3f}" + (f"{row['normalised']:12.3f}" if "normalised" in row else ""))
     if args.out:
         report: dict[str, Any] = {
-            "pictures": len(imgs), "image_size": args.image_size, "patch_size": args.patch_size,
+            "images": len(imgs), "image_size": args.image_size, "patch_size": args.patch_size,
             "mask_ratio": MASK_RATIO, "rows": rows,
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "maecli": mae.__version__},
         }  # fmt: skip

@@ -42,14 +42,20 @@ def main() -> None:
             config = variant_config(name)
             kept = config.num_kept(MASK_RATIO)
             for batch in batches:
-                for recompute in (False, True):
-                    conditions = {"mask_ratio": MASK_RATIO, "batch": batch, "recompute": recompute}
+                for activation_checkpointing in (False, True):
+                    conditions = {
+                        "mask_ratio": MASK_RATIO,
+                        "batch": batch,
+                        "activation_checkpointing": activation_checkpointing,
+                    }
                     try:
                         peak = measure_training_peak(config, machine, **conditions)  # type: ignore[arg-type]
                     except TrainingError as error:
                         print(f"{name:<10} {batch:>5} {precision:<5} {error.message}")
                         continue
-                    estimate = training_memory(config, kept, batch, precision, device, recompute=recompute).peak
+                    estimate = training_memory(
+                        config, kept, batch, precision, device, activation_checkpointing=activation_checkpointing
+                    ).peak
                     assert peak is not None
                     off = estimate / peak - 1
                     rows.append(
@@ -58,7 +64,7 @@ def main() -> None:
                         | {"off_by": round(off, 4)}
                     )
                     print(
-                        f"{name:<10} {batch:>5} {precision:<5} {'recomputing' if recompute else '':<11} "
+                        f"{name:<10} {batch:>5} {precision:<5} {'recomputing' if activation_checkpointing else '':<11} "
                         f"{peak / 1e6:>9,.0f} {estimate / 1e6:>9,.0f} {off:>+7.1%}",
                         flush=True,
                     )

@@ -1,6 +1,6 @@
 """What other profilers say of the same encoders, and what it takes them: ``python benchmarks/profile_peers.py``.
 
-Every profiler is asked for the multiply-accumulates of the whole unmasked encoder at 224 px, one picture,
+Every profiler is asked for the multiply-accumulates of the whole unmasked encoder at 224 px, one image,
 and runs in a process of its own, of which time and peak memory are taken. Needs, beside this project:
 ``pip install fvcore ptflops torchinfo calflops timm``. Writes benchmarks/results/profile_peers.json.
 """
@@ -37,8 +37,8 @@ Answer = dict[str, Any]
 def ours(size: str) -> Answer:
     """The closed form: no torch, no weights."""
     from mae.models import variant_config
+    from mae.models.parameters import count_parameters
     from mae.profiling.flops import encoder_compute, total
-    from mae.profiling.parameters import count_parameters
 
     config = variant_config(size)
     compute = encoder_compute(config, embedded=config.num_patches, encoded=config.num_patches)
@@ -128,7 +128,7 @@ PEERS: dict[str, tuple[Callable[[str], Answer], str | None]] = {
 
 
 def encoder(size: str) -> Any:
-    """Our encoder for whole pictures as a module, without the decoder, and one picture."""
+    """Our encoder for whole images as a module, without the decoder, and one image."""
     import torch
 
     from mae.models import create_model, variant_config

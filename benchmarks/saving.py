@@ -17,16 +17,16 @@ import time
 from pathlib import Path
 
 import torch
-from training import SIZES, processor, spread
+from training import SIZES, parallel, processor
 
 import mae
 from mae.config import MAEConfig
-from mae.device import resolve_device, resolve_precision
 from mae.models import create_model
+from mae.system.device import resolve_device, resolve_precision
+from mae.system.distributed import Ranks
+from mae.training.checkpointer import Checkpointer
 from mae.training.config import PretrainConfig
-from mae.training.ranks import Ranks
 from mae.training.run_folder import Position, RunFolder
-from mae.training.saving import Saver
 from mae.training.step import TrainingStep
 
 WAYS = ("none", "thread", "waiting")
@@ -52,7 +52,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         run = RunFolder(Path(folder), resume=False)
-        saver = Saver(run, step, Ranks(), args={}, identity={}, minutes=minutes, keep_last=2)
+        checkpointer = Checkpointer(run, step, Ranks(), args={}, identity={}, minutes=minutes, keep_last=2)
         block(step, images, 2)
         seconds: dict[str, list[float]] = {way: [] for way in WAYS}
         blocking = []
@@ -60,10 +60,10 @@ def main() -> None:
             for way in WAYS:
                 start = time.perf_counter()
                 if way != "none":
-                    saver.save(Position(step=number), wait=way == "waiting")
+                    checkpointer.save(Position(step=number), wait=way == "waiting")
                     blocking += [time.perf_counter() - start] if way == "thread" else []
                 block(step, images, args.steps)
-                saver.finish()
+                checkpointer.finish()
                 seconds[way].append(time.perf_counter() - start)
             print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
         size = run.checkpoint.stat().st_size
@@ -83,8 +83,8 @@ def main() -> None:
             "machine": {"processor": processor(), "threads": torch.get_num_threads(), "device": str(device)},
             "versions": {"torch": torch.__version__, "maecli": mae.__version__},
             "bytes": size, "minutes_between_saves": minutes, "steps_in_a_block": args.steps,
-            "cost_seconds": {way: spread(values) for way, values in costs.items()},
-            "copy_seconds": spread(blocking),
+            "cost_seconds": {way: parallel(values) for way, values in costs.items()},
+            "copy_seconds": parallel(blocking),
         }  # fmt: skip
         args.out.write_text(json.dumps(document, indent=1) + "\n")
 

@@ -18,7 +18,7 @@ import argparse
 import math
 
 from mae.profiling.config import ProfileConfig
-from mae.profiling.profile import profile
+from mae.profiling.run import profile
 
 GRADIENT_BYTES = 4  # fp32, as DDP sums them here
 BUCKET_BYTES = 25e6  # DDP's: the last one has nothing to hide behind
@@ -30,7 +30,7 @@ def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("--variant", nargs="+", default=["vit_base", "vit_large", "vit_huge"])
     cli.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64, 1024])
-    cli.add_argument("--batch-size", type=int, default=64, help="pictures on each GPU")
+    cli.add_argument("--batch-size", type=int, default=64, help="images on each GPU")
     cli.add_argument("--step-seconds", type=float, help="measured, of one GPU alone")
     cli.add_argument("--peak-tflops", type=float, default=989.0, help="dense bf16 peak of one GPU (H100 SXM)")
     cli.add_argument("--utilisation", type=float, default=0.4, help="share of the peak that is reached: a guess")
@@ -39,7 +39,7 @@ def main() -> None:
     cli.add_argument("--network-gbs", type=float, default=40.0, help="GB/s of one GPU's adapter, reached")
     cli.add_argument("--latency-us", type=float, default=15.0, help="of one round between nodes")
     args = cli.parse_args()
-    print(f"{args.batch_size} pictures on each GPU; compute at {args.utilisation:.0%} of {args.peak_tflops:.0f} TFLOP/s"
+    print(f"{args.batch_size} images on each GPU; compute at {args.utilisation:.0%} of {args.peak_tflops:.0f} TFLOP/s"
           if args.step_seconds is None else f"a step of one GPU takes {args.step_seconds} s")  # fmt: skip
     print(f"{'variant':10}{'GPUs':>6}{'compute ms':>12}{'gradient GB':>13}{'sum ms':>9}{'shows ms':>10}"
           f"{'images/s':>12}{'efficiency':>12}")  # fmt: skip

@@ -53,7 +53,7 @@ def record(command: list[str], columns: int, rows: int, seconds: float) -> str:
         written += part
     else:
         os.kill(child, signal.SIGINT)
-        while select.select([terminal], [], [], 20)[0]:  # what it says now is not part of the picture
+        while select.select([terminal], [], [], 20)[0]:  # what it says now is not part of the image
             try:
                 if not os.read(terminal, 65536):
                     break
@@ -87,13 +87,15 @@ def draw(text: str, columns: int, title: str) -> str:
     """The screen as SVG, which loads nothing from elsewhere."""
     console = Console(record=True, width=columns, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     console.print(Text.from_ansi(text + "\n"), soft_wrap=True)
-    picture = re.sub(r"\s*@font-face \{.*?\}", "", console.export_svg(title=title), flags=re.DOTALL)
-    picture = picture.replace("Fira Code, monospace", "DejaVu Sans Mono, Menlo, Consolas, monospace")
-    picture = picture.replace("font-size: 20px", "font-size: 20.27px")  # at which the first font is as wide as a cell
-    return re.sub(r'(<text [^>]*?)x="([\d.]+)"([^>]*?) textLength="([\d.]+)"([^>]*)>(.*?)</text>', _spread, picture)
+    image = re.sub(r"\s*@font-face \{.*?\}", "", console.export_svg(title=title), flags=re.DOTALL)
+    image = image.replace("Fira Code, monospace", "DejaVu Sans Mono, Menlo, Consolas, monospace")
+    image = image.replace("font-size: 20px", "font-size: 20.27px")  # at which the first font is as wide as a cell
+    return re.sub(
+        r'(<text [^>]*?)x="([\d.]+)"([^>]*?) textLength="([\d.]+)"([^>]*)>(.*?)</text>', _evenly_chosen, image
+    )
 
 
-def _spread(match: re.Match[str]) -> str:
+def _evenly_chosen(match: re.Match[str]) -> str:
     """A place for every character: not every viewer stretches a text to its length."""
     before, x, between, length, after, text = match.groups()
     plain = html.unescape(text)

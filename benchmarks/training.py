@@ -96,14 +96,14 @@ def report(args: argparse.Namespace, rounds: dict[str, list[float]], facts: dict
     for name, rates in rounds.items():
         row: dict[str, Any] = {
             "name": name,
-            "images_per_second": spread(rates),
+            "images_per_second": parallel(rates),
             "peak_bytes": facts[name]["peak_bytes"],
         }
-        cells = [f"{name:22}", f"{text(spread(rates)):>22}", f"{facts[name]['peak_bytes'] / 1e9:9.2f}"]
+        cells = [f"{name:22}", f"{text(parallel(rates)):>22}", f"{facts[name]['peak_bytes'] / 1e9:9.2f}"]
         for ours in ("ours-bf16", "ours-fp32"):
             cell = ""
             if ours in rounds and not name.startswith("ours"):
-                ratios = spread([a / b for a, b in zip(rounds[ours], rates, strict=True)])
+                ratios = parallel([a / b for a, b in zip(rounds[ours], rates, strict=True)])
                 row[f"{ours}_ratio"], cell = ratios, text(ratios)
             cells.append(f"{cell:>24}")
         rows.append(row)
@@ -121,7 +121,7 @@ def report(args: argparse.Namespace, rounds: dict[str, list[float]], facts: dict
         args.out.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def spread(values: list[float]) -> dict[str, float]:
+def parallel(values: list[float]) -> dict[str, float]:
     """Median, lowest and highest."""
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
@@ -148,7 +148,7 @@ def work(args: argparse.Namespace) -> None:
     kind, precision = name.split("-")
     if how == "heap":
         keep_heap()
-    args.recompute = how == "recompute"
+    args.activation_checkpointing = how == "activation_checkpointing"
     torch.manual_seed(0)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     cuda = args.device == "cuda"
@@ -182,7 +182,7 @@ Built = tuple[Callable[[], None], dict[str, str]]
 
 
 def build_ours(args: argparse.Namespace, autocast: Any, precision: str) -> Built:
-    """Our trainer's step: pictures travel as uint8."""
+    """Our trainer's step: images travel as uint8."""
     import torch
 
     import mae
@@ -191,7 +191,7 @@ def build_ours(args: argparse.Namespace, autocast: Any, precision: str) -> Built
     from mae.training.step import TrainingStep
 
     model = create_model(MAEConfig((224, 224), 16, 3, *SIZES[args.variant], norm_pix_loss=True))
-    model.recompute_activations(args.recompute)
+    model.set_activation_checkpointing(args.activation_checkpointing)
     step = TrainingStep(model.to(args.device), precision, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
     images = torch.randint(0, 256, (args.batch_size, 3, 224, 224), dtype=torch.uint8).to(args.device)
 

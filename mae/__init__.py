@@ -1,4 +1,4 @@
-"""Masked autoencoders (He et al. 2021, arXiv 2111.06377): the model, its training, its cost, its pictures.
+"""Masked autoencoders (He et al. 2021, arXiv 2111.06377): the model, its training, its cost, its images.
 
 Importing this package loads no torch; the names below load what they need on first use.
 """

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from pathlib import Path
 from typing import Any
 
 from mae.errors import ConfigError
-from mae.options import STANDARD_STREAM, brief, option
+from mae.options import brief
 
 DEFAULT_MASK_RATIO = 0.75
-MOST_PATCHES = 2**18  # of a picture; 8192x8192 pixels in patches of 16, whose position tables alone take gigabytes
+MOST_PATCHES = 2**18  # of an image; 8192x8192 pixels in patches of 16, whose position tables alone take gigabytes
 LAYER_NORM_EPS = 1e-6  # the released weights were trained with it; PyTorch's default is 1e-5
 
 
@@ -23,9 +22,9 @@ class MAEConfig:
     """Sizes of an asymmetric encoder-decoder (Paper: Section 3; sizes: Table 1 and Appendix A).
 
     Attributes:
-        img_size: Picture size in pixels, (rows, columns).
+        img_size: Image size in pixels, (rows, columns).
         patch_size: Side of a square patch in pixels.
-        in_chans: Channels of a picture.
+        in_chans: Channels of an image.
         embed_dim, depth, num_heads: Encoder width, blocks and attention heads.
         decoder_embed_dim, decoder_depth, decoder_num_heads: The same of the decoder.
         mlp_ratio: Hidden width of a block's MLP over the block's width.
@@ -77,7 +76,7 @@ class MAEConfig:
 
     @property
     def num_patches(self) -> int:
-        """L, the number of patches of a picture."""
+        """L, the number of patches of an image."""
         return self.grid[0] * self.grid[1]
 
     @property
@@ -130,7 +129,7 @@ def format_size(size: tuple[int, int]) -> str:
 
 
 def parse_size(value: Any) -> tuple[int, int]:
-    """Read a picture size: 224, "224", "224x320" or [224, 320]; rows first.
+    """Read an image size: 224, "224", "224x320" or [224, 320]; rows first.
 
     Raises:
         ValueError: Anything else.
@@ -145,98 +144,3 @@ def parse_size(value: Any) -> tuple[int, int]:
     if len(sides) != 2 or not all(type(side) is int and 0 < side < 10**9 for side in sides):
         raise ValueError(f"wanted pixels as S or HxW, for instance 224 or 224x320; got {brief(value)}")
     return sides[0], sides[1]
-
-
-PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-DEFAULT_CHECKPOINT = Path("run")  # the folder where ``pretrain`` writes unless told otherwise
-
-
-@dataclasses.dataclass(frozen=True)
-class ReconstructConfig:
-    """What to reconstruct, with which weights, and how to show it."""
-
-    images: tuple[Path, ...] = option(
-        dataclasses.MISSING,
-        "Images; folders, archives and Parquet files of them, also by https URL; - reads one from standard input.",
-        positional=True,
-        metavar="IMAGE",
-        stream=True,
-        official=("data_path",),
-    )
-    checkpoint: Path = option(
-        DEFAULT_CHECKPOINT,
-        "Weights with a decoder: a file or run of yours, an official file, or its name.",
-        official=("model", "resume"),
-    )
-    out: Path = option(
-        Path("reconstruction.png"),
-        "The image to write: .png, .jpg or .webp; - writes it to standard output.",
-        stream=True,
-        official=("output_dir",),
-    )
-    format: str | None = option(
-        None, "Of the image on standard output.", choices=("png", "jpg", "webp"), default_text="png"
-    )
-    limit: int = option(8, "Most images of each folder, archive or table; those that are named are all shown.", low=1)
-    mask_ratio: tuple[float, ...] = option(
-        (),
-        "Share of the patches that is removed; several times for several columns.",
-        low=0,
-        below=1,
-        metavar="RATIO",
-        default_text=f"{DEFAULT_MASK_RATIO:g}",
-    )
-    seed: int = option(2, "Chooses the mask; 2 gives the one of the official notebook's published pictures.", low=0)
-    mask: Path | None = option(None, "Your own mask, a picture: white is removed.")
-    resize: bool = option(
-        False,
-        "Show the centre, cropped to the model's frame; or the whole picture, in a frame of its shape.",
-        flags="--resize/--crop",
-        default_text="crop",
-    )
-    image_size: tuple[int, int] | None = option(
-        None,
-        "The frame in pixels, S or HxW.",
-        parse=parse_size,
-        metavar="S|HxW",
-        default_text="the weights'",
-        official=("input_size",),
-    )
-    norm_pix: str = option(
-        "auto",
-        "Whether the weights predict normalised patches; auto asks the file.",
-        choices=("auto", "on", "off"),
-        official=("norm_pix_loss",),
-    )
-    separate: Path | None = option(None, "Write every panel as a file of its own into this folder too.")
-    device: str = option("auto", "auto takes the best there is.", choices=("auto", "cuda", "mps", "cpu"))
-    offline: bool = option(False, "Download nothing.", flags="--offline")
-
-    def __post_init__(self) -> None:
-        if not self.to_stream and self.out.suffix.lower() not in PICTURE_FORMATS:
-            raise ConfigError(f"--out {self.out}: the name must end in {', '.join(PICTURE_FORMATS)}")
-        if not self.to_stream and self.format is not None:
-            raise ConfigError(
-                f"--format {self.format} and --out {self.out}: the name's ending says the format",
-                hint="--format is for --out -, standard output",
-            )
-        if self.mask is not None and self.mask_ratio:
-            several = "several " if len(self.mask_ratio) > 1 else ""
-            raise ConfigError(
-                f"--mask and {several}--mask-ratio: your own mask has one ratio, its own", hint="leave one of them out"
-            )
-
-    @property
-    def to_stream(self) -> bool:
-        """Whether the image goes to standard output instead of a file."""
-        return self.out == STANDARD_STREAM
-
-    @property
-    def kind(self) -> str:
-        """The format of the image, as Pillow calls it."""
-        return PICTURE_FORMATS[f".{self.format or 'png'}" if self.to_stream else self.out.suffix.lower()]
-
-    @property
-    def ratios(self) -> tuple[float, ...]:
-        """The shares that are removed, or were without a mask."""
-        return self.mask_ratio or (DEFAULT_MASK_RATIO,)

@@ -48,7 +48,7 @@ class MAEDecoder(nn.Module):
         self.blocks = nn.ModuleList(Block(decoder_embed_dim, num_heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(decoder_embed_dim, eps=LAYER_NORM_EPS)
         self.pred = nn.Linear(decoder_embed_dim, patch_dim)
-        self.recompute = False
+        self.activation_checkpointing = False
 
     def forward(self, latent: Tensor, ids_restore: Tensor) -> Tensor:
         """Predict the pixels of every patch.
@@ -75,7 +75,7 @@ class MAEDecoder(nn.Module):
 
         Attention does not care about the order of its tokens, so they stay in the order [class | visible |
         removed]. What the first block asks of a removed patch depends on its position alone, so it is worked
-        out once for all pictures; the last block works out the removed patches only.
+        out once for all images; the last block works out the removed patches only.
 
         Args:
             latent: (B, 1 + K, D), the encoder's output with its class token.
@@ -93,7 +93,7 @@ class MAEDecoder(nn.Module):
         for number, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             first_query = seen if number == len(self.blocks) - 1 else 0
-            run = partial(run_block, recompute=self.recompute)
+            run = partial(run_block, activation_checkpointing=self.activation_checkpointing)
             if number == 0:
                 x = run(block.forward_shared, x, removed, masking.ids_removed, first_query)
             else:

@@ -25,11 +25,11 @@ class MAEEncoder(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
-        self.recompute = False
+        self.activation_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 1 + K, D) -> (B, 1 + K, D)."""
         for block in self.blocks:
-            x = run_block(block, x, recompute=self.recompute)
+            x = run_block(block, x, activation_checkpointing=self.activation_checkpointing)
         out: Tensor = self.norm(x)
         return out

@@ -30,7 +30,7 @@ class ConfigError(MaeError):
 
 
 class DataError(MaeError):
-    """Pictures are missing, unreadable or of a kind that cannot be used."""
+    """Images are missing, unreadable or of a kind that cannot be used."""
 
     exit_code = 3
 

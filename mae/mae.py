@@ -33,15 +33,15 @@ NOTHING_REMOVED = "the loss is over removed patches and the mask removes none; u
 
 
 class MaskedAutoencoder(nn.Module):
-    """An asymmetric autoencoder that rebuilds the removed patches of a picture.
+    """An asymmetric autoencoder that rebuilds the removed patches of an image.
 
     The state dict uses the key names and shapes of the official release, so a file written from it is
     read by the official scripts and by timm as it stands.
 
     Args:
-        img_size: Picture size in pixels, one number for a square or (rows, columns).
+        img_size: Image size in pixels, one number for a square or (rows, columns).
         patch_size: Side of a patch in pixels.
-        in_chans: Channels of a picture.
+        in_chans: Channels of an image.
         embed_dim, depth, num_heads: Sizes of the encoder.
         decoder_embed_dim, decoder_depth, decoder_num_heads: Sizes of the decoder.
         mlp_ratio: Hidden width of a block's MLP over the block's width.
@@ -135,7 +135,7 @@ class MaskedAutoencoder(nn.Module):
         """Mask, encode, decode and score, with the official model's return values.
 
         Args:
-            imgs: (B, C, H, W), normalised pictures.
+            imgs: (B, C, H, W), normalised images.
             mask_ratio: Share of the patches that is removed; at least one is removed and one kept.
             noise: (B, L); the lowest values stay visible. Drawn uniformly if None.
 
@@ -160,7 +160,7 @@ class MaskedAutoencoder(nn.Module):
         """Encode the visible patches.
 
         Args:
-            imgs: (B, C, H, W), normalised pictures.
+            imgs: (B, C, H, W), normalised images.
             mask_ratio: Share of the patches that is removed, in [0, 1).
             noise: (B, L); the lowest values stay visible. Drawn uniformly if None.
 
@@ -173,7 +173,7 @@ class MaskedAutoencoder(nn.Module):
         return self.encode_visible(imgs, masking), masking.mask, masking.ids_restore
 
     def draw_masking(self, imgs: Tensor, mask_ratio: float, noise: Tensor | None = None) -> Masking:
-        """Check the pictures' shape and choose their visible patches."""
+        """Check the images' shape and choose their visible patches."""
         self._check_imgs(imgs)
         shape = (imgs.shape[0], self.config.num_patches)
         if noise is None:
@@ -188,10 +188,10 @@ class MaskedAutoencoder(nn.Module):
         return self._encode(take_patches(x, masking.ids_keep))
 
     def encode(self, imgs: Tensor) -> Tensor:
-        """Features of whole pictures; never masks, so the same picture gives the same features.
+        """Features of whole images; never masks, so the same image gives the same features.
 
         Args:
-            imgs: (B, C, H, W), normalised pictures.
+            imgs: (B, C, H, W), normalised images.
 
         Returns:
             (B, 1 + L, D), the class token first, then the patches in reading order.
@@ -208,7 +208,7 @@ class MaskedAutoencoder(nn.Module):
         """Mean squared error per patch, averaged over the removed patches of the whole batch.
 
         Args:
-            imgs: (B, C, H, W), normalised pictures.
+            imgs: (B, C, H, W), normalised images.
             pred: (B, L, p * p * C).
             mask: (B, L), 1 = removed.
 
@@ -230,8 +230,8 @@ class MaskedAutoencoder(nn.Module):
         """
         if not self.config.norm_pix_loss:
             return patches
-        mean, deviation = patch_statistics(patches)
-        return (patches - mean) / deviation
+        mean, std = patch_statistics(patches)
+        return (patches - mean) / std
 
     def pretraining_loss(
         self, imgs: Tensor, mask_ratio: float = DEFAULT_MASK_RATIO, noise: Tensor | None = None
@@ -251,15 +251,15 @@ class MaskedAutoencoder(nn.Module):
         visible = self.patch_embed.embed(take_patches(patches, masking.ids_keep))
         latent = self._encode(visible + F.embedding(masking.ids_keep, self.pos_embed[0, 1:]))
         pred = self.decoder.predict_removed(latent, masking)
-        # Every picture loses the same number of patches, so the mean over all equals the official mean.
+        # Every image loses the same number of patches, so the mean over all equals the official mean.
         target = self.target(take_patches(patches, masking.ids_removed))
         if pred.dtype in (torch.float16, torch.bfloat16):
             pred = pred.float()
         return (pred - target).square().mean()
 
-    def recompute_activations(self, wanted: bool = True) -> None:
+    def set_activation_checkpointing(self, wanted: bool = True) -> None:
         """Keep only each block's input for the backward pass: far less memory for about a third more work."""
-        self.encoder.recompute = self.decoder.recompute = wanted
+        self.encoder.activation_checkpointing = self.decoder.activation_checkpointing = wanted
 
     def official_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Trained parameters under their official names and in the official model's order.

@@ -11,12 +11,12 @@ from mae.config import num_kept
 
 
 class Masking(NamedTuple):
-    """A choice of visible patches for every picture of a batch.
+    """A choice of visible patches for every image of a batch.
 
     Attributes:
         ids_keep: (B, K) positions of the visible patches, in the order the encoder sees them.
         ids_removed: (B, L - K) positions of the removed patches.
-        ids_restore: (B, L) where in [kept | removed] each position of the picture is found.
+        ids_restore: (B, L) where in [kept | removed] each position of the image is found.
     """
 
     ids_keep: Tensor
@@ -30,7 +30,7 @@ class Masking(NamedTuple):
 
 
 def random_masking(noise: Tensor, mask_ratio: float) -> Masking:
-    """Keep the ``int(L * (1 - mask_ratio))`` patches of lowest noise, per picture.
+    """Keep the ``int(L * (1 - mask_ratio))`` patches of lowest noise, per image.
 
     Args:
         noise: (B, L), any floating type; uniform noise samples without replacement.
@@ -53,5 +53,5 @@ def masking_from_order(order: Tensor, kept: int) -> Masking:
 
 
 def take_patches(x: Tensor, ids: Tensor) -> Tensor:
-    """(B, L, D), (B, K) -> (B, K, D): the tokens at ``ids``, picture by picture."""
+    """(B, L, D), (B, K) -> (B, K, D): the tokens at ``ids``, image by image."""
     return x.gather(1, ids.unsqueeze(-1).expand(-1, -1, x.shape[2]))

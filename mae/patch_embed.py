@@ -1,4 +1,4 @@
-"""Pictures to patches and back, and the linear embedding of patches (Paper: Section 3)."""
+"""Images to patches and back, and the linear embedding of patches (Paper: Section 3)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def patchify(imgs: Tensor, patch_size: int) -> Tensor:
-    """Cut pictures into patches; a patch's vector is ordered (row, column, channel).
+    """Cut images into patches; a patch's vector is ordered (row, column, channel).
 
     Args:
         imgs: (B, C, H, W), H and W multiples of ``patch_size``.
@@ -54,7 +54,7 @@ def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tenso
 class PatchEmbed(nn.Module):
     """Linear projection of flattened patches, kept as a convolution's weight (Paper: Section 3.1).
 
-    The weight has the shape (D, C, p, p) of the released files. ``forward`` embeds whole pictures;
+    The weight has the shape (D, C, p, p) of the released files. ``forward`` embeds whole images;
     ``embed`` embeds patches that were already cut out, so that training pays for visible ones only.
     """
 

@@ -56,10 +56,10 @@ class Block(nn.Module):
         return self._finish(x[:, first_query:], mixed)
 
     def forward_shared(self, own: Tensor, shared: Tensor, ids: Tensor, first_query: int = 0) -> Tensor:
-        """``forward`` of tokens of which many are the same in every picture, normalised and projected once.
+        """``forward`` of tokens of which many are the same in every image, normalised and projected once.
 
         Args:
-            own: (B, K, D), tokens that differ from picture to picture.
+            own: (B, K, D), tokens that differ from image to image.
             shared: (L, D), tokens that do not.
             ids: (B, M), which rows of ``shared`` follow the own tokens.
             first_query: The first of the K + M tokens that is worked out.
@@ -78,9 +78,9 @@ class Block(nn.Module):
         return out
 
 
-def run_block(function: Callable[..., Tensor], *args: Any, recompute: bool) -> Tensor:
-    """Call a block; with ``recompute`` only its input is kept, and the backward pass works the rest out again."""
-    if recompute and torch.is_grad_enabled():
+def run_block(function: Callable[..., Tensor], *args: Any, activation_checkpointing: bool) -> Tensor:
+    """Call a block; with ``activation_checkpointing`` only its input is kept, and the backward pass works the rest out again."""
+    if activation_checkpointing and torch.is_grad_enabled():
         # Nothing in a block is random; keeping generator states would read the device's at every block.
         out: Tensor = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
         return out

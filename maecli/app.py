@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from mae.errors import ConfigError
-from mae.files import shown
-from maecli.help_view import Group
+from mae.io.text import shown
 from maecli.output import show_error
 from maecli.streams import prepare_streams
+from maecli.views.help import Group
 
 
 class Maecli(Group):

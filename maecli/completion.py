@@ -29,14 +29,14 @@ def _accelerators(incomplete: str) -> list[str]:
 
 
 def _references(incomplete: str) -> list[str]:
-    from mae.comparing.config import REFERENCES
+    from mae.comparison.config import REFERENCES
 
     return [name for name in REFERENCES if incomplete and name.startswith(incomplete)]
 
 
 def _releases(incomplete: str) -> list[str]:
     """Only once something is typed: until then the shell shows files, which are what one has."""
-    from mae.checkpoints.releases import RELEASES
+    from mae.checkpoints.hub import RELEASES
 
     return [name for name in RELEASES if incomplete and name.startswith(incomplete)]
 

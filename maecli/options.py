@@ -12,7 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from mae.files import refuse_input, shown
+from mae.io.files import refuse_input
+from mae.io.text import shown
+from mae.io.toml import read_toml
 from mae.options import (
     Option,
     Preset,
@@ -24,7 +26,6 @@ from mae.options import (
     preset_values,
     refuse_both,
 )
-from mae.toml import read_toml
 from maecli.completion import completion_of
 from maecli.output import Output
 

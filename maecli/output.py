@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from mae.errors import ConfigError, MaeError, is_out_of_memory
-from mae.files import shown
+from mae.io.text import shown
 from maecli.streams import discard
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 INTERRUPTED = 130
-NOBODY_READS = 141  # as a shell says of a program that ended for want of a reader
+EXIT_SIGPIPE = 141  # as a shell says of a program that ended for want of a reader
 _UNBOUNDED = 10_000
 _SKIPPED_SHOWN = 8
 _COLUMNS = 100  # where there is no terminal
@@ -197,7 +197,7 @@ def make_console(stream: Any) -> Console:
     height = 25 if width and not can_redraw(stream) else None
     console = Console(file=stream, width=width, height=height, highlight=False, emoji=False)
     # Rich's own ends with 1, which stands for a failed check.
-    setattr(console, "on_broken_pipe", _nobody_listens if stream is sys.stderr else _nobody_reads)  # noqa: B010
+    setattr(console, "on_broken_pipe", _nobody_listens if stream is sys.stderr else _broken_pipe)  # noqa: B010
     return console
 
 
@@ -238,10 +238,10 @@ def _plain(cell: Any) -> str:
     return cell.plain if isinstance(cell, Text) else Text.from_markup(str(cell)).plain
 
 
-def _nobody_reads() -> None:
+def _broken_pipe() -> None:
     """There is no use in going on with a result that nobody reads."""
     discard(sys.stdout)
-    raise typer.Exit(NOBODY_READS)
+    raise typer.Exit(EXIT_SIGPIPE)
 
 
 def _nobody_listens() -> None:
@@ -271,7 +271,7 @@ def _writing() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        _nobody_reads()
+        _broken_pipe()
     except OSError as error:
         raise _UnwritableOutputError(error.strerror or str(error)) from None
 
@@ -285,7 +285,7 @@ def _show_failure(error: Exception, *, traceback_shown: bool) -> int:
         discard(sys.stdout)
         show_error(MaeError(f"cannot write the result: {error}"))
     elif is_out_of_memory(error):
-        show_error(MaeError("out of memory", hint="smaller pictures, a smaller model or a smaller batch take less"))
+        show_error(MaeError("out of memory", hint="smaller images, a smaller model or a smaller batch take less"))
     elif isinstance(error, OSError) and error.filename is not None:
         show_error(MaeError(f"{error.filename}: {error.strerror}"))
     else:

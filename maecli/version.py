@@ -6,7 +6,7 @@ from __future__ import annotations
 def version_lines() -> list[str]:
     """maecli, torch, device and processor, a line each."""
     import mae
-    from mae.environment import cpu_features, graphics_at_a_glance, packages, processor_name, usable_cores
+    from mae.system.environment import cpu_features, graphics_at_a_glance, packages, processor_name, usable_cores
 
     torch = packages()["torch"] or "is not installed"
     device = graphics_at_a_glance() or "CPU, no GPU seen"

@@ -9,20 +9,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mae.checkpoints.building import build_model as build_model
-    from mae.checkpoints.building import from_pretrained as from_pretrained
-    from mae.checkpoints.building import load_weights as load_weights
-    from mae.checkpoints.reading import Checkpoint as Checkpoint
-    from mae.checkpoints.reading import load_checkpoint as load_checkpoint
-    from mae.checkpoints.writing import save_checkpoint as save_checkpoint
+    from mae.checkpoints.build import build_model as build_model
+    from mae.checkpoints.build import from_pretrained as from_pretrained
+    from mae.checkpoints.build import load_weights as load_weights
+    from mae.checkpoints.load import Checkpoint as Checkpoint
+    from mae.checkpoints.load import load_checkpoint as load_checkpoint
+    from mae.checkpoints.save import save_checkpoint as save_checkpoint
 
 _HOME_OF = {
-    "build_model": "building",
-    "from_pretrained": "building",
-    "load_weights": "building",
-    "Checkpoint": "reading",
-    "load_checkpoint": "reading",
-    "save_checkpoint": "writing",
+    "build_model": "build",
+    "from_pretrained": "build",
+    "load_weights": "build",
+    "Checkpoint": "load",
+    "load_checkpoint": "load",
+    "save_checkpoint": "save",
 }
 
 __all__ = [*_HOME_OF]  # noqa: PLE0604

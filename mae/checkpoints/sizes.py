@@ -113,13 +113,13 @@ def _refuse_vast(config: MAEConfig, numbers: int, *, has_decoder: bool) -> None:
     width = config.embed_dim + (config.decoder_embed_dim if has_decoder else 0)
     if (1 + config.num_patches) * width > numbers:
         raise CheckpointError(
-            f"pictures of {config.img_size[0]}x{config.img_size[1]} pixels need position tables of "
+            f"images of {config.img_size[0]}x{config.img_size[1]} pixels need position tables of "
             f"{(1 + config.num_patches) * width:,} numbers; the whole file holds {numbers:,}"
         )
 
 
 def variant_of(config: MAEConfig, *, has_decoder: bool = True) -> str | None:
-    """The name of the variant with these widths, depths, heads and patches, whatever its picture size."""
+    """The name of the variant with these widths, depths, heads and patches, whatever its image size."""
     for name, variant in VARIANTS.items():
         like = (
             variant.replace(img_size=config.img_size, in_chans=config.in_chans, norm_pix_loss=config.norm_pix_loss)
@@ -158,8 +158,8 @@ def _patch(shapes: Shapes) -> tuple[int, int]:
         return shape[2], shape[1]
     if len(shape) == 5:
         raise CheckpointError(
-            f"patch_embed.proj.weight is {shape}: a masked autoencoder of video, not of pictures",
-            hint="only models of pictures can be read",
+            f"patch_embed.proj.weight is {shape}: a masked autoencoder of video, not of images",
+            hint="only models of images can be read",
         )
     side = math.sqrt((_last(shapes, "decoder_pred.bias") or 0) / 3)
     if side < 1 or side != int(side):

@@ -1,1 +1,1 @@
-"""Pictures: decoding, finding, normalising, augmenting and loading them."""
+"""Images: decoding, finding, normalising, augmenting and loading them."""

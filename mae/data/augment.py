@@ -1,4 +1,4 @@
-"""The official augmentation of one picture: decode, crop, resample, flip (Paper: Appendix A.1)."""
+"""The official augmentation of one image: decode, crop, resample, flip (Paper: Appendix A.1)."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from PIL import Image
 from torch import Tensor
 
 from mae.data.crop import RATIO, Box, draw_box, offset_error, resample
-from mae.data.formats import MAX_SCANS, most_pixels
-from mae.data.jpeg import EIGHTHS, JpegHeader, decode_rows, read_header
-from mae.data.orientation import UPRIGHT, Turn, turn_of
-from mae.data.picture import decode_picture
+from mae.data.decoding.formats import MAX_SCANS, most_pixels
+from mae.data.decoding.image import decode_image
+from mae.data.decoding.jpeg import DCT_SCALE, JpegHeader, decode_rows, read_header
+from mae.data.decoding.orientation import UPRIGHT, Turn, turn_of
 
-# A picture is decoded smaller only as far as a crop keeps this many times the pixels of its side.
+# An image is decoded smaller only as far as a crop keeps this many times the pixels of its side.
 OVERSAMPLING = 1.3
 LARGEST_OFFSET_ERROR = 0.1
 
 
-class WholePicture(NamedTuple):
-    """A decoded picture: (rows, columns, C) uint8 as it is stored, and how it becomes upright."""
+class FullImage(NamedTuple):
+    """A decoded image: (rows, columns, C) uint8 as it is stored, and how it becomes upright."""
 
     pixels: NDArray[np.uint8]
     turn: Turn
@@ -37,16 +37,16 @@ class WholePicture(NamedTuple):
         """(rows, columns) before it is turned."""
         return self.pixels.shape[0], self.pixels.shape[1]
 
-    def eighths(self, box: Box, size: tuple[int, int]) -> int:
+    def dct_scale(self, box: Box, size: tuple[int, int]) -> int:
         """There is only the whole size."""
-        return EIGHTHS
+        return DCT_SCALE
 
-    def decode(self, rows: int, eighths: int) -> NDArray[np.uint8]:
+    def decode(self, rows: int, dct_scale: int) -> NDArray[np.uint8]:
         """The pixels, with at least the first ``rows``."""
         return self.pixels
 
 
-class JpegPicture(NamedTuple):
+class JpegImage(NamedTuple):
     """A JPEG of which no more will be decoded than a crop needs."""
 
     data: bytearray
@@ -60,21 +60,21 @@ class JpegPicture(NamedTuple):
         """(rows, columns) before it is turned."""
         return self.header.rows, self.header.columns
 
-    def eighths(self, box: Box, size: tuple[int, int]) -> int:
+    def dct_scale(self, box: Box, size: tuple[int, int]) -> int:
         """The smallest size at which a box still has pixels to spare and begins where it should."""
-        for eighths in (1, 2, 4):
-            small = box.scaled(eighths / EIGHTHS)
+        for dct_scale in (1, 2, 4):
+            small = box.scaled(dct_scale / DCT_SCALE)
             steps = small.height / size[0], small.width / size[1]
             if (
                 min(steps) >= OVERSAMPLING
                 and max(offset_error(small.top, steps[0]), offset_error(small.left, steps[1])) <= LARGEST_OFFSET_ERROR
             ):
-                return eighths
-        return EIGHTHS
+                return dct_scale
+        return DCT_SCALE
 
-    def decode(self, rows: int, eighths: int) -> NDArray[np.uint8]:
+    def decode(self, rows: int, dct_scale: int) -> NDArray[np.uint8]:
         """The first rows, at some eighths of the size."""
-        return decode_rows(self.data, self.header, rows, eighths, self.channels, self.decoder)
+        return decode_rows(self.data, self.header, rows, dct_scale, self.channels, self.decoder)
 
 
 class Augmentation:
@@ -86,7 +86,7 @@ class Augmentation:
     Args:
         image_size: Size of a crop in pixels, (rows, columns).
         in_chans: Channels.
-        crop_scale: Smallest and largest share of a picture's area that a crop covers.
+        crop_scale: Smallest and largest share of an image's area that a crop covers.
         hflip: Whether to flip half of the crops.
         decoder: What decodes a usual JPEG, "pillow" or "simplejpeg"; from ``resolve_decoder``.
         crop_ratio: Narrowest and widest crop, columns over rows.
@@ -109,48 +109,48 @@ class Augmentation:
         self.crop_ratio = crop_ratio
 
     def __call__(self, file: IO[bytes], name: str | Path, seed: int) -> Tensor:
-        """Augment the picture in an open file; (rows, columns, C) uint8.
+        """Augment the image in an open file; (rows, columns, C) uint8.
 
         Args:
             file: Open for reading, and it can seek.
             name: What messages call it.
-            seed: Of this picture in this epoch.
+            seed: Of this image in this epoch.
 
         Raises:
-            DataError: It cannot be read as a picture.
+            DataError: It cannot be read as an image.
         """
         jpeg = self._as_jpeg(file)
         if jpeg is not None:
             try:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # as in ``decode_picture``
+                    warnings.simplefilter("ignore")  # as in ``decode_image``
                     return self.crop(jpeg, seed)
             except Exception:  # damaged: Pillow reads it all the same, or says what is wrong
                 file.seek(0)
         return self.crop(self._whole(file, name), seed)
 
-    def crop(self, picture: JpegPicture | WholePicture, seed: int) -> Tensor:
+    def crop(self, image: JpegImage | FullImage, seed: int) -> Tensor:
         """Crop and flip as the seed says; (rows, columns, C) uint8."""
         generator = torch.Generator().manual_seed(seed)
-        turn, (rows, columns) = picture.turn, picture.stored_size
+        turn, (rows, columns) = image.turn, image.stored_size
         rows, columns = (columns, rows) if turn.swap else (rows, columns)
         box = turn.stored(draw_box(rows, columns, self.crop_scale, generator, self.crop_ratio), rows, columns)
         size = (self.image_size[1], self.image_size[0]) if turn.swap else self.image_size
-        eighths = picture.eighths(box, size)
-        pixels = picture.decode(math.ceil(box.top + box.height), eighths)
-        crop = turn.apply(resample(pixels, box.scaled(eighths / EIGHTHS), size))
+        dct_scale = image.dct_scale(box, size)
+        pixels = image.decode(math.ceil(box.top + box.height), dct_scale)
+        crop = turn.apply(resample(pixels, box.scaled(dct_scale / DCT_SCALE), size))
         flip = self.hflip and torch.rand(1, generator=generator).item() < 0.5
         return crop.flip(1) if flip else crop
 
-    def keepable(self, file: IO[bytes], name: str | Path, room: int) -> WholePicture | None:
-        """The decoded picture, if crops of it are always taken from its whole size; it may be kept and cropped again.
+    def keepable(self, file: IO[bytes], name: str | Path, room: int) -> FullImage | None:
+        """The decoded image, if crops of it are always taken from its whole size; it may be kept and cropped again.
 
         Args:
             file, name: As for a call.
             room: Bytes for its pixels; a JPEG known to take more is not decoded whole.
 
         Raises:
-            DataError: It cannot be read as a picture.
+            DataError: It cannot be read as an image.
         """
         jpeg = self._as_jpeg(file)
         if jpeg is None:
@@ -160,12 +160,12 @@ class Augmentation:
         if math.prod(jpeg.stored_size) * self.in_chans > room:
             return None
         try:
-            return WholePicture(jpeg.decode(jpeg.header.rows, EIGHTHS), jpeg.turn)
+            return FullImage(jpeg.decode(jpeg.header.rows, DCT_SCALE), jpeg.turn)
         except Exception:  # as in ``__call__``
             file.seek(0)
             return self._whole(file, name)
 
-    def _as_jpeg(self, file: IO[bytes]) -> JpegPicture | None:
+    def _as_jpeg(self, file: IO[bytes]) -> JpegImage | None:
         """The file as a JPEG of a usual kind, else None and the file at its beginning."""
         if self.in_chans not in (1, 3) or file.read(3) != b"\xff\xd8\xff":
             file.seek(0)
@@ -187,8 +187,8 @@ class Augmentation:
                     turn = turn_of(opened)
             except Exception:  # as in ``__call__``
                 return None
-        return JpegPicture(data, header, turn, self.in_chans, self.decoder)
+        return JpegImage(data, header, turn, self.in_chans, self.decoder)
 
-    def _whole(self, file: IO[bytes], name: str | Path) -> WholePicture:
-        pixels = np.array(decode_picture(file, name, self.in_chans))
-        return WholePicture(pixels.reshape(*pixels.shape[:2], self.in_chans), UPRIGHT)
+    def _whole(self, file: IO[bytes], name: str | Path) -> FullImage:
+        pixels = np.array(decode_image(file, name, self.in_chans))
+        return FullImage(pixels.reshape(*pixels.shape[:2], self.in_chans), UPRIGHT)

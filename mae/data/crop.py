@@ -19,7 +19,7 @@ MOST_LEADING_ROWS = 24
 
 
 class Box(NamedTuple):
-    """A part of a picture in pixels; fractions of a pixel where the picture was decoded smaller."""
+    """A part of an image in pixels; fractions of a pixel where the image was decoded smaller."""
 
     top: float
     left: float
@@ -27,7 +27,7 @@ class Box(NamedTuple):
     width: float
 
     def scaled(self, factor: float) -> Box:
-        """The same part of a picture whose sides are ``factor`` times as long."""
+        """The same part of an image whose sides are ``factor`` times as long."""
         return Box(*(side * factor for side in self))
 
 
@@ -41,8 +41,8 @@ def draw_box(
     """A random crop, drawn as torchvision's RandomResizedCrop draws it, from a stream of its own.
 
     Args:
-        rows, columns: Of the upright picture.
-        scale: Smallest and largest share of the picture's area.
+        rows, columns: Of the upright image.
+        scale: Smallest and largest share of the image's area.
         generator: The same state gives the box that torchvision gives from the global stream.
         ratio: Narrowest and widest crop, columns over rows.
     """
@@ -65,7 +65,7 @@ def draw_box(
 
 
 def resample(pixels: NDArray[np.uint8], box: Box, size: tuple[int, int]) -> Tensor:
-    """Bicubic resampling with antialiasing of a part of a picture.
+    """Bicubic resampling with antialiasing of a part of an image.
 
     torch's fast 8-bit kernel knows no fraction of a pixel to begin at. Where the box begins at one, a few rows
     are put before it, so many that the first of them begins at a whole pixel or hardly beside it, and are

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mae.data.decoding.formats import ImageError
 from mae.data.eval_transform import EvalTransform
-from mae.data.formats import PictureError
 from mae.data.loader import Batch, Batches
-from mae.data.source import PictureSource
+from mae.data.sources.base import ImageSource
 
 
 class EvalSample(NamedTuple):
@@ -41,7 +41,7 @@ class EvalBatch(NamedTuple):
 class EvalDataset(Dataset[EvalSample]):
     """Images of a source in the model's frame; an unreadable one has its reason in the image's place."""
 
-    def __init__(self, source: PictureSource, transform: EvalTransform, in_chans: int) -> None:
+    def __init__(self, source: ImageSource, transform: EvalTransform, in_chans: int) -> None:
         self.source = source
         self.transform = transform
         self.in_chans = in_chans
@@ -52,7 +52,7 @@ class EvalDataset(Dataset[EvalSample]):
     def __getitem__(self, index: int) -> EvalSample:
         try:
             return EvalSample(index, self.transform(self.source.load(index, self.in_chans)), "")
-        except PictureError as error:
+        except ImageError as error:
             return EvalSample(index, None, error.reason)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from PIL import Image
 from torch import Tensor
 
-from mae.data.normalise import picture_to_tensor
+from mae.data.transforms import image_to_tensor
 
 OFFICIAL_CROP_PCT = 224 / 256
 LARGEST_CROPPED = 224  # pixels; the official transform cuts nothing off for larger frames
@@ -32,7 +32,7 @@ class EvalTransform:
         rows, columns = self.image_size
         if (image.height, image.width) != self.image_size:
             image = self._cropped(image, rows, columns)
-        return picture_to_tensor(image)
+        return image_to_tensor(image)
 
     def _cropped(self, image: Image.Image, rows: int, columns: int) -> Image.Image:
         crop_pct = 1.0 if image.height <= rows and image.width <= columns else self.crop_pct

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mae.data.augment import WholePicture
-from mae.data.orientation import TURNS
+from mae.data.augment import FullImage
+from mae.data.decoding.orientation import TURNS
 from mae.data.shared_memory import SharedMemory
 
 _WORD = 8  # bytes of an int64
@@ -34,7 +34,7 @@ class ImageCache:
         """Bytes that are left for the pixels of another image; nothing, at worst."""
         return max(0, self.memory.size - self._end() - _HEADER)
 
-    def get(self, index: int) -> WholePicture | None:
+    def get(self, index: int) -> FullImage | None:
         """An image that was kept, or None. Its pixels lie in the shared memory."""
         if self._first_place > self.memory.size:
             return None
@@ -43,9 +43,9 @@ class ImageCache:
             return None
         rows, columns, channels, orientation = np.frombuffer(self.memory.bytes, np.int64, 4, place).tolist()
         pixels = np.frombuffer(self.memory.bytes, np.uint8, rows * columns * channels, place + _HEADER)
-        return WholePicture(pixels.reshape(rows, columns, channels), TURNS[orientation])
+        return FullImage(pixels.reshape(rows, columns, channels), TURNS[orientation])
 
-    def keep(self, index: int, image: WholePicture) -> None:
+    def keep(self, index: int, image: FullImage) -> None:
         """Keep an image, if there is room."""
         needed = _HEADER + -(-image.pixels.nbytes // _WORD) * _WORD
         if image.pixels.nbytes > self.room:

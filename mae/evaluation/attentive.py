@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mae.evaluation.linear import tenths
-from mae.seeding import stream
+from mae.system.seeding import stream
 
 QUERIES = 32
 LEARNING_RATES = (5e-3, 2e-2)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mae.config import format_size
-from mae.data.normalise import normalise
+from mae.data.transforms import normalise
 
 LARGEST_SIDE = 16  # pixels; 768 numbers of colour, no worse for any of the probes than 32 pixels are for CIFAR-10
 

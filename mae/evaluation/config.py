@@ -6,9 +6,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from mae.config import DEFAULT_CHECKPOINT, parse_size
+from mae.config import parse_size
 from mae.errors import ConfigError
 from mae.options import brief, option
+from mae.reconstruction.config import DEFAULT_CHECKPOINT
 
 POOLS = ("cls", "mean", "patches")
 FEATURE_NORMS = ("none", "final")

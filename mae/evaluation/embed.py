@@ -9,9 +9,7 @@ from typing import Any
 
 from mae.data.eval_loader import EvalDataset
 from mae.data.eval_transform import EvalTransform
-from mae.data.scan import scan_pictures
-from mae.device import resolve_device, resolve_precision
-from mae.download import obeys_offline
+from mae.data.sources.scan import scan_images
 from mae.errors import ConfigError
 from mae.evaluation.config import EmbedConfig
 from mae.evaluation.extract import Job, Progress, ViewExtractor, check_unreadable, extract
@@ -19,8 +17,11 @@ from mae.evaluation.frozen import Computing, View, load_encoder
 from mae.evaluation.splits import read_labels
 from mae.evaluation.store import PartStore, content_digest, part_images
 from mae.evaluation.writing import Embedding, check_writable, write_embedding
-from mae.files import refuse_input, refuse_place, shown
-from mae.training.ranks import Ranks, ranks_from_environment
+from mae.io.download import obeys_offline
+from mae.io.files import refuse_input, refuse_place
+from mae.io.text import shown
+from mae.system.device import resolve_device, resolve_precision
+from mae.system.distributed import Ranks, ranks_from_environment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +93,9 @@ def _embed(
             "patches and has a norm for that alone",
             hint="use --pool mean, or --feature-norm none",
         )
-    scan = scan_pictures(config.data, lambda files: on_progress(Progress("looking at files", files, 0)))
+    scan = scan_images(config.data, lambda files: on_progress(Progress("looking at files", files, 0)))
     transform = EvalTransform(encoder.config.img_size, config.crop_pct)
-    dataset = EvalDataset(scan.pictures, transform, encoder.config.in_chans)
+    dataset = EvalDataset(scan.images, transform, encoder.config.in_chans)
     extractor = ViewExtractor(encoder, {view: config.dtype})
     settings: dict[str, Any] = {
         **encoder.settings,
@@ -103,7 +104,7 @@ def _embed(
         "feature_norm": config.feature_norm,
         "dtype": config.dtype,
         "crop_pct": transform.crop_pct,
-        "data": content_digest(scan.pictures),
+        "data": content_digest(scan.images),
     }
     store = PartStore(parts_folder(config.out), settings, len(dataset), part_images(extractor.row_bytes))
     ranks.check_same("the images", settings["data"])
@@ -128,9 +129,9 @@ def _embed(
     if not ranks.first:
         return None
     skipped = [(str(one.path), one.reason) for one in scan.unreadable]
-    skipped += [(str(scan.pictures.name(index)), reason) for index, reason in store.unreadable()]
+    skipped += [(str(scan.images.name(index)), reason) for index, reason in store.unreadable()]
     check_unreadable(skipped, len(dataset) + len(scan.unreadable), config.max_unreadable)
-    labels = read_labels(scan.pictures, config.data)
+    labels = read_labels(scan.images, config.data)
     readable = store.readable()
     shape = encoder.shape(view)
     embedding = Embedding(
@@ -139,7 +140,7 @@ def _embed(
         shape=shape,
         dtype=config.dtype,
         rows=len(readable),
-        name=lambda row: str(scan.pictures.name(int(readable[row]))),
+        name=lambda row: str(scan.images.name(int(readable[row]))),
         labels=labels.label[readable],
         classes=labels.classes,
         settings=settings,

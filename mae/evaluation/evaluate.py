@@ -15,10 +15,8 @@ from torch import Tensor
 from mae.config import MAEConfig
 from mae.data.eval_loader import EvalDataset
 from mae.data.eval_transform import EvalTransform
-from mae.data.scan import PictureScan, scan_pictures
-from mae.data.source import PictureSource, Subset
-from mae.device import resolve_device, resolve_precision
-from mae.download import obeys_offline
+from mae.data.sources.base import ImageSource, Subset
+from mae.data.sources.scan import ImageScan, scan_images
 from mae.errors import ConfigError, DataError
 from mae.evaluation.attentive import attentive
 from mae.evaluation.baselines import whiten
@@ -44,7 +42,10 @@ from mae.evaluation.results import (
     view_name,
 )
 from mae.evaluation.splits import Split, make_split, read_labels, stratified
-from mae.files import refuse_input, refuse_place, shown, write_atomically
+from mae.io.download import obeys_offline
+from mae.io.files import refuse_input, refuse_place, write_atomically
+from mae.io.text import shown
+from mae.system.device import resolve_device, resolve_precision
 
 FEW_TEST_IMAGES = 1000
 
@@ -71,11 +72,11 @@ def evaluate(config: EvaluateConfig, on_progress: Callable[[Progress], None] = l
     device = resolve_device(config.device)
     computing = Computing(device, resolve_precision(config.precision, device))
     encoders = _encoders(config, computing)
-    scan = scan_pictures([config.data], lambda files: on_progress(Progress("looking at files", files, 0)))
-    labels = read_labels(scan.pictures, [config.data])
-    split = make_split(scan.pictures, labels, shown(config.data), seed=config.seed, test_share=config.test_share)
+    scan = scan_images([config.data], lambda files: on_progress(Progress("looking at files", files, 0)))
+    labels = read_labels(scan.images, [config.data])
+    split = make_split(scan.images, labels, shown(config.data), seed=config.seed, test_share=config.test_share)
     began = time.monotonic()
-    features, notes = keep_features(config, scan.pictures, split, encoders, computing, on_progress)
+    features, notes = keep_features(config, scan.images, split, encoders, computing, on_progress)
     features_seconds = time.monotonic() - began
     skipped = _skipped(scan, features)
     check_unreadable(skipped, len(features.used) + len(scan.unreadable), config.max_unreadable)
@@ -106,12 +107,12 @@ def evaluate(config: EvaluateConfig, on_progress: Callable[[Progress], None] = l
     )
     if config.report is not None:
         on_progress(Progress("drawing the page", 0, 0, unit="pages"))
-        _write_page(config.report, config, scan.pictures, features, asked.shown_view(), result)
+        _write_page(config.report, config, scan.images, features, asked.shown_view(), result)
     return result
 
 
 def _write_page(
-    path: Path, config: EvaluateConfig, source: PictureSource, features: FeatureSet, view: View, result: EvaluateResult
+    path: Path, config: EvaluateConfig, source: ImageSource, features: FeatureSet, view: View, result: EvaluateResult
 ) -> None:
     """Draw the page of one view of the first checkpoint.
 
@@ -157,10 +158,10 @@ def _encoder_sizes(config: MAEConfig) -> tuple[object, ...]:
     return config.img_size, config.patch_size, config.in_chans, config.embed_dim, config.depth, config.num_heads
 
 
-def _skipped(scan: PictureScan, features: FeatureSet) -> list[tuple[str, str]]:
+def _skipped(scan: ImageScan, features: FeatureSet) -> list[tuple[str, str]]:
     bad = features.kept[0].store.unreadable()
     return [(str(one.path), one.reason) for one in scan.unreadable] + [
-        (str(scan.pictures.name(int(features.used[index]))), reason) for index, reason in bad
+        (str(scan.images.name(int(features.used[index]))), reason) for index, reason in bad
     ]
 
 

@@ -18,7 +18,7 @@ from mae.data.loader import loader_workers
 from mae.errors import CheckpointError, DataError
 from mae.evaluation.frozen import Computing, FrozenEncoder, View
 from mae.evaluation.store import PartStore
-from mae.files import shown
+from mae.io.text import shown
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,14 +18,14 @@ from torch import Tensor
 
 from mae.data.eval_loader import EvalDataset
 from mae.data.eval_transform import EvalTransform
-from mae.data.source import PictureSource, Subset
-from mae.download import cache_folder
+from mae.data.sources.base import ImageSource, Subset
 from mae.evaluation.baselines import PixelExtractor
 from mae.evaluation.config import EvaluateConfig
 from mae.evaluation.extract import Job, Progress, ViewExtractor, extract
 from mae.evaluation.frozen import Computing, FrozenEncoder, View
 from mae.evaluation.splits import Split, stratified
 from mae.evaluation.store import VERSION, PartStore, content_digest
+from mae.io.download import cache_folder
 
 PART_IMAGES = 512  # the same for all encoders, so that one pass over the images serves them together
 MOST_CACHED_BYTES = 20e9  # of the default folder; what was used last is kept
@@ -151,7 +151,7 @@ class ChosenTokens:
 
 def keep_features(
     config: EvaluateConfig,
-    source: PictureSource,
+    source: ImageSource,
     split: Split,
     encoders: Sequence[tuple[str, FrozenEncoder]],
     computing: Computing,

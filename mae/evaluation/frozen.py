@@ -14,17 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mae.checkpoints import load_checkpoint
-from mae.checkpoints.building import build_encoder
+from mae.checkpoints.build import build_encoder
 from mae.checkpoints.run_states import run_states
-from mae.config import DEFAULT_CHECKPOINT, LAYER_NORM_EPS, MAEConfig
-from mae.data.normalise import normalise
-from mae.data.picture import check_channels
-from mae.device import autocast
+from mae.config import LAYER_NORM_EPS, MAEConfig
+from mae.data.decoding.image import check_channels
+from mae.data.transforms import normalise
 from mae.errors import CheckpointError, ConfigError
-from mae.files import shown
+from mae.io.text import shown
 from mae.mae import MaskedAutoencoder
 from mae.models import create_model
-from mae.seeding import seeded, stream_seed
+from mae.reconstruction.config import DEFAULT_CHECKPOINT
+from mae.system.device import autocast
+from mae.system.seeding import derive_seed, seeded
 
 FINE_TUNED_NOTE = "it was fine-tuned with labels, so its features are not those of pre-training"
 
@@ -198,6 +199,6 @@ def load_encoder(
 
 def untrained_encoder(config: MAEConfig, computing: Computing, *, layer: int | None = None, seed: int) -> FrozenEncoder:
     """The same architecture with fresh weights: what ``pretrain`` with this seed starts from."""
-    with seeded(stream_seed(seed, "weights")):
+    with seeded(derive_seed(seed, "weights")):
         model = create_model(config)
     return FrozenEncoder("untrained", model, computing, layer=layer)

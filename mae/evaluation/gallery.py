@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mae.data.eval_loader import EvalDataset
-from mae.data.normalise import tensor_to_picture
+from mae.data.transforms import tensor_to_image
 from mae.evaluation.knn import knn
-from mae.seeding import stream
+from mae.system.seeding import stream
 
 STRIPS, NEIGHBOURS = 12, 5
 MOST_POINTS = 1500
@@ -108,7 +108,7 @@ def _thumbnail(dataset: EvalDataset, index: int, label: int) -> Thumbnail | None
     if pixels is None:
         return None
     # Two channels are grey and alpha, four are RGB and alpha; a page shows them without.
-    image = tensor_to_picture(pixels[: 3 if len(pixels) >= 3 else 1].float() / 255)
+    image = tensor_to_image(pixels[: 3 if len(pixels) >= 3 else 1].float() / 255)
     image.thumbnail((_SIDE, _SIDE))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=_JPEG_QUALITY)

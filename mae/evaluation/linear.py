@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mae.evaluation.splits import stratified
-from mae.seeding import stream
+from mae.system.seeding import stream
 
 PENALTIES = tuple(10.0 ** (exponent / 2) for exponent in range(-10, 1))  # 1e-5 ... 1, of the mean loss
 TENTHS = 10

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mae.evaluation.results import Accuracy
-from mae.seeding import stream
+from mae.system.seeding import stream
 
 Z_95 = 1.959963984540054  # standard normal quantile of 97.5 %
 MOST_EMBEDDINGS = 25_600  # as RankMe's authors take

@@ -149,10 +149,8 @@ def _strips(result: EvaluateResult, gallery: Gallery) -> Html:
 def _figure(one: Thumbnail, result: EvaluateResult, kind: str) -> Html:
     label = result.classes[one.label][:LONGEST_TEXT]
     name = PurePath(one.name).name  # not the folders of whoever made the page
-    picture = element("img", src=one.data_uri, width=one.size[0], height=one.size[1], alt=label, title=name)
-    return element(
-        "figure", picture, element("figcaption", f"test: {label}" if kind == "query" else label), class_=kind
-    )
+    image = element("img", src=one.data_uri, width=one.size[0], height=one.size[1], alt=label, title=name)
+    return element("figure", image, element("figcaption", f"test: {label}" if kind == "query" else label), class_=kind)
 
 
 def _map(result: EvaluateResult, gallery: Gallery) -> Html:

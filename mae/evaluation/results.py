@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from mae.files import shown
+from mae.io.text import shown
 
 
 @dataclasses.dataclass(frozen=True)

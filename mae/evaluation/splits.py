@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mae.data.source import PictureSource
+from mae.data.sources.base import ImageSource
 from mae.errors import DataError
-from mae.files import shown
-from mae.seeding import stream
+from mae.io.text import shown
+from mae.system.seeding import stream
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing")
@@ -50,7 +50,7 @@ class Split:
     notes: tuple[str, ...]
 
 
-def read_labels(source: PictureSource, roots: Sequence[Path]) -> Labels:
+def read_labels(source: ImageSource, roots: Sequence[Path]) -> Labels:
     """Labels by the folders that images lie in below ``roots`` (folders or archives).
 
     A class is the folder below ``train``, ``test`` or ``val`` where both kinds are there, else the uppermost folder
@@ -107,7 +107,7 @@ def _one_of(tops: Iterable[str], wanted: Sequence[str]) -> str | None:
     return next((by_lower[name] for name in wanted if name in by_lower), None)
 
 
-def make_split(source: PictureSource, labels: Labels, where: str, *, seed: int, test_share: float) -> Split:
+def make_split(source: ImageSource, labels: Labels, where: str, *, seed: int, test_share: float) -> Split:
     """Take the folders' split, or draw one of each class by the seed.
 
     Args:
@@ -124,7 +124,7 @@ def make_split(source: PictureSource, labels: Labels, where: str, *, seed: int, 
     return _given(source, labels, where) if labels.parts else _drawn(source, labels, where, seed, test_share)
 
 
-def _given(source: PictureSource, labels: Labels, where: str) -> Split:
+def _given(source: ImageSource, labels: Labels, where: str) -> Split:
     train_name = _one_of(labels.parts, TRAIN_NAMES)
     test_name = _one_of(labels.parts, (*TEST_NAMES, *VAL_NAMES))
     assert train_name is not None and test_name is not None  # noqa: PT018 # read_labels found them
@@ -151,7 +151,7 @@ def _given(source: PictureSource, labels: Labels, where: str) -> Split:
     return _split(labels, kept, train, test, notes)
 
 
-def _drawn(source: PictureSource, labels: Labels, where: str, seed: int, test_share: float) -> Split:
+def _drawn(source: ImageSource, labels: Labels, where: str, seed: int, test_share: float) -> Split:
     _refuse_unlabelled(source, labels, np.arange(len(labels.label)))
     _refuse_few(sorted(set(labels.label.tolist())), labels, where)
     train, test = [], []
@@ -183,7 +183,7 @@ def _split(
     return Split(classes, train, number[labels.label[train]], test, number[labels.label[test]], notes)
 
 
-def _refuse_unlabelled(source: PictureSource, labels: Labels, chosen: NDArray[np.int64]) -> None:
+def _refuse_unlabelled(source: ImageSource, labels: Labels, chosen: NDArray[np.int64]) -> None:
     bad = chosen[labels.label[chosen] < 0]
     if len(bad):
         others = f" (and {len(bad) - 1:,} more)" if len(bad) > 1 else ""

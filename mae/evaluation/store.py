@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mae.data.source import PictureSource
+from mae.data.sources.base import ImageSource
 from mae.errors import ConfigError, DataError
-from mae.files import shown, write_atomically
+from mae.io.files import write_atomically
+from mae.io.text import shown
 
 VERSION = 1
 MOST_PART_IMAGES = 1024  # what may be lost when a process is killed
@@ -166,7 +167,7 @@ class PartStore:
         return self.folder / f"{part:06d}.{ending}"
 
 
-def content_digest(source: PictureSource) -> str:
+def content_digest(source: ImageSource) -> str:
     """Of the images' names, sizes and times of change: whether features of them must be worked out anew."""
     digest = hashlib.blake2b(source.digest().encode(), digest_size=16)
     stamps: dict[str, str] = {}

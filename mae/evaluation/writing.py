@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mae.errors import ConfigError
 from mae.evaluation.store import PartStore
-from mae.files import write_atomically
+from mae.io.files import write_atomically
 
 CHUNK = 4096  # names that are held at once
 

@@ -1,6 +1,6 @@
 """MAE ViT-Huge/14: encoder 1280/32/16, decoder 512/8/16 (width/blocks/heads). Paper: Table 3.
 
-Its patches have 14 pixels a side, so a picture of 224 has 256 of them.
+Its patches have 14 pixels a side, so an image of 224 has 256 of them.
 """
 
 from __future__ import annotations

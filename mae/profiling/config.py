@@ -7,12 +7,12 @@ import re
 from typing import Any
 
 from mae.config import MAEConfig, parse_size
-from mae.environment import cpu_features
 from mae.errors import ConfigError
 from mae.models import VARIANTS, variant_config, variant_name
 from mae.options import option
-from mae.precision import choose_precision, processor_has_bf16
 from mae.profiling.accelerators import ACCELERATORS, find_accelerator
+from mae.system.environment import cpu_features
+from mae.system.precision import choose_precision, processor_has_bf16
 
 IMAGENET_IMAGES = 1_281_167
 RECIPE_EPOCHS = 800
@@ -49,7 +49,7 @@ class ProfileConfig:
     )
     image_size: tuple[int, int] = option(
         (224, 224),
-        "Pictures in pixels, S or HxW (rows first).",
+        "Images in pixels, S or HxW (rows first).",
         parse=parse_size,
         metavar="S|HxW",
         default_text="224",
@@ -59,10 +59,10 @@ class ProfileConfig:
     patch_size: int | None = option(
         None, "Side of a patch in pixels.", low=1, default_text="the variant's", panel=_MODEL
     )
-    in_chans: int = option(3, "Channels of a picture.", low=1, panel=_MODEL)
+    in_chans: int = option(3, "Channels of an image.", low=1, panel=_MODEL)
     mask_ratio: float = option(0.75, "Share of the patches that is removed.", above=0, below=1, panel=_MODEL)
     batch_size: int | None = option(
-        None, "Pictures in a batch.", low=1, default_text="64; 8 to measure on a CPU", panel=_MODEL
+        None, "Images in a batch.", low=1, default_text="64; 8 to measure on a CPU", panel=_MODEL
     )
     precision: str = option(
         "auto",
@@ -87,7 +87,7 @@ class ProfileConfig:
 
     gpu: str | None = option(None, f"Plan a run on these: {', '.join(ACCELERATORS)}.", panel=_PLAN)
     gpus: int = option(1, "How many of them.", low=1, panel=_PLAN, official=("world_size",))
-    images: int = option(IMAGENET_IMAGES, "Pictures in the data set.", low=1, panel=_PLAN)
+    images: int = option(IMAGENET_IMAGES, "Images in the data set.", low=1, panel=_PLAN)
     epochs: int = option(RECIPE_EPOCHS, "Epochs of the run.", low=1, panel=_PLAN)
     mfu: float = option(
         0.3, "Share of the peak rate that training reaches: an assumption.", above=0, high=1, panel=_PLAN
@@ -117,10 +117,10 @@ class ProfileConfig:
             raise ConfigError("--price needs --gpu or --measure: without them there are no hours to pay for")
 
     def models(self) -> tuple[tuple[str, MAEConfig], ...]:
-        """Names and sizes in the order asked for, each once; or all those whose patches divide the picture.
+        """Names and sizes in the order asked for, each once; or all those whose patches divide the image.
 
         Raises:
-            ConfigError: An unknown name, or pictures that no patch size divides.
+            ConfigError: An unknown name, or images that no patch size divides.
         """
         fitting, misfits = self._sort_out()
         if misfits and (self.variant or not fitting):
@@ -128,7 +128,7 @@ class ProfileConfig:
         return tuple(fitting.items())
 
     def left_out(self) -> tuple[tuple[str, str], ...]:
-        """Variants that were not named and whose patches do not divide the picture, with the reason."""
+        """Variants that were not named and whose patches do not divide the image, with the reason."""
         return tuple((name, error.message) for name, error in self._sort_out()[1].items())
 
     def _sort_out(self) -> tuple[dict[str, MAEConfig], dict[str, ConfigError]]:

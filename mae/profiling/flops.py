@@ -5,7 +5,7 @@ by keys and weights by values, count; everything pointwise (norms, softmax, GELU
 This is the convention of ``torch.utils.flop_counter``, whose counts on the meta device these equal.
 
 The backward pass of a product is two products of the same size, one for each factor's gradient; where a
-factor needs none, as the pictures, it is one. Kernels that recompute something in their backward pass
+factor needs none, as the images, it is one. Kernels that recompute something in their backward pass
 (flash attention, activation checkpointing) do more work than that; it is not counted, as it is the
 kernel's choice and not the algorithm's.
 """
@@ -37,7 +37,7 @@ class Compute:
 
 
 def official_compute(config: MAEConfig, kept: int) -> dict[str, Compute]:
-    """One picture through the official model, per module of ``MaskedAutoencoder``.
+    """One image through the official model, per module of ``MaskedAutoencoder``.
 
     There, all patches are embedded before masking, and the class token is predicted from like a patch and
     the prediction thrown away.
@@ -56,7 +56,7 @@ def official_compute(config: MAEConfig, kept: int) -> dict[str, Compute]:
 
 
 def encoder_compute(config: MAEConfig, *, embedded: int, encoded: int) -> dict[str, Compute]:
-    """One picture through the encoder: ``embedded`` patches are projected, ``encoded`` of them encoded."""
+    """One image through the encoder: ``embedded`` patches are projected, ``encoded`` of them encoded."""
     return {
         "patch_embed.proj": linear(embedded, config.patch_dim, config.embed_dim, input_gradient=False),
         **blocks("encoder.blocks", config.depth, 1 + encoded, config.embed_dim, config.mlp_ratio),

@@ -42,7 +42,7 @@ class Timing:
     """Repeated runs of one thing after a warm-up.
 
     Attributes:
-        batch: Pictures in one run.
+        batch: Images in one run.
         repeats: Timed runs.
         seconds_median, seconds_min, seconds_max: Of one run.
         images_per_second: From the median.
@@ -65,7 +65,7 @@ class Measured:
     """What one model took on this machine. A part that did not work out is None, and ``failures`` says why.
 
     Attributes:
-        latency: ``encode`` of one picture.
+        latency: ``encode`` of one image.
         encode: ``encode`` of a batch.
         forward: The official forward of a batch.
         training_step: ``pretraining_loss``, its backward pass and AdamW's step.
@@ -110,9 +110,9 @@ def measure_model(
         config: The model's sizes.
         machine: From ``measure_machine``.
         mask_ratio: Share of the patches that is removed.
-        batch: Pictures in a batch.
+        batch: Images in a batch.
         repeats: Timed runs of each thing.
-        operations: FLOPs per picture of ``latency``, ``encode``, ``forward`` and ``training_step``.
+        operations: FLOPs per image of ``latency``, ``encode``, ``forward`` and ``training_step``.
     """
     shared = _conditions(config, machine, mask_ratio, batch, repeats)
     answers: dict[str, Any] = {}
@@ -139,14 +139,17 @@ def measure_model(
 
 
 def measure_training_peak(
-    config: MAEConfig, machine: Machine, *, mask_ratio: float, batch: int, recompute: bool = False
+    config: MAEConfig, machine: Machine, *, mask_ratio: float, batch: int, activation_checkpointing: bool = False
 ) -> int | None:
     """Peak bytes of training steps in a process of their own, as ``Measured.training_peak_bytes``.
 
     Raises:
         TrainingError: Out of memory.
     """
-    request = _conditions(config, machine, mask_ratio, batch) | {"task": "training_memory", "recompute": recompute}
+    request = _conditions(config, machine, mask_ratio, batch) | {
+        "task": "training_memory",
+        "activation_checkpointing": activation_checkpointing,
+    }
     peak: int | None = _ask(request)["training_peak_bytes"]
     return peak
 

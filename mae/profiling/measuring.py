@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from mae.config import MAEConfig
-from mae.device import PRECISIONS, autocast, resolve_device, resolve_precision
-from mae.environment import processor_name
 from mae.errors import ConfigError, is_out_of_memory
 from mae.mae import MaskedAutoencoder
 from mae.models import create_model
+from mae.system.device import PRECISIONS, autocast, resolve_device, resolve_precision
+from mae.system.environment import processor_name
 from mae.training.step import TrainingStep
 
 ENOUGH_SECONDS = 60.0  # no more repeats of one thing after that, but never fewer than two
@@ -73,7 +73,7 @@ def fastest_matmul(device: torch.device, precision: str) -> float:
 
 
 def inference_time(request: dict[str, Any]) -> dict[str, Any]:
-    """Time ``encode`` of one picture and of a batch, and the official forward."""
+    """Time ``encode`` of one image and of a batch, and the official forward."""
     subject = Subject(request)
     runs = {"latency": subject.encode_one, "encode": subject.encode, "forward": subject.forward}
     return {
@@ -109,7 +109,7 @@ def training_memory(request: dict[str, Any]) -> dict[str, Any]:
 
 
 class Subject:
-    """A model and a batch of noise for pictures."""
+    """A model and a batch of noise for images."""
 
     def __init__(self, request: dict[str, Any]) -> None:
         self.device = resolve_device(request["device"])
@@ -120,7 +120,7 @@ class Subject:
         sizes = request["model"]
         config = MAEConfig(**(sizes | {"img_size": tuple(sizes["img_size"]), "norm_pix_loss": True}))
         self.model: MaskedAutoencoder = create_model(config).to(self.device)
-        self.model.recompute_activations(request.get("recompute", False))
+        self.model.set_activation_checkpointing(request.get("activation_checkpointing", False))
         self.shape = (self.batch, config.in_chans, *config.img_size)
 
     @cached_property
@@ -129,7 +129,7 @@ class Subject:
         return torch.rand(self.shape, device=self.device)
 
     def encode_one(self) -> Tensor:
-        """Features of one picture."""
+        """Features of one image."""
         with torch.inference_mode(), autocast(self.device, self.precision):
             return self.model.encode(self.imgs[:1])
 

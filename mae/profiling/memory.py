@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Callable
 
 from mae.config import MAEConfig
-from mae.profiling.parameters import count_parameters
+from mae.models.parameters import count_parameters
 from mae.profiling.tape import FLOAT, Tape, playback_peak
 from mae.profiling.training_path import own_forward_end, own_tape
 
@@ -36,7 +36,7 @@ class TrainingMemory:
         weights: Parameters and position tables, float32.
         gradients: Of all trained parameters, float32.
         optimizer: AdamW's two moments.
-        pictures: The batch, as bytes and as the floats that the model is given.
+        images: The batch, as bytes and as the floats that the model is given.
         activations: What autograd keeps at the end of the forward pass, 16-bit copies of weights included.
         peak: The most at once. Less than the sum of the parts: activations go while gradients come.
     """
@@ -44,7 +44,7 @@ class TrainingMemory:
     weights: int
     gradients: int
     optimizer: int
-    pictures: int
+    images: int
     activations: int
     peak: int
 
@@ -77,7 +77,7 @@ def training_memory(
     precision: str,
     device: str,
     *,
-    recompute: bool = False,
+    activation_checkpointing: bool = False,
     accumulate: bool = False,
 ) -> TrainingMemory:
     """Estimate a training step of ``MaskedAutoencoder.pretraining_loss`` with AdamW.
@@ -85,27 +85,29 @@ def training_memory(
     Args:
         config: The model's sizes.
         kept: K, the visible patches.
-        batch: B, pictures.
+        batch: B, images.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         device: ``cuda``, ``mps`` or ``cpu``.
-        recompute: Activation checkpointing: blocks keep their input only.
+        activation_checkpointing: Activation checkpointing: blocks keep their input only.
         accumulate: Whether gradients of earlier batches are there already during the forward pass.
     """
     counts = count_parameters(config)
     gradients = counts.trainable * FLOAT
-    floats = _pictures(config, batch)
-    pictures = floats // FLOAT
-    tape = own_tape(config, kept, batch, precision, device, recompute=recompute)
-    cached = tape.cast_weights if recompute else 0  # autocast holds on to them until the forward pass ends
+    floats = _images(config, batch)
+    images = floats // FLOAT
+    tape = own_tape(config, kept, batch, precision, device, activation_checkpointing=activation_checkpointing)
+    cached = (
+        tape.cast_weights if activation_checkpointing else 0
+    )  # autocast holds on to them until the forward pass ends
     forward = floats + tape.kept + cached + own_forward_end(config, kept, batch) + (gradients if accumulate else 0)
     backward = playback_peak(tape.steps, accumulate=accumulate)
     update = gradients + _optimizer_passing(config, device)
-    fixed = counts.total * FLOAT + 2 * gradients + pictures + (ONEDNN_BYTES if tape.half and device == "cpu" else 0)
+    fixed = counts.total * FLOAT + 2 * gradients + images + (ONEDNN_BYTES if tape.half and device == "cpu" else 0)
     return TrainingMemory(
         weights=counts.total * FLOAT,
         gradients=gradients,
         optimizer=2 * gradients,
-        pictures=pictures + floats,
+        images=images + floats,
         activations=tape.kept,
         peak=fixed + max(forward, backward, update),
     )
@@ -128,7 +130,7 @@ def process_bytes(config: MAEConfig, peak: int, device: str) -> int:
 
 
 def inference_peak(config: MAEConfig, batch: int, precision: str, device: str) -> int:
-    """Bytes that ``MaskedAutoencoder.encode`` takes for whole pictures without gradients, all weights included."""
+    """Bytes that ``MaskedAutoencoder.encode`` takes for whole images without gradients, all weights included."""
     tape = Tape(batch, precision, device)
     tokens, width = 1 + config.num_patches, config.embed_dim
     hidden = int(width * config.mlp_ratio)
@@ -139,12 +141,12 @@ def inference_peak(config: MAEConfig, batch: int, precision: str, device: str) -
     return (
         count_parameters(config).total * FLOAT
         + (width * max(hidden, 3 * width) * tape.size if tape.half else 0)  # one weight at a time is cast
-        + _pictures(config, batch)
+        + _images(config, batch)
         + batch * max(in_attention, in_mlp)
     )
 
 
-def _pictures(config: MAEConfig, batch: int) -> int:
+def _images(config: MAEConfig, batch: int) -> int:
     """Bytes of a batch in float32."""
     return batch * config.in_chans * config.img_size[0] * config.img_size[1] * FLOAT
 
@@ -169,7 +171,7 @@ def fit(
     device: str,
     *,
     gpus: int = 1,
-    recompute: bool = False,
+    activation_checkpointing: bool = False,
 ) -> Fit:
     """The largest training batch in some memory, and how to reach the recipe's effective batch with it.
 
@@ -184,7 +186,9 @@ def fit(
     allowed = (memory_bytes - reserve) / (1 + FIT_MARGINS[device])
 
     def peak(batch: int) -> int:
-        estimate = training_memory(config, kept, batch, precision, device, recompute=recompute, accumulate=True)
+        estimate = training_memory(
+            config, kept, batch, precision, device, activation_checkpointing=activation_checkpointing, accumulate=True
+        )
         return estimate.peak + process_bytes(config, estimate.peak, device)
 
     most = max(1, RECIPE_BATCH // gpus)

@@ -46,10 +46,10 @@ class RunPlan:
 
 
 def plan_from_flops(step_flops: float, accelerator: Accelerator, precision: str, config: ProfileConfig) -> RunPlan:
-    """Plan from what one picture's training step multiplies and what the accelerator can.
+    """Plan from what one image's training step multiplies and what the accelerator can.
 
     Args:
-        step_flops: Operations of a training step per picture.
+        step_flops: Operations of a training step per image.
         accelerator: Peak rates and power.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         config: The run, and the share of the peak rate that ``step_flops`` are taken to reach.

@@ -45,7 +45,7 @@ class Tape:
     """Notes the operations of a forward pass over a batch.
 
     Args:
-        batch: Pictures.
+        batch: Images.
         precision: ``fp32``, or ``bf16`` or ``fp16`` under autocast: matrix products in 16 bits with weights
             cast once per pass; norms, the residual stream and all weights in float32.
         device: ``cuda`` and ``mps`` have a fused attention kernel that never stores the attention weights;
@@ -65,9 +65,9 @@ class Tape:
         """Bytes kept at the end of the forward pass."""
         return sum(step.kept for step in self.steps)
 
-    def norm(self, tokens: int, width: int, *, per_picture: bool = True) -> None:
+    def norm(self, tokens: int, width: int, *, per_image: bool = True) -> None:
         """LayerNorm keeps its input, which is the residual stream, and two statistics per token."""
-        tokens *= self.batch if per_picture else 1
+        tokens *= self.batch if per_image else 1
         values = tokens * width * FLOAT
         self.steps.append(Step(values + 2 * tokens * FLOAT, 2 * width * FLOAT, passing=3 * values))
 
@@ -78,7 +78,7 @@ class Tape:
         outputs: int,
         *,
         keep: bool = True,
-        per_picture: bool = True,
+        per_image: bool = True,
         again: bool = False,
     ) -> None:
         """A product keeps its input and its weight's 16-bit copy.
@@ -86,10 +86,10 @@ class Tape:
         Args:
             tokens, inputs, outputs: Sizes.
             keep: Whether no other step keeps the input already.
-            per_picture: Whether every picture has such tokens, or the batch has them once.
+            per_image: Whether every image has such tokens, or the batch has them once.
             again: Whether the same weight is met a second time.
         """
-        tokens *= self.batch if per_picture else 1
+        tokens *= self.batch if per_image else 1
         weight = 0 if again else inputs * outputs
         cast = weight * _HALF if self.half else 0
         self.cast_weights += cast
@@ -133,7 +133,7 @@ class Tape:
         self.gelu(tokens, hidden)
         self.linear(tokens, hidden, width)
 
-    def recompute_from(self, first: int, inputs: int) -> None:
+    def checkpoint_from(self, first: int, inputs: int) -> None:
         """Make the steps from number ``first`` on one that keeps ``inputs`` bytes and is run again for its backward."""
         inner = self.steps[first:]
         gradients = sum(step.gradients for step in inner)

@@ -18,11 +18,11 @@ def own_compute(config: MAEConfig, kept: int, batch: int) -> dict[str, Compute]:
     Args:
         config: The model's sizes.
         kept: K, the visible patches.
-        batch: B, pictures in a batch; part of the work is done once for all of them.
+        batch: B, images in a batch; part of the work is done once for all of them.
     """
     width, ratio = config.decoder_embed_dim, config.mlp_ratio
     patches, removed, last = config.num_patches, config.num_patches - kept, config.decoder_depth - 1
-    per_picture = {
+    per_image = {
         **encoder_compute(config, embedded=kept, encoded=kept),
         "decoder.decoder_embed": linear(1 + kept, config.embed_dim, width),
         **blocks("decoder.blocks", config.decoder_depth, 1 + patches, width, ratio),
@@ -32,20 +32,22 @@ def own_compute(config: MAEConfig, kept: int, batch: int) -> dict[str, Compute]:
         "decoder.blocks.0.attn.qkv": linear(1 + kept, width, 3 * width),
         "decoder.pred": linear(removed, width, config.patch_dim),
     }
-    whole = {name: compute * batch for name, compute in per_picture.items()}
+    whole = {name: compute * batch for name, compute in per_image.items()}
     whole["decoder.blocks.0.attn.qkv"] += linear(patches, width, 3 * width)
     return whole
 
 
-def own_tape(config: MAEConfig, kept: int, batch: int, precision: str, device: str, *, recompute: bool = False) -> Tape:
+def own_tape(
+    config: MAEConfig, kept: int, batch: int, precision: str, device: str, *, activation_checkpointing: bool = False
+) -> Tape:
     """What a batch through ``pretraining_loss`` keeps for its backward pass.
 
     Args:
         config: The model's sizes.
         kept: K, the visible patches.
-        batch: B, pictures.
+        batch: B, images.
         precision, device: As ``Tape``.
-        recompute: Whether blocks keep their input only (``recompute_activations``).
+        activation_checkpointing: Whether blocks keep their input only (``set_activation_checkpointing``).
     """
     tape = Tape(batch, precision, device)
     patches, removed = config.num_patches, config.num_patches - kept
@@ -55,8 +57,8 @@ def own_tape(config: MAEConfig, kept: int, batch: int, precision: str, device: s
     for _ in range(config.depth):
         first = len(tape.steps)
         tape.block(1 + kept, config.embed_dim, config.num_heads, ratio)
-        if recompute:
-            tape.recompute_from(first, _stream(batch, 1 + kept, config.embed_dim))
+        if activation_checkpointing:
+            tape.checkpoint_from(first, _stream(batch, 1 + kept, config.embed_dim))
     tape.norm(1 + kept, config.embed_dim)
     tape.linear(1 + kept, config.embed_dim, inner)
 
@@ -67,8 +69,8 @@ def own_tape(config: MAEConfig, kept: int, batch: int, precision: str, device: s
         if number == 0:
             tape.norm(1 + kept, inner)
             tape.linear(1 + kept, inner, 3 * inner, again=True)
-            tape.norm(patches, inner, per_picture=False)
-            tape.linear(patches, inner, 3 * inner, per_picture=False)
+            tape.norm(patches, inner, per_image=False)
+            tape.linear(patches, inner, 3 * inner, per_image=False)
             tape.attention(asked, 1 + patches, inner, heads)
             inputs = _stream(batch, 1 + kept, inner) + _stream(1, patches, inner)
         else:
@@ -81,8 +83,8 @@ def own_tape(config: MAEConfig, kept: int, batch: int, precision: str, device: s
             tape.attention(asked, 1 + patches, inner, heads)
             inputs = _stream(batch, 1 + patches, inner)
         tape.finish_block(asked, inner, ratio)
-        if recompute:
-            tape.recompute_from(first, inputs)
+        if activation_checkpointing:
+            tape.checkpoint_from(first, inputs)
     tape.norm(removed, inner)
     tape.linear(removed, inner, config.patch_dim)
 

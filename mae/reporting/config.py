@@ -17,8 +17,8 @@ class ReportConfig:
 
     run: Path = option(dataclasses.MISSING, "The run's folder.", positional=True, metavar="RUN")
     out: Path = option(Path("report.html"), "The page to write: .html or .htm.")
-    pictures: int = option(
-        8, "Most pictures of reconstructions, evenly over the run, the first and last among them.", low=0, high=100
+    images: int = option(
+        8, "Most images of reconstructions, evenly over the run, the first and last among them.", low=0, high=100
     )
 
     def __post_init__(self) -> None:

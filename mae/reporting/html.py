@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 
-from mae.files import shown
+from mae.io.text import shown
 
 _WITHOUT_END = {"meta", "img"}
 

@@ -17,10 +17,10 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri
 MOST_ROWS = 50
 MOST_SETTINGS = 200  # that are shown; a real run has some 40
 LONGEST_TEXT = 1000
-WAITS_MUCH = 0.2  # share of the time spent waiting for pictures
+WAITS_MUCH = 0.2  # share of the time spent waiting for images
 
 
-class Picture(NamedTuple):
+class PreviewImage(NamedTuple):
     """A preview ready for the page."""
 
     epoch: int
@@ -30,14 +30,14 @@ class Picture(NamedTuple):
 
 
 def page(
-    name: str, log: RunLog, pictures: Sequence[Picture], notes: Sequence[str], written: float | None, now: float
+    name: str, log: RunLog, images: Sequence[PreviewImage], notes: Sequence[str], written: float | None, now: float
 ) -> str:
     """The whole document.
 
     Args:
         name: Of the run.
         log: What its folder tells.
-        pictures: To show.
+        images: To show.
         notes: What could not be read.
         written: When the log was last written to, seconds since 1970.
         now: When the page is made.
@@ -64,10 +64,10 @@ def page(
         element("h2", "Curves"),
         _charts(log),
         element("h2", "Reconstructions"),
-        _pictures(log, pictures),
+        _images(log, images),
         element("h2", "Epochs"),
         _epochs(log),
-        element("h2", "Unreadable pictures"),
+        element("h2", "Unreadable images"),
         _unreadable(log),
         element("h2", "Configuration"),
         _table(log.config) if log.config else element("p", "config.toml is missing or cannot be read"),
@@ -101,8 +101,8 @@ def _tiles(log: RunLog) -> Html:
         "loss of the first epoch": _figure(first.loss) if first else "-",
         f"PSNR, removed patches{_help(log)}": f"{psnr[-1]:.1f} dB" if psnr else "-",
         "steps": f"{log.steps[-1].step:,}+" if log.steps and not log.finished else _steps(log),
-        "pictures a second": _figure(_mean(one.images_per_second for one in log.epochs[-20:])),
-        "waiting for pictures": _percent(_mean(one.data_wait for one in log.epochs[-20:])),
+        "images a second": _figure(_mean(one.images_per_second for one in log.epochs[-20:])),
+        "waiting for images": _percent(_mean(one.data_wait for one in log.epochs[-20:])),
         "time in epochs": _duration(seconds) if last else "-",
     }
     if not log.finished and left is not None:
@@ -119,7 +119,7 @@ def _warnings(log: RunLog) -> list[str]:
     wait = _mean(one.data_wait for one in log.epochs[-20:])
     if wait > WAITS_MUCH:
         warnings.append(
-            f"{wait:.0%} of the time is spent waiting for pictures: more --workers, a --cache, or the faster decoder "
+            f"{wait:.0%} of the time is spent waiting for images: more --workers, a --cache, or the faster decoder "
             "of pip install 'maecli[fast]' may help"
         )
     losses = [*(one.loss for one in log.steps), *(one.loss for one in log.epochs)]
@@ -146,7 +146,7 @@ def _charts(log: RunLog) -> Html:
     steps = log.steps
     x_range = x_range_of([log.epochs_done, *(one.epoch for one in log.previews)])
     normalised = log.config.get("norm_pix_loss") is True
-    psnr = thin("mean of the preview pictures", ((one.epoch, one.psnr) for one in log.previews))
+    psnr = thin("mean of the preview images", ((one.epoch, one.psnr) for one in log.previews))
     return element(
         "div",
         chart(
@@ -169,9 +169,9 @@ def _charts(log: RunLog) -> Html:
             y_from=0,
         ),
         chart(f"PSNR on removed patches, dB, over epochs{_help(log)}", [psnr], x_range=x_range),
-        chart("Pictures a second over epochs", _rates(log, "images_per_second"), x_range=x_range, y_from=0),
+        chart("Images a second over epochs", _rates(log, "images_per_second"), x_range=x_range, y_from=0),
         chart(
-            "Share of the time spent waiting for pictures", _rates(log, "data_wait"), x_range=x_range, y_from=0, y_to=1
+            "Share of the time spent waiting for images", _rates(log, "data_wait"), x_range=x_range, y_from=0, y_to=1
         ),
         class_="charts",
     )
@@ -189,25 +189,25 @@ def _means(log: RunLog, field: str) -> Curve:
     return thin("mean of an epoch", ((one.epoch - 0.5, getattr(one, field)) for one in log.epochs))
 
 
-def _pictures(log: RunLog, pictures: Sequence[Picture]) -> Html:
-    if not pictures:
+def _images(log: RunLog, images: Sequence[PreviewImage]) -> Html:
+    if not images:
         return element("p", "none yet" if not log.previews else f"{len(log.previews):,} there, none shown")
     figures = []
-    for one in pictures:
+    for one in images:
         caption = f"after {one.epoch:,} epochs" + (f", PSNR {one.psnr:.1f} dB" if math.isfinite(one.psnr) else "")
-        picture = element("img", src=one.data_uri, width=one.size[0], height=one.size[1], alt=caption)
-        figures.append(element("figure", element("figcaption", caption), picture))
-    of = f"{len(pictures):,} of {len(log.previews):,}, " if len(pictures) < len(log.previews) else ""
+        image = element("img", src=one.data_uri, width=one.size[0], height=one.size[1], alt=caption)
+        figures.append(element("figure", element("figcaption", caption), image))
+    of = f"{len(images):,} of {len(log.previews):,}, " if len(images) < len(log.previews) else ""
     return join(
         element("p", f"{of}as JPEG; the run's folder has the originals under previews", class_="faint"),
-        element("div", *figures, class_="pictures"),
+        element("div", *figures, class_="images"),
     )
 
 
 def _epochs(log: RunLog) -> Html:
     if not log.epochs:
         return element("p", "none is done yet")
-    titles = ("epoch", "loss", "learning rate", "pictures/s", "waiting", "seconds")
+    titles = ("epoch", "loss", "learning rate", "images/s", "waiting", "seconds")
     chosen = [log.epochs[number] for number in evenly(len(log.epochs), MOST_ROWS)]
     rows = [
         (

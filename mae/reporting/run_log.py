@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from mae.environment import ENVIRONMENT_FILE
 from mae.errors import ConfigError, DataError
+from mae.system.environment import ENVIRONMENT_FILE
 
 LONGEST_LINE = 2**16  # of the log, in bytes; a real one has some 200
 MOST_LINES = 2_000_000  # of steps and epochs that are kept: some 500 MB
@@ -53,7 +53,7 @@ class LoggedEpoch:
 
 @dataclasses.dataclass(frozen=True)
 class Preview:
-    """A picture of reconstructions after so many epochs; NaN where the log does not tell its PSNR, dB."""
+    """An image of reconstructions after so many epochs; NaN where the log does not tell its PSNR, dB."""
 
     path: Path
     epoch: int
@@ -74,10 +74,10 @@ class RunLog:
 
     Attributes:
         steps, epochs: In order, each once; a value that is no finite number is NaN.
-        previews: Pictures that are there, in order.
+        previews: Images that are there, in order.
         config: From ``config.toml``; empty where there is none that can be read.
         environment: From ``environment.json``; empty where there is none that can be read.
-        unreadable: (name, reason) of pictures that were passed over.
+        unreadable: (name, reason) of images that were passed over.
         left_out: Steps that were not applied, since their loss or gradient was no finite number.
         rollbacks: How often the run went back to a saved state.
         changes: Settings that decide the numbers and that the run went on with other values of.
@@ -142,7 +142,7 @@ def read_run(run: Path) -> RunLog:
             hint="give a run's folder, as in `pretrain --out`",
         )
     notes: list[str] = []
-    books = _Books()
+    books = _LogState()
     for entry in _log_entries(run / "log.jsonl", books, notes):
         books.add(entry)
         if len(books.steps) + len(books.epochs) >= MOST_LINES:
@@ -164,7 +164,7 @@ def read_run(run: Path) -> RunLog:
     )
 
 
-class _Books:
+class _LogState:
     """Lines of a log by kind; a later line for the same step or epoch wins."""
 
     def __init__(self) -> None:
@@ -212,7 +212,7 @@ def _changes_in_words(changed: Any) -> str:
     )
 
 
-def _log_entries(path: Path, books: _Books, notes: list[str]) -> Iterator[dict[str, Any]]:
+def _log_entries(path: Path, books: _LogState, notes: list[str]) -> Iterator[dict[str, Any]]:
     """Objects of the log, line by line; what is no object is counted."""
     if not path.exists():
         notes.append("there is no log.jsonl yet")

@@ -34,8 +34,8 @@ line.level { stroke: var(--level); stroke-width: 1.5; stroke-dasharray: 6 4; }
 .legend { font-size: .8rem; } .legend span { margin-right: 1rem; }
 .key { display: inline-block; width: .9rem; height: .2rem; margin-right: .35rem; vertical-align: middle; }
 .key.c0 { background: var(--c0); } .key.c1 { background: var(--c1); } .key.level { background: var(--level); }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
-.pictures img { display: block; width: 100%; height: auto; border: 1px solid var(--rule); border-radius: .3rem; }
+.images { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
+.images img { display: block; width: 100%; height: auto; border: 1px solid var(--rule); border-radius: .3rem; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { text-align: left; vertical-align: top; padding: .2rem .75rem .2rem 0; border-bottom: 1px solid var(--rule); }
 th { font-weight: normal; color: var(--faint); }

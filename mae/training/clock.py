@@ -6,8 +6,8 @@ import time
 from typing import Any
 
 
-class Clock:
-    """Where the time goes: images per second and the share spent waiting for pictures."""
+class Throughput:
+    """Where the time goes: images per second and the share spent waiting for images."""
 
     def __init__(self) -> None:
         self.images = 0
@@ -15,7 +15,7 @@ class Clock:
         self._window: list[tuple[float, int, float]] = [(time.monotonic(), 0, 0.0)]
         self._epoch = self._window[0]
 
-    def waiting(self) -> Clock:
+    def waiting(self) -> Throughput:
         """A context whose time counts as waiting."""
         return self
 

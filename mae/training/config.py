@@ -8,10 +8,10 @@ from typing import Any
 
 from mae.config import MAEConfig, parse_size
 from mae.errors import ConfigError
-from mae.files import shown
+from mae.io.text import shown
+from mae.io.toml import read_toml
 from mae.models import variant_config
 from mae.options import option
-from mae.toml import read_toml
 
 CONFIG_FILE = "config.toml"
 
@@ -27,7 +27,7 @@ class PretrainConfig:
 
     data: tuple[Path, ...] = option(
         dataclasses.MISSING,
-        "Folders with pictures, archives of them, or shards by https URL; labels are not needed.",
+        "Folders with images, archives of them, or shards by https URL; labels are not needed.",
         positional=True,
         metavar="DATA",
         official=("data_path",),
@@ -57,11 +57,11 @@ class PretrainConfig:
     mask_ratio: float = option(0.75, "Share of the patches that is removed.", above=0, below=1, panel=_RECIPE)
     epochs: int = option(800, "Epochs of the whole run (official command line: 400).", low=1, panel=_RECIPE)
     warmup_epochs: float = option(40.0, "Epochs of linear warm-up from 0.", low=0, panel=_RECIPE)
-    batch_size: int = option(64, "Pictures in a batch, in each process.", low=1, panel=_RECIPE)
+    batch_size: int = option(64, "Images in a batch, in each process.", low=1, panel=_RECIPE)
     accum_iter: int = option(1, "Batches whose gradients are averaged in one step.", low=1, panel=_RECIPE)
     base_lr: float = option(
         1.5e-4,
-        "Learning rate for 256 pictures; lr = base-lr x effective batch / 256 (official command line: 1e-3).",
+        "Learning rate for 256 images; lr = base-lr x effective batch / 256 (official command line: 1e-3).",
         above=0,
         panel=_RECIPE,
         official=("blr",),
@@ -79,7 +79,7 @@ class PretrainConfig:
     betas: tuple[float, float] = option((0.9, 0.95), "AdamW's betas.", low=0, below=1, panel=_RECIPE)
 
     crop_scale: tuple[float, float] = option(
-        (0.2, 1.0), "Smallest and largest share of a picture's area in a crop.", above=0, high=1, panel=_DATA
+        (0.2, 1.0), "Smallest and largest share of an image's area in a crop.", above=0, high=1, panel=_DATA
     )
     crop_ratio: tuple[float, float] = option(
         (3 / 4, 4 / 3), "Narrowest and widest crop, width over height.", above=0, panel=_DATA
@@ -87,7 +87,7 @@ class PretrainConfig:
     hflip: bool = option(True, "Flip half of the crops left to right.", panel=_DATA)
     workers: int | None = option(
         None,
-        "Processes that decode pictures.",
+        "Processes that decode images.",
         low=0,
         high=1024,
         default_text="by cores",
@@ -102,15 +102,15 @@ class PretrainConfig:
     )
     cache: int = option(
         0,
-        "MiB of memory for keeping decoded pictures, for all processes of a machine; 0 for none.",
+        "MiB of memory for keeping decoded images, for all processes of a machine; 0 for none.",
         low=0,
         panel=_DATA,
     )
     max_unreadable: float = option(
-        0.1, "Stop when more than this share of the pictures is unreadable.", low=0, high=1, panel=_DATA
+        0.1, "Stop when more than this share of the images is unreadable.", low=0, high=1, panel=_DATA
     )
 
-    recompute: bool = option(
+    activation_checkpointing: bool = option(
         False, "Keep less for the backward pass and work it out again: far less memory, a third slower.", panel=_RUN
     )
     compile: bool = option(False, "Compile the training step where that is faster here: timed, and said.", panel=_RUN)
@@ -145,13 +145,13 @@ class PretrainConfig:
     )
     on_nan: str = option(
         "stop",
-        "Then stop, or go back to the last saved state and on with the pictures in another order.",
+        "Then stop, or go back to the last saved state and on with the images in another order.",
         choices=("stop", "rollback"),
         panel=_RUN,
     )
-    preview_every: int = option(20, "Epochs between pictures of reconstructions; 0 for none.", low=0, panel=_RUN)
+    preview_every: int = option(20, "Epochs between images of reconstructions; 0 for none.", low=0, panel=_RUN)
     val: Path | None = option(
-        None, "Photographs for those pictures, a folder or a file.", default_text="4 of DATA", panel=_RUN
+        None, "Photographs for those images, a folder or a file.", default_text="4 of DATA", panel=_RUN
     )
     log_every: int = option(20, "Steps between lines of log.jsonl; 0 for epochs only.", low=0, panel=_RUN)
     offline: bool = option(False, "Download nothing.", flags="--offline", panel=_RUN)

@@ -25,7 +25,7 @@ class Started:
 
     Attributes:
         parameters: All values of the model, position tables included.
-        nothing_learnt_loss: The loss of predicting zero everywhere on the preview photographs.
+        zero_prediction_loss: The loss of predicting zero everywhere on the preview photographs.
         step_seconds: Measured time of one batch's forward and backward pass, without loading.
         first_epoch, first_step: Where a resumed run goes on.
         warnings: What went wrong on the way here.
@@ -44,7 +44,7 @@ class Started:
     device: str
     precision: str
     workers: int
-    nothing_learnt_loss: float
+    zero_prediction_loss: float
     step_seconds: float
     first_epoch: int
     first_step: int
@@ -71,7 +71,7 @@ class Stepped:
         loss: Mean over the step's batches.
         grad_norm: The gradient's Euclidean norm over all parameters.
         images_per_second: Over the last second or more.
-        data_wait: Share of that time spent waiting for pictures.
+        data_wait: Share of that time spent waiting for images.
     """
 
     epoch: float
@@ -84,7 +84,7 @@ class Stepped:
 
 
 @dataclasses.dataclass(frozen=True)
-class LeftOut:
+class StepSkipped:
     """A step was not applied, since its loss or gradient is no finite number.
 
     Attributes:
@@ -127,7 +127,7 @@ class EpochDone:
 
 @dataclasses.dataclass(frozen=True)
 class Previewed:
-    """A picture of reconstructions was written."""
+    """An image of reconstructions was written."""
 
     path: Path
     psnr: float
@@ -136,13 +136,13 @@ class Previewed:
 
 @dataclasses.dataclass(frozen=True)
 class PassedOver:
-    """A picture could not be decoded and another one took its place."""
+    """An image could not be decoded and another one took its place."""
 
     path: Path
     reason: str
 
 
-Event = Scanned | Started | Stepped | LeftOut | RolledBack | EpochDone | Previewed | PassedOver
+Event = Scanned | Started | Stepped | StepSkipped | RolledBack | EpochDone | Previewed | PassedOver
 
 
 @dataclasses.dataclass(frozen=True)

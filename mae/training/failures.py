@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from mae.errors import TrainingError, is_out_of_memory
-from mae.training.ranks import Ranks, is_lost
+from mae.system.distributed import Ranks, is_lost
 
 
-def explained(error: RuntimeError | MemoryError, ranks: Ranks, *, recompute: bool = False) -> Exception:
+def explained(error: RuntimeError | MemoryError, ranks: Ranks, *, activation_checkpointing: bool = False) -> Exception:
     """An error from deep inside as one that says what to do, or the error itself.
 
     Args:
         error: What was raised, wherever in a run.
         ranks: The processes that share it.
-        recompute: Whether the run saves memory by recomputing already.
+        activation_checkpointing: Whether the run saves memory by recomputing already.
     """
     if is_out_of_memory(error):
         advice = "halve --batch-size and double --accum-iter: the step and the learning rate stay the same"
-        return TrainingError("out of memory", hint=advice if recompute else f"{advice}; or --recompute")
+        return TrainingError("out of memory", hint=advice if activation_checkpointing else f"{advice}; or --recompute")
     if isinstance(error, RuntimeError) and not ranks.alone and is_lost(error):
         return ranks.lost(error)
     return error

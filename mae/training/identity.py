@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from mae.models import factory_name
+from mae.system.distributed import Ranks
 from mae.training.config import PretrainConfig
 from mae.training.plan import TrainingPlan
-from mae.training.ranks import Ranks
 
 
 class OnResume(enum.Enum):
@@ -21,7 +21,7 @@ class OnResume(enum.Enum):
     FIXED = "it would be another run: refused"
 
 
-# Every setting has its line here. The pictures are told by their names, so the folders' own names are free; a batch
+# Every setting has its line here. The images are told by their names, so the folders' own names are free; a batch
 # is that of all processes together.
 ON_RESUME = {
     "data": OnResume.FREE,
@@ -48,7 +48,7 @@ ON_RESUME = {
     "decoder": OnResume.FREE,  # the same pixels, bit for bit
     "cache": OnResume.FREE,
     "max_unreadable": OnResume.FREE,
-    "recompute": OnResume.FREE,  # the same bits
+    "activation_checkpointing": OnResume.FREE,  # the same bits
     "compile": OnResume.ROUNDING,
     "shard": OnResume.ROUNDING,
     "out": OnResume.FREE,
@@ -108,8 +108,8 @@ def recorded_settings(identity: Mapping[str, Any], args: Any) -> dict[str, Any]:
 def run_identity(config: PretrainConfig, plan: TrainingPlan) -> dict[str, Any]:
     """What may not change between the parts of one run: each value decides its losses."""
     return {
-        "pictures": plan.pictures,
-        "pictures_digest": plan.pictures_digest,
+        "images": plan.images,
+        "images_digest": plan.images_digest,
         "batch_size": plan.batch_size,
         "accum_iter": plan.accum_iter,
         "seed": config.seed,

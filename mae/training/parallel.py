@@ -9,7 +9,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from mae.mae import MaskedAutoencoder
-from mae.training.ranks import Ranks
+from mae.system.distributed import Ranks
 from mae.transformer import Block
 
 LossFunction = Callable[[Tensor, float, Tensor], Tensor]
@@ -27,7 +27,7 @@ class PretrainingLoss(nn.Module):
         return self.model.pretraining_loss(imgs, mask_ratio, noise)
 
 
-class Spread:
+class ParallelModel:
     """A model as its processes hold it.
 
     Args:
@@ -92,7 +92,7 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_shard(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def as_spread(tensor: Tensor, like: Tensor) -> Tensor:
+def distribute_like(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor divided as another one is."""
     if not is_shard(like):
         return tensor

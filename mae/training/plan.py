@@ -7,7 +7,7 @@ import math
 
 from mae.errors import DataError
 from mae.models import VARIANTS, variant_config
-from mae.profiling.parameters import count_parameters
+from mae.models.parameters import count_parameters
 from mae.training.config import PretrainConfig
 from mae.training.presets import PRESETS
 from mae.training.schedule import scaled_lr
@@ -30,18 +30,18 @@ class TrainingPlan:
     """Counts and rates of a run.
 
     Attributes:
-        pictures: Pictures to learn from.
-        batch_size: Pictures in a batch over all processes; fewer than was asked for where there are no more.
-        effective_batch: Pictures that one optimiser step averages over.
+        images: Images to learn from.
+        batch_size: Images in a batch over all processes; fewer than was asked for where there are no more.
+        effective_batch: Images that one optimiser step averages over.
         lr: The peak learning rate.
         batches_per_epoch: Batches in an epoch.
         steps_per_epoch: Optimiser steps in an epoch; the last averages over the batches that are left.
         total_steps: Optimiser steps of the whole run.
         warnings: What the user may not have meant.
-        pictures_digest: Tells one set of so many pictures from another by their names.
+        images_digest: Tells one set of so many images from another by their names.
     """
 
-    pictures: int
+    images: int
     batch_size: int
     accum_iter: int
     effective_batch: int
@@ -50,32 +50,32 @@ class TrainingPlan:
     steps_per_epoch: int
     total_steps: int
     warnings: tuple[str, ...]
-    pictures_digest: str = ""
+    images_digest: str = ""
 
 
 def make_plan(
-    config: PretrainConfig, pictures: int, digest: str = "", *, processes: int = 1, batch_size: int | None = None
+    config: PretrainConfig, images: int, digest: str = "", *, processes: int = 1, batch_size: int | None = None
 ) -> TrainingPlan:
     """Work out a run.
 
     Args:
         config: Its settings.
-        pictures, digest: Their number, and what their source tells of their names.
+        images, digest: Their number, and what their source tells of their names.
         processes: How many processes share each batch.
-        batch_size: Pictures in a batch over all processes, where a run that goes on has fixed it.
+        batch_size: Images in a batch over all processes, where a run that goes on has fixed it.
 
     Raises:
-        DataError: There are fewer pictures than processes.
+        DataError: There are fewer images than processes.
     """
     warnings = []
     batch_size = batch_size or config.batch_size * processes
-    if pictures < batch_size:
-        if pictures < processes:
-            raise DataError(f"{pictures} pictures are too few for {processes} processes")
-        whole = pictures - pictures % processes
-        warnings.append(f"{pictures} pictures do not fill a batch of {batch_size}; the batch is {whole}")
+    if images < batch_size:
+        if images < processes:
+            raise DataError(f"{images} images are too few for {processes} processes")
+        whole = images - images % processes
+        warnings.append(f"{images} images do not fill a batch of {batch_size}; the batch is {whole}")
         batch_size = whole
-    batches = pictures // batch_size
+    batches = images // batch_size
     accum_iter = min(config.accum_iter, batches)
     if accum_iter < config.accum_iter:
         warnings.append(
@@ -92,7 +92,7 @@ def make_plan(
     if config.min_lr > lr:
         warnings.append(f"--min-lr {config.min_lr:g} is above the peak learning rate {lr:.3g}")
     total = steps * config.epochs
-    return TrainingPlan(pictures, batch_size, accum_iter, effective, lr, batches, steps, total, tuple(warnings), digest)
+    return TrainingPlan(images, batch_size, accum_iter, effective, lr, batches, steps, total, tuple(warnings), digest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _check_lr(config: PretrainConfig, plan: TrainingPlan) -> Advice | None:
         f"and yours is {plan.effective_batch:,}"
     )
     batches = RECIPE_BATCH * plan.accum_iter // plan.effective_batch
-    if plan.pictures // RECIPE_BATCH * config.epochs >= ENOUGH_STEPS:
+    if plan.images // RECIPE_BATCH * config.epochs >= ENOUGH_STEPS:
         return Advice("learning rate", message, f"--accum-iter {batches} for the recipe's batch, or {suited}")
     return Advice("learning rate", message, _or_preset(config, plan, suited))
 
@@ -180,16 +180,14 @@ def _check_lr(config: PretrainConfig, plan: TrainingPlan) -> Advice | None:
 def _check_model_size(config: PretrainConfig, plan: TrainingPlan) -> Advice | None:
     parameters = count_parameters(config.model_config()).trainable
     smaller = [name for name in VARIANTS if count_parameters(variant_config(name)).trainable < 0.9 * parameters]
-    if config.init is not None or not smaller or parameters <= MOST_PARAMETERS_PER_IMAGE * plan.pictures:
+    if config.init is not None or not smaller or parameters <= MOST_PARAMETERS_PER_IMAGE * plan.images:
         return None
     fitting = [
         name
         for name in smaller
-        if count_parameters(variant_config(name)).trainable <= MOST_PARAMETERS_PER_IMAGE * plan.pictures
+        if count_parameters(variant_config(name)).trainable <= MOST_PARAMETERS_PER_IMAGE * plan.images
     ]
-    each = (
-        f"{parameters / 1e6:,.0f} million parameters for {plan.pictures:,} images are {parameters / plan.pictures:,.0f}"
-    )
+    each = f"{parameters / 1e6:,.0f} million parameters for {plan.images:,} images are {parameters / plan.images:,.0f}"
     message = f"{each} for each; the published ViT-L had 257"
     suited = f"--variant {fitting[-1] if fitting else smaller[0]}"
     return Advice("model size", message, _or_preset(config, plan, f"{suited}, or --init from pre-trained weights"))
@@ -197,6 +195,6 @@ def _check_model_size(config: PretrainConfig, plan: TrainingPlan) -> Advice | No
 
 def _or_preset(config: PretrainConfig, plan: TrainingPlan, options: str) -> str:
     """With few images the preset is the first thing to try, unless its model is taken already."""
-    if plan.pictures > SMALL_DATA or config.variant == PRESETS["small"].values["variant"]:
+    if plan.images > SMALL_DATA or config.variant == PRESETS["small"].values["variant"]:
         return options
     return f"--preset small, or {options}"

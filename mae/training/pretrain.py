@@ -1,4 +1,4 @@
-"""Pre-train a masked autoencoder on a folder of pictures."""
+"""Pre-train a masked autoencoder on a folder of images."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ import torch
 from torch import nn
 
 from mae.checkpoints import load_checkpoint, load_weights
-from mae.data.jpeg import resolve_decoder
-from mae.data.picture import check_channels
-from mae.data.remote import url_of
-from mae.data.scan import PictureScan, scan_pictures
-from mae.device import resolve_device, resolve_precision
-from mae.download import obeys_offline
+from mae.data.decoding.image import check_channels
+from mae.data.decoding.jpeg import resolve_decoder
+from mae.data.sources.remote import url_of
+from mae.data.sources.scan import ImageScan, scan_images
 from mae.errors import DataError
-from mae.files import shown
+from mae.io.download import obeys_offline
+from mae.io.text import shown
 from mae.mae import MaskedAutoencoder
 from mae.models import create_model
-from mae.seeding import seeded, stream, stream_seed
+from mae.system.device import resolve_device, resolve_precision
+from mae.system.distributed import Ranks, ranks_from_environment
+from mae.system.seeding import derive_seed, seeded, stream
+from mae.training.checkpointer import Checkpointer, finished_file, restore
 from mae.training.compiling import compile_if_it_pays, compiled_loss
 from mae.training.config import PretrainConfig
+from mae.training.data_module import DataModule
 from mae.training.events import Event, PretrainResult, Scanned, Started
 from mae.training.failures import explained
-from mae.training.feed import Feed
 from mae.training.identity import deciding_settings, official_args, run_identity
 from mae.training.plan import TrainingPlan, make_plan
 from mae.training.previews import Previews
-from mae.training.ranks import Ranks, ranks_from_environment
 from mae.training.resuming import Resumption, check_same_run, take_up
 from mae.training.run_folder import Logged, Position, RunFolder, holds_run
-from mae.training.saving import Saver, finished_file, restore
 from mae.training.step import TrainingStep
 from mae.training.tensorboard import also_to_tensorboard
 from mae.training.trainer import Trainer, check_unreadable
 
-TIMED_PICTURES = 8
+TIMED_IMAGES = 8
 
 
 @obeys_offline
@@ -47,7 +47,7 @@ def pretrain(
     on_event: Callable[[Event], None] = lambda event: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> PretrainResult:
-    """Train on pictures, keeping everything in a run folder.
+    """Train on images, keeping everything in a run folder.
 
     With ``config.resume`` the run in that folder goes on: the same losses and weights, bit for bit on a CPU,
     as if it had never stopped.
@@ -59,7 +59,7 @@ def pretrain(
 
     Raises:
         ConfigError: Settings that cannot be used here.
-        DataError: No pictures, or too many of them unreadable.
+        DataError: No images, or too many of them unreadable.
         CheckpointError: ``init`` or the run's checkpoint cannot be used.
         TrainingError: Training cannot go on.
     """
@@ -99,7 +99,7 @@ def _pretrain(
     if ranks.gather(_is_finished(run, config, resumption))[0]:
         return _finished_before(run, resumption.position)
     scan = _scan(config, run, ranks, on_event)
-    with seeded(stream_seed(config.seed, "weights")):
+    with seeded(derive_seed(config.seed, "weights")):
         model = create_model(config.model_config())
     starts_from = config.init if resumption.saved is None else None
     notes = () if starts_from is None else _starting_weights(model, starts_from)
@@ -118,7 +118,11 @@ def _pretrain(
         if not isinstance(error, RuntimeError | MemoryError):
             raise
         # Memory may run out as soon as the model is moved; a loader's end is met wherever training happens to be.
-        raise (trainer.explained(error) if trainer else explained(error, ranks, recompute=config.recompute)) from None
+        raise (
+            trainer.explained(error)
+            if trainer
+            else explained(error, ranks, activation_checkpointing=config.activation_checkpointing)
+        ) from None
     finally:
         run.release()
 
@@ -155,7 +159,7 @@ def _prepare(
     resumption: Resumption,
     device: torch.device,
     ranks: Ranks,
-    scan: PictureScan,
+    scan: ImageScan,
     model: MaskedAutoencoder,
     notes: tuple[str, ...],
     on_event: Callable[[Event], None],
@@ -169,13 +173,13 @@ def _prepare(
     if config.tensorboard and ranks.first:
         on_event = also_to_tensorboard(run.path / "tensorboard", position.step, on_event)
     run.start_unreadable(scan.unreadable)
-    found = len(scan.pictures) + len(scan.unreadable)
+    found = len(scan.images) + len(scan.unreadable)
     check_unreadable(len(scan.unreadable), found, config.max_unreadable, run)
-    ranks.check_same("pictures", (len(scan.pictures), scan.pictures.digest()))
+    ranks.check_same("images", (len(scan.images), scan.images.digest()))
     plan = make_plan(
         config,
-        len(scan.pictures),
-        scan.pictures.digest(),
+        len(scan.images),
+        scan.images.digest(),
         processes=ranks.size,
         batch_size=resumption.batch_size,
     )
@@ -184,10 +188,10 @@ def _prepare(
     here = share.stop - share.start
     notes += _decoder_note(config.decoder)
     if resumption.other_processes(ranks.size):
-        notes += (f"the run's batches of {plan.batch_size} pictures are {here} in each of {ranks.size} processes here",)
+        notes += (f"the run's batches of {plan.batch_size} images are {here} in each of {ranks.size} processes here",)
         config = dataclasses.replace(config, batch_size=here)
     model.to(device)
-    model.recompute_activations(config.recompute)
+    model.set_activation_checkpointing(config.activation_checkpointing)
     loss, compiled, note = _loss(model, config, here, ranks, resumption)
     notes += note
     training_step = TrainingStep(
@@ -200,11 +204,11 @@ def _prepare(
         shard=config.shard,
         loss=loss,
     )
-    feed = Feed(config, plan, scan.pictures, ranks, device)
-    previews = Previews(model, scan.pictures, config.val, config.mask_ratio)
+    feed = DataModule(config, plan, scan.images, ranks, device)
+    previews = Previews(model, scan.images, config.val, config.mask_ratio)
     if resumption.saved:
         restore(resumption.saved, training_step)
-    saver = Saver(
+    checkpointer = Checkpointer(
         run,
         training_step,
         ranks,
@@ -219,7 +223,7 @@ def _prepare(
         keep_last=config.keep_last,
     )
     trainer = Trainer(
-        config, plan, training_step, feed, previews, run, saver, position, ranks, scan.unreadable, on_event, should_stop
+        config, plan, training_step, feed, previews, run, checkpointer, position, ranks, scan.unreadable, on_event, should_stop
     )  # fmt: skip
     step_seconds = _time_batch(training_step, config, here)
     logged = run.read_log(position)
@@ -237,7 +241,7 @@ def _prepare(
             device=config.device,
             precision=config.precision,
             workers=feed.workers,
-            nothing_learnt_loss=previews.nothing_learnt_loss(),
+            zero_prediction_loss=previews.zero_prediction_loss(),
             step_seconds=step_seconds,
             first_epoch=position.epoch,
             first_step=position.step,
@@ -274,12 +278,12 @@ def _seconds_left(
     return batches * plan.batch_size / logged.images_per_second
 
 
-def _scan(config: PretrainConfig, run: RunFolder, ranks: Ranks, on_event: Callable[[Event], None]) -> PictureScan:
-    """All pictures; the first process of each machine looks, and the others read what it has kept."""
+def _scan(config: PretrainConfig, run: RunFolder, ranks: Ranks, on_event: Callable[[Event], None]) -> ImageScan:
+    """All images; the first process of each machine looks, and the others read what it has kept."""
     if ranks.local_rank:
         ranks.wait()
     try:
-        scan = scan_pictures(config.data, lambda files: on_event(Scanned(files)))
+        scan = scan_images(config.data, lambda files: on_event(Scanned(files)))
     except DataError as error:
         if not run.resume or all(url_of(path) or path.exists() for path in config.data):
             raise
@@ -297,7 +301,7 @@ def _starting_weights(model: MaskedAutoencoder, init: Path) -> tuple[str, ...]:
 
 
 def _loss(
-    model: MaskedAutoencoder, config: PretrainConfig, pictures: int, ranks: Ranks, resumption: Resumption
+    model: MaskedAutoencoder, config: PretrainConfig, images: int, ranks: Ranks, resumption: Resumption
 ) -> tuple[nn.Module | None, bool, tuple[str, ...]]:
     """The loss as a module, whether it is compiled, and what to say of that.
 
@@ -311,7 +315,7 @@ def _loss(
 
     def run(loss: nn.Module) -> None:
         step = TrainingStep(model, config.precision, lr=0.0, betas=config.betas, weight_decay=0.0, loss=loss)
-        _pass(step, config, pictures)
+        _pass(step, config, images)
 
     loss, compiled, note = compile_if_it_pays(model, run)
     if ranks.gather(compiled)[0] == compiled:
@@ -326,18 +330,18 @@ def _decoder_note(decoder: str) -> tuple[str, ...]:
 
 
 def _time_batch(training_step: TrainingStep, config: PretrainConfig, batch_size: int) -> float:
-    """Seconds of one batch's forward and backward pass, from a few pictures of noise; nothing is changed."""
-    pictures = min(batch_size, TIMED_PICTURES) if training_step.device.type == "cpu" else batch_size
-    _pass(training_step, config, pictures)  # warms up
-    return _pass(training_step, config, pictures) * batch_size / pictures
+    """Seconds of one batch's forward and backward pass, from a few images of noise; nothing is changed."""
+    images = min(batch_size, TIMED_IMAGES) if training_step.device.type == "cpu" else batch_size
+    _pass(training_step, config, images)  # warms up
+    return _pass(training_step, config, images) * batch_size / images
 
 
-def _pass(training_step: TrainingStep, config: PretrainConfig, pictures: int) -> float:
+def _pass(training_step: TrainingStep, config: PretrainConfig, count: int) -> float:
     """Seconds of a forward and a backward pass over noise."""
     source = stream(config.seed, "timing")
-    shape = (pictures, *config.image_size, config.in_chans)  # as the loader lays them out in memory
+    shape = (count, *config.image_size, config.in_chans)  # as the loader lays them out in memory
     images = torch.randint(0, 256, shape, generator=source, dtype=torch.uint8).permute(0, 3, 1, 2)
-    noise = torch.rand(pictures, training_step.model.config.num_patches, generator=source)
+    noise = torch.rand(count, training_step.model.config.num_patches, generator=source)
     start = time.monotonic()
     try:
         training_step.backward(images, config.mask_ratio, noise).item()

@@ -8,21 +8,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mae.data.geometry import crop_to
-from mae.data.normalise import normalise, picture_to_tensor, tensor_to_picture
-from mae.data.scan import scan_pictures
-from mae.data.source import PictureSource
+from mae.data.sources.base import ImageSource
+from mae.data.sources.scan import scan_images
+from mae.data.transforms import crop_to, image_to_tensor, normalise, tensor_to_image
 from mae.errors import DataError
-from mae.figure import Row, draw_grid
-from mae.files import shown
+from mae.io.text import shown
 from mae.mae import MaskedAutoencoder
 from mae.masking import random_masking
-from mae.panels import FAINT_NOTE, TITLES, make_panels, predict
+from mae.reconstruction.grid import Row, draw_grid
+from mae.reconstruction.panels import FAINT_NOTE, TITLES, make_panels, predict
 from mae.training.run_folder import write_in_run
 
-PREVIEW_PICTURES = 4
+PREVIEW_IMAGES = 4
 BASELINE_IMAGES = 32
-MASK_SEED = 2  # the seed of the official notebook's published pictures
+MASK_SEED = 2  # the seed of the official notebook's published images
 
 
 class Previews:
@@ -30,23 +29,23 @@ class Previews:
 
     Args:
         model: The model that will be drawn.
-        pictures: Training pictures to choose from, where no others are given.
+        images: Training images to choose from, where no others are given.
         held_out: Photographs that are not trained on, to draw instead.
         mask_ratio: Share of the patches that is removed.
     """
 
     def __init__(
-        self, model: MaskedAutoencoder, pictures: PictureSource, held_out: PictureSource | None, mask_ratio: float
+        self, model: MaskedAutoencoder, images: ImageSource, held_out: ImageSource | None, mask_ratio: float
     ) -> None:
         self.model = model
-        self.pictures = pictures
+        self.images = images
         self.held_out = held_out is not None
-        candidates = pictures if held_out is None else held_out
-        loaded = _load_some(candidates, PREVIEW_PICTURES, model)
+        candidates = images if held_out is None else held_out
+        loaded = _load_some(candidates, PREVIEW_IMAGES, model)
         self.paths = [candidates.name(index) for index, _ in loaded]
         tensors = [tensor for _, tensor in loaded]
         if not tensors:
-            raise DataError(f"none of the {len(candidates)} pictures can be decoded")
+            raise DataError(f"none of the {len(candidates)} images can be decoded")
         self.imgs = normalise(torch.stack(tensors))
         noise = torch.rand(1, model.config.num_patches, generator=torch.Generator().manual_seed(MASK_SEED))
         self.masking = random_masking(noise.expand(len(tensors), -1), mask_ratio)
@@ -60,12 +59,12 @@ class Previews:
         """
         imgs = self.imgs
         if not self.model.config.norm_pix_loss:
-            loaded = _load_some(self.pictures, BASELINE_IMAGES, self.model)
+            loaded = _load_some(self.images, BASELINE_IMAGES, self.model)
             imgs = normalise(torch.stack([tensor for _, tensor in loaded])) if loaded else imgs
         return float(self.model.target(self.model.patchify(imgs)).square().mean())
 
     def draw(self, path: Path, epoch: int, *, write: bool = True) -> float:
-        """Draw the picture, write it, and return the mean PSNR on the removed patches, dB.
+        """Draw the image, write it, and return the mean PSNR on the removed patches, dB.
 
         Every process of a run draws, since a model in shards needs them all; one of them writes.
         """
@@ -79,12 +78,12 @@ class Previews:
             return psnr
         rows = [
             Row(
-                [tensor_to_picture(view) for view in one.views],
+                [tensor_to_image(view) for view in one.views],
                 f"{shown(name.name)}   loss {one.loss:.3f}   PSNR {one.psnr:.1f} dB",
             )
             for name, one in zip(self.paths, panels, strict=True)
         ]
-        note = f"Epoch {epoch}, {'held-out' if self.held_out else 'training'} pictures. {FAINT_NOTE}"
+        note = f"Epoch {epoch}, {'held-out' if self.held_out else 'training'} images. {FAINT_NOTE}"
         if norm_pix:
             note += " Normalised target: each patch's brightness and contrast are the original's, and help the PSNR."
         page = draw_grid(TITLES, rows, note)
@@ -92,7 +91,7 @@ class Previews:
         return psnr
 
 
-def held_out_images(val: Path | None) -> PictureSource | None:
+def held_out_images(val: Path | None) -> ImageSource | None:
     """The photographs of ``val``, a folder or a file; None where none are given.
 
     Raises:
@@ -101,27 +100,27 @@ def held_out_images(val: Path | None) -> PictureSource | None:
     if val is None:
         return None
     try:
-        return scan_pictures([val]).pictures
+        return scan_images([val]).images
     except DataError as error:
         hint = "give a folder with photographs, or one photograph, that is not trained on"
         raise DataError(f"--val {error.message}", hint=hint) from None
 
 
-def _load_some(images: PictureSource, count: int, model: MaskedAutoencoder) -> list[tuple[int, Tensor]]:
+def _load_some(images: ImageSource, count: int, model: MaskedAutoencoder) -> list[tuple[int, Tensor]]:
     """Images from all over the source with their numbers, (C, H, W) uint8 in the model's frame; none that is broken."""
     loaded: list[tuple[int, Tensor]] = []
-    for index in _spread(len(images), count):
+    for index in _evenly_chosen(len(images), count):
         try:
-            picture = images.load(index, model.config.in_chans)
+            image = images.load(index, model.config.in_chans)
         except DataError:  # the loader reports it
             continue
-        loaded.append((index, picture_to_tensor(crop_to(picture, model.config.img_size))))
+        loaded.append((index, image_to_tensor(crop_to(image, model.config.img_size))))
         if len(loaded) == count:
             break
     return loaded
 
 
-def _spread(images: int, count: int) -> list[int]:
+def _evenly_chosen(images: int, count: int) -> list[int]:
     """Their numbers in an order that starts with a few from all over, then the others."""
     if images <= count:
         return list(range(images))

@@ -12,20 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from mae.checkpoints import build_model, load_checkpoint
-from mae.checkpoints.writing import save
+from mae.checkpoints.save import save
 from mae.data.loader import Batch
-from mae.device import resolve_device, resolve_precision
 from mae.errors import CheckpointError
 from mae.mae import MaskedAutoencoder
+from mae.system.device import resolve_device, resolve_precision
+from mae.training.checkpointer import Checkpointer
 from mae.training.config import PretrainConfig, ReplayConfig
 from mae.training.run_folder import Position
-from mae.training.saving import Saver
 from mae.training.step import TrainingStep
 
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """One forward and backward pass over the step's pictures.
+    """One forward and backward pass over the step's images.
 
     Attributes:
         precision: Of the products.
@@ -48,7 +48,7 @@ class Replay:
 
     Attributes:
         step, lr, loss: What the run had recorded.
-        files: Its pictures.
+        files: Its images.
         passes: In the run's precision and in fp32.
     """
 
@@ -61,7 +61,7 @@ class Replay:
 
 def write_replay(
     path: Path,
-    saver: Saver,
+    checkpointer: Checkpointer,
     config: PretrainConfig,
     position: Position,
     batches: Sequence[Batch],
@@ -70,11 +70,11 @@ def write_replay(
     *,
     write: bool,
 ) -> None:
-    """Keep weights, pictures and masks of the step after a position; every process of a run must ask.
+    """Keep weights, images and masks of the step after a position; every process of a run must ask.
 
     A file that cannot be written is left out: what brought the run down is the news.
     """
-    state = saver.whole_state(keep=write)
+    state = checkpointer.whole_state(keep=write)
     if not write:
         return
     kept = {
@@ -85,7 +85,7 @@ def write_replay(
         **about,
     }
     with contextlib.suppress(CheckpointError):
-        save(path, saver.document(position, state, replay=kept))
+        save(path, checkpointer.document(position, state, replay=kept))
 
 
 def replay(config: ReplayConfig) -> Replay:

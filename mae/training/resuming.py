@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mae.errors import ConfigError
-from mae.files import shown
+from mae.io.text import shown
 from mae.options import flag_name
+from mae.training.checkpointer import SavedState, newest_state
 from mae.training.config import PretrainConfig
 from mae.training.identity import OnResume, on_resume, run_identity
 from mae.training.plan import TrainingPlan
 from mae.training.run_folder import Position, RunFolder
-from mae.training.saving import SavedState, newest_state
 from mae.training.schedule import lr_at
 
 # Named by the command that goes on, or compared in a way of their own.
@@ -64,7 +64,7 @@ class Resumption:
 
     @property
     def batch_size(self) -> int | None:
-        """Pictures in a batch over all processes, where the run has fixed it."""
+        """Images in a batch over all processes, where the run has fixed it."""
         return self.saved.identity["batch_size"] if self.saved else None
 
     def rescheduled(self, config: PretrainConfig, plan: TrainingPlan) -> Rescheduled | None:
@@ -97,7 +97,7 @@ class Resumption:
         if rounding := [str(one) for one in self.changes if on_resume(one.name) is OnResume.ROUNDING]:
             said.append(f"{', '.join(rounding)}: from here on the numbers are rounded otherwise, so not the same bits")
         if moved := [one for one in self.changes if one.name == "data"]:
-            said.append(f"the pictures were in {_text(moved[0].before)}; their names are the same")
+            said.append(f"the images were in {_text(moved[0].before)}; their names are the same")
         others = [one for one in self.changes if one.name != "data" and on_resume(one.name) is OnResume.FREE]
         if others:
             said.append(f"{', '.join(map(str, others))}: no number changes")
@@ -154,7 +154,7 @@ def take_up(run: RunFolder, config: PretrainConfig, recorded: PretrainConfig | N
 
 
 def check_same_run(resumption: Resumption, plan: TrainingPlan, config: PretrainConfig) -> None:
-    """Refuse to go on where the pictures or the model would make another run of it.
+    """Refuse to go on where the images or the model would make another run of it.
 
     Raises:
         ConfigError: They differ from those that the state was trained with.
@@ -163,8 +163,8 @@ def check_same_run(resumption: Resumption, plan: TrainingPlan, config: PretrainC
         return
     now, before = run_identity(config, plan), resumption.saved.identity
     differ = [name for name in now if before.get(name, now[name]) != now[name]]
-    if "pictures" in differ:  # what follows from their number need not be told
-        differ = [name for name in differ if name == "pictures" or name in ("seed", "model")]
+    if "images" in differ:  # what follows from their number need not be told
+        differ = [name for name in differ if name == "images" or name in ("seed", "model")]
     rows: list[tuple[str, Any, Any]] = []
     for name in differ:
         if name == "model":
@@ -175,7 +175,7 @@ def check_same_run(resumption: Resumption, plan: TrainingPlan, config: PretrainC
         raise another_run(rows, resumption.saved, config)
 
 
-_IN_WORDS = {"pictures": "number of pictures", "pictures_digest": "the pictures' names (digest)"}
+_IN_WORDS = {"images": "number of images", "images_digest": "the images' names (digest)"}
 
 
 def another_run(rows: Iterable[tuple[str, Any, Any]], saved: SavedState | None, config: PretrainConfig) -> ConfigError:

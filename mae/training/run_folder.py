@@ -1,4 +1,4 @@
-"""A run's folder: its config, its log, its states and pictures, and where it stands."""
+"""A run's folder: its config, its log, its states and images, and where it stands."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ import tomli_w
 from mae.checkpoints.run_states import SHARDS as SHARDS
 from mae.checkpoints.run_states import STATE, run_states, state_slot
 from mae.checkpoints.run_states import WHOLE as WHOLE
-from mae.data.scan import Unreadable
-from mae.environment import ENVIRONMENT_FILE, environment
+from mae.data.sources.scan import Unreadable
 from mae.errors import ConfigError, TrainingError
-from mae.files import refuse_place, shown, write_atomically
+from mae.io.files import refuse_place, write_atomically
+from mae.io.text import shown
 from mae.options import build_config
+from mae.system.environment import ENVIRONMENT_FILE, environment
 from mae.training.config import CONFIG_FILE, PretrainConfig, read_run_settings
 
 UNREADABLE_FILE = "unreadable.tsv"
 _UNREADABLE_HEAD = "file\treason\n"
 LOG_FILE = "log.jsonl"
-# What a start writes before anything is learnt. The report on unreadable pictures is not among them: it says why.
+# What a start writes before anything is learnt. The report on unreadable images is not among them: it says why.
 _OF_A_START = (CONFIG_FILE, ENVIRONMENT_FILE, "previews", "tensorboard")
 _PACE_OF = 9  # newest epochs, or logged steps, whose pace is a run's
 
@@ -45,7 +46,7 @@ class Position:
         loss_sum, lr_sum: Sums over the epoch's batches, so that a resumed epoch reports the same mean.
         left_out: Batches of the epoch that are in no mean, since their step was not applied.
         in_a_row: Steps up to here that were not applied, one after the other.
-        turn: How often the run was rolled back; each time its pictures come in another order.
+        turn: How often the run was rolled back; each time its images come in another order.
     """
 
     epoch: int = 0
@@ -79,7 +80,7 @@ class Logged:
 
     Attributes:
         train_loss: Of the last epoch that was done.
-        psnr: Of the last picture of reconstructions, dB.
+        psnr: Of the last image of reconstructions, dB.
         images_per_second: In the last epochs, or steps where no epoch is done; their median.
         changes: Entries about settings that were changed.
     """
@@ -118,7 +119,7 @@ class RunFolder:
             )
 
     def make(self) -> None:
-        """Make the folder where it is missing; a run that finds no pictures makes none.
+        """Make the folder where it is missing; a run that finds no images makes none.
 
         What an earlier process of this run left half written is removed.
 
@@ -244,7 +245,7 @@ class RunFolder:
         return self.path / f"checkpoint-{epoch}.pth"
 
     def preview(self, epoch: int) -> Path:
-        """The picture after ``epoch`` epochs."""
+        """The image after ``epoch`` epochs."""
         return self.path / "previews" / f"epoch-{epoch:04d}.png"
 
     def replay(self, rank: int, ranks: int) -> Path:

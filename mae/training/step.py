@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mae.data.normalise import normalise
-from mae.device import autocast
+from mae.data.transforms import normalise
 from mae.mae import MaskedAutoencoder
+from mae.system.device import autocast
+from mae.system.distributed import Ranks
 from mae.training.optim import make_optimizer
-from mae.training.parallel import Spread, as_spread, whole
-from mae.training.ranks import Ranks
+from mae.training.parallel import ParallelModel, distribute_like, whole
 
 
 class TrainingStep:
@@ -49,7 +49,7 @@ class TrainingStep:
         self.device = next(model.parameters()).device
         self.precision = precision
         self.ranks = ranks or Ranks()
-        self.spread = Spread(model, self.ranks, shard=shard, loss=loss)
+        self.parallel = ParallelModel(model, self.ranks, shard=shard, loss=loss)
         self.optimizer = make_optimizer(model, lr=lr, betas=betas, weight_decay=weight_decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.loss_scale = torch.ones((), device=self.device)
@@ -57,11 +57,11 @@ class TrainingStep:
             keep_freed_memory()
 
     def loss(self, images: Tensor, mask_ratio: float, noise: Tensor) -> Tensor:
-        """The loss of pictures (B, C, H, W) uint8 under the masks that ``noise`` (B, L) draws."""
+        """The loss of images (B, C, H, W) uint8 under the masks that ``noise`` (B, L) draws."""
         imgs = normalise(self._on_device(images))
         noise = self._on_device(noise)
         with autocast(self.device, self.precision):
-            return self.spread.loss(imgs, mask_ratio, noise)
+            return self.parallel.loss(imgs, mask_ratio, noise)
 
     def backward(
         self, images: Tensor, mask_ratio: float, noise: Tensor, share: float = 1.0, *, last: bool = True
@@ -73,7 +73,7 @@ class TrainingStep:
             share: The batch's weight in the step.
             last: Whether it is the step's last batch, after which several processes average their gradients.
         """
-        with self.spread.accumulating(last):
+        with self.parallel.accumulating(last):
             loss = self.loss(images, mask_ratio, noise)
             self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
@@ -127,7 +127,7 @@ class TrainingStep:
         """Take up a copy of a state of whole tensors, dividing it as the model is."""
         with torch.no_grad():
             for key, tensor in self.model.state_dict().items():
-                tensor.copy_(as_spread(model[key], tensor))
+                tensor.copy_(distribute_like(model[key], tensor))
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         state = {
             number: {
@@ -143,7 +143,7 @@ class TrainingStep:
 
 def _of_its_own(value: Tensor, parameter: Tensor) -> Tensor:
     """A copy of a moment, divided as its parameter is; the optimiser would keep the file's own mapped tensor."""
-    return as_spread(value.to(parameter.device, copy=True), parameter) if value.ndim else value.clone()
+    return distribute_like(value.to(parameter.device, copy=True), parameter) if value.ndim else value.clone()
 
 
 def keep_freed_memory() -> None:

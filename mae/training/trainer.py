@@ -12,21 +12,30 @@ import torch
 from torch import Tensor
 
 from mae.data.loader import Batches
-from mae.data.scan import Unreadable
+from mae.data.sources.scan import Unreadable
 from mae.errors import DataError, TrainingError
-from mae.files import shown
-from mae.seeding import stream
-from mae.training.clock import Clock
+from mae.io.text import shown
+from mae.system.distributed import Ranks
+from mae.system.seeding import stream
+from mae.training.checkpointer import Checkpointer, finished_file, newest_state, restore
+from mae.training.clock import Throughput
 from mae.training.config import PretrainConfig
-from mae.training.events import EpochDone, Event, LeftOut, PassedOver, PretrainResult, Previewed, RolledBack, Stepped
+from mae.training.data_module import DataModule
+from mae.training.events import (
+    EpochDone,
+    Event,
+    PassedOver,
+    PretrainResult,
+    Previewed,
+    RolledBack,
+    Stepped,
+    StepSkipped,
+)
 from mae.training.failures import explained as explained_failure
-from mae.training.feed import Feed
 from mae.training.plan import TrainingPlan
 from mae.training.previews import Previews
-from mae.training.ranks import Ranks
 from mae.training.replay import write_replay
 from mae.training.run_folder import UNREADABLE_FILE, Position, RunFolder
-from mae.training.saving import Saver, finished_file, newest_state, restore
 from mae.training.schedule import lr_at
 from mae.training.step import TrainingStep
 
@@ -38,7 +47,7 @@ MOST_ROLLBACKS = 3
 NAMES_IN_AN_ERROR = 3
 
 
-class Unread(NamedTuple):
+class PendingStep(NamedTuple):
     """A step whose loss has not been looked at."""
 
     before: Position
@@ -59,7 +68,7 @@ class Trainer:
         feed: Where the batches come from.
         previews: What is drawn now and then.
         run: Where to write.
-        saver: Writes the states.
+        checkpointer: Writes the states.
         position: Where to start; the start of a new run or a saved one's place.
         ranks: The processes that share the run; all of them call the same methods.
         unreadable: What the scan could not read already.
@@ -72,10 +81,10 @@ class Trainer:
         config: PretrainConfig,
         plan: TrainingPlan,
         training_step: TrainingStep,
-        feed: Feed,
+        feed: DataModule,
         previews: Previews,
         run: RunFolder,
-        saver: Saver,
+        checkpointer: Checkpointer,
         position: Position,
         ranks: Ranks,
         unreadable: tuple[Unreadable, ...],
@@ -88,7 +97,7 @@ class Trainer:
         self.feed = feed
         self.previews = previews
         self.run = run
-        self.saver = saver
+        self.checkpointer = checkpointer
         self.position = position
         self.ranks = ranks
         self.on_event = on_event
@@ -96,9 +105,9 @@ class Trainer:
         self.unreadable = {bad.path: bad for bad in unreadable}
         self.unreported: list[Unreadable] = []
         self.batches: Batches | None = None
-        self.clock = Clock()
+        self.clock = Throughput()
         self.loaded = self.cached = 0  # images of this process since the epoch began, and those that were kept
-        self.unread: list[Unread] = []
+        self.unread: list[PendingStep] = []
         self.last_epoch: EpochDone | None = None
         self.psnr: float | None = None
 
@@ -107,13 +116,13 @@ class Trainer:
 
         Raises:
             TrainingError: The loss is no longer a number, memory or disk is full, another process is gone.
-            DataError: Too many pictures are unreadable.
+            DataError: Too many images are unreadable.
         """
         started = time.monotonic()
         self.batches = self.feed.batches(self.position)
         stopped = False
         while self.position.epoch < self.config.epochs:
-            stopped, due = self.ranks.ask(self.should_stop(), self.saver.due())
+            stopped, due = self.ranks.ask(self.should_stop(), self.checkpointer.due())
             if stopped:
                 break
             try:
@@ -129,7 +138,7 @@ class Trainer:
         self.read_losses()
         # A run in shards that was killed between its last state and its official file lacks that file.
         official = self.run.kept_checkpoint(self.position.epoch - 1)
-        lacks = self.training_step.spread.sharded and self.position.epoch == self.config.epochs
+        lacks = self.training_step.parallel.sharded and self.position.epoch == self.config.epochs
         self.save(wait=True, keep=lacks and not self.ranks.gather(official.exists())[0])
         state = self.run.states()[0] if self.run.writes else self.run.checkpoint
         checkpoint = finished_file(self.run, state, self.position)
@@ -180,7 +189,9 @@ class Trainer:
         self.position = dataclasses.replace(
             here, batch=here.batch + micro_batches, step=here.step + 1, lr_sum=here.lr_sum + lr * micro_batches
         )
-        self.unread.append(Unread(here, self.position, lr, torch.stack(losses), norm, self.training_step.loss_scale))
+        self.unread.append(
+            PendingStep(here, self.position, lr, torch.stack(losses), norm, self.training_step.loss_scale)
+        )
         if self.training_step.device.type == "cpu" or len(self.unread) == STEPS_BETWEEN_READS:
             self.read_losses()
 
@@ -215,7 +226,7 @@ class Trainer:
             # Above its least value the loss scale may be what is too much for fp16: halved, it is tried again.
             searching = math.isfinite(loss) and not math.isfinite(norm) and loss_scale > LEAST_LOSS_SCALE
             if not searching and not (math.isfinite(loss) and math.isfinite(norm)):
-                self.leave_out(one, loss, norm)
+                self.skip_nonfinite_step(one, loss, norm)
                 if self.position.in_a_row >= self.config.nan_limit:
                     self.give_up(one, loss, exact=one is steps[-1])
                     return
@@ -245,15 +256,15 @@ class Trainer:
         """A position in epochs from the run's start."""
         return position.epoch + position.batch / self.plan.batches_per_epoch
 
-    def leave_out(self, one: Unread, loss: float, norm: float) -> None:
+    def skip_nonfinite_step(self, one: PendingStep, loss: float, norm: float) -> None:
         """Book a step that was not applied."""
         left_out = self.position.left_out + len(one.losses)
         self.position = dataclasses.replace(self.position, left_out=left_out, in_a_row=self.position.in_a_row + 1)
-        event = LeftOut(self.epochs_at(one.after), one.after.step, loss, norm, one.lr, self.position.in_a_row)
+        event = StepSkipped(self.epochs_at(one.after), one.after.step, loss, norm, one.lr, self.position.in_a_row)
         self.on_event(event)
         self.run.log({**dataclasses.asdict(event), "epoch": round(event.epoch, 4), "left_out": True})
 
-    def give_up(self, one: Unread, loss: float, *, exact: bool) -> None:
+    def give_up(self, one: PendingStep, loss: float, *, exact: bool) -> None:
         """After too many steps that were left out: leave what is needed to see why, then stop or go back.
 
         Args:
@@ -267,7 +278,7 @@ class Trainer:
         noise = [self.noise(one.before.batch + number) for number in range(len(batches))]
         files = [shown(name) for name in self.feed.names(one.before, len(one.losses))]
         about = {"step": one.after.step, "lr": one.lr, "loss": loss, "files": files}
-        write_replay(replay, self.saver, self.config, one.before, batches, noise, about, write=suspicious)
+        write_replay(replay, self.checkpointer, self.config, one.before, batches, noise, about, write=suspicious)
         if self.config.on_nan == "rollback" and self.position.turn < MOST_ROLLBACKS and self.roll_back():
             return
         if exact:
@@ -277,14 +288,14 @@ class Trainer:
                 left_out=self.position.left_out - len(one.losses),
                 in_a_row=self.position.in_a_row - 1,
             )
-            self.saver.save(before, wait=True)
+            self.checkpointer.save(before, wait=True)
         named = ", ".join(files[:NAMES_IN_AN_ERROR]) + (", ..." if len(files) > NAMES_IN_AN_ERROR else "")
         what = f"the loss became {loss}" if not math.isfinite(loss) else "the gradient is no finite number"
         if math.isfinite(loss) and self.config.precision == "fp16":
             what = f"fp16 gradients are not finite even at a loss scale of {LEAST_LOSS_SCALE:g} or less"
         raise TrainingError(
             f"{what} at step {one.after.step}, epoch {one.before.epoch}, lr {one.lr:.3g}, "
-            f"and {self.config.nan_limit} steps in a row were left out; its pictures: {named}",
+            f"and {self.config.nan_limit} steps in a row were left out; its images: {named}",
             hint=(f"maecli replay {replay} looks for the cause; " if replay.exists() else "")
             + "--resume may go on"
             + (" with --precision bf16" if self.config.precision == "fp16" else "")
@@ -293,8 +304,8 @@ class Trainer:
         )
 
     def roll_back(self) -> bool:
-        """Go back to the newest saved state, and on with the pictures in another order; False where there is none."""
-        self.saver.finish()
+        """Go back to the newest saved state, and on with the images in another order; False where there is none."""
+        self.checkpointer.finish()
         self.ranks.wait()
         state, _ = newest_state(self.run)
         if state is None:
@@ -350,16 +361,16 @@ class Trainer:
                 }
             )
             self.on_event(Previewed(path, self.psnr, helped))
-        if (finished % self.config.save_every == 0 and not last) or (last and self.training_step.spread.sharded):
+        if (finished % self.config.save_every == 0 and not last) or (last and self.training_step.parallel.sharded):
             self.save(keep=True)
 
     def save(self, *, keep: bool = False, wait: bool = False) -> None:
         """Write the newest state, and with ``keep`` one that stays; training goes on meanwhile unless ``wait``."""
         self.read_losses()
-        self.saver.save(self.position, keep=keep, wait=wait)
+        self.checkpointer.save(self.position, keep=keep, wait=wait)
 
     def note_unreadable(self, files: tuple[Unreadable, ...]) -> None:
-        """Report pictures that could not be decoded, and stop when they are too many."""
+        """Report images that could not be decoded, and stop when they are too many."""
         new = list({bad.path: bad for bad in files if bad.path not in self.unreadable}.values())
         if not new:
             return
@@ -369,7 +380,7 @@ class Trainer:
         if not self.ranks.alone:
             self.unreported += new
         self.run.report_unreadable(new)
-        check_unreadable(len(self.unreadable), self.plan.pictures, self.config.max_unreadable, self.run)
+        check_unreadable(len(self.unreadable), self.plan.images, self.config.max_unreadable, self.run)
 
     def report_unreadable(self) -> None:
         """Tell each other what was unreadable, so that one report holds it all."""
@@ -384,7 +395,7 @@ class Trainer:
         """An error from deep inside in a user's words, or the error itself."""
         if self.batches is not None and (reason := self.batches.explain(error)) is not error:
             return reason
-        return explained_failure(error, self.ranks, recompute=self.config.recompute)
+        return explained_failure(error, self.ranks, activation_checkpointing=self.config.activation_checkpointing)
 
 
 def no_image(tried: Sequence[Unreadable], run: RunFolder) -> DataError:
@@ -397,16 +408,16 @@ def no_image(tried: Sequence[Unreadable], run: RunFolder) -> DataError:
     )
 
 
-def check_unreadable(bad: int, pictures: int, allowed: float, run: RunFolder) -> None:
+def check_unreadable(bad: int, images: int, allowed: float, run: RunFolder) -> None:
     """Stop a run that is about to learn from a fraction of its data.
 
     Raises:
         DataError: More than the allowed share is unreadable.
     """
-    if bad > allowed * pictures:
+    if bad > allowed * images:
         report = run.path / UNREADABLE_FILE
         raise DataError(
-            f"{bad} of {pictures} pictures are unreadable, more than --max-unreadable {allowed:g}",
+            f"{bad} of {images} images are unreadable, more than --max-unreadable {allowed:g}",
             hint=f"their names and the reasons are in {report}"
             if report.exists()
             else "a run lists them in its folder",

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 SUMMARIES = {
-    "pretrain": "Train a masked autoencoder on a folder of pictures; labels are not needed.",
+    "pretrain": "Train a masked autoencoder on a folder of images; labels are not needed.",
     "watch": "Follow a run from another terminal until its last epoch; Ctrl-C ends the watching, not the run.",
     "report": "Write one HTML file about a run: curves, reconstructions over time, speed, settings, machine.",
     "profile": "Say what a model costs before anyone pays for it: parameters, compute, memory, time.",
@@ -47,7 +47,7 @@ class Commands(Mapping[str, Any]):
 def _load(name: str) -> Any:
     import typer
 
-    from maecli.help_view import Command
+    from maecli.views.help import Command
 
     if name not in SUMMARIES:
         raise KeyError(name)

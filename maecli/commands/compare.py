@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from mae.comparing.config import CompareConfig
+from mae.comparison.config import CompareConfig
 from mae.config import format_size
-from mae.files import shown
+from mae.io.text import shown
 from maecli.options import command_from
 from maecli.output import Output, fitted
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
-    from mae.compare import CompareResult, Computation, FileReport
-    from mae.comparing.files import FilesReport
+    from mae.comparison.files import FilesReport
+    from mae.comparison.run import CompareResult, Computation, FileReport
 
 _MOST_TENSORS = 12  # differing tensors that are listed
 _BAR = 7  # characters of a full bar
@@ -40,8 +40,8 @@ def compare(config: CompareConfig, output: Output) -> None:
 
       maecli compare --official before.pth --checkpoint after.pth --image cat.jpg --out both.png
     """
-    from mae.checkpoints.download import announce_downloads
-    from mae.compare import compare as use_case
+    from mae.checkpoints.hub import announce_downloads
+    from mae.comparison.run import compare as use_case
 
     with announce_downloads(output.download), output.steps() as on_step:
         result = use_case(config, on_step)
@@ -107,7 +107,7 @@ def _files_table(reports: list[FileReport]) -> Table:
         "variant": lambda report: report.variant or "no published one",
         "encoder": lambda report: f"{report.encoder} (width/blocks/heads{_assumed(report, 'num_heads')})",
         "decoder": lambda report: f"{report.decoder or 'none'}{_assumed(report, 'decoder_num_heads')}",
-        "picture": lambda report: (
+        "image": lambda report: (
             f"{format_size(report.image_size)}, patches of {report.patch_size}, {report.in_chans} channels"
         ),
         "predicts": lambda report: report.target,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from mae.doctor import Diagnosis, DoctorConfig
+from mae.profiling.doctor import Diagnosis, DoctorConfig
 from maecli.options import command_from
 from maecli.output import Output
 
@@ -26,7 +26,7 @@ def doctor(config: DoctorConfig, output: Output) -> None:
 
       maecli doctor --no-speed --json
     """
-    from mae.doctor import examine
+    from mae.profiling.doctor import examine
 
     found = examine(config)
     output.result(lambda: dataclasses.asdict(found), lambda console: _show(console, found), len(found.warnings))
@@ -71,8 +71,7 @@ def _lines(found: Diagnosis) -> dict[str, str]:
             f"{speed.matmul_fp32_flops / 1e9:,.0f} GFLOP/s in fp32, {speed.matmul_bf16_flops / 1e9:,.0f} in bf16"
         )
         lines["training"] = (
-            f"{speed.images_per_second:,.0f} pictures/s "
-            f"({speed.variant}, 224 px, batch {speed.batch}, {speed.precision})"
+            f"{speed.images_per_second:,.0f} images/s ({speed.variant}, 224 px, batch {speed.batch}, {speed.precision})"
         )
     return lines
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mae.evaluation.config import EmbedConfig
-from mae.files import shown
+from mae.io.text import shown
 from maecli.options import command_from
 from maecli.output import Output, as_document, warn_skipped
 
@@ -26,9 +26,9 @@ def embed(config: EmbedConfig, output: Output) -> None:
 
       maecli embed photos --pool patches --dtype float16 --out patches.pt
     """
-    from mae.checkpoints.download import announce_downloads
+    from mae.checkpoints.hub import announce_downloads
     from mae.evaluation.embed import embed as use_case
-    from maecli.counting_view import CountingView
+    from maecli.views.counting import CountingView
 
     with announce_downloads(output.download), CountingView(output) as view:
         result = use_case(config, view)

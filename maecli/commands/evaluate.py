@@ -21,10 +21,10 @@ def evaluate(config: EvaluateConfig, output: Output) -> None:
 
       maecli evaluate flowers --checkpoint before.pth --checkpoint after.pth --probe knn --json
     """
-    from mae.checkpoints.download import announce_downloads
+    from mae.checkpoints.hub import announce_downloads
     from mae.evaluation.evaluate import evaluate as use_case
-    from maecli.counting_view import CountingView
-    from maecli.evaluation_view import show
+    from maecli.views.counting import CountingView
+    from maecli.views.evaluation import show
 
     with announce_downloads(output.download), CountingView(output) as view:
         result = use_case(config, view)

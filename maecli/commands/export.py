@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mae.comparing.config import ExportConfig
-from mae.files import shown
+from mae.comparison.config import ExportConfig
+from mae.io.text import shown
 from maecli.options import command_from
 from maecli.output import Output, as_document
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mae.export import ExportResult
+    from mae.exporting.run import ExportResult
 
 
 @command_from(ExportConfig)
@@ -26,8 +26,8 @@ def export(config: ExportConfig, output: Output) -> None:
 
       maecli export mae_visualize_vit_base.pth --to encoder --out encoder.pth
     """
-    from mae.checkpoints.download import announce_downloads
-    from mae.export import export as use_case
+    from mae.checkpoints.hub import announce_downloads
+    from mae.exporting.run import export as use_case
 
     with announce_downloads(output.download), output.steps() as on_step:
         result = use_case(config, on_step)

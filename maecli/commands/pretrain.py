@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from mae.errors import ConfigError
-from mae.files import shown
+from mae.io.text import shown
 from mae.training.config import PretrainConfig, read_run_settings
 from mae.training.presets import PRESETS
 from maecli.options import command_from
@@ -50,7 +50,7 @@ def _written_config(config: PretrainConfig) -> Path | None:
     PretrainConfig, toml=True, saved=_saved_config, written=_written_config, presets=PRESETS, switches=SWITCHES
 )
 def pretrain(config: PretrainConfig, output: Output, *, dry_run: bool) -> None:
-    """Train a masked autoencoder on a folder of pictures; labels are not needed.
+    """Train a masked autoencoder on a folder of images; labels are not needed.
 
     Examples:
       maecli pretrain sample_images --preset small --dry-run
@@ -61,10 +61,10 @@ def pretrain(config: PretrainConfig, output: Output, *, dry_run: bool) -> None:
 
       maecli pretrain --resume runs/base
     """
-    from mae.checkpoints.download import announce_downloads
+    from mae.checkpoints.hub import announce_downloads
     from mae.training.pretrain import plan_run
     from mae.training.pretrain import pretrain as train
-    from maecli.progress import TrainingView
+    from maecli.views.progress import TrainingView
 
     if dry_run:
         with announce_downloads(output.download), TrainingView(output) as view:
@@ -136,7 +136,7 @@ def _document(result: PretrainResult) -> dict[str, Any]:
 
 def _show_plan(started: Started, output: Output) -> None:
     """A plan as the result; of several processes, one shows it."""
-    from maecli.progress import plan_panel, tell_plan
+    from maecli.views.progress import plan_panel, tell_plan
 
     if os.environ.get("RANK", "0") != "0":
         return
@@ -157,7 +157,7 @@ def _plan_document(started: Started) -> dict[str, Any]:
         "config": {name: value for name, value in started.config.as_plain().items() if value is not None},
         "model": dataclasses.asdict(started.model),
         "parameters": started.parameters,
-        "plan": {name: value for name, value in plan.items() if name not in ("warnings", "pictures_digest")},
+        "plan": {name: value for name, value in plan.items() if name not in ("warnings", "images_digest")},
         "skipped": started.skipped,
         "others": started.others,
         "device": started.device,
@@ -165,7 +165,7 @@ def _plan_document(started: Started) -> dict[str, Any]:
         "workers": started.workers,
         "processes": started.processes,
         "first_step": started.first_step,
-        "zero_prediction_loss": started.nothing_learnt_loss,
+        "zero_prediction_loss": started.zero_prediction_loss,
         "batch_seconds": started.step_seconds,
         "seconds": started.seconds,
         "warnings": [*started.warnings, *started.plan.warnings],
@@ -175,7 +175,7 @@ def _plan_document(started: Started) -> dict[str, Any]:
 
 
 def _show(console: Console, result: PretrainResult) -> None:
-    from maecli.progress import duration, psnr_text
+    from maecli.views.progress import duration, psnr_text
 
     took = "" if result.was_finished else f" in {duration(result.seconds)}"
     parts = [f"{result.epochs} epochs, {result.steps:,} steps{took}"]
@@ -188,7 +188,7 @@ def _show(console: Console, result: PretrainResult) -> None:
     console.print("; ".join(parts), soft_wrap=True)
     console.print(f"checkpoint  {result.checkpoint}", soft_wrap=True)
     if result.preview:
-        console.print(f"picture     {result.preview}", soft_wrap=True)
+        console.print(f"image     {result.preview}", soft_wrap=True)
     if result.cache_hits is not None:
         console.print(f"cache       {result.cache_hits:.0%} of the last epoch's images were in it", soft_wrap=True)
     if result.learnt is False:

@@ -10,7 +10,7 @@ from maecli.options import command_from
 from maecli.output import Output
 
 if TYPE_CHECKING:
-    from mae.profiling.profile import ProfileResult, VariantProfile
+    from mae.profiling.run import ProfileResult, VariantProfile
 
 
 @command_from(ProfileConfig)
@@ -26,7 +26,7 @@ def profile(config: ProfileConfig, output: Output) -> None:
 
       maecli profile --variant vit_tiny --measure
     """
-    from mae.profiling.profile import profile as use_case
+    from mae.profiling.run import profile as use_case
 
     if config.csv and output.as_json:
         raise ConfigError("--csv and --json: choose one")
@@ -43,13 +43,13 @@ def profile(config: ProfileConfig, output: Output) -> None:
 
 
 def _show(console: Any, result: ProfileResult) -> None:
-    from maecli.profile_view import show_profile
+    from maecli.views.profile import show_profile
 
     show_profile(console, result)
 
 
 def _totals(result: ProfileResult) -> str:
-    """FLOPs of one picture's training step, a line for each variant."""
+    """FLOPs of one image's training step, a line for each variant."""
     return "\n".join(str(one.compute.training_step) for one in result.variants)
 
 
@@ -72,7 +72,7 @@ def _document(result: ProfileResult) -> dict[str, Any]:
 def _variant(one: VariantProfile) -> dict[str, Any]:
     import dataclasses
 
-    compute, training, recompute = one.compute, one.training, one.training_recompute
+    compute, training, activation_checkpointing = one.compute, one.training, one.checkpointed_training
     parts = {name: _operations(flops) for name, flops in dataclasses.asdict(compute).items()}
     return {
         "variant": one.variant,
@@ -80,21 +80,21 @@ def _variant(one: VariantProfile) -> dict[str, Any]:
         "patches": one.model.num_patches,
         "visible_patches": one.kept,
         "parameters": dataclasses.asdict(one.parameters),
-        "compute_per_picture": parts | {"saving": compute.saving},
+        "compute_per_image": parts | {"saving": compute.saving},
         "memory": {
             "weights_bytes": training.weights,
             "gradients_bytes": training.gradients,
             "optimizer_bytes": training.optimizer,
-            "pictures_bytes": training.pictures,
+            "images_bytes": training.images,
             "activations_bytes": training.activations,
             "training_peak_bytes": training.peak,
             "training_process_bytes": one.training_process,
-            "activations_recompute_bytes": recompute.activations,
-            "training_peak_recompute_bytes": recompute.peak,
+            "checkpointed_activations_bytes": activation_checkpointing.activations,
+            "checkpointed_training_peak_bytes": activation_checkpointing.peak,
             "inference_peak_bytes": one.inference_peak,
         },
         "fit": dataclasses.asdict(one.fit) if one.fit else None,
-        "fit_recompute": dataclasses.asdict(one.fit_recompute) if one.fit_recompute else None,
+        "checkpointed_fit": dataclasses.asdict(one.checkpointed_fit) if one.checkpointed_fit else None,
         "plan": dataclasses.asdict(one.plan) if one.plan else None,
         "measured": dataclasses.asdict(one.measured) if one.measured else None,
         "modules": [

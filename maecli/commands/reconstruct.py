@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mae.config import ReconstructConfig
-from mae.files import shown
+from mae.io.text import shown
+from mae.reconstruction.config import ReconstructConfig
 from maecli.options import command_from
 from maecli.output import Output, fitted, warn_skipped
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mae.reconstruct import ReconstructResult
+    from mae.reconstruction.run import ReconstructResult
 
 
 @command_from(ReconstructConfig)
@@ -26,13 +26,13 @@ def reconstruct(config: ReconstructConfig, output: Output) -> None:
 
       maecli reconstruct cat.jpg --mask hole.png --resize --out filled.webp
     """
-    from mae.checkpoints.download import announce_downloads
-    from mae.reconstruct import reconstruct as use_case
+    from mae.checkpoints.hub import announce_downloads
+    from mae.reconstruction.run import reconstruct as use_case
 
     if config.to_stream:
         output.check_takes_file()
     with announce_downloads(output.download):
-        result = use_case(config, lambda done, total: output.count(done, total, "pictures"))
+        result = use_case(config, lambda done, total: output.count(done, total, "images"))
     for note in result.notes:
         output.note(note)
     warn_skipped(output, result.skipped)
@@ -49,7 +49,7 @@ def _document(result: ReconstructResult) -> dict[str, Any]:
         "variant": result.variant,
         "norm_pix": result.norm_pix,
         "norm_pix_source": result.norm_pix_source,
-        "pictures": [
+        "images": [
             {
                 "path": str(one.path),
                 "image_size": list(one.image_size),
@@ -57,7 +57,7 @@ def _document(result: ReconstructResult) -> dict[str, Any]:
                 "loss": one.loss,
                 "psnr_db": one.psnr,
             }
-            for one in result.pictures
+            for one in result.images
         ],
         "skipped": [{"path": str(path), "reason": reason} for path, reason in result.skipped],
         "separate": [str(path) for path in result.separate],
@@ -70,10 +70,10 @@ def _show(console: Console, result: ReconstructResult) -> None:
     from rich.text import Text
 
     table = Table(box=None, padding=(0, 2), pad_edge=False)
-    table.add_column("picture")
+    table.add_column("image")
     for title in ("pixels", "removed", "loss", "PSNR dB"):
         table.add_column(title, justify="right")
-    for one in result.pictures:
+    for one in result.images:
         table.add_row(
             Text(shown(one.path.name)),
             f"{one.image_size[0]}x{one.image_size[1]}",

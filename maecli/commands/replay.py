@@ -43,7 +43,7 @@ def _show(console: Console, result: Replay) -> None:
         )
     console.print(fitted(console, table))
     files = ", ".join(result.files[:FILES_SHOWN]) + (", ..." if len(result.files) > FILES_SHOWN else "")
-    console.print(f"pictures: {files}", markup=False, soft_wrap=True)
+    console.print(f"images: {files}", markup=False, soft_wrap=True)
     console.print(_verdict(result), markup=False, soft_wrap=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mae.files import shown
+from mae.io.text import shown
 from mae.reporting.config import ReportConfig
 from maecli.options import command_from
 from maecli.output import Output, as_document
@@ -12,7 +12,7 @@ from maecli.output import Output, as_document
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mae.reporting.report import ReportResult
+    from mae.reporting.run import ReportResult
 
 
 @command_from(ReportConfig)
@@ -26,7 +26,7 @@ def report(config: ReportConfig, output: Output) -> None:
 
       maecli report runs/base --out base.html --pictures 20
     """
-    from mae.reporting.report import report as use_case
+    from mae.reporting.run import report as use_case
 
     result = use_case(config)
     for note in result.notes:
@@ -39,7 +39,7 @@ def _show(console: Console, result: ReportResult) -> None:
     loss = f", loss {result.first_loss:.4f} -> {result.last_loss:.4f}" if result.first_loss and result.last_loss else ""
     console.print(f"{result.epochs:,}{of} epochs{loss}", soft_wrap=True)
     console.print(
-        f"wrote {shown(result.out)}: {result.size_bytes / 1e6:.2f} MB, {result.pictures} pictures",
+        f"wrote {shown(result.out)}: {result.size_bytes / 1e6:.2f} MB, {result.images} images",
         soft_wrap=True,
         markup=False,
     )

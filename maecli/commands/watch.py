@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mae.files import shown
+from mae.io.text import shown
 from mae.reporting.config import WatchConfig
 from maecli.options import command_from
 from maecli.output import Output, can_redraw, make_console
@@ -83,7 +83,7 @@ def _size(run: Path) -> int:
 
 
 def _facts(log: RunLog) -> dict[str, str]:
-    from maecli.progress import duration
+    from maecli.views.progress import duration
 
     newest = log.steps[-1] if log.steps else None
     last = log.epochs[-1] if log.epochs else None
@@ -95,7 +95,7 @@ def _facts(log: RunLog) -> dict[str, str]:
         "step": f"{newest.step:,}" if newest else "-",
         "loss": f"{_loss(log):.4f}" if math.isfinite(_loss(log)) else "-",
         "learning rate": f"{rates.lr:.2e}" if rates else "-",
-        "pictures/s": f"{rates.images_per_second:,.0f}" if rates else "-",
+        "images/s": f"{rates.images_per_second:,.0f}" if rates else "-",
         "waiting for data": f"{rates.data_wait:.0%}" if rates else "-",
         "PSNR": f"{log.previews[-1].psnr:.1f} dB" if log.previews and math.isfinite(log.previews[-1].psnr) else "-",
     }

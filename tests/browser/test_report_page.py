@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mae.reporting.config import ReportConfig
-from mae.reporting.report import report
+from mae.reporting.run import report
 from tests.browser.chromium import Chromium, find_chromium
 from tests.unit.reporting.runs import write_run
 
@@ -56,9 +56,9 @@ def test_everything_is_there_to_see(chromium: Chromium, page: Path, width: int, 
     bands = chromium.evaluate(SIZES.format("path.band"))
     assert len(bands) == 4  # 1,800 logged steps are thinned
     assert bands[0][1] > 10
-    pictures = chromium.evaluate(SIZES.format("img"))
-    assert len(pictures) == 3
-    assert all(w > 150 and h > 50 for w, h in pictures)
+    images = chromium.evaluate(SIZES.format("img"))
+    assert len(images) == 3
+    assert all(w > 150 and h > 50 for w, h in images)
     assert chromium.evaluate("[...document.images].every(one => one.complete && one.naturalWidth == 160)")
     assert chromium.complaints == []
     assert [url for url in chromium.requests if not url.startswith("data:")] == [page.absolute().as_uri()]

@@ -27,8 +27,8 @@ def maecli(*arguments: str | Path) -> tuple[int, str, str]:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     stream = np.random.default_rng(0)
     for number in range(6):
         pixels = stream.integers(0, 256, (3, 4, 3), dtype=np.uint8)
@@ -37,9 +37,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made") / "run"
-    code, _, err = maecli("pretrain", pictures, *TINY, "--epochs", 1, "--warmup-epochs", 0, "--out", folder)
+    code, _, err = maecli("pretrain", images, *TINY, "--epochs", 1, "--warmup-epochs", 0, "--out", folder)
     assert code == 0, err
     return folder
 
@@ -88,51 +88,51 @@ def test_version() -> None:
     assert ("avx2" in processor.split()) == (torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"))
 
 
-def test_pretrain_and_reconstruct_print_one_document(pictures: Path, tmp_path: Path) -> None:
+def test_pretrain_and_reconstruct_print_one_document(images: Path, tmp_path: Path) -> None:
     run, grid = tmp_path / "run", tmp_path / "grid.png"
-    code, out, err = maecli("pretrain", pictures, *TINY, "--epochs", 1, "--json", "--out", run)
+    code, out, err = maecli("pretrain", images, *TINY, "--epochs", 1, "--json", "--out", run)
     assert code == 0
     document = json.loads(out)
     assert document["epochs"] == 1
     assert document["checkpoint"] == str(run / "checkpoint-last.pth")
     assert "nothing learnt is a loss of" in err
     code, out, _ = maecli(
-        "reconstruct", pictures / "0.png", "--checkpoint", run / "checkpoint-last.pth", "--out", grid, "--json"
+        "reconstruct", images / "0.png", "--checkpoint", run / "checkpoint-last.pth", "--out", grid, "--json"
     )
     assert code == 0
-    (picture,) = json.loads(out)["pictures"]
-    assert picture["psnr_db"] > 0
-    assert picture["loss"] > 0
+    (image,) = json.loads(out)["images"]
+    assert image["psnr_db"] > 0
+    assert image["loss"] > 0
     assert grid.stat().st_size > 1000
     code, out, err = maecli(
-        "reconstruct", pictures, "--limit", 2, "--checkpoint", run, "--mask-ratio", 0, "--out", grid, "--json"
+        "reconstruct", images, "--limit", 2, "--checkpoint", run, "--mask-ratio", 0, "--out", grid, "--json"
     )  # a run's folder stands for its newest state
     assert code == 0
     document = json.loads(out)
     assert document["checkpoint"] == str(run / "checkpoint-last.pth")
-    assert [(one["loss"], one["psnr_db"]) for one in document["pictures"]] == [(None, None)] * 2
-    assert f"note: {pictures}: 2 of 6 images; --limit 6 takes all" in err
+    assert [(one["loss"], one["psnr_db"]) for one in document["images"]] == [(None, None)] * 2
+    assert f"note: {images}: 2 of 6 images; --limit 6 takes all" in err
     assert "note: Nothing was removed" in err
     code, out, _ = maecli(
-        "reconstruct", pictures / "0.png", "--checkpoint", run, "--mask-ratio", 0, "--mask-ratio", 0.5, "--out", grid
+        "reconstruct", images / "0.png", "--checkpoint", run, "--mask-ratio", 0, "--mask-ratio", 0.5, "--out", grid
     )
     assert code == 0
     assert "nan" not in out
     assert [line.split()[-2:] for line in out.splitlines() if " 0% " in line] == [["-", "-"]]
 
 
-def test_quiet_prints_the_one_value(run: Path, pictures: Path, tmp_path: Path) -> None:
+def test_quiet_prints_the_one_value(run: Path, images: Path, tmp_path: Path) -> None:
     checkpoint, grid = run / "checkpoint-last.pth", tmp_path / "grid.png"
-    assert maecli("reconstruct", pictures / "0.png", "--checkpoint", checkpoint, "--out", grid, "--quiet") == (
+    assert maecli("reconstruct", images / "0.png", "--checkpoint", checkpoint, "--out", grid, "--quiet") == (
         0,
         f"{grid}\n",
         "",
     )
 
 
-def test_people_see_a_table_and_what_was_written(run: Path, pictures: Path, tmp_path: Path) -> None:
+def test_people_see_a_table_and_what_was_written(run: Path, images: Path, tmp_path: Path) -> None:
     grid = tmp_path / "grid.webp"
-    code, out, err = maecli("reconstruct", pictures, "--checkpoint", run / "checkpoint-last.pth", "--out", grid)
+    code, out, err = maecli("reconstruct", images, "--checkpoint", run / "checkpoint-last.pth", "--out", grid)
     assert code == 0
     assert "0.png" in out
     assert "5.png" in out
@@ -140,12 +140,12 @@ def test_people_see_a_table_and_what_was_written(run: Path, pictures: Path, tmp_
     assert "taken from the original" in err  # the recipe's target is normalised patches
 
 
-def test_a_config_file_and_the_command_line_that_wins(pictures: Path, tmp_path: Path) -> None:
+def test_a_config_file_and_the_command_line_that_wins(images: Path, tmp_path: Path) -> None:
     import tomllib
 
     settings = tmp_path / "settings.toml"
     settings.write_text(
-        f'data = ["{pictures}"]\nvariant = "vit_tiny"\nimage-size = "32"\nepochs = 2\nwarmup_epochs = 0\n'
+        f'data = ["{images}"]\nvariant = "vit_tiny"\nimage-size = "32"\nepochs = 2\nwarmup_epochs = 0\n'
         f'workers = 0\ndevice = "cpu"\nout = "{tmp_path / "run"}"\n'
     )
     assert maecli("pretrain", "--config", settings, "--epochs", 1)[0] == 0
@@ -155,37 +155,37 @@ def test_a_config_file_and_the_command_line_that_wins(pictures: Path, tmp_path: 
 
 MISTAKES: list[tuple[list[str], int, str]] = [
     (["pretrain", "{none}"], 3, "no such folder"),
-    (["pretrain", "{empty}"], 3, "no picture in"),
+    (["pretrain", "{empty}"], 3, "no image in"),
     (["pretrain"], 2, "missing DATA"),
-    (["pretrain", "{pictures}", "--mask-ratio", "1"], 2, "--mask-ratio must be above 0 and below 1; got 1"),
-    (["pretrain", "{pictures}", "--image-size", "100"], 2, "the nearest image size is 96x96"),
-    (["pretrain", "{pictures}", "--image-size", "big"], 2, "--image-size: wanted pixels as S or HxW"),
-    (["pretrain", "{pictures}", "--variant", "vit_bse"], 2, "did you mean vit_base"),
-    (["pretrain", "{pictures}", "--precision", "bf61"], 2, "did you mean bf16"),
-    (["pretrain", "{pictures}", "--config", "{none}"], 2, "--config {none}: No such file"),
-    (["pretrain", "{pictures}", "--config", "{misspelt}"], 2, "did you mean batch_size"),
-    (["pretrain", "{pictures}", "--resume", "{empty}"], 2, "--resume {empty}/config.toml: No such file"),
-    (["pretrain", "{pictures}", "--init", "{page}"], 4, "an HTML page"),
+    (["pretrain", "{images}", "--mask-ratio", "1"], 2, "--mask-ratio must be above 0 and below 1; got 1"),
+    (["pretrain", "{images}", "--image-size", "100"], 2, "the nearest image size is 96x96"),
+    (["pretrain", "{images}", "--image-size", "big"], 2, "--image-size: wanted pixels as S or HxW"),
+    (["pretrain", "{images}", "--variant", "vit_bse"], 2, "did you mean vit_base"),
+    (["pretrain", "{images}", "--precision", "bf61"], 2, "did you mean bf16"),
+    (["pretrain", "{images}", "--config", "{none}"], 2, "--config {none}: No such file"),
+    (["pretrain", "{images}", "--config", "{misspelt}"], 2, "did you mean batch_size"),
+    (["pretrain", "{images}", "--resume", "{empty}"], 2, "--resume {empty}/config.toml: No such file"),
+    (["pretrain", "{images}", "--init", "{page}"], 4, "an HTML page"),
     (["reconstruct"], 2, "missing IMAGE"),
     (["reconstruct", "{none}", "--checkpoint", "{weights}"], 3, "no such file"),
-    (["reconstruct", "{picture}", "--checkpoint", "{none}"], 4, "no such checkpoint file"),
-    (["reconstruct", "{picture}", "--checkpoint", "{page}"], 4, "an HTML page"),
-    (["reconstruct", "{page}", "--checkpoint", "{weights}"], 3, "is a web page saved under a picture's name"),
-    (["reconstruct", "{picture}", "--checkpoint", "{weights}", "--out", "grid.gif"], 2, "must end in .png"),
-    (["reconstruct", "{picture}", "--checkpoint", "{weights}", "--out", "{none}/grid.png"], 2, "there is no folder"),
-    (["reconstruct", "{picture}", "--checkpoint", "{weights}", "--mask-ratio", "0.99"], 2, "leaves none"),
+    (["reconstruct", "{image}", "--checkpoint", "{none}"], 4, "no such checkpoint file"),
+    (["reconstruct", "{image}", "--checkpoint", "{page}"], 4, "an HTML page"),
+    (["reconstruct", "{page}", "--checkpoint", "{weights}"], 3, "is a web page saved under an image's name"),
+    (["reconstruct", "{image}", "--checkpoint", "{weights}", "--out", "grid.gif"], 2, "must end in .png"),
+    (["reconstruct", "{image}", "--checkpoint", "{weights}", "--out", "{none}/grid.png"], 2, "there is no folder"),
+    (["reconstruct", "{image}", "--checkpoint", "{weights}", "--mask-ratio", "0.99"], 2, "leaves none"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "exit_code", "message"), MISTAKES, ids=lambda value: str(value)[:60])
 def test_mistakes_are_answered_in_a_line(
-    arguments: list[str], exit_code: int, message: str, run: Path, pictures: Path, tmp_path: Path
+    arguments: list[str], exit_code: int, message: str, run: Path, images: Path, tmp_path: Path
 ) -> None:
     places = {
         "none": tmp_path / "none",
         "empty": tmp_path / "empty",
-        "pictures": pictures,
-        "picture": pictures / "0.png",
+        "images": images,
+        "image": images / "0.png",
         "page": tmp_path / "page.pth",
         "misspelt": tmp_path / "misspelt.toml",
         "weights": run / "checkpoint-last.pth",
@@ -209,9 +209,9 @@ def test_a_debugger_sees_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.e2e
-def test_ctrl_c_saves_and_resume_finishes(pictures: Path, tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_resume_finishes(images: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    words = ["pretrain", pictures, *TINY, "--epochs", "100000", "--log-every", "1", "--out", run]
+    words = ["pretrain", images, *TINY, "--epochs", "100000", "--log-every", "1", "--out", run]
     process = fork("-m", "maecli", *words)
     log = run / "log.jsonl"
     until(lambda: log.exists() and len(log.read_text().splitlines()) > 3, process)

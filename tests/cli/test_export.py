@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-import mae.export
+import mae.exporting.run
 from mae.checkpoints import load_checkpoint, save_checkpoint
-from mae.checkpoints.building import build_usable
-from mae.comparing.config import TARGETS, ExportConfig
+from mae.checkpoints.build import build_usable
+from mae.comparison.config import TARGETS, ExportConfig
 from mae.errors import ConfigError, MaeError
-from mae.export import export
+from mae.exporting.run import export
 from mae.models import create_model
 from maecli.app import app
 from tests.golden import official
@@ -126,7 +126,7 @@ def test_timm_loads_it_and_gives_the_same_features(path: Path) -> None:
 
 def test_a_failed_check_is_said(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mae.checkpoints.dialects.LAYER", "x", raising=False)
-    original = mae.export.to_hugging_face
+    original = mae.exporting.run.to_hugging_face
 
     def exchanged(state: dict[str, Tensor]) -> dict[str, Tensor]:
         foreign = original(state)
@@ -137,12 +137,12 @@ def test_a_failed_check_is_said(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         )
         return foreign
 
-    monkeypatch.setattr(mae.export, "to_hugging_face", exchanged)
+    monkeypatch.setattr(mae.exporting.run, "to_hugging_face", exchanged)
     with pytest.raises(MaeError, match=r"reads back differently: blocks\.0\.attn\.qkv\.weight") as caught:
         export(ExportConfig(checkpoint=path, to="hf", **HEADS))
     assert caught.value.exit_code == 1
     # Where the bits are right, the other tool's computation still has to be.
-    monkeypatch.setattr(mae.export, "_check_bits", lambda *_: None)
+    monkeypatch.setattr(mae.exporting.run, "_check_bits", lambda *_: None)
     with pytest.raises(MaeError, match="transformers computes another prediction"):
         export(ExportConfig(checkpoint=path, to="hf", **HEADS))
 
@@ -153,7 +153,7 @@ def test_refusals(tmp_path: Path, path: Path) -> None:
     torch.save(official.checkpoint(rectangle), tmp_path / "rectangle.pth")
     for source, to, out, message in (
         ("encoder.pth", "hf", None, "has no decoder"),
-        ("rectangle.pth", "hf", None, "square pictures only"),
+        ("rectangle.pth", "hf", None, "square images only"),
         ("file.pth", "official", path, "is the checkpoint itself"),
         ("file.pth", "official", tmp_path / "no/x.pth", "there is no folder"),
     ):

@@ -54,9 +54,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (world / folder).mkdir()
         for number in range(3):
             pixels = stream.integers(0, 256, (3, 4, 3), dtype=np.uint8)
-            picture = Image.fromarray(pixels).resize((48, 40), Image.Resampling.BICUBIC)
-            picture.save(world / folder / f"{number}.png")
-    picture.save(world / "cat.jpg")
+            image = Image.fromarray(pixels).resize((48, 40), Image.Resampling.BICUBIC)
+            image.save(world / folder / f"{number}.png")
+    image.save(world / "cat.jpg")
     class_folders(world / "flowers", 5)
     hole = np.zeros((32, 32), np.uint8)
     hole[:16] = 255
@@ -161,5 +161,5 @@ def test_help_loads_no_command() -> None:
     )
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(ast.literal_eval(seen.stderr))
-    command_line = {"maecli.app", "maecli.commands", "maecli.help_view", "maecli.output", "maecli.streams"}
-    assert loaded <= {"mae", "mae.errors", "mae.files", "maecli", *command_line}
+    command_line = {"maecli.app", "maecli.commands", "maecli.views.help", "maecli.output", "maecli.streams"}
+    assert loaded <= {"mae", "mae.errors", "mae.io.files", "maecli", *command_line}

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from mae.checkpoints import save_checkpoint
 from mae.config import MAEConfig
 from mae.models import create_model
-from mae.seeding import seeded
+from mae.system.seeding import seeded
 from maecli.app import app
 from tests.unit.reporting.runs import write_run
 

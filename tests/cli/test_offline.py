@@ -58,7 +58,7 @@ def reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.setattr(socket.socket, "connect_ex", refuse("connect_ex"))
     monkeypatch.setattr(socket, "getaddrinfo", refuse("getaddrinfo"))
     monkeypatch.setattr(urllib.request.OpenerDirector, "open", refuse("urlopen"))
-    monkeypatch.setattr("mae.download.BACK_OFF_SECONDS", 0)
+    monkeypatch.setattr("mae.io.download.BACK_OFF_SECONDS", 0)
     monkeypatch.setenv("MAECLI_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("MAECLI_OFFLINE", raising=False)
     return attempts

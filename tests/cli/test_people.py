@@ -40,16 +40,16 @@ DIVERGING = ["--lr", "1e30", "--precision", "fp32", "--epochs", "9", "--nan-limi
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures, and a run that learnt from them."""
+    """Images, and a run that learnt from them."""
     world = tmp_path_factory.mktemp("world")
-    (world / "pictures").mkdir()
+    (world / "images").mkdir()
     stream = np.random.default_rng(0)
     for number in range(9):
         pixels = stream.integers(0, 256, (3, 4, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((48, 40), Image.Resampling.BICUBIC).save(world / "pictures" / f"{number}.png")
-    seen = run_at("pretrain", world / "pictures", *TINY, "--epochs", "1", "--out", world / "run")
+        Image.fromarray(pixels).resize((48, 40), Image.Resampling.BICUBIC).save(world / "images" / f"{number}.png")
+    seen = run_at("pretrain", world / "images", *TINY, "--epochs", "1", "--out", world / "run")
     assert seen.code == 0, seen.err
-    lost = run_at("pretrain", world / "pictures", *TINY, *DIVERGING, "--out", world / "lost")
+    lost = run_at("pretrain", world / "images", *TINY, *DIVERGING, "--out", world / "lost")
     assert lost.code == 5, lost.err
     return world
 
@@ -57,14 +57,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def command(world: Path, tmp_path: Path) -> Callable[..., Seen]:
     """Run one of the commands on the small world."""
-    checkpoint, pictures = world / "run" / "checkpoint-last.pth", world / "pictures"
+    checkpoint, images = world / "run" / "checkpoint-last.pth", world / "images"
     lines: dict[str, list[Any]] = {
-        "pretrain": ["pretrain", pictures, *TINY, "--epochs", "1", "--out", tmp_path / "run"],
+        "pretrain": ["pretrain", images, *TINY, "--epochs", "1", "--out", tmp_path / "run"],
         "watch": ["watch", world / "run", "--once"],
         "report": ["report", world / "run", "--out", tmp_path / "report.html"],
         "profile": ["profile", "--gpu", "h100", "--fit", "24GB"],
         "modules": ["profile", "--variant", "vit_base", "--depth", "3"],
-        "reconstruct": ["reconstruct", pictures, "--checkpoint", checkpoint, "--out", tmp_path / "grid.png"],
+        "reconstruct": ["reconstruct", images, "--checkpoint", checkpoint, "--out", tmp_path / "grid.png"],
         "compare": ["compare", "--official", checkpoint, "--reference", "builtin"],
         "export": ["export", checkpoint, "--to", "encoder", "--out", tmp_path / "encoder.pth"],
         "replay": ["replay", world / "lost" / "replay.pth", "--device", "cpu"],
@@ -202,7 +202,7 @@ def break_profile(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None
     def broken(config: object) -> None:
         raise error
 
-    monkeypatch.setattr("mae.profiling.profile.profile", broken)
+    monkeypatch.setattr("mae.profiling.run.profile", broken)
 
 
 def test_a_bug_is_a_line_and_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -255,13 +255,13 @@ def test_what_is_no_bug_is_not_called_one(error: Exception, message: str, monkey
 USE_CASES = {
     "pretrain": "mae.training.pretrain.pretrain",
     "watch": "mae.reporting.run_log.read_run",
-    "report": "mae.reporting.report.report",
-    "profile": "mae.profiling.profile.profile",
-    "reconstruct": "mae.reconstruct.reconstruct",
-    "compare": "mae.compare.compare",
-    "export": "mae.export.export",
+    "report": "mae.reporting.run.report",
+    "profile": "mae.profiling.run.profile",
+    "reconstruct": "mae.reconstruction.run.reconstruct",
+    "compare": "mae.comparison.run.compare",
+    "export": "mae.exporting.run.export",
     "replay": "mae.training.replay.replay",
-    "doctor": "mae.doctor.examine",
+    "doctor": "mae.profiling.doctor.examine",
 }
 
 
@@ -346,7 +346,7 @@ def test_a_run_goes_on_when_whoever_followed_it_left(world: Path, tmp_path: Path
     reading, writing = os.pipe()
     os.close(reading)
     process = start(
-        "pretrain", world / "pictures", *TINY, "--epochs", "2", "--out", tmp_path / "run", "--json", stderr=writing
+        "pretrain", world / "images", *TINY, "--epochs", "2", "--out", tmp_path / "run", "--json", stderr=writing
     )
     os.close(writing)
     out, _ = process.communicate(timeout=60)

@@ -110,7 +110,7 @@ def test_what_is_typed_wins_over_a_file_and_that_over_the_preset(photos: Path, h
             "--min-lr 1 is above --lr 0.0015 (set in the preset small)",
         ),
         (["{photos}", "--val", "nofile"], 3, "error: --val nofile: no such folder"),
-        (["{photos}", "--val", "empty"], 3, "error: --val no picture in empty"),
+        (["{photos}", "--val", "empty"], 3, "error: --val no image in empty"),
     ],
 )
 def test_mistakes_are_named_and_leave_no_folder(
@@ -135,7 +135,7 @@ def test_a_run_that_learnt_nothing_says_so(photos: Path, here: Path) -> None:
     assert seen.code == 0
     assert "where predicting zero costs 0.99" in seen.out
     assert "(helped by the original's mean and std)" in seen.out
-    assert "(helped by the original's mean and std)" in seen.err  # where the picture is announced
+    assert "(helped by the original's mean and std)" in seen.err  # where the image is announced
     assert seen.out.splitlines()[-1].startswith("It has learnt next to nothing: ")
     document = json.loads(run_at("pretrain", photos, *SHORT, "--lr", "1e-9", "--out", "again", "--json").out)
     assert document["learnt"] is False

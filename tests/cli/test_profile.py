@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 from mae.models import VARIANTS
 from mae.profiling.config import ProfileConfig
 from mae.profiling.measured import Machine, Measured, Timing
-from mae.profiling.profile import ProfileResult, profile
+from mae.profiling.run import ProfileResult, profile
 from maecli.app import app
-from maecli.profile_view import show_profile
 from maecli.streams import ERRORS
+from maecli.views.profile import show_profile
 from tests.processes import run_forked
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +58,7 @@ def test_the_published_figures() -> None:
         "total": 329541888,
         "trainable": 329239296,
     }
-    compute = large["compute_per_picture"]
+    compute = large["compute_per_image"]
     assert compute["forward"] == {"flops": 41511567360, "macs": 20755783680, "gflops": 41.512, "gmacs": 20.756}
     assert compute["training_step"]["gflops"] == 124.226
     assert compute["whole_encoder"]["gmacs"] == 61.554
@@ -89,7 +89,7 @@ def test_order_and_names_are_the_users() -> None:
     assert [one["variant"] for one in named["variants"]] == ["vit_huge", "vit_tiny"]
 
 
-def test_variants_that_do_not_fit_the_picture_are_left_out_unless_named() -> None:
+def test_variants_that_do_not_fit_the_image_are_left_out_unless_named() -> None:
     code, out, err = maecli("--image-size", "160x288", "--json")
     assert code == 0
     assert [one["variant"] for one in json.loads(out)["variants"]] == list(VARIANTS)[:-1]
@@ -105,7 +105,7 @@ def test_modules_add_up() -> None:
         modules = base["modules"]
         assert sum(module["parameters"] for module in modules) == base["parameters"]["total"]
         for what in ("forward", "training_step"):
-            assert sum(module[what]["flops"] for module in modules) == base["compute_per_picture"][what]["flops"]
+            assert sum(module[what]["flops"] for module in modules) == base["compute_per_image"][what]["flops"]
         assert len({module["name"] for module in modules}) == len(modules)
     (base,) = document("--variant", "vit_base", "--depth", 1)["variants"]
     assert [module["name"] for module in base["modules"]] == [
@@ -123,9 +123,9 @@ def test_fit_and_plan() -> None:
     )["variants"]
     assert base["fit"]["memory_bytes"] == 24 * 10**9
     assert base["fit"]["batch_size"] * base["fit"]["accum_iter"] * 2 == base["fit"]["effective_batch"] == 4096
-    assert base["fit_recompute"]["largest_batch"] > base["fit"]["largest_batch"]
+    assert base["checkpointed_fit"]["largest_batch"] > base["fit"]["largest_batch"]
     plan = base["plan"]
-    own = base["compute_per_picture"]["own_training_step"]["flops"]
+    own = base["compute_per_image"]["own_training_step"]["flops"]
     assert plan["images_per_second"] == pytest.approx(165.2e12 * 0.3 / own)
     assert plan["gpu_hours"] == pytest.approx(1281167 * 100 / plan["images_per_second"] / 3600)
     assert plan["cost"] == pytest.approx(plan["gpu_hours"] * 0.5)
@@ -190,7 +190,7 @@ def test_csv_has_a_row_for_each_variant() -> None:
     rows = list(csv.DictReader(io.StringIO(out)))
     assert [row["variant"] for row in rows] == list(VARIANTS)
     assert rows[3]["parameters.total"] == "329541888"
-    assert rows[3]["compute_per_picture.forward.flops"] == "41511567360"
+    assert rows[3]["compute_per_image.forward.flops"] == "41511567360"
     assert rows[3]["fit.effective_batch"] == "4096"
     assert not any("modules" in column for column in rows[0])
 
@@ -265,7 +265,7 @@ def test_out_of_memory_leaves_the_estimate(monkeypatch: pytest.MonkeyPatch) -> N
     assert code == 0
     assert "warning: vit_huge: training time: out of memory (too much); the estimate stands" in err
     assert "290.99" in out
-    assert "training, pictures/s" not in out
+    assert "training, images/s" not in out
 
 
 SMALL_PRODUCTS = "from mae.profiling import measuring\nmeasuring._MATMUL_SIDES['cpu'] = (256,)\nmeasuring.main()"

@@ -11,16 +11,16 @@ import pytest
 
 from mae.mae import MaskedAutoencoder
 from tests.cli.test_app import TINY, maecli
-from tests.unit.training.small import make_pictures
+from tests.unit.training.small import make_images
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one epoch."""
     folder = tmp_path_factory.mktemp("finished")
-    pictures = make_pictures(folder / "pictures")
+    images = make_images(folder / "images")
     code, _, err = maecli(
-        "pretrain", pictures, *TINY, "--epochs", 1, "--warmup-epochs", 0, "--batch-size", 4, "--out", folder / "run"
+        "pretrain", images, *TINY, "--epochs", 1, "--warmup-epochs", 0, "--batch-size", 4, "--out", folder / "run"
     )
     assert code == 0, err
     return folder / "run"

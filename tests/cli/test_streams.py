@@ -17,12 +17,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mae.checkpoints import save_checkpoint
-from mae.comparing.config import CompareConfig, ExportConfig
-from mae.config import MAEConfig, ReconstructConfig
+from mae.comparison.config import CompareConfig, ExportConfig
+from mae.config import MAEConfig
 from mae.errors import ConfigError
 from mae.evaluation.config import EmbedConfig
 from mae.models import create_model
 from mae.options import flag_name, option_of
+from mae.reconstruction.config import ReconstructConfig
 from mae.reporting.config import ReportConfig, WatchConfig
 from mae.training.config import PretrainConfig, ReplayConfig
 from maecli.app import app
@@ -94,11 +95,11 @@ def test_an_image_from_standard_input_is_named(weights: Path, tmp_path: Path) ->
     code, out, _ = maecli("reconstruct", *words, "--separate", tmp_path / "panels", "--json", piped=image())
     assert code == 0
     document = json.loads(out)
-    assert [one["path"] for one in document["pictures"]] == ["stdin"]
+    assert [one["path"] for one in document["images"]] == ["stdin"]
     assert (tmp_path / "panels/001-stdin-original.png").is_file()
     code, out, err = maecli("reconstruct", *words, piped=b"no image")
     assert (code, out) == (3, b"")
-    assert "error: stdin: is no picture that Pillow knows" in err
+    assert "error: stdin: is no image that Pillow knows" in err
     code, out, err = maecli("reconstruct", *words, piped=b"")
     assert (code, out) == (3, b"")
     assert "error: stdin: is empty" in err

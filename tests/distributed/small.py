@@ -1,6 +1,6 @@
 """The real command with models of one block, for processes that torchrun starts.
 
-``SPOIL_RANK`` names a rank whose first losses of the run are no number; ``ENDLESS_SCAN`` never finds all pictures;
+``SPOIL_RANK`` names a rank whose first losses of the run are no number; ``ENDLESS_SCAN`` never finds all images;
 ``STEP_SECONDS`` is how much longer a step takes, so that a signal comes in time.
 ``KILL_AT`` names what the process kills itself in, as ``kill -9`` would: ``config`` or the number of a step.
 """
@@ -73,7 +73,7 @@ def kill_at(place: str) -> None:
 
 
 def scan_without_end() -> None:
-    """Look for pictures until a signal comes."""
+    """Look for images until a signal comes."""
     from mae.training import pretrain
 
     def scan(*_: Any, **__: Any) -> Any:
@@ -81,7 +81,7 @@ def scan_without_end() -> None:
         sys.stderr.flush()
         time.sleep(600)
 
-    pretrain.scan_pictures = scan
+    pretrain.scan_images = scan
 
 
 def spoil(batches: int) -> None:

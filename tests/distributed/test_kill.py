@@ -110,5 +110,5 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path,
     assert_same(whole, killed)
     names = [sorted(path.name for path in run.rglob("*") if path.is_file()) for run in (whole, killed)]
     assert names[0] == names[1]
-    for picture in (whole / "previews").iterdir():
-        assert picture.read_bytes() == (killed / "previews" / picture.name).read_bytes()
+    for image in (whole / "previews").iterdir():
+        assert image.read_bytes() == (killed / "previews" / image.name).read_bytes()

@@ -35,7 +35,7 @@ FORKING = ["--start-method", "fork", "--run-path"]
 
 
 def command(ranks: int, out: Path, *options: str, torchrun: Sequence[str] = (*TORCHRUN, *FORKING)) -> list[str]:
-    """Torchrun with so many processes, or plain python for one; batches of four pictures over all."""
+    """Torchrun with so many processes, or plain python for one; batches of four images over all."""
     start = [*torchrun, "--nproc-per-node", str(ranks)] if ranks > 1 else []
     arguments = ["pretrain", str(ROOT / "sample_images"), "--out", str(out), *RECIPE, *options]
     if "--resume" not in options:
@@ -140,10 +140,10 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, options: tuple[str, .
 
 
 @pytest.mark.parametrize("options", [(), ("--shard",)], ids=["copies", "shards"])
-def test_another_number_of_processes_goes_on_with_the_same_pictures(
+def test_another_number_of_processes_goes_on_with_the_same_images(
     tmp_path: Path, alone: Path, options: tuple[str, ...]
 ) -> None:
-    """Two processes, then one: each step sees the pictures and the masks that one process alone would have."""
+    """Two processes, then one: each step sees the images and the masks that one process alone would have."""
     out = tmp_path / "run"
     finished(2, out, "--epochs", "4", *options)
     state = "checkpoint-last.dcp" if options else "checkpoint-last.pth"
@@ -156,7 +156,7 @@ def test_another_number_of_processes_goes_on_with_the_same_pictures(
         path.rename(parted / f"gone-{path.name}")
     (parted / "checkpoint-5.pth").unlink(missing_ok=True)
     done = finished(1, parted, "--resume", str(parted), "--no-shard")
-    assert "batches of 4 pictures are 4 in each of 1 processes" in done.stderr
+    assert "batches of 4 images are 4 in each of 1 processes" in done.stderr
     assert_close(steps(parted), steps(six))
     # And again, as the command that a scheduler repeats: the folder tells the batch as it is shared now.
     done = finished(1, parted, "--resume", str(parted), "--epochs", "7")
@@ -216,7 +216,7 @@ def test_batches_that_cannot_be_shared_are_refused(tmp_path: Path) -> None:
     finished(2, tmp_path / "run", "--epochs", "1")
     failed = run(3, tmp_path / "run", "--resume", str(tmp_path / "run"), "--epochs", "2")
     assert failed.returncode != 0
-    assert "a batch of 4 pictures cannot be shared equally by 3 processes" in failed.stderr
+    assert "a batch of 4 images cannot be shared equally by 3 processes" in failed.stderr
 
 
 def test_a_table_of_shards_that_would_run_code_is_refused(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_a_signal_saves_and_says_which_it_was(tmp_path: Path, name: str, code: i
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_before_training_one_signal_is_enough(tmp_path: Path, name: str, code: int) -> None:
-    """While pictures are looked for, or fetched, there is nothing to save."""
+    """While images are looked for, or fetched, there is nothing to save."""
     process = fork(*command(tmp_path / "run", 2)[1:], env=environment(ENDLESS_SCAN="1"))
     assert process.stderr is not None
     assert process.stderr.readline() == "scanning\n"

@@ -85,7 +85,7 @@ def squeezed(text: str) -> str:
 
 
 def photos(folder: Path) -> None:
-    """A reader's own pictures, and those of the checkout."""
+    """A reader's own images, and those of the checkout."""
     (folder / "photos").mkdir()
     for name in ("cat", "coffee", "retina", "tulips", "rocket", "pagoda"):
         shutil.copy(ROOT / "sample_images" / f"{name}.jpg", folder / "photos")
@@ -101,7 +101,7 @@ def run(folder: Path) -> None:
 
 
 def scans(folder: Path) -> None:
-    """Grey pictures of 16 bits."""
+    """Grey images of 16 bits."""
     (folder / "scans").mkdir()
     stream = np.random.default_rng(0)
     for number in range(4):

@@ -1,4 +1,4 @@
-"""The scripts that make the documents' figures and pictures."""
+"""The scripts that make the documents' figures and images."""
 
 from __future__ import annotations
 
@@ -76,12 +76,12 @@ def test_a_terminal_is_drawn_as_it_stands_at_the_end() -> None:
     assert shots.screen("first\r\nold\r\x1b[2K\x1b[1mnew\x1b[0m\r\n").splitlines() == ["first", "\x1b[1mnew\x1b[0m"]
     assert shots.screen("10%\r20%\r\ndone").splitlines() == ["20%", "done"]
     assert shots.screen("a\r\nb\x1b[1A\r\x1b[2Kc").splitlines() == ["c", "b"]
-    picture = shots.draw("one <two>", 40, "title")
-    texts = [element for element in ElementTree.fromstring(picture).iter() if element.tag.endswith("text")]
+    image = shots.draw("one <two>", 40, "title")
+    texts = [element for element in ElementTree.fromstring(image).iter() if element.tag.endswith("text")]
     line = next(element for element in texts if element.text and "two" in element.text)
     assert len(line.attrib["x"].split()) == len(line.text or "") == len("one\u00a0<two>")
-    assert "http://" not in picture.replace("http://www.w3.org", "")
-    assert "cdnjs" not in picture
+    assert "http://" not in image.replace("http://www.w3.org", "")
+    assert "cdnjs" not in image
 
 
 def test_a_curve_shows_every_epoch(tmp_path: Path) -> None:
@@ -89,8 +89,8 @@ def test_a_curve_shows_every_epoch(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     lines = [{"epoch": n, "train_loss": 1 - n / 10, "train_lr": 1e-3 * n} for n in range(4)]
     log.write_text("\n".join(json.dumps(line) for line in [{"step": 1, "loss": 2.0}, *lines]))
-    picture = ElementTree.fromstring(curve.draw(curve.read(log), 0.98))
-    points = [one.attrib["points"].split() for one in picture.iter() if one.tag.endswith("polyline")]
+    image = ElementTree.fromstring(curve.draw(curve.read(log), 0.98))
+    points = [one.attrib["points"].split() for one in image.iter() if one.tag.endswith("polyline")]
     assert [len(one) for one in points] == [4, 4]
     heights = [float(point.split(",")[1]) for point in points[1]]
     assert heights == sorted(heights)  # a falling loss goes down the page

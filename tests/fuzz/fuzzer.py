@@ -97,7 +97,7 @@ def _number(stream: random.Random, data: bytearray, kept: Sequence[bytes]) -> No
 
 
 def _digits(stream: random.Random, data: bytearray, kept: Sequence[bytes]) -> None:
-    """Another number where one stands as text, as in the header of a safetensors file or a netpbm picture."""
+    """Another number where one stands as text, as in the header of a safetensors file or a netpbm image."""
     places = [place for place, value in enumerate(data[:4000]) if 48 <= value < 58]
     if places:
         at = stream.choice(places)

@@ -1,4 +1,4 @@
-"""What is fuzzed, and with what it begins; run as a program: python -m tests.fuzz.targets picture --seconds 60."""
+"""What is fuzzed, and with what it begins; run as a program: python -m tests.fuzz.targets image --seconds 60."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ import torch
 from safetensors.torch import save
 
 from mae.checkpoints import load_checkpoint
-from mae.checkpoints.building import build_usable
+from mae.checkpoints.build import build_usable
 from mae.checkpoints.dialects import to_hugging_face
 from mae.config import MAEConfig
-from mae.data.archives import ArchiveSource, list_archive
 from mae.data.augment import Augmentation
-from mae.data.jpeg import resolve_decoder
-from mae.data.picture import load_picture, open_picture, probe_picture
+from mae.data.decoding.image import load_image, open_image, probe_image
+from mae.data.decoding.jpeg import resolve_decoder
+from mae.data.sources.archive import ArchiveSource, list_archive
 from mae.errors import MaeError
 from tests.golden import official
-from tests.torture.pictures import all_cases
+from tests.torture.images import all_cases
 from tests.unit.checkpoints.hostile import HOSTILE
 
 SECONDS_FOR_ONE = 60  # while every line is traced
@@ -44,21 +44,21 @@ def read_checkpoint(path: Path) -> None:
     build_usable(load_checkpoint(path))
 
 
-def read_picture(path: Path) -> None:
+def read_image(path: Path) -> None:
     """As the scan, ``reconstruct`` and ``pretrain`` do."""
-    probe_picture(path)
+    probe_image(path)
     for decoder in ("pillow", resolve_decoder("auto")):
-        with open_picture(path) as file:
+        with open_image(path) as file:
             try:
                 Augmentation((16, 16), 3, decoder=decoder)(file, path, 0)
             except MaeError:
                 continue
     for in_chans in (1, 4):
-        load_picture(path, in_chans)
+        load_image(path, in_chans)
 
 
 def read_archive(path: Path) -> None:
-    """Find an archive's pictures and read each."""
+    """Find an archive's images and read each."""
     for suffix in (".zip", ".tar"):
         named = path.with_suffix(suffix)
         named.write_bytes(path.read_bytes())
@@ -86,7 +86,7 @@ def _checkpoints() -> list[bytes]:
     return found + [data for data in hostile if len(data) < 20_000]
 
 
-def _pictures() -> list[bytes]:
+def _images() -> list[bytes]:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for number, case in enumerate(all_cases()):
@@ -98,18 +98,18 @@ def _pictures() -> list[bytes]:
 
 
 def _archives() -> list[bytes]:
-    pictures = [data for data in _pictures() if len(data) < 3000][:4]
+    images = [data for data in _images() if len(data) < 3000][:4]
     found = []
     for packed in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         file = io.BytesIO()
         with zipfile.ZipFile(file, "w", packed) as archive:
-            for number, data in enumerate(pictures):
+            for number, data in enumerate(images):
                 archive.writestr(f"a/{number}.png", data)
         found.append(file.getvalue())
     for style in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         file = io.BytesIO()
         with tarfile.open(fileobj=file, mode="w", format=style) as tar:
-            for number, data in enumerate(pictures):
+            for number, data in enumerate(images):
                 info = tarfile.TarInfo(f"{'long/' * 30}{number}é.png")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
@@ -119,7 +119,7 @@ def _archives() -> list[bytes]:
 
 TARGETS: dict[str, tuple[Callable[[Path], None], Callable[[], list[bytes]]]] = {
     "checkpoint": (read_checkpoint, _checkpoints),
-    "picture": (read_picture, _pictures),
+    "image": (read_image, _images),
     "archive": (read_archive, _archives),
 }
 

@@ -1,6 +1,6 @@
 """Checkpoints in the official format, with weights from a frozen random stream.
 
-The same (sizes, seed) gives the same bytes everywhere, and these are the weights, pictures and noise behind the
+The same (sizes, seed) gives the same bytes everywhere, and these are the weights, images and noise behind the
 stored values of the official model. No parameter is near its initial value, so a model that ignores one cannot
 agree. Nothing of ``mae`` but its sizes is used here: the position table has its own formula.
 """
@@ -109,7 +109,7 @@ def checkpoint(config: MAEConfig, kind: str = "full", seed: int = 7) -> dict[str
 
 
 def inputs(config: MAEConfig, seed: int = 7, batch: int = 2) -> tuple[Tensor, Tensor]:
-    """Pictures (B, C, H, W) and masking noise (B, L), float32; the lowest noise is kept."""
+    """Images (B, C, H, W) and masking noise (B, L), float32; the lowest noise is kept."""
     stream = np.random.RandomState(seed + 1)
     imgs = stream.standard_normal((batch, config.in_chans, *config.img_size)).astype(np.float32)
     noise = stream.uniform(size=(batch, config.num_patches)).astype(np.float32)

@@ -16,23 +16,24 @@ import torch
 import torch.distributed as dist
 
 from mae.checkpoints import load_checkpoint, save_checkpoint
-from mae.config import MAEConfig, ReconstructConfig
-from mae.device import PRECISIONS, resolve_device, resolve_precision
-from mae.doctor import DoctorConfig, examine
+from mae.config import MAEConfig
 from mae.errors import TrainingError
 from mae.evaluation.config import EmbedConfig
 from mae.evaluation.embed import embed
 from mae.mae import MaskedAutoencoder
 from mae.models import create_model
 from mae.profiling.config import ProfileConfig
-from mae.profiling.profile import profile
-from mae.reconstruct import reconstruct
+from mae.profiling.doctor import DoctorConfig, examine
+from mae.profiling.run import profile
+from mae.reconstruction.config import ReconstructConfig
+from mae.reconstruction.run import reconstruct
+from mae.system.device import PRECISIONS, resolve_device, resolve_precision
+from mae.system.distributed import Ranks
+from mae.training.checkpointer import Checkpointer
 from mae.training.config import PretrainConfig
 from mae.training.pretrain import pretrain
-from mae.training.ranks import Ranks
 from mae.training.run_folder import Position, RunFolder
-from mae.training.saving import Saver
-from mae.training.shards import restore_shards, write_shards
+from mae.training.sharded import restore_shards, write_shards
 from mae.training.step import TrainingStep
 from tests.distributed.test_ranks import RECIPE, SMALL, TORCHRUN, steps
 from tests.processes import ROOT, environment, finish, start_python
@@ -57,9 +58,11 @@ def small_model() -> MaskedAutoencoder:
     return create_model(SIZES)
 
 
-def small_step(precision: str = "fp32", device: str = DEVICE, *, recompute: bool = False, **how: Any) -> TrainingStep:
+def small_step(
+    precision: str = "fp32", device: str = DEVICE, *, activation_checkpointing: bool = False, **how: Any
+) -> TrainingStep:
     model = small_model().to(resolve_device(device))
-    model.recompute_activations(recompute)
+    model.set_activation_checkpointing(activation_checkpointing)
     return TrainingStep(model, precision, lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05, **how)
 
 
@@ -71,13 +74,13 @@ def batch(images: int = 8) -> tuple[torch.Tensor, float, torch.Tensor]:
     return (fine * 255).to(torch.uint8), 0.75, torch.rand(images, 64, generator=stream)
 
 
-@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
-def test_a_step_is_the_one_of_a_cpu_and_learns(recompute: bool) -> None:
+@pytest.mark.parametrize("activation_checkpointing", [False, True], ids=["kept", "recomputed"])
+def test_a_step_is_the_one_of_a_cpu_and_learns(activation_checkpointing: bool) -> None:
     exact = small_step(device="cpu")
     wanted = float(exact.backward(*batch()))
     wanted_norm = float(exact.update())
     for precision in precisions():
-        step = small_step(precision, recompute=recompute)
+        step = small_step(precision, activation_checkpointing=activation_checkpointing)
         assert step.device.index is not None
         tolerance = 1e-3 if precision == "fp32" else 0.05
         losses = [float(step.backward(*batch()))]
@@ -93,11 +96,11 @@ def test_a_step_is_the_one_of_a_cpu_and_learns(recompute: bool) -> None:
         assert {tensor.device for tensor in moments} == {step.device}
 
 
-@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
-def test_a_step_does_not_wait_for_the_gpu(recompute: bool) -> None:
+@pytest.mark.parametrize("activation_checkpointing", [False, True], ids=["kept", "recomputed"])
+def test_a_step_does_not_wait_for_the_gpu(activation_checkpointing: bool) -> None:
     """Torch itself raises where the host would wait."""
     for precision in precisions():
-        step = small_step(precision, recompute=recompute)
+        step = small_step(precision, activation_checkpointing=activation_checkpointing)
         for _ in range(3):  # the first ones set up libraries and moments
             step.backward(*batch())
             step.update()
@@ -146,11 +149,11 @@ def test_a_saved_state_is_the_one_of_its_moment(tmp_path: Path) -> None:
         step.backward(*batch())
         step.update()
         expected = {name: tensor.to("cpu", copy=True) for name, tensor in step.model.state_dict().items()}
-        saver = Saver(run, step, Ranks(), args={}, identity={}, minutes=5, keep_last=2)
-        saver.save(Position(step=1), wait=wait)
+        checkpointer = Checkpointer(run, step, Ranks(), args={}, identity={}, minutes=5, keep_last=2)
+        checkpointer.save(Position(step=1), wait=wait)
         step.backward(*batch())
         step.update()
-        saver.finish()
+        checkpointer.finish()
         written = torch.load(run.checkpoint, weights_only=False)  # without map_location
         assert all(torch.equal(tensor, expected[name]) for name, tensor in written["model"].items())
         moments = [value for entry in written["optimizer"]["state"].values() for value in entry.values()]
@@ -204,7 +207,7 @@ def test_reconstruct_shows_what_a_cpu_shows(tmp_path: Path) -> None:
                 device=device,
                 out=tmp_path / f"{device}.png",
             )
-        ).pictures
+        ).images
         for device in dict.fromkeys((DEVICE, "cpu"))
     }
     assert len(found[DEVICE]) == 2
@@ -298,7 +301,7 @@ def test_one_process_over_nccl_steps_like_one_alone(ranks: Ranks, shard: bool, t
     assert ("nccl" if DEVICE == "cuda" else "gloo") in str(dist.get_backend_config(dist.group.WORLD))
     ranks.begin_training()
     together, alone = small_step(ranks=ranks, shard=shard), small_step()
-    assert together.spread.sharded is shard
+    assert together.parallel.sharded is shard
     for _ in range(3):
         losses = [step.backward(*batch(), share=0.5, last=last) for step in (together, alone) for last in (False, True)]
         norms = [float(step.update()) for step in (together, alone)]

@@ -1,4 +1,4 @@
-"""Our numbers against values that the official model gave for the same weights, pictures and noise."""
+"""Our numbers against values that the official model gave for the same weights, images and noise."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_the_position_tables_are_the_official_bits(name: str) -> None:
 
 
 def test_the_published_mask() -> None:
-    """Seed 2's first draw gives the mask of the official notebook's published pictures."""
+    """Seed 2's first draw gives the mask of the official notebook's published images."""
     from mae.masking import random_masking
 
     published = json.loads((GOLDEN / "golden_mask_seed2.json").read_text())["mask"]

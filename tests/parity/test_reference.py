@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from mae.compare import CompareResult, compare
-from mae.comparing.config import CompareConfig
-from mae.comparing.reference import Sizes, run_reference
+from mae.comparison.config import CompareConfig
+from mae.comparison.reference import Sizes, run_reference
+from mae.comparison.run import CompareResult, compare
 from tests.golden import official
 
 pytestmark = pytest.mark.parity

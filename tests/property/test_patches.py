@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mae.checkpoints.tables import follows_formula, grid_of
+from mae.checkpoints.pos_tables import follows_formula, grid_of
 from mae.config import num_kept
 from mae.errors import ConfigError
 from mae.masking import masking_from_order, random_masking, take_patches
@@ -62,7 +62,7 @@ def test_a_mask_is_a_choice_of_the_lowest_noise(seed: int, batch: int, patches: 
     assert (take_patches(masking.mask[:, :, None], masking.ids_keep) == 0).all()
     for one, two in zip(masking, random_masking(noise.double(), ratio), strict=True):
         assert torch.equal(one, two)
-    alone = masking_from_order(noise[-1:], kept)  # a picture's mask does not depend on its neighbours
+    alone = masking_from_order(noise[-1:], kept)  # an image's mask does not depend on its neighbours
     assert torch.equal(alone.ids_keep, masking.ids_keep[-1:])
 
 

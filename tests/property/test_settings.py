@@ -15,14 +15,15 @@ import tomli_w
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from mae.comparing.config import REFERENCES, CompareConfig, ExportConfig
-from mae.config import MAEConfig, ReconstructConfig
+from mae.comparison.config import REFERENCES, CompareConfig, ExportConfig
+from mae.config import MAEConfig
 from mae.errors import ConfigError
+from mae.io.toml import read_toml
 from mae.models import VARIANTS
 from mae.options import build_config, flag_name, option_of
 from mae.profiling.accelerators import ACCELERATORS
 from mae.profiling.config import ProfileConfig
-from mae.toml import read_toml
+from mae.reconstruction.config import ReconstructConfig
 from mae.training.config import PretrainConfig
 
 CONFIGS = [PretrainConfig, ReconstructConfig, ProfileConfig, CompareConfig, ExportConfig]

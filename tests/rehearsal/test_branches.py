@@ -27,26 +27,26 @@ FAKE = "tests/rehearsal/test_fake_cuda.py::"
 TWO = "tests/rehearsal/test_two_gpus.py::test_two_processes_start_on_two_gpus"
 GPU = "tests/gpu/test_gpu.py::"
 STEP = FAKE + "test_a_step_never_makes_the_host_wait"
-CHOICES = "only the values that an option takes; mae/device.py makes something of them"
+CHOICES = "only the values that an option takes; mae/system/device.py makes something of them"
 ON_PAPER = "arithmetic on sizes, with no device; tests/unit/profiling holds it against torch's own counts"
 
 LISTED = {
     "mae/attention.py attend": Covered(1, STEP),
-    "mae/checkpoints/reading.py _refuse_inflated": Covered(1, "files are read to the host, whatever the machine has"),
+    "mae/checkpoints/load.py _refuse_inflated": Covered(1, "files are read to the host, whatever the machine has"),
     "mae/config.py ReconstructConfig": Covered(2, CHOICES),
     "mae/data/loader.py loader_workers": Covered(1, "only a number of processes, by cores"),
-    "mae/device.py _multiplies_bf16": Covered(3, TWO),
-    "mae/device.py resolve_device": Covered(
-        9, "tests/unit/test_device.py::test_a_gpu_has_an_index", "test_device.py says that there is one, and asks"
+    "mae/system/device.py _multiplies_bf16": Covered(3, TWO),
+    "mae/system/device.py resolve_device": Covered(
+        9, "tests/unit/system/test_device.py::test_a_gpu_has_an_index", "test_device.py says that there is one, and asks"
     ),
-    "mae/doctor.py": Covered(2, GPU + "test_doctor_measures_the_gpu", "only the side of a matrix"),
-    "mae/doctor.py _warnings": Covered(3, "advice for machines that compute on a CPU"),
-    "mae/doctor.py _with_torch": Covered(2, GPU + "test_doctor_measures_the_gpu"),
-    "mae/environment.py graphics_cards": Covered(3, TWO),
+    "mae/profiling/doctor.py": Covered(2, GPU + "test_doctor_measures_the_gpu", "only the side of a matrix"),
+    "mae/profiling/doctor.py _warnings": Covered(3, "advice for machines that compute on a CPU"),
+    "mae/profiling/doctor.py _with_torch": Covered(2, GPU + "test_doctor_measures_the_gpu"),
+    "mae/system/environment.py graphics_cards": Covered(3, TWO),
     "mae/evaluation/config.py _shared": Covered(2, CHOICES),
     "mae/evaluation/extract.py extract": Covered(1, GPU + "test_embed_gives_the_features_of_a_cpu"),
     "mae/mae.py MaskedAutoencoder.forward_loss": Covered(1, FAKE + "test_using_a_model_does_not_wait_either"),
-    "mae/precision.py choose_precision": Covered(1, "fp16 is refused on a CPU and nowhere else"),
+    "mae/system/precision.py choose_precision": Covered(1, "fp16 is refused on a CPU and nowhere else"),
     "mae/profiling/config.py ProfileConfig": Covered(2, CHOICES),
     "mae/profiling/config.py ProfileConfig._native_bf16": Covered(2, ON_PAPER),
     "mae/profiling/config.py ProfileConfig.assumed_device": Covered(1, ON_PAPER),
@@ -65,18 +65,18 @@ LISTED = {
     "mae/profiling/memory.py fit": Covered(1, ON_PAPER),
     "mae/profiling/memory.py process_bytes": Covered(1, ON_PAPER),
     "mae/profiling/memory.py training_memory": Covered(1, ON_PAPER),
-    "mae/profiling/profile.py _plan": Covered(1, GPU + "test_profile_measures_the_gpu"),
-    "mae/profiling/profile.py profile": Covered(1, GPU + "test_profile_measures_the_gpu"),
+    "mae/profiling/run.py _plan": Covered(1, GPU + "test_profile_measures_the_gpu"),
+    "mae/profiling/run.py profile": Covered(1, GPU + "test_profile_measures_the_gpu"),
     "mae/profiling/tape.py Tape.__init__": Covered(1, ON_PAPER),
     "mae/training/config.py PretrainConfig": Covered(2, CHOICES),
     "mae/training/config.py ReplayConfig": Covered(2, CHOICES),
-    "mae/training/feed.py Feed.__init__": Covered(1, TWO),
+    "mae/training/data_module.py DataModule.__init__": Covered(1, TWO),
     "mae/training/optim.py make_optimizer": Covered(1, STEP),
     "mae/training/plan.py check_time": Covered(1, "a warning of a run that takes days on a CPU"),
     "mae/training/pretrain.py _time_batch": Covered(1, GPU + "test_a_run_goes_on_bit_for_bit"),
-    "mae/training/ranks.py Ranks.join": Covered(5, TWO),
+    "mae/system/distributed.py Ranks.join": Covered(5, TWO),
     "mae/training/replay.py replay": Covered(1, "fp16 becomes fp32 on a CPU and nowhere else"),
-    "mae/training/saving.py Saver.save": Covered(1, FAKE + "test_a_state_is_copied_to_the_host_before_it_is_written"),
+    "mae/training/checkpointer.py Checkpointer.save": Covered(1, FAKE + "test_a_state_is_copied_to_the_host_before_it_is_written"),
     "mae/training/step.py TrainingStep.__init__": Covered(1, STEP),
     "mae/training/step.py TrainingStep._gradient_norm": Covered(
         1, STEP, "its tensors are not grouped: one by one the norm is the same"
@@ -85,8 +85,8 @@ LISTED = {
     "mae/training/trainer.py Trainer.step": Covered(
         1, "tests/unit/training/test_pretrain.py::test_losses_read_in_groups_as_on_a_gpu_change_nothing"
     ),
-    "maecli/profile_view.py": Covered(2, "names of devices for people"),
-    "maecli/profile_view.py _conditions": Covered(1, "a CPU's threads, for people"),
+    "maecli/views/profile.py": Covered(2, "names of devices for people"),
+    "maecli/views/profile.py _conditions": Covered(1, "a CPU's threads, for people"),
 }  # fmt: skip
 
 

@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from mae.data.normalise import denormalise, normalise
-from mae.device import PRECISIONS, autocast
+from mae.data.transforms import denormalise, normalise
 from mae.mae import MaskedAutoencoder
 from mae.masking import random_masking
-from mae.panels import predict
-from mae.training import saving as saving_module
-from mae.training.ranks import Ranks
+from mae.reconstruction.panels import predict
+from mae.system.device import PRECISIONS, autocast
+from mae.system.distributed import Ranks
+from mae.training import checkpointer as saving_module
+from mae.training.checkpointer import Checkpointer
 from mae.training.run_folder import Position, RunFolder
-from mae.training.saving import Saver
 from mae.training.step import TrainingStep
 from tests.rehearsal.fake_cuda import Traffic, fake_cuda, walk_backward
 
@@ -33,10 +33,10 @@ def small_model() -> MaskedAutoencoder:
     )  # fmt: skip
 
 
-def small_step(precision: str = "fp32", *, recompute: bool = False) -> TrainingStep:
+def small_step(precision: str = "fp32", *, activation_checkpointing: bool = False) -> TrainingStep:
     with torch.device("cuda"):
         model = small_model()
-    model.recompute_activations(recompute)
+    model.set_activation_checkpointing(activation_checkpointing)
     return TrainingStep(model, precision, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05)
 
 
@@ -53,10 +53,10 @@ def take_step(step: TrainingStep) -> Traffic:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
-def test_a_step_never_makes_the_host_wait(precision: str, recompute: bool) -> None:
+@pytest.mark.parametrize("activation_checkpointing", [False, True], ids=["kept", "recomputed"])
+def test_a_step_never_makes_the_host_wait(precision: str, activation_checkpointing: bool) -> None:
     with fake_cuda():
-        step = small_step(precision, recompute=recompute)
+        step = small_step(precision, activation_checkpointing=activation_checkpointing)
         traffic = take_step(step)
         assert traffic.waits == []
         assert traffic.sent == [4 * 3 * 32 * 32, 4 * 16]  # the images and the noise, and nothing else
@@ -85,10 +85,10 @@ def test_a_state_is_copied_to_the_host_before_it_is_written(
     with fake_cuda():
         step = small_step(precision)
         take_step(step)
-        saver = Saver(run, step, Ranks(), args={}, identity={}, minutes=5, keep_last=2)
+        checkpointer = Checkpointer(run, step, Ranks(), args={}, identity={}, minutes=5, keep_last=2)
         for wait in (True, False):
-            saver.save(Position(step=1), wait=wait)
-        saver.finish()
+            checkpointer.save(Position(step=1), wait=wait)
+        checkpointer.finish()
         assert len(written) == 2
         for document in written:
             assert set(document["model"]) == set(step.model.state_dict())
@@ -152,11 +152,11 @@ def test_what_waits_is_noticed(name: str) -> None:
 def test_the_walk_over_the_graph_is_the_engines() -> None:
     images, noise = torch.rand(2, 3, 32, 32), torch.rand(2, 16)
     gradients = []
-    for recompute in (False, True):
+    for activation_checkpointing in (False, True):
         for backward in (Tensor.backward, walk_backward):
             torch.manual_seed(0)
             model = small_model()
-            model.recompute_activations(recompute)
+            model.set_activation_checkpointing(activation_checkpointing)
             loss = model.pretraining_loss(images, 0.75, noise)
             backward(loss)
             gradients.append([parameter.grad for parameter in model.parameters()])

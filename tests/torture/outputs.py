@@ -11,11 +11,11 @@ from tests.torture.trials import TINY, Stage, Trial, Words
 Place = Callable[[Stage, str], Path]
 # Each command that writes, with the suffix of what it writes; "" for a folder.
 WRITERS: dict[str, tuple[str, Callable[[Stage, Path], Words]]] = {
-    "reconstruct": (".png", lambda s, out: ["reconstruct", s.picture, "--checkpoint", s.weights, "--out", out]),
+    "reconstruct": (".png", lambda s, out: ["reconstruct", s.image, "--checkpoint", s.weights, "--out", out]),
     "reconstruct --separate": (
         "",
         lambda s, out: [
-            "reconstruct", s.picture, "--checkpoint", s.weights, "--out", s.folder / "x.png", "--separate", out
+            "reconstruct", s.image, "--checkpoint", s.weights, "--out", s.folder / "x.png", "--separate", out
         ],
     ),
     "compare": (
@@ -27,7 +27,7 @@ WRITERS: dict[str, tuple[str, Callable[[Stage, Path], Words]]] = {
     "export --to timm": (".safetensors", lambda s, out: ["export", s.weights, "--to", "timm", "--out", out]),
     "export --to official": (".pth", lambda s, out: ["export", s.weights, "--to", "official", "--out", out]),
     "export --to hf": ("", lambda s, out: ["export", s.weights, "--to", "hf", "--out", out]),
-    "pretrain": ("", lambda s, out: ["pretrain", s.pictures, *TINY, "--out", out]),
+    "pretrain": ("", lambda s, out: ["pretrain", s.images, *TINY, "--out", out]),
 }  # fmt: skip
 
 
@@ -54,10 +54,10 @@ def all_outputs() -> Iterator[Trial]:
             yield Trial(f"{command}: {name}", _at(place, suffix, words), 0, after=_looked_at(after, suffix))
         for name, place, said in _FILE_REFUSED if suffix else _FOLDER_REFUSED:
             yield Trial(f"{command}: {name}", _at(place, suffix, words), 2, said)
-    picture = WRITERS["reconstruct"][1]
+    image = WRITERS["reconstruct"][1]
     for suffix in (".gif", ".tiff", "", ".png.exe"):
         said = r"the name must end in .png, .jpg, .jpeg, .webp"
-        yield Trial(f"reconstruct: a name with the suffix '{suffix}'", _at(_plain, suffix, picture), 2, said)
+        yield Trial(f"reconstruct: a name with the suffix '{suffix}'", _at(_plain, suffix, image), 2, said)
     yield Trial(
         "export: onto the checkpoint itself",
         lambda s: ["export", s.weights, "--to", "official", "--out", s.weights],
@@ -238,7 +238,7 @@ def _onto_itself_by_link(stage: Stage) -> Words:
 def _over_a_run(stage: Stage) -> Words:
     (stage.folder / "run").mkdir()
     (stage.folder / "run/checkpoint-last.pth").write_bytes(stage.weights.read_bytes())
-    return ["pretrain", stage.pictures, *TINY, "--out", stage.folder / "run"]
+    return ["pretrain", stage.images, *TINY, "--out", stage.folder / "run"]
 
 
 def _resumed_elsewhere(stage: Stage) -> Words:
@@ -249,7 +249,7 @@ def _resumed_elsewhere(stage: Stage) -> Words:
 
     typed = {word[2:].replace("-", "_"): value for word, value in zip(TINY[::2], TINY[1::2], strict=True)}
     numbers = {name: int(value) for name, value in typed.items() if str(value).isdigit() and name != "image_size"}
-    values = typed | numbers | {"data": [stage.pictures], "out": stage.folder / "first"}
+    values = typed | numbers | {"data": [stage.images], "out": stage.folder / "first"}
     pretrain(build_config(PretrainConfig, values))
     (stage.folder / "first").rename(stage.folder / "moved")
     settings = stage.folder / "moved/config.toml"

@@ -21,15 +21,16 @@ from pathlib import Path
 import torch
 
 import mae
-import mae.compare
-import mae.export
-import mae.profiling.profile
-import mae.reconstruct
+import mae.comparison.run
+import mae.exporting.run
+import mae.profiling.run
+import mae.reconstruction.run
 import mae.training.pretrain
-from mae.files import shown, write_atomically
+from mae.io.files import write_atomically
+from mae.io.text import shown
 from maecli.app import app
+from tests.torture.images import all_cases, write_all
 from tests.torture.outputs import all_outputs
-from tests.torture.pictures import all_cases, write_all
 from tests.torture.settings import all_settings
 from tests.torture.trials import TINY, Stage, Trial, Words, set_stage
 from tests.unit.checkpoints.hostile import HOSTILE, code_pickles, torch_zip
@@ -44,15 +45,15 @@ the exit code that it must have, and the suites in `tests/torture` and `tests/un
 Every line is a real command in a process of its own on two processor cores ({version}).
 Seconds are those by the clock, with other work beside it, without those that importing torch takes. Memory is the
 peak of the whole process; one that has torch and the commands loaded and does nothing takes {idle:.0f} MB. Exit codes:
-0 done, 2 an option or a place, 3 pictures, 4 a checkpoint, 5 training.
+0 done, 2 an option or a place, 3 images, 4 a checkpoint, 5 training.
 
 **{total} commands: none showed a traceback, none ran longer than {slowest:.1f} s, none took more than
 {largest:,.0f} MB, and no checkpoint ran code.**
 
 (The longest is the training on the whole corpus.) Not in the table: a place without permission and a disk that becomes
-read-only (simulated in `tests/torture/test_trials.py`, since these were run as root), the largest picture of each
-format (`pytest -m slow tests/torture/test_memory.py`: under 2 GB each), Pillow's own test pictures
-(`tests/torture/test_pillow_pictures.py`), and changed bytes guided by coverage (below).
+read-only (simulated in `tests/torture/test_trials.py`, since these were run as root), the largest image of each
+format (`pytest -m slow tests/torture/test_memory.py`: under 2 GB each), Pillow's own test images
+(`tests/torture/test_pillow_images.py`), and changed bytes guided by coverage (below).
 """
 _FUZZING = """## Changed bytes, guided by coverage
 
@@ -65,27 +66,27 @@ checks, and that it does not without looking at the lines.
 _FOUND = (
     ("archives", "a zip whose directory says that it lies before the file: a traceback", "named with the reason"),
     ("archives", "a zip member without a name: a traceback", "passed over"),
-    ("pictures", "a JPEG with damaged EXIF: Pillow's warning among a run's lines", "read without it"),
+    ("images", "a JPEG with damaged EXIF: Pillow's warning among a run's lines", "read without it"),
     ("checkpoints", "nothing", ""),
     (
         "by property: crops",
-        "`--crop-ratio` far from 1 on a picture one pixel wide: a crop of no pixels",
+        "`--crop-ratio` far from 1 on an image one pixel wide: a crop of no pixels",
         "a crop has one at least",
     ),
     ("by property: names", "`{0..99999999999}`: memory until the end; `{9..0}`: nothing, silently", "refused"),
     (
-        "pictures",
+        "images",
         "a TIFF whose strips cover a hundredth of it: black for the rest, without a word",
         "refused, with how much of it is there",
     ),
     (
         "by this report",
-        "a page of 182 pictures to a .webp, which holds 16,383 rows: a traceback",
+        "a page of 182 images to a .webp, which holds 16,383 rows: a traceback",
         "refused, naming PNG",
     ),
     (
         "by thinking of time",
-        "512 MiB of padding, empty markers or empty chunks in a picture: minutes",
+        "512 MiB of padding, empty markers or empty chunks in an image: minutes",
         "refused after 300,000 pieces, in a second",
     ),
 )
@@ -115,16 +116,16 @@ def cell(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", text)
 
 
-def pictures() -> Iterator[Trial]:
-    """Each picture by name through ``reconstruct``, and all together through ``pretrain``."""
+def images() -> Iterator[Trial]:
+    """Each image by name through ``reconstruct``, and all together through ``pretrain``."""
     for case in all_cases():
-        if case.name == "folder.png":  # given to a command by name it is a folder of pictures, an empty one
+        if case.name == "folder.png":  # given to a command by name it is a folder of images, an empty one
             yield Trial(case.name, _reconstruct(case.make, case.name), 3)
         else:
             yield Trial(case.name, _reconstruct(case.make, case.name), 0 if case.refused is None else 3)
     yield Trial("all of them in one folder, pretrain", _pretrain, 0)
-    yield Trial("all of them in one folder, reconstruct", _all_pictures(".png"), 0)
-    yield Trial("all of them in one folder, reconstruct to a .webp", _all_pictures(".webp"), 2)
+    yield Trial("all of them in one folder, reconstruct", _all_images(".png"), 0)
+    yield Trial("all of them in one folder, reconstruct to a .webp", _all_images(".webp"), 2)
 
 
 def checkpoints() -> Iterator[Trial]:
@@ -137,7 +138,7 @@ def checkpoints() -> Iterator[Trial]:
 
 
 SECTIONS: dict[str, Callable[[], Iterator[Trial]]] = {
-    "Pictures": pictures,
+    "Images": images,
     "Checkpoints": checkpoints,
     "Settings": all_settings,
     "Places to write to": all_outputs,
@@ -160,7 +161,7 @@ def _pretrain(stage: Stage) -> Words:
     return ["pretrain", stage.folder, *TINY, "--max-unreadable", "1", "--out", stage.folder.with_name("run-of-all")]
 
 
-def _all_pictures(suffix: str) -> Callable[[Stage], Words]:
+def _all_images(suffix: str) -> Callable[[Stage], Words]:
     def words(stage: Stage) -> Words:
         write_all(stage.folder)
         out = stage.folder.with_name(f"all{suffix}")
@@ -173,7 +174,7 @@ def _with_checkpoint(content: Callable[[Stage], bytes]) -> Callable[[Stage], Wor
     def words(stage: Stage) -> Words:
         path = stage.folder / "file.pth"
         path.write_bytes(content(stage))
-        return ["reconstruct", stage.picture, "--checkpoint", path, "--out", stage.folder / "out.png"]
+        return ["reconstruct", stage.image, "--checkpoint", path, "--out", stage.folder / "out.png"]
 
     return words
 
@@ -271,7 +272,7 @@ def _memory(entry: str) -> int:
 
 
 def _said(text: str, stage: Stage) -> str:
-    """The line that matters: the error, else a note on this picture, else what was written."""
+    """The line that matters: the error, else a note on this image, else what was written."""
     lines = [line for line in text.replace("│", "").splitlines() if line.strip(" ╭╮╰╯─")]
     wanted = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     wanted += [line.strip() for line in lines if re.search("Invalid value|No such option|requires", line)]

@@ -77,7 +77,7 @@ FILES: dict[str, tuple[str | bytes, str]] = {
     "a deep nest": ("a = " + "[" * 50_000 + "]" * 50_000, "is not TOML: too long or too deep"),
     "not UTF-8": (b'out = "\xff\xfe"', "is not TOML: its byte 7 is no UTF-8"),
     "UTF-16": ("epochs = 1".encode("utf-16"), "is not TOML: its byte 0 is no UTF-8"),
-    "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(99), "is not TOML: its byte 0 is no UTF-8"),
+    "an image": (b"\x89PNG\r\n\x1a\n" + bytes(99), "is not TOML: its byte 0 is no UTF-8"),
     "zeros": (bytes(5000), "is not TOML: Invalid statement"),
 }
 
@@ -104,7 +104,7 @@ COMMANDS: dict[str, tuple[Callable[[Stage], Words], str]] = {
     "pretrain, half a size": (lambda s: _pretrain("--image-size", "224x"), "wanted pixels as S or HxW"),
     "pretrain, other digits": (lambda s: _pretrain("--image-size", "٢٢٤x٢٢٥"), "not a whole number of patches"),
     "pretrain, a vast size": (lambda s: _pretrain("--image-size", "1600000x1600000"), "at most 262,144 can be held"),
-    "profile, 10^30 pictures a batch": (lambda s: ["profile", "--batch-size", "1" + "0" * 30], "--batch-size must be"),
+    "profile, 10^30 images a batch": (lambda s: ["profile", "--batch-size", "1" + "0" * 30], "--batch-size must be"),
     "profile, no memory": (lambda s: ["profile", "--fit", "0GB"], "--fit: wanted memory as 24GB"),
     "profile, negative memory": (lambda s: ["profile", "--fit=-5GB"], "--fit: wanted memory as 24GB"),
     "profile, 400 digits of memory": (lambda s: ["profile", "--fit", "9" * 400], "--fit: wanted memory as 24GB"),
@@ -117,7 +117,7 @@ COMMANDS: dict[str, tuple[Callable[[Stage], Words], str]] = {
     "reconstruct, a vast frame": (lambda s: _reconstruct(s, "--image-size", "80000000"), "at most 262,144 can be held"),
     "reconstruct, neither on nor off": (lambda s: _reconstruct(s, "--norm-pix", "maybe"), "--norm-pix must be one of"),
     "reconstruct, a mask and ratios": (
-        lambda s: _reconstruct(s, "--mask", s.picture, "--mask-ratio", "0.5", "--mask-ratio", "0.6"),
+        lambda s: _reconstruct(s, "--mask", s.image, "--mask-ratio", "0.5", "--mask-ratio", "0.6"),
         "--mask and several --mask-ratio",
     ),
     "compare, a ratio of one": (lambda s: ["compare", "--official", s.weights, "--mask-ratio", "1"], "below 1; got 1"),
@@ -150,14 +150,14 @@ def all_settings() -> Iterator[Trial]:
     yield Trial("settings: a name of 300 letters", lambda s: _pretrain("--config", "x" * 300), 2, "File name too long")
     for url in ("http://host/train-{00..09}.tar", "s3://bucket/train.tar"):
         yield Trial(f"command line: pretrain {url}", _pretrain_on(url), 3, "refused to download over .*: only https")
-    for url in ("https://host/pictures", "https://host/train.tar.gz"):
+    for url in ("https://host/images", "https://host/train.tar.gz"):
         yield Trial(f"command line: pretrain {url}", _pretrain_on(url), 3, "by URL only .tar, .zip, .parquet are read")
     for name, (make, said) in COMMANDS.items():
         yield Trial(f"command line: {name}", make, 2, said)
 
 
 def _pretrain(*words: str | Path) -> Words:
-    return ["pretrain", "/nonexistent/pictures", *words]
+    return ["pretrain", "/nonexistent/images", *words]
 
 
 def _pretrain_on(url: str) -> Callable[[Stage], Words]:
@@ -166,14 +166,14 @@ def _pretrain_on(url: str) -> Callable[[Stage], Words]:
 
 def _reconstruct(stage: Stage, *words: str | Path) -> Words:
     out = stage.folder / "out.png"
-    return ["reconstruct", stage.picture, "--checkpoint", stage.weights, "--out", out, *words]
+    return ["reconstruct", stage.image, "--checkpoint", stage.weights, "--out", out, *words]
 
 
 def _with_file(content: str | bytes) -> Callable[[Stage], Words]:
     def make(stage: Stage) -> Words:
         path = stage.folder / "settings.toml"
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        data: Words = [] if b"data" in path.read_bytes()[:9] else ["/nonexistent/pictures"]
+        data: Words = [] if b"data" in path.read_bytes()[:9] else ["/nonexistent/images"]
         return ["pretrain", *data, "--config", path]
 
     return make

@@ -13,9 +13,9 @@ import pytest
 from mae.checkpoints import save_checkpoint
 from mae.config import MAEConfig
 from mae.models import create_model
-from mae.seeding import seeded
+from mae.system.seeding import seeded
 from tests.processes import finish, fork, start_python, until
-from tests.torture.pictures import all_cases, photo, write_all
+from tests.torture.images import all_cases, photo, write_all
 
 # Runs the command line and notes the process's peak memory, which a parent cannot ask for.
 _MEASURED = """
@@ -57,7 +57,7 @@ def test_reconstruct_draws_what_it_can_and_names_the_rest(tmp_path: Path, checkp
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert peak < 2
-    drawn = {Path(one["path"]).name for one in json.loads(done.stdout)["pictures"]}
+    drawn = {Path(one["path"]).name for one in json.loads(done.stdout)["images"]}
     assert drawn == {case.name for case in all_cases() if case.refused is None}
     skipped = {Path(one["path"]).name for one in json.loads(done.stdout)["skipped"]}
     assert skipped == {case.name for case in all_cases() if case.refused is not None} - {"folder.png"}
@@ -95,7 +95,7 @@ def test_pretrain_learns_from_what_it_can_and_names_the_rest(tmp_path: Path) -> 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the loader process in /proc")
 def test_a_killed_loader_process_ends_the_run_with_its_cause(tmp_path: Path) -> None:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     for case in all_cases():
         if case.name.startswith("turned") and case.name.endswith(".png"):

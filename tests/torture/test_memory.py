@@ -1,4 +1,4 @@
-"""The largest picture that each format may have is decoded in less than 2 GB, torch included."""
+"""The largest image that each format may have is decoded in less than 2 GB, torch included."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mae.data.formats import most_pixels
+from mae.data.decoding.formats import most_pixels
 
 _MEASURED = """
 import sys
 from pathlib import Path
 import torch
-from mae.data.picture import load_picture
-load_picture(Path(sys.argv[1]))
+from mae.data.decoding.image import load_image
+load_image(Path(sys.argv[1]))
 print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
 """
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from mae.files import write_atomically
+from mae.io.files import write_atomically
 from maecli.app import app
 from tests.torture.outputs import WRITERS, all_outputs
 from tests.torture.settings import all_settings
@@ -81,7 +81,7 @@ def test_a_place_that_may_not_be_written_to(
 def test_what_is_refused_late_is_refused_in_words_too(
     shared: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that became read-only while the picture was drawn."""
+    """A disk that became read-only while the image was drawn."""
 
     def refused(path: Path, target: Path) -> Path:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
@@ -119,9 +119,9 @@ def test_an_odd_name_is_shown_as_it_is(command: str, shared: Stage, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + "/run", "loop"])
-def test_a_run_is_refused_before_its_pictures_are_looked_for(name: str, tmp_path: Path) -> None:
+def test_a_run_is_refused_before_its_images_are_looked_for(name: str, tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    result = CliRunner().invoke(app, ["pretrain", "/nonexistent/pictures", "--out", str(tmp_path / name)])
+    result = CliRunner().invoke(app, ["pretrain", "/nonexistent/images", "--out", str(tmp_path / name)])
     assert result.exit_code == 2, result.stderr
     assert re.search(r"error: --out .*(too long|symbolic|[Ss]ymlink)", result.stderr.replace("\n", " ")), result.stderr
 

@@ -13,7 +13,7 @@ from PIL import Image
 from mae.checkpoints import save_checkpoint
 from mae.config import MAEConfig
 from mae.models import create_model
-from mae.seeding import seeded
+from mae.system.seeding import seeded
 
 Words = list[str | Path]
 TINY: Words = [
@@ -28,18 +28,18 @@ class Stage:
 
     Attributes:
         folder: Empty.
-        pictures: A folder with four small pictures.
+        images: A folder with four small images.
         weights: A tiny checkpoint.
     """
 
     folder: Path
-    pictures: Path
+    images: Path
     weights: Path
 
     @property
-    def picture(self) -> Path:
-        """One of the pictures."""
-        return self.pictures / "0.png"
+    def image(self) -> Path:
+        """One of the images."""
+        return self.images / "0.png"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,16 +64,16 @@ class Trial:
 
 
 def set_stage(folder: Path) -> Stage:
-    """Make the pictures and the weights that all trials of a session share."""
-    pictures = folder / "pictures"
-    pictures.mkdir()
+    """Make the images and the weights that all trials of a session share."""
+    images = folder / "images"
+    images.mkdir()
     for number in range(4):
         noise = np.random.default_rng(number).integers(0, 256, (20, 24, 3), np.uint8)
-        Image.fromarray(noise).save(pictures / f"{number}.png")
+        Image.fromarray(noise).save(images / f"{number}.png")
     sizes = {"embed_dim": 32, "depth": 1, "num_heads": 2, "decoder_embed_dim": 32, "decoder_depth": 1}
     with seeded(0), torch.no_grad():
         model = create_model(MAEConfig((32, 32), patch_size=8, decoder_num_heads=2, **sizes))
         for parameter in model.parameters():  # as after training: initial values would be told of
             parameter.add_(torch.randn_like(parameter), alpha=0.01)
     save_checkpoint(folder / "tiny.pth", model)
-    return Stage(folder, pictures, folder / "tiny.pth")
+    return Stage(folder, images, folder / "tiny.pth")

@@ -28,7 +28,7 @@ def small_model(**changes: Any) -> MaskedAutoencoder:
     return MaskedAutoencoder(**(sizes | decoder | changes))
 
 
-def pictures(model: MaskedAutoencoder, batch: int = 3) -> tuple[Tensor, Tensor]:
+def images(model: MaskedAutoencoder, batch: int = 3) -> tuple[Tensor, Tensor]:
     stream = torch.Generator().manual_seed(1)
     config = model.config
     imgs = torch.randn(batch, config.in_chans, *config.img_size, generator=stream)
@@ -38,8 +38,8 @@ def pictures(model: MaskedAutoencoder, batch: int = 3) -> tuple[Tensor, Tensor]:
 def test_checkpointing_activations_leaves_generators_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing in a block is random, and a GPU's generator is read and set only by waiting for it."""
     model = small_model()
-    model.recompute_activations()
-    imgs, noise = pictures(model)
+    model.set_activation_checkpointing()
+    imgs, noise = images(model)
     read = pytest.fail
     monkeypatch.setattr(torch, "get_rng_state", lambda: read("the generator's state was read"))
     model.pretraining_loss(imgs, 0.5, noise).backward()
@@ -156,13 +156,15 @@ def gradients(model: MaskedAutoencoder, loss: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("decoder_depth", [1, 2, 4])
 @pytest.mark.parametrize("norm_pix_loss", [False, True])
-@pytest.mark.parametrize("recompute", [False, True])
-def test_the_training_path_is_the_same_function(decoder_depth: int, norm_pix_loss: bool, recompute: bool) -> None:
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
+def test_the_training_path_is_the_same_function(
+    decoder_depth: int, norm_pix_loss: bool, activation_checkpointing: bool
+) -> None:
     model = small_model(decoder_depth=decoder_depth, norm_pix_loss=norm_pix_loss).double()
-    imgs, noise = pictures(model)
+    imgs, noise = images(model)
     loss, _, _ = model(imgs.double(), 0.6, noise)
     expected = gradients(model, loss)
-    model.recompute_activations(recompute)
+    model.set_activation_checkpointing(activation_checkpointing)
     own = model.pretraining_loss(imgs.double(), 0.6, noise)
     assert own.item() == pytest.approx(loss.item(), rel=1e-12)
     got = gradients(model, own)
@@ -190,10 +192,10 @@ def test_the_training_path_computes_less() -> None:
 
 
 def test_recomputing_keeps_less() -> None:
-    def kept_bytes(recompute: bool) -> int:
+    def kept_bytes(activation_checkpointing: bool) -> int:
         model = small_model(depth=6)
-        model.recompute_activations(recompute)
-        imgs, noise = pictures(model)
+        model.set_activation_checkpointing(activation_checkpointing)
+        imgs, noise = images(model)
         kept = 0
 
         def count(tensor: Tensor) -> Tensor:
@@ -205,12 +207,12 @@ def test_recomputing_keeps_less() -> None:
             model.pretraining_loss(imgs, 0.75, noise)
         return kept
 
-    assert kept_bytes(recompute=True) < 0.4 * kept_bytes(recompute=False)
+    assert kept_bytes(activation_checkpointing=True) < 0.4 * kept_bytes(activation_checkpointing=False)
 
 
 def test_the_official_return_values() -> None:
     model = small_model(in_chans=1).eval()
-    imgs, noise = pictures(model)
+    imgs, noise = images(model)
     loss, pred, mask = model(imgs, 0.75, noise)
     assert (loss.shape, pred.shape, mask.shape) == ((), (3, 24, 16), (3, 24))
     assert mask.sum(dim=1).tolist() == [18, 18, 18]
@@ -224,7 +226,7 @@ def test_the_official_return_values() -> None:
 
 def test_features_are_never_masked() -> None:
     model = small_model().eval()
-    imgs, _ = pictures(model)
+    imgs, _ = images(model)
     features = model.encode(imgs)
     assert features.shape == (3, 25, 32)
     assert torch.equal(model.encode(imgs), features)
@@ -244,7 +246,7 @@ def test_the_target_is_set_as_on_the_official_model(tmp_path: Path) -> None:
     """``model.norm_pix_loss = True``, as the official code writes it: the loss, the config and the file follow."""
     model, wanted = small_model(), small_model(norm_pix_loss=True)
     assert model.norm_pix_loss is False
-    imgs, noise = pictures(model)
+    imgs, noise = images(model)
     raw = model(imgs, noise=noise)[0].item()
     model.norm_pix_loss = True
     assert model.norm_pix_loss is model.config.norm_pix_loss is True

@@ -161,7 +161,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "html after a blank line": (lambda: b"\xef\xbb\xbf\n  <html>", "an HTML page"),
     "lfs pointer": (lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git LFS pointer"),
     "text": (lambda: b"hello", "a text"),
-    "png": (lambda: b"\x89PNG\r\n\x1a\n" + bytes(100), "a PNG picture"),
+    "png": (lambda: b"\x89PNG\r\n\x1a\n" + bytes(100), "a PNG image"),
     "random": (lambda: bytes(range(1, 256)) * 9, "a file of unknown kind"),
     "zeros": (lambda: bytes(5000), "nothing but zeros"),
     "truncated by one": (lambda: good_bytes()[:-1], "cut short or damaged"),

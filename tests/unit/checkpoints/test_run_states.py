@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import mae
 from mae.checkpoints import load_checkpoint, save_checkpoint
 from mae.checkpoints.run_states import run_states
-from mae.checkpoints.shards import ABOUT
+from mae.checkpoints.sharded import ABOUT
 from mae.errors import CheckpointError
 from mae.mae import MaskedAutoencoder
 from maecli.app import app

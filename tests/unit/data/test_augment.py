@@ -1,4 +1,4 @@
-"""One augmented picture: the official pixels, whatever the decoder, the orientation or the damage."""
+"""One augmented image: the official pixels, whatever the decoder, the orientation or the damage."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from mae.data.augment import Augmentation, JpegPicture
-from mae.data.formats import PictureError
-from mae.data.picture import load_picture, open_picture
-from tests.torture.pictures import all_cases, write_all
+from mae.data.augment import Augmentation, JpegImage
+from mae.data.decoding.formats import ImageError
+from mae.data.decoding.image import load_image, open_image
+from tests.torture.images import all_cases, write_all
 
 DECODERS = ["pillow", *(["simplejpeg"] if importlib.util.find_spec("simplejpeg") else [])]
 SIZE = (32, 48)
@@ -27,15 +27,15 @@ def scene(columns: int, rows: int) -> Image.Image:
     return Image.fromarray(coarse).resize((columns, rows), Image.Resampling.BICUBIC)
 
 
-def coded(picture: Image.Image, kind: str = "JPEG", **options: Any) -> io.BytesIO:
+def coded(image: Image.Image, kind: str = "JPEG", **options: Any) -> io.BytesIO:
     file = io.BytesIO()
-    picture.save(file, kind, **({"quality": 90} | options))
+    image.save(file, kind, **({"quality": 90} | options))
     file.seek(0)
     return file
 
 
 def official(file: io.BytesIO, seed: int) -> np.ndarray:
-    """Torchvision's own transforms on Pillow's picture."""
+    """Torchvision's own transforms on Pillow's image."""
     augment = transforms.Compose(
         [
             transforms.RandomResizedCrop(SIZE, scale=(0.2, 1.0), interpolation=transforms.InterpolationMode.BICUBIC),
@@ -49,7 +49,7 @@ def official(file: io.BytesIO, seed: int) -> np.ndarray:
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_small_pictures_are_the_official_ones_but_for_rounding(decoder: str, kind: str) -> None:
+def test_small_images_are_the_official_ones_but_for_rounding(decoder: str, kind: str) -> None:
     augment = Augmentation(SIZE, 3, decoder=decoder)
     file = coded(scene(80, 56), kind)
     for seed in range(20):
@@ -60,16 +60,16 @@ def test_small_pictures_are_the_official_ones_but_for_rounding(decoder: str, kin
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_large_pictures_are_the_official_ones_within_the_stated_difference(decoder: str) -> None:
+def test_large_images_are_the_official_ones_within_the_stated_difference(decoder: str) -> None:
     augment = Augmentation(SIZE, 3, decoder=decoder)
     file = coded(scene(640, 480))
     differences, sizes = [], set()
     for seed in range(30):
         file.seek(0)
         jpeg = augment._as_jpeg(file)
-        assert isinstance(jpeg, JpegPicture)
+        assert isinstance(jpeg, JpegImage)
         differences.append(np.abs(augment(file, "x", seed).numpy() - official(file, seed)).mean())
-        sizes.add(jpeg.eighths(_box(seed), SIZE))
+        sizes.add(jpeg.dct_scale(_box(seed), SIZE))
     assert sizes >= {2, 4}  # else nothing was decoded smaller
     assert np.mean(differences) < 1.2
     assert max(differences) < 4
@@ -101,10 +101,10 @@ def test_a_turned_photograph_is_upright(decoder: str, orientation: int) -> None:
     file = coded(scene(640, 480), exif=exif)
     augment = Augmentation(SIZE, 3, decoder=decoder)
     upright = io.BytesIO()
-    from mae.data.picture import decode_picture
+    from mae.data.decoding.image import decode_image
 
     file.seek(0)
-    decode_picture(file, "x").save(upright, "PNG")
+    decode_image(file, "x").save(upright, "PNG")
     for seed in range(6):
         file.seek(0)
         upright.seek(0)
@@ -122,10 +122,10 @@ def test_the_corpus_comes_out_or_is_refused(tmp_path: Path, decoder: str, in_cha
         if case.name.startswith(("pieces", "text_many")) and in_chans != 3:
             continue
         if case.refused is not None:
-            with pytest.raises(PictureError), open_picture(paths[case.name]) as file:
+            with pytest.raises(ImageError), open_image(paths[case.name]) as file:
                 augment(file, paths[case.name], 0)
         else:
-            with open_picture(paths[case.name]) as file:
+            with open_image(paths[case.name]) as file:
                 assert augment(file, paths[case.name], 0).shape == (16, 16, in_chans)
 
 
@@ -142,9 +142,9 @@ def test_damage_in_the_codes_is_met_as_pillow_meets_it(tmp_path: Path, decoder: 
         path = tmp_path / "flipped.jpg"
         path.write_bytes(data)
         try:
-            expected = np.asarray(load_picture(path))
-        except PictureError:
-            with pytest.raises(PictureError), path.open("rb") as file:
+            expected = np.asarray(load_image(path))
+        except ImageError:
+            with pytest.raises(ImageError), path.open("rb") as file:
                 augment(file, path, 0)
             continue
         with path.open("rb") as file:

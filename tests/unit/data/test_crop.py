@@ -19,12 +19,12 @@ SIZES = [(300, 451), (640, 427), (224, 224), (7, 5), (1, 1), (3, 2000), (2000, 3
 def test_boxes_are_torchvisions(
     rows: int, columns: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> None:
-    picture = Image.new("L", (columns, rows))
+    image = Image.new("L", (columns, rows))
     generator = torch.Generator()
     with torch.random.fork_rng([]):
         for seed in range(40):
             torch.manual_seed(seed)
-            expected = RandomResizedCrop.get_params(picture, list(scale), list(ratio))
+            expected = RandomResizedCrop.get_params(image, list(scale), list(ratio))
             assert draw_box(rows, columns, scale, generator.manual_seed(seed), ratio) == expected
             # The stream goes on at the same place too.
             assert torch.equal(torch.rand(1), torch.rand(1, generator=generator))
@@ -41,15 +41,15 @@ def test_whole_pixels_are_pillows(box: Box, channels: int) -> None:
     pixels = np.concatenate([photo(), photo()[::-1]], axis=2)[:, :, :channels]
     top, left, height, width = (int(side) for side in box)
     part = pixels[top : top + height, left : left + width]
-    picture = Image.fromarray(part if channels > 1 else part[:, :, 0])
-    expected = np.asarray(picture.resize((32, 24), Image.Resampling.BICUBIC), int).reshape(24, 32, channels)
+    image = Image.fromarray(part if channels > 1 else part[:, :, 0])
+    expected = np.asarray(image.resize((32, 24), Image.Resampling.BICUBIC), int).reshape(24, 32, channels)
     difference = np.abs(resample(pixels, box, (24, 32)).numpy() - expected)
     assert difference.max() <= 2
     assert difference.mean() < 0.3
 
 
 @pytest.mark.parametrize("top", [0.5, 7.25, 20.5, 30.75])
-def test_a_fraction_of_a_pixel_moves_the_picture_by_it(top: float) -> None:
+def test_a_fraction_of_a_pixel_moves_the_image_by_it(top: float) -> None:
     """On a straight ramp every pixel says where it was taken from."""
     ramp = np.repeat(np.arange(90, dtype=np.uint8)[:, None] * 2, 80, axis=1)[:, :, None]
     box = Box(top, top, 50.5, 45.5)

@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from mae.data.eval_transform import EvalTransform
-from mae.data.normalise import picture_to_tensor
+from mae.data.transforms import image_to_tensor
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -21,25 +21,25 @@ def test_equals_resize_and_centre_crop(size: tuple[int, int]) -> None:
     """``Resize(256, bicubic)`` and ``CenterCrop(224)`` on the same image give the same bytes."""
     official = v2.Compose([v2.Resize(256, interpolation=v2.InterpolationMode.BICUBIC), v2.CenterCrop(224)])
     image = noise(*size)
-    assert torch.equal(EvalTransform((224, 224))(image), picture_to_tensor(official(image)))
+    assert torch.equal(EvalTransform((224, 224))(image), image_to_tensor(official(image)))
 
 
 def test_larger_frames_keep_the_whole_shorter_side() -> None:
     official = v2.Compose([v2.Resize(256, interpolation=v2.InterpolationMode.BICUBIC), v2.CenterCrop(256)])
     image = noise(300, 270)
-    assert torch.equal(EvalTransform((256, 256))(image), picture_to_tensor(official(image)))
+    assert torch.equal(EvalTransform((256, 256))(image), image_to_tensor(official(image)))
 
 
 def test_an_image_of_the_frames_size_is_taken_as_it_is_and_a_smaller_one_whole() -> None:
     image = noise(32, 32)
-    assert torch.equal(EvalTransform((32, 32))(image), picture_to_tensor(image))
-    whole = picture_to_tensor(image.resize((64, 64), Image.Resampling.BICUBIC))
+    assert torch.equal(EvalTransform((32, 32))(image), image_to_tensor(image))
+    whole = image_to_tensor(image.resize((64, 64), Image.Resampling.BICUBIC))
     assert torch.equal(EvalTransform((64, 64))(image), whole)
     assert not torch.equal(EvalTransform((64, 64))(noise(65, 65))[:, :1], whole[:, :1])
 
 
 def test_rectangles_are_covered_and_cropped_evenly() -> None:
-    """A frame of 16 x 32 from a picture of 64 x 64: its full width, the middle half of its height."""
+    """A frame of 16 x 32 from an image of 64 x 64: its full width, the middle half of its height."""
     image = Image.new("RGB", (64, 64))
     image.paste((255, 255, 255), (0, 16, 64, 48))
     pixels = EvalTransform((16, 32), crop_pct=1.0)(image)
@@ -49,5 +49,5 @@ def test_rectangles_are_covered_and_cropped_evenly() -> None:
 
 def test_the_crops_share_can_be_chosen() -> None:
     image = noise(100, 100)
-    inner = picture_to_tensor(image.resize((64, 64), Image.Resampling.BICUBIC).crop((16, 16, 48, 48)))
+    inner = image_to_tensor(image.resize((64, 64), Image.Resampling.BICUBIC).crop((16, 16, 48, 48)))
     assert torch.equal(EvalTransform((32, 32), crop_pct=0.5)(image), inner)

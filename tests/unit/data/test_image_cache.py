@@ -7,19 +7,19 @@ import multiprocessing
 import numpy as np
 import pytest
 
-from mae.data.augment import WholePicture
+from mae.data.augment import FullImage
+from mae.data.decoding.orientation import TURNS
 from mae.data.image_cache import ImageCache
-from mae.data.orientation import TURNS
 
 FORK = multiprocessing.get_context("fork")
 
 
-def image(number: int, rows: int = 5) -> WholePicture:
+def image(number: int, rows: int = 5) -> FullImage:
     pixels = np.random.default_rng(number).integers(0, 256, (rows, 7, 3), np.uint8)
-    return WholePicture(pixels, TURNS[1 + number % 8])
+    return FullImage(pixels, TURNS[1 + number % 8])
 
 
-def same(kept: WholePicture | None, expected: WholePicture) -> bool:
+def same(kept: FullImage | None, expected: FullImage) -> bool:
     return kept is not None and kept.turn == expected.turn and np.array_equal(kept.pixels, expected.pixels)
 
 

@@ -13,11 +13,13 @@ import torch
 from PIL import Image
 
 from mae.data.augment import Augmentation
-from mae.data.formats import PictureError
-from mae.data.loader import MOST_TRIES, Draw, EpochBatches, PictureDataset, make_loader
-from mae.data.paths import PicturePaths
-from mae.data.scan import scan_pictures
-from mae.data.source import PictureSource
+from mae.data.dataset import MOST_TRIES, ImageDataset
+from mae.data.decoding.formats import ImageError
+from mae.data.loader import make_loader
+from mae.data.sampler import Draw, EpochBatches
+from mae.data.sources.base import ImageSource
+from mae.data.sources.paths import ImagePaths
+from mae.data.sources.scan import scan_images
 
 
 @pytest.fixture
@@ -30,14 +32,14 @@ def paths(tmp_path: Path) -> list[Path]:
     return found
 
 
-def source(paths: list[Path]) -> PicturePaths:
+def source(paths: list[Path]) -> ImagePaths:
     """Files in one folder, in the given order."""
     (folder,) = {path.parent for path in paths}
-    return PicturePaths([(os.fsencode(folder), b"".join(os.fsencode(path.name) + b"\0" for path in paths))])
+    return ImagePaths([(os.fsencode(folder), b"".join(os.fsencode(path.name) + b"\0" for path in paths))])
 
 
 def batches(paths: list[Path], workers: int, epoch: int = 0, batch: int = 0) -> list[torch.Tensor]:
-    dataset = PictureDataset(source(paths), Augmentation((16, 24), 3), seed=5)
+    dataset = ImageDataset(source(paths), Augmentation((16, 24), 3), seed=5)
     draws = EpochBatches(len(paths), 3, epochs=3, seed=5, start_epoch=epoch, start_batch=batch)
     return [one.images for one in make_loader(dataset, draws, workers=workers)]
 
@@ -55,9 +57,9 @@ def test_going_on_gives_the_same_batches(paths: list[Path]) -> None:
 
 def test_epochs_differ_in_order_and_crops(paths: list[Path]) -> None:
     draws = list(EpochBatches(7, 7, epochs=2, seed=0))
-    assert sorted(draw.picture for draw in draws[0]) == list(range(7))
-    assert [draw.picture for draw in draws[0]] != [draw.picture for draw in draws[1]]
-    dataset = PictureDataset(source(paths), Augmentation((16, 16), 3), seed=0)
+    assert sorted(draw.image for draw in draws[0]) == list(range(7))
+    assert [draw.image for draw in draws[0]] != [draw.image for draw in draws[1]]
+    dataset = ImageDataset(source(paths), Augmentation((16, 16), 3), seed=0)
     assert not torch.equal(dataset[Draw(0, 1)].image, dataset[Draw(1, 1)].image)
     assert torch.equal(dataset[Draw(0, 1)].image, dataset[Draw(0, 1)].image)
 
@@ -72,7 +74,7 @@ def test_the_global_stream_is_left_alone(paths: list[Path]) -> None:
 
 def test_a_file_that_breaks_later_is_replaced_and_named(paths: list[Path]) -> None:
     paths[2].write_bytes(paths[2].read_bytes()[:200])
-    sample = PictureDataset(source(paths), Augmentation((16, 16), 3), seed=0)[Draw(0, 2)]
+    sample = ImageDataset(source(paths), Augmentation((16, 16), 3), seed=0)[Draw(0, 2)]
     assert [bad.path for bad in sample.unreadable] == [paths[2]]
     assert sample.unreadable[0].reason
     assert str(paths[2]) not in sample.unreadable[0].reason
@@ -80,7 +82,7 @@ def test_a_file_that_breaks_later_is_replaced_and_named(paths: list[Path]) -> No
     assert sample.image.any()
 
 
-class Gone(PictureSource):
+class Gone(ImageSource):
     """Images on a disk that is gone, but for some; counts how often it was asked."""
 
     def __init__(self, images: int, there: Container[int] = ()) -> None:
@@ -97,7 +99,7 @@ class Gone(PictureSource):
     def open(self, index: int) -> IO[bytes]:
         self.asked.append(index)
         if index not in self.there:
-            raise PictureError(self.name(index), "no such file")
+            raise ImageError(self.name(index), "no such file")
         file = io.BytesIO()
         Image.new("RGB", (20, 20), (index % 256, 9, 9)).save(file, "PNG")
         return file
@@ -108,7 +110,7 @@ class Gone(PictureSource):
 
 def test_a_disk_that_is_gone_is_not_walked_through() -> None:
     gone = Gone(100_000)
-    dataset = PictureDataset(gone, Augmentation((16, 16), 3), seed=0)
+    dataset = ImageDataset(gone, Augmentation((16, 16), 3), seed=0)
     (sample,) = dataset.__getitems__([Draw(0, 99_998), Draw(0, 7)])  # no other need be tried
     assert sample.image is None
     assert len(sample.unreadable) == len(gone.asked) == len(set(gone.asked)) == MOST_TRIES < 20
@@ -122,19 +124,19 @@ def test_a_disk_that_is_gone_is_not_walked_through() -> None:
 def test_a_gap_of_bad_files_is_bridged_the_same_way_every_time() -> None:
     """Half a folder lost: the next files are bad as well, so others from anywhere are tried."""
     gone = Gone(1000, range(500, 1000))
-    dataset = PictureDataset(gone, Augmentation((16, 16), 3), seed=0)
-    samples = [dataset[Draw(0, picture)] for picture in range(0, 400, 40)]
+    dataset = ImageDataset(gone, Augmentation((16, 16), 3), seed=0)
+    samples = [dataset[Draw(0, image)] for image in range(0, 400, 40)]
     assert all(sample.image is not None for sample in samples)
     asked, gone.asked = gone.asked, []
-    for picture in range(0, 400, 40):
-        dataset[Draw(0, picture)]
+    for image in range(0, 400, 40):
+        dataset[Draw(0, image)]
     assert gone.asked == asked
     dataset[Draw(1, 0)]
     assert gone.asked[len(asked) :] != asked[: len(gone.asked) - len(asked)]
 
 
 def test_a_small_set_is_tried_to_its_last_image() -> None:
-    dataset = PictureDataset(Gone(MOST_TRIES, [3]), Augmentation((16, 16), 3), seed=0)
+    dataset = ImageDataset(Gone(MOST_TRIES, [3]), Augmentation((16, 16), 3), seed=0)
     assert dataset[Draw(0, 4)].image is not None
     assert len(dataset[Draw(0, 4)].unreadable) == MOST_TRIES - 1
 
@@ -146,10 +148,10 @@ INDEX_AND_HEADERS = 8 * (1 + 7) + 7 * (32 + 8)
 def test_kept_images_give_the_same_bits(paths: list[Path], tmp_path: Path) -> None:
     jpeg = tmp_path / "photo.jpg"
     Image.effect_noise((40, 33), 90).convert("RGB").save(jpeg, quality=90)
-    fresh = PictureDataset(source([*paths, jpeg]), Augmentation((16, 24), 3), seed=5)
+    fresh = ImageDataset(source([*paths, jpeg]), Augmentation((16, 24), 3), seed=5)
     room = 8 * (1 + 8) + SIZES[6] + SIZES[5] + 40 * 33 * 3 + 3 * (32 + 8)
-    kept = PictureDataset(source([*paths, jpeg]), Augmentation((16, 24), 3), seed=5, cache_bytes=room)
-    draws = [Draw(epoch, picture) for epoch in range(3) for picture in (7, 6, 5, 0, 1)]
+    kept = ImageDataset(source([*paths, jpeg]), Augmentation((16, 24), 3), seed=5, cache_bytes=room)
+    draws = [Draw(epoch, image) for epoch in range(3) for image in (7, 6, 5, 0, 1)]
     samples = [kept[draw] for draw in draws]
     assert [sample.cached for sample in samples] == [False] * 5 + [True, True, True, False, False] * 2
     for draw, sample in zip(draws, samples, strict=True):
@@ -163,9 +165,9 @@ def test_workers_share_what_is_kept(paths: list[Path]) -> None:
     """Images change worker every epoch; with room for all of them once, each is found wherever it comes."""
     augmentation = Augmentation((16, 24), 3)
     draws = EpochBatches(len(paths), 3, epochs=20, seed=5)
-    dataset = PictureDataset(source(paths), augmentation, seed=5, cache_bytes=sum(SIZES) + INDEX_AND_HEADERS)
+    dataset = ImageDataset(source(paths), augmentation, seed=5, cache_bytes=sum(SIZES) + INDEX_AND_HEADERS)
     batches = list(make_loader(dataset, draws, workers=2))
-    fresh = make_loader(PictureDataset(source(paths), augmentation, seed=5), draws, workers=0)
+    fresh = make_loader(ImageDataset(source(paths), augmentation, seed=5), draws, workers=0)
     assert all(torch.equal(one.images, other.images) for one, other in zip(batches, fresh, strict=True))
     assert sum(batch.cached for batch in batches) <= 20 * 6 - len(paths)  # each is decoded once
     assert [batch.cached for batch in batches[-20:]] == [3] * 20  # eight batches may be under way at once
@@ -179,12 +181,12 @@ def test_a_row_group_is_decoded_once_an_epoch(tmp_path: Path, monkeypatch: pytes
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as parquet
 
-    from mae.data.tables import TableSource
+    from mae.data.sources.parquet import TableSource
 
     file = io.BytesIO()
     Image.effect_noise((12, 12), 90).convert("RGB").save(file, "PNG")
     parquet.write_table(pa.table({"image": [file.getvalue()] * 1600}), tmp_path / "a.parquet", row_group_size=20)
-    monkeypatch.setattr("mae.data.tables.LEAST_KEPT_BYTES", 2 * 16 * 20 * len(file.getvalue()) + 50_000)
+    monkeypatch.setattr("mae.data.sources.parquet.LEAST_KEPT_BYTES", 2 * 16 * 20 * len(file.getvalue()) + 50_000)
     count, decode = tmp_path / "count", TableSource._decode
 
     def counted(self: TableSource, group: int) -> list[bytes | None]:
@@ -193,8 +195,8 @@ def test_a_row_group_is_decoded_once_an_epoch(tmp_path: Path, monkeypatch: pytes
         return decode(self, group)
 
     monkeypatch.setattr(TableSource, "_decode", counted)
-    images = scan_pictures([tmp_path / "a.parquet"]).pictures
+    images = scan_images([tmp_path / "a.parquet"]).images
     draws = EpochBatches(1600, 8, epochs=1, seed=0, groups=images.groups)
-    dataset = PictureDataset(images, Augmentation((8, 8), 3), seed=0)
+    dataset = ImageDataset(images, Augmentation((8, 8), 3), seed=0)
     assert sum(len(batch.images) for batch in make_loader(dataset, draws, workers=workers)) == 1600
     assert sorted(count.read_bytes()) == list(range(80))

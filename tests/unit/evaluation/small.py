@@ -26,7 +26,7 @@ COLOURS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
 
 def checkpoint(path: Path, **changes: Any) -> Path:
     """A file with fresh weights, the same ones every time."""
-    from mae.seeding import seeded
+    from mae.system.seeding import seeded
 
     with seeded(5):
         model = mae.MaskedAutoencoder(**{**SIZES, **changes})

@@ -17,15 +17,15 @@ from torch import Tensor
 
 import mae
 from mae.checkpoints import load_checkpoint
+from mae.data.decoding.image import load_image
 from mae.data.eval_transform import EvalTransform
-from mae.data.normalise import normalise
-from mae.data.picture import load_picture
+from mae.data.transforms import normalise
 from mae.errors import CheckpointError, ConfigError, DataError, MaeError
 from mae.evaluation import store
 from mae.evaluation.config import EmbedConfig
 from mae.evaluation.embed import EmbedResult, embed, parts_folder
 from mae.evaluation.extract import Progress
-from mae.export import export
+from mae.exporting.run import export
 from tests.unit.evaluation.small import checkpoint, class_folders, image
 
 FIXED: dict[str, Any] = {"device": "cpu", "precision": "fp32", "workers": 0}
@@ -51,7 +51,7 @@ def run(world: Path, out: Path, **changes: Any) -> EmbedResult:
 def expected(world: Path, names: list[str]) -> Tensor:
     """(N, 1 + L, D) by the model itself."""
     model = mae.from_pretrained(world / "tiny.pth")
-    images = [EvalTransform((16, 16))(load_picture(Path(name))) for name in names]
+    images = [EvalTransform((16, 16))(load_image(Path(name))) for name in names]
     with torch.no_grad():
         return model.encode(normalise(torch.stack(images)))
 
@@ -86,7 +86,7 @@ def test_without_the_final_norm_and_from_an_inner_block(world: Path, tmp_path: P
         run(world, tmp_path / "inner.npz", pool="cls", feature_norm="none", layer=1)
         inner = np.load(tmp_path / "inner.npz")["features"]
         del model.encoder.blocks[1]
-        images = torch.stack([EvalTransform((16, 16))(load_picture(Path(name))) for name in raw["names"].tolist()])
+        images = torch.stack([EvalTransform((16, 16))(load_image(Path(name))) for name in raw["names"].tolist()])
         again = model.encode(normalise(images))[:, 0]
     torch.testing.assert_close(model.encoder.norm(torch.from_numpy(inner)), again, atol=1e-5, rtol=1e-5)
     with pytest.raises(ConfigError, match=r"--layer 3: .* has 2 blocks"):
@@ -217,7 +217,7 @@ def test_unreadable_images_are_left_out_and_named(tmp_path: Path) -> None:
 
 def test_files_without_a_decoder_and_other_sizes(world: Path, tmp_path: Path) -> None:
     """An encoder-only file gives the same features; another frame makes the position table follow."""
-    from mae.comparing.config import ExportConfig
+    from mae.comparison.config import ExportConfig
 
     export(ExportConfig(checkpoint=world / "tiny.pth", to="encoder", out=tmp_path / "encoder.pth"))
     run(world, tmp_path / "f.npz")

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mae.data.scan import scan_pictures
+from mae.data.sources.scan import scan_images
 from mae.errors import DataError
 from mae.evaluation.splits import Split, make_split, read_labels, stratified
 from tests.unit.evaluation.small import class_folders, image
 
 
 def split_of(root: Path, *, test_share: float = 0.25, seed: int = 0) -> Split:
-    source = scan_pictures([root]).pictures
+    source = scan_images([root]).images
     return make_split(source, read_labels(source, [root]), root.name, seed=seed, test_share=test_share)
 
 
@@ -26,7 +26,7 @@ def test_train_and_test_folders(tmp_path: Path) -> None:
     split = split_of(tmp_path / "d")
     assert split.classes == ("blue", "green", "red")
     assert (len(split.train), len(split.test), split.notes) == (12, 6, ())
-    source = scan_pictures([tmp_path / "d"]).pictures
+    source = scan_images([tmp_path / "d"]).images
     for part, images, labels in (("train", split.train, split.train_labels), ("test", split.test, split.test_labels)):
         for index, label in zip(images, labels, strict=True):
             parts = source.name(int(index)).parts

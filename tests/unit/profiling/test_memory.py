@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mae.config import MAEConfig
 from mae.models import create_model, variant_config
+from mae.models.parameters import count_parameters
 from mae.profiling.measured import Machine, measure_training_peak
 from mae.profiling.memory import (
     FIT_MARGINS,
@@ -24,7 +25,6 @@ from mae.profiling.memory import (
     process_bytes,
     training_memory,
 )
-from mae.profiling.parameters import count_parameters
 from mae.profiling.tape import Step, Tape, playback_peak
 from mae.profiling.training_path import own_tape
 from tests.e2e.documents import ROOT
@@ -40,11 +40,13 @@ CASES = {
 }
 
 
-def kept_by_autograd(config: MAEConfig, ratio: float, batch: int, precision: str, *, recompute: bool) -> int:
+def kept_by_autograd(
+    config: MAEConfig, ratio: float, batch: int, precision: str, *, activation_checkpointing: bool
+) -> int:
     """Bytes of all storages that the backward pass will need, weights and position tables left out."""
     torch.manual_seed(0)
     model = create_model(config)
-    model.recompute_activations(recompute)
+    model.set_activation_checkpointing(activation_checkpointing)
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, tuple[Tensor, int]] = {}
 
@@ -68,15 +70,17 @@ def kept_by_autograd(config: MAEConfig, ratio: float, batch: int, precision: str
 def test_activations_are_those_that_autograd_keeps(case: str, precision: str) -> None:
     config, ratio = CASES[case]
     tape = own_tape(config, config.num_kept(ratio), 4, precision, "cpu")
-    assert tape.kept == pytest.approx(kept_by_autograd(config, ratio, 4, precision, recompute=False), rel=0.01)
+    assert tape.kept == pytest.approx(
+        kept_by_autograd(config, ratio, 4, precision, activation_checkpointing=False), rel=0.01
+    )
 
 
 def test_recomputing_keeps_the_inputs_of_blocks() -> None:
     kept = SMALL.num_kept(0.75)
-    tape = own_tape(SMALL, kept, 8, "fp32", "cpu", recompute=True)
-    assert tape.kept == pytest.approx(kept_by_autograd(SMALL, 0.75, 8, "fp32", recompute=True), rel=0.01)
+    tape = own_tape(SMALL, kept, 8, "fp32", "cpu", activation_checkpointing=True)
+    assert tape.kept == pytest.approx(kept_by_autograd(SMALL, 0.75, 8, "fp32", activation_checkpointing=True), rel=0.01)
     full = training_memory(SMALL, kept, 64, "fp32", "cpu")
-    less = training_memory(SMALL, kept, 64, "fp32", "cpu", recompute=True)
+    less = training_memory(SMALL, kept, 64, "fp32", "cpu", activation_checkpointing=True)
     assert less.activations < full.activations / 4
     assert less.peak < full.peak
 
@@ -109,8 +113,8 @@ def test_fixed_parts_are_exact() -> None:
     assert memory.weights == 4 * counts.total
     assert memory.gradients == 4 * counts.trainable
     assert memory.optimizer == 8 * counts.trainable
-    assert memory.pictures == 64 * 3 * 224 * 224 * (4 + 1)
-    assert memory.weights + memory.optimizer + memory.pictures + memory.activations < memory.peak
+    assert memory.images == 64 * 3 * 224 * 224 * (4 + 1)
+    assert memory.weights + memory.optimizer + memory.images + memory.activations < memory.peak
     assert memory.peak < sum(dataclasses.astuple(memory)[:-1])
 
 
@@ -138,7 +142,7 @@ def test_fit_is_the_largest_that_fits() -> None:
     assert not fits(one.largest_batch + 1)
     assert one.batch_size <= one.largest_batch < 2 * one.batch_size
     assert one.batch_size * one.accum_iter == one.effective_batch == 4096
-    assert fit(config, 49, 24 * GB, "bf16", "cuda", recompute=True).largest_batch > one.largest_batch
+    assert fit(config, 49, 24 * GB, "bf16", "cuda", activation_checkpointing=True).largest_batch > one.largest_batch
     eight = fit(config, 49, 24 * GB, "bf16", "cuda", gpus=8)
     assert (eight.largest_batch, eight.accum_iter * 8, eight.effective_batch) == (
         one.largest_batch,
@@ -198,11 +202,17 @@ def test_the_estimate_is_what_pretrain_really_takes(variant: str, batch: int, tm
     assert step + process_bytes(config, step, "cpu") == pytest.approx(peak, rel=0.1)
 
 
-def measured_and_estimated(name: str, batch: int, precision: str, *, recompute: bool = False) -> tuple[int, int]:
+def measured_and_estimated(
+    name: str, batch: int, precision: str, *, activation_checkpointing: bool = False
+) -> tuple[int, int]:
     config, machine = variant_config(name), Machine("cpu", precision, "this one", 1, torch.__version__, 1e9)
-    peak = measure_training_peak(config, machine, mask_ratio=0.75, batch=batch, recompute=recompute)
+    peak = measure_training_peak(
+        config, machine, mask_ratio=0.75, batch=batch, activation_checkpointing=activation_checkpointing
+    )
     assert peak is not None
-    return peak, training_memory(config, 49, batch, precision, "cpu", recompute=recompute).peak
+    return peak, training_memory(
+        config, 49, batch, precision, "cpu", activation_checkpointing=activation_checkpointing
+    ).peak
 
 
 def test_estimate_against_a_real_process() -> None:
@@ -221,5 +231,5 @@ def test_estimate_against_real_processes(name: str, batch: int, precision: str) 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_estimate_with_recomputing_against_a_real_process(precision: str) -> None:
-    peak, estimate = measured_and_estimated("vit_small", 32, precision, recompute=True)
+    peak, estimate = measured_and_estimated("vit_small", 32, precision, activation_checkpointing=True)
     assert estimate == pytest.approx(peak, rel=0.1)

@@ -15,7 +15,7 @@ from tests.e2e.documents import ROOT
 
 def test_a_plan_by_hand() -> None:
     config = ProfileConfig(gpu="a100", gpus=4, images=1000, epochs=36, mfu=0.5, price=2.0)
-    # 156 TFLOP/s reached, 15.6 TFLOPs a picture: 10 pictures a second, 3600 seconds for 36,000 pictures.
+    # 156 TFLOP/s reached, 15.6 TFLOPs an image: 10 images a second, 3600 seconds for 36,000 images.
     plan = plan_from_flops(15.6e12, find_accelerator("a100"), "bf16", config)
     assert plan.images_per_second == pytest.approx(10)
     assert plan.gpu_hours == pytest.approx(1)
@@ -34,7 +34,7 @@ def test_a_plan_from_a_measured_rate() -> None:
 
 
 def test_the_published_run() -> None:
-    """ViT-L, 800 epochs, about 42 hours on 64 V100: 106 pictures a second each, a tenth of the peak rate."""
+    """ViT-L, 800 epochs, about 42 hours on 64 V100: 106 images a second each, a tenth of the peak rate."""
     large = variant_config("vit_large")
     step = total(official_compute(large, large.num_kept(0.75))).step
     v100 = find_accelerator("v100")

@@ -131,7 +131,7 @@ def test_a_log_without_end_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert log.notes == ("log.jsonl has more than 5 lines; the others are left out",)
 
 
-def test_unreadable_pictures(tmp_path: Path) -> None:
+def test_unreadable_images(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     (run / "unreadable.tsv").write_text("file\treason\na b.jpg\ttruncated\nc.png\tempty\n")
     assert read_run(run).unreadable == (("a b.jpg", "truncated"), ("c.png", "empty"))

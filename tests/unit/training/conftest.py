@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 
 from mae.training.config import PretrainConfig
-from tests.unit.training.small import make_models_small, make_pictures, small_config
+from tests.unit.training.small import make_images, make_models_small, small_config
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     """A folder of eleven."""
-    return make_pictures(tmp_path / "pictures")
+    return make_images(tmp_path / "images")
 
 
 @pytest.fixture
-def config(pictures: Path, tmp_path: Path) -> PretrainConfig:
+def config(images: Path, tmp_path: Path) -> PretrainConfig:
     """A run of nine steps."""
-    return small_config(pictures, tmp_path / "run")
+    return small_config(images, tmp_path / "run")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Runs of models of one block on a handful of pictures: the loop is tested with them, not the model."""
+"""Runs of models of one block on a handful of images: the loop is tested with them, not the model."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from mae.training.config import PretrainConfig
 from mae.training.events import Event, Stepped
 
 
-def make_pictures(folder: Path) -> Path:
-    """Eleven pictures in a new folder."""
+def make_images(folder: Path) -> Path:
+    """Eleven images in a new folder."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for number in range(11):
@@ -27,10 +27,10 @@ def make_pictures(folder: Path) -> Path:
     return folder
 
 
-def small_config(pictures: Path, out: Path) -> PretrainConfig:
-    """Three epochs of three steps each: five batches of two pictures, two of them in a step, one is left."""
+def small_config(images: Path, out: Path) -> PretrainConfig:
+    """Three epochs of three steps each: five batches of two images, two of them in a step, one is left."""
     return PretrainConfig(
-        data=(pictures,), variant="vit_tiny", image_size=(32, 16), patch_size=8, batch_size=2, accum_iter=2, epochs=3,
+        data=(images,), variant="vit_tiny", image_size=(32, 16), patch_size=8, batch_size=2, accum_iter=2, epochs=3,
         warmup_epochs=1.0, lr=2e-3, workers=0, device="cpu", precision="fp32", log_every=1, preview_every=2,
         out=out,
     )  # fmt: skip

@@ -10,8 +10,8 @@ import torch.distributed.fsdp
 
 from mae.config import MAEConfig
 from mae.models import create_model
+from mae.system.distributed import Ranks
 from mae.training import parallel
-from mae.training.ranks import Ranks
 
 
 def test_a_model_on_the_cpu_is_divided_there_whatever_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,5 +20,5 @@ def test_a_model_on_the_cpu_is_divided_there_whatever_the_machine_has(monkeypatc
     monkeypatch.setattr(torch.distributed.fsdp, "fully_shard", lambda module, mesh=None: meshes.append(mesh))
     monkeypatch.setattr(torch.distributed.fsdp, "register_fsdp_forward_method", lambda module, name: None)
     model = create_model(MAEConfig((16, 16), 8, 3, 24, 1, 2, 16, 1, 2))
-    parallel.Spread(model, Ranks(0, 2, 0), shard=True)
+    parallel.ParallelModel(model, Ranks(0, 2, 0), shard=True)
     assert meshes == [("cpu", (2,))] * 3  # two blocks and the rest

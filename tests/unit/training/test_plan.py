@@ -84,5 +84,5 @@ def test_days_on_a_cpu() -> None:
     assert "--preset small, or --epochs 640 for 12 hours" in advice.options
     assert check_time(settings, plan, "cpu", 11 * 3600) == ()
     assert check_time(settings, plan, "cuda", 1500 * 3600) == ()
-    many = dataclasses.replace(plan, pictures=10**6)
+    many = dataclasses.replace(plan, images=10**6)
     assert "--preset" not in check_time(settings, many, "cpu", 15 * 3600)[0].options

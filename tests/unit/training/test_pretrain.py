@@ -18,14 +18,14 @@ import pytest
 import torch
 
 from mae.checkpoints import load_checkpoint
-from mae.data.loader import EpochBatches
+from mae.data.sampler import EpochBatches
 from mae.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mae.options import build_config
+from mae.training import checkpointer as saving_module
 from mae.training import run_folder as run_folder_module
-from mae.training import saving as saving_module
 from mae.training import trainer as trainer_module
 from mae.training.config import PretrainConfig, ReplayConfig
-from mae.training.events import EpochDone, Event, LeftOut, PassedOver, RolledBack, Started, Stepped
+from mae.training.events import EpochDone, Event, PassedOver, RolledBack, Started, Stepped, StepSkipped
 from mae.training.parallel import PretrainingLoss
 from mae.training.pretrain import pretrain
 from mae.training.replay import replay
@@ -56,8 +56,8 @@ def test_resumed_equals_uninterrupted(config: PretrainConfig, tmp_path: Path, st
     assert not result.stopped
     assert same(weights(tmp_path / "run"), weights(tmp_path / "parted"))
     assert logged(tmp_path / "run") == logged(tmp_path / "parted")
-    picture = "previews/epoch-0003.png"
-    assert (tmp_path / "run" / picture).read_bytes() == (tmp_path / "parted" / picture).read_bytes()
+    image = "previews/epoch-0003.png"
+    assert (tmp_path / "run" / image).read_bytes() == (tmp_path / "parted" / image).read_bytes()
 
 
 def test_a_killed_run_drops_what_it_logged_past_its_last_state(config: PretrainConfig, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_the_run_folder(config: PretrainConfig, tmp_path: Path) -> None:
     assert {"train_loss", "train_lr", "epoch"} <= set(epochs[0])
     done = [event for event in events if isinstance(event, EpochDone)]
     assert epochs[-1]["train_loss"] == done[-1].train_loss == result.train_loss
-    # 11 pictures in batches of 2: five batches, steps over 2, 2 and the 1 that is left.
+    # 11 images in batches of 2: five batches, steps over 2, 2 and the 1 that is left.
     assert [event.step for event in events if isinstance(event, Stepped)] == list(range(1, 10))
     names = sorted(str(path.relative_to(config.out)) for path in config.out.rglob("*") if path.is_file())
     assert names == [
@@ -90,7 +90,7 @@ def test_the_run_folder(config: PretrainConfig, tmp_path: Path) -> None:
     ]  # fmt: skip
     started = next(event for event in events if isinstance(event, Started))
     assert started.step_seconds > 0
-    assert started.nothing_learnt_loss == pytest.approx(191 / 192, rel=1e-3)
+    assert started.zero_prediction_loss == pytest.approx(191 / 192, rel=1e-3)
 
 
 def test_the_official_layout_of_a_checkpoint(config: PretrainConfig) -> None:
@@ -116,11 +116,11 @@ def test_the_written_config_repeats_the_run(config: PretrainConfig, tmp_path: Pa
 
 
 def test_accumulated_batches_step_like_one_large_batch(
-    config: PretrainConfig, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: PretrainConfig, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """AdamW's first moment is a tenth of the gradient; its step alone would hide a wrong scale."""
     for number in range(8, 11):
-        (pictures / f"{number}.png").unlink()
+        (images / f"{number}.png").unlink()
     noise = torch.rand(8, 8, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(
         trainer_module.Trainer,
@@ -163,7 +163,7 @@ def test_a_step_without_a_finite_gradient_is_not_applied(
         spoil(patch, {0}, factor)
         events: list[Event] = []
         pretrain(dataclasses.replace(config, resume=config.out, epochs=1), events.append)
-    left_out = next(event for event in events if isinstance(event, LeftOut))
+    left_out = next(event for event in events if isinstance(event, StepSkipped))
     assert (left_out.step, left_out.in_a_row) == (3, 1)
     assert same(weights(config.out), before)
     state = load_checkpoint(config.out / "checkpoint-last.pth").optimizer or {}
@@ -216,7 +216,7 @@ def test_the_search_for_a_loss_scale_is_no_failure(config: PretrainConfig, monke
     result = pretrain(dataclasses.replace(config, accum_iter=1, nan_limit=1), events.append)
     assert result.steps == len(tried) == 15
     assert tried == [*(2.0**power for power in range(16, 10, -1)), *([2.0**10] * 9)]
-    assert not any(isinstance(event, LeftOut) for event in events)
+    assert not any(isinstance(event, StepSkipped) for event in events)
     state = load_checkpoint(config.out / "checkpoint-last.pth").optimizer or {}
     assert {float(entry["step"]) for entry in state["state"].values()} == {9.0}
 
@@ -245,10 +245,10 @@ def noting(init: Callable[..., None], into: list[dict[str, torch.Tensor]]) -> Ca
     return noted
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
 @pytest.mark.parametrize("where", ["the timed batch", "the trial of the plain step", "the move to the device"])
 def test_memory_that_is_full_before_the_first_step_is_explained(
-    config: PretrainConfig, monkeypatch: pytest.MonkeyPatch, where: str, recompute: bool
+    config: PretrainConfig, monkeypatch: pytest.MonkeyPatch, where: str, activation_checkpointing: bool
 ) -> None:
     def full(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
@@ -261,9 +261,9 @@ def test_memory_that_is_full_before_the_first_step_is_explained(
         config = dataclasses.replace(config, compile=True)
         monkeypatch.setattr("mae.training.pretrain.compile_if_it_pays", lambda model, run: run(PretrainingLoss(model)))
     with pytest.raises(TrainingError, match=r"^out of memory$") as caught:
-        pretrain(dataclasses.replace(config, recompute=recompute))
+        pretrain(dataclasses.replace(config, activation_checkpointing=activation_checkpointing))
     assert "halve --batch-size and double --accum-iter" in str(caught.value.hint)
-    assert ("--recompute" in str(caught.value.hint)) is not recompute
+    assert ("--recompute" in str(caught.value.hint)) is not activation_checkpointing
 
 
 def test_a_trial_of_the_compiled_step_that_fills_memory_leaves_the_plain_one(
@@ -453,7 +453,9 @@ def test_training_goes_on_while_a_state_is_written(
 
     monkeypatch.setattr(saving_module, "save", slow)
     monkeypatch.setattr(TrainingStep, "__init__", keep)
-    monkeypatch.setattr(saving_module.Saver, "due", lambda self: len(at) == 3 and not seen and self._thread is None)
+    monkeypatch.setattr(
+        saving_module.Checkpointer, "due", lambda self: len(at) == 3 and not seen and self._thread is None
+    )
     pretrain(config, listen)
     assert [step for step, _ in seen] == [3]
     assert torch.equal(seen[0][1], at[3])
@@ -476,7 +478,7 @@ def test_a_full_disk_keeps_the_last_state(config: PretrainConfig, monkeypatch: p
     def full(file: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mae.files.os.fsync", full)
+    monkeypatch.setattr("mae.io.files.os.fsync", full)
     monkeypatch.setattr("mae.training.run_folder.RunFolder.start_log", lambda self, position: None)
     monkeypatch.setattr("mae.training.run_folder.RunFolder.write_environment", lambda self: None)
     monkeypatch.setattr("mae.training.previews.Previews.draw", lambda self, path, epoch, write: 0.0)
@@ -490,7 +492,7 @@ def test_too_little_room_is_said_before_a_checkpoint_is_written(
     config: PretrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type(shutil.disk_usage("/"))
-    monkeypatch.setattr("mae.checkpoints.writing.shutil.disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
+    monkeypatch.setattr("mae.checkpoints.save.shutil.disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
     with pytest.raises(
         TrainingError, match=r"checkpoint-last\.pth: it needs \d+\.\d MB and the disk has 0\.0 MB"
     ) as caught:
@@ -515,17 +517,17 @@ def test_a_full_disk_is_named_whatever_was_being_written(
         pretrain(config)
 
 
-def test_no_pictures_leave_no_folder(config: PretrainConfig, tmp_path: Path) -> None:
+def test_no_images_leave_no_folder(config: PretrainConfig, tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(DataError, match="no picture in"):
+    with pytest.raises(DataError, match="no image in"):
         pretrain(dataclasses.replace(config, data=(tmp_path / "nothing",)))
     assert not config.out.exists()
 
 
-def test_broken_pictures_are_passed_over_and_reported(config: PretrainConfig, pictures: Path) -> None:
-    (pictures / "empty.jpg").touch()
-    whole = (pictures / "3.png").read_bytes()
-    (pictures / "3.png").write_bytes(whole[: len(whole) // 2])
+def test_broken_images_are_passed_over_and_reported(config: PretrainConfig, images: Path) -> None:
+    (images / "empty.jpg").touch()
+    whole = (images / "3.png").read_bytes()
+    (images / "3.png").write_bytes(whole[: len(whole) // 2])
     events: list[Event] = []
     pretrain(dataclasses.replace(config, max_unreadable=0.2), events.append)
     assert {event.path.name for event in events if isinstance(event, PassedOver)} == {"3.png"}
@@ -547,30 +549,30 @@ def test_the_hit_rate_of_the_cache_is_said(config: PretrainConfig, tmp_path: Pat
     assert same(weights(config.out), weights(tmp_path / "without"))
 
 
-def test_too_many_broken_pictures_stop_the_run(config: PretrainConfig, pictures: Path) -> None:
+def test_too_many_broken_images_stop_the_run(config: PretrainConfig, images: Path) -> None:
     for number in range(2):
-        (pictures / f"empty{number}.jpg").touch()
-    with pytest.raises(DataError, match=r"2 of 13 pictures are unreadable, more than --max-unreadable 0\.1"):
+        (images / f"empty{number}.jpg").touch()
+    with pytest.raises(DataError, match=r"2 of 13 images are unreadable, more than --max-unreadable 0\.1"):
         pretrain(config)
     assert not (config.out / "checkpoint-last.pth").exists()
 
 
-def test_all_pictures_breaking_during_the_run_stop_it(config: PretrainConfig, pictures: Path) -> None:
+def test_all_images_breaking_during_the_run_stop_it(config: PretrainConfig, images: Path) -> None:
     def break_all(event: Event) -> None:
         if isinstance(event, Started):
-            for path in pictures.iterdir():
+            for path in images.iterdir():
                 path.write_bytes(path.read_bytes()[:60])
 
     with pytest.raises(DataError, match="are unreadable"):
         pretrain(config, break_all)
 
 
-def test_a_disk_that_is_gone_stops_the_run_and_is_named(config: PretrainConfig, pictures: Path) -> None:
+def test_a_disk_that_is_gone_stops_the_run_and_is_named(config: PretrainConfig, images: Path) -> None:
     """Even where any share may be unreadable: nobody wants to train on black images."""
 
     def break_all(event: Event) -> None:
         if isinstance(event, Started):
-            for path in pictures.iterdir():
+            for path in images.iterdir():
                 path.unlink()
 
     with pytest.raises(DataError, match=r"none of 11 images tried one after the other can be read: ") as caught:
@@ -580,7 +582,7 @@ def test_a_disk_that_is_gone_stops_the_run_and_is_named(config: PretrainConfig, 
     assert len((config.out / "unreadable.tsv").read_text().splitlines()) == 1 + 11
 
 
-def test_a_run_is_not_overwritten_and_not_resumed_as_another(config: PretrainConfig, pictures: Path) -> None:
+def test_a_run_is_not_overwritten_and_not_resumed_as_another(config: PretrainConfig, images: Path) -> None:
     with pytest.raises(ConfigError, match=r"no checkpoint-last\.pth"):
         pretrain(dataclasses.replace(config, resume=config.out))
     pretrain(config, *stop_after(2))
@@ -588,11 +590,11 @@ def test_a_run_is_not_overwritten_and_not_resumed_as_another(config: PretrainCon
         pretrain(config)
     with pytest.raises(ConfigError, match=r"--batch-size +2 +3"):
         pretrain(dataclasses.replace(config, resume=config.out, batch_size=3))
-    (pictures / "0.png").rename(pictures / "x.png")
-    with pytest.raises(ConfigError, match="the pictures' names"):
+    (images / "0.png").rename(images / "x.png")
+    with pytest.raises(ConfigError, match="the images' names"):
         pretrain(dataclasses.replace(config, resume=config.out))
-    (pictures / "x.png").unlink()
-    with pytest.raises(ConfigError, match=r"number of pictures +11 +10"):
+    (images / "x.png").unlink()
+    with pytest.raises(ConfigError, match=r"number of images +11 +10"):
         pretrain(dataclasses.replace(config, resume=config.out))
 
 
@@ -658,5 +660,5 @@ def test_a_compiled_run_goes_on_compiled(config: PretrainConfig, monkeypatch: py
 
 def test_recomputing_changes_nothing_but_memory(config: PretrainConfig, tmp_path: Path) -> None:
     pretrain(config)
-    pretrain(dataclasses.replace(config, recompute=True, out=tmp_path / "recomputed"))
+    pretrain(dataclasses.replace(config, activation_checkpointing=True, out=tmp_path / "recomputed"))
     assert same(weights(config.out), weights(tmp_path / "recomputed"))

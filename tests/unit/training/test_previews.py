@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 
 from mae.checkpoints import save_checkpoint
-from mae.config import ReconstructConfig
-from mae.data.normalise import normalise
-from mae.data.scan import scan_pictures
+from mae.data.sources.scan import scan_images
+from mae.data.transforms import normalise
 from mae.errors import DataError
-from mae.figure import GAP, MARGIN, TITLE_SIZE
 from mae.mae import MaskedAutoencoder
 from mae.models import create_model, variant_config
-from mae.reconstruct import reconstruct
+from mae.reconstruction.config import ReconstructConfig
+from mae.reconstruction.grid import GAP, MARGIN, TITLE_SIZE
+from mae.reconstruction.run import reconstruct
 from mae.training import previews as module
 from mae.training.previews import Previews, held_out_images
 
@@ -32,13 +32,13 @@ def test_the_panels_are_those_of_reconstruct(norm_pix: bool, tmp_path: Path) -> 
     pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
     (tmp_path / "photos").mkdir()
     Image.fromarray(pixels).save(tmp_path / "photos/photo.png")
-    pictures = scan_pictures([tmp_path / "photos"]).pictures
-    previews = Previews(model, pictures, None, 0.75)
+    images = scan_images([tmp_path / "photos"]).images
+    previews = Previews(model, images, None, 0.75)
     psnr = previews.draw(tmp_path / "preview.png", 1)
     result = reconstruct(
         ReconstructConfig((tmp_path / "photos",), tmp_path / "weights.pth", tmp_path / "grid.png", device="cpu")
     )
-    assert result.pictures[0].psnr == pytest.approx(psnr, rel=1e-5)
+    assert result.images[0].psnr == pytest.approx(psnr, rel=1e-5)
     top = MARGIN + TITLE_SIZE + 8
     panels = [
         np.asarray(Image.open(tmp_path / name))[top : top + 192, MARGIN : MARGIN + 4 * 192 + 3 * GAP]
@@ -61,7 +61,7 @@ def photos(tmp_path: Path) -> Path:
 def previews(photos: Path, *, norm_pix_loss: bool) -> Previews:
     sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "depth": 1, "decoder_depth": 1}
     model = create_model(variant_config("vit_tiny", norm_pix_loss=norm_pix_loss, **sizes))
-    return Previews(model, scan_pictures([photos]).pictures, None, 0.75)
+    return Previews(model, scan_images([photos]).images, None, 0.75)
 
 
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
@@ -76,7 +76,7 @@ def test_the_caption_says_where_the_original_helps(
 
     monkeypatch.setattr(module, "draw_grid", drawn)
     previews(photos, norm_pix_loss=norm_pix_loss).draw(tmp_path / "page.png", 3)
-    assert notes[0].startswith("Epoch 3, training pictures.")
+    assert notes[0].startswith("Epoch 3, training images.")
     assert ("are the original's, and help the PSNR." in notes[0]) == norm_pix_loss
 
 
@@ -93,5 +93,5 @@ def test_photographs_that_are_not_there_are_named_with_their_option(tmp_path: Pa
     with pytest.raises(DataError, match=r"--val .*none: no such folder") as caught:
         held_out_images(tmp_path / "none")
     assert caught.value.hint is not None
-    with pytest.raises(DataError, match="--val no picture in"):
+    with pytest.raises(DataError, match="--val no image in"):
         held_out_images(tmp_path)

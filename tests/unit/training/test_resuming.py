@@ -14,10 +14,11 @@ import torch
 
 from mae.checkpoints import load_checkpoint
 from mae.errors import CheckpointError, ConfigError, DataError, TrainingError
+from mae.io.toml import read_toml
 from mae.options import flag_name
 from mae.reporting.run_log import read_run
-from mae.toml import read_toml
-from mae.training import saving as saving_module
+from mae.training import checkpointer as saving_module
+from mae.training.checkpointer import SavedState
 from mae.training.config import PretrainConfig
 from mae.training.events import Event, Started
 from mae.training.identity import ON_RESUME, OnResume
@@ -25,9 +26,8 @@ from mae.training.plan import make_plan
 from mae.training.pretrain import pretrain
 from mae.training.resuming import Resumption, check_same_run, take_up
 from mae.training.run_folder import Position, RunFolder
-from mae.training.saving import SavedState
 from mae.training.step import TrainingStep
-from tests.unit.training.small import logged, make_models_small, make_pictures, same, small_config, stop_after, weights
+from tests.unit.training.small import logged, make_images, make_models_small, same, small_config, stop_after, weights
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.usefixtures("small_models")
@@ -39,7 +39,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("begun")
     with pytest.MonkeyPatch.context() as patch:
         make_models_small(patch)
-        config = small_config(make_pictures(folder / "pictures"), folder / "whole")
+        config = small_config(make_images(folder / "images"), folder / "whole")
         pretrain(config)
         pretrain(dataclasses.replace(config, out=folder / "run"), *stop_after(4))
     return folder
@@ -59,7 +59,7 @@ def finished(begun: Path, tmp_path: Path) -> PretrainConfig:
 
 def take(begun: Path, name: str, tmp_path: Path) -> PretrainConfig:
     shutil.copytree(begun / name, tmp_path / "run")
-    config = small_config(begun / "pictures", tmp_path / "run")
+    config = small_config(begun / "images", tmp_path / "run")
     return dataclasses.replace(config, resume=tmp_path / "run")
 
 
@@ -147,37 +147,37 @@ def test_a_recipe_that_was_changed_in_its_file_is_refused(parted: PretrainConfig
         pretrain(dataclasses.replace(parted, mask_ratio=0.5))
 
 
-def test_other_pictures_are_refused_and_moved_ones_are_not(parted: PretrainConfig, begun: Path, tmp_path: Path) -> None:
+def test_other_images_are_refused_and_moved_ones_are_not(parted: PretrainConfig, begun: Path, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere"
-    shutil.copytree(begun / "pictures", moved)
+    shutil.copytree(begun / "images", moved)
     (moved / "0.png").rename(moved / "x.png")
     again = dataclasses.replace(parted, data=(moved,))
-    with pytest.raises(ConfigError, match="the pictures' names") as refused:
+    with pytest.raises(ConfigError, match="the images' names") as refused:
         pretrain(again)
     assert len(refused.value.details) == 2
     (moved / "x.png").unlink()
-    with pytest.raises(ConfigError, match=r"number of pictures +11 +10$"):
+    with pytest.raises(ConfigError, match=r"number of images +11 +10$"):
         pretrain(again)
-    shutil.copy(begun / "pictures/0.png", moved)
+    shutil.copy(begun / "images/0.png", moved)
     said = started(again)
-    assert said.changes == (f"the pictures were in {begun / 'pictures'}; their names are the same",)
+    assert said.changes == (f"the images were in {begun / 'images'}; their names are the same",)
     assert settings(parted.out)["data"] == [str(moved)]
     assert same(weights(parted.out), weights(begun / "whole"))
 
 
-def test_pictures_that_are_gone_may_have_moved(parted: PretrainConfig, tmp_path: Path) -> None:
+def test_images_that_are_gone_may_have_moved(parted: PretrainConfig, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder") as missing:
         pretrain(dataclasses.replace(parted, data=(tmp_path / "gone",)))
     assert f"--resume {parted.out}" in (missing.value.hint or "")
 
 
 def test_what_changes_no_number_may_change_and_is_kept(parted: PretrainConfig, begun: Path) -> None:
-    said = started(dataclasses.replace(parted, workers=1, recompute=True, save_every=5, keep_last=3))
+    said = started(dataclasses.replace(parted, workers=1, activation_checkpointing=True, save_every=5, keep_last=3))
     assert said.changes == (
         "workers 0 -> 1, recompute off -> on, save-every 20 -> 5, keep-last 2 -> 3: no number changes",
     )
     kept = settings(parted.out)
-    assert (kept["workers"], kept["recompute"], kept["save_every"]) == (1, True, 5)
+    assert (kept["workers"], kept["activation_checkpointing"], kept["save_every"]) == (1, True, 5)
     assert changes(parted.out) == []
     assert same(weights(parted.out), weights(begun / "whole"))
 
@@ -347,7 +347,7 @@ def interrupt(*_: Any) -> None:
 def old_identity(document: dict[str, Any]) -> None:
     """As the first version wrote it, before runs had several processes."""
     about = document["maecli"]
-    for name in ("processes", "compiled", "settings", "pictures_digest"):
+    for name in ("processes", "compiled", "settings", "images_digest"):
         about["run"].pop(name)
     for name in ("left_out", "in_a_row", "turn"):
         about["position"].pop(name)
@@ -396,7 +396,7 @@ SPOILT: dict[str, Any] = {
     "run is empty": lambda about: about.__setitem__("run", {}),
     "batch_size is 0": lambda about: about["run"].__setitem__("batch_size", 0),
     "processes is a word": lambda about: about["run"].__setitem__("processes", "two"),
-    "pictures is a fraction": lambda about: about["run"].__setitem__("pictures", 11.5),
+    "images is a fraction": lambda about: about["run"].__setitem__("images", 11.5),
     "settings is a list": lambda about: about["run"].__setitem__("settings", []),
 }
 
@@ -458,14 +458,14 @@ def test_whatever_stops_the_saving_thread_ends_the_run(
 
 def test_a_failure_of_the_thread_is_not_kept_for_minutes(config: PretrainConfig) -> None:
     """The next step asks for a save, which raises it, however far away the next save would be."""
-    saver = saving_module.Saver(
+    checkpointer = saving_module.Checkpointer(
         RunFolder(config.out, resume=False), None, None, args={}, identity={}, minutes=60, keep_last=1  # type: ignore[arg-type]
     )  # fmt: skip
-    assert not saver.due()
-    saver._failure = MemoryError()
-    assert saver.due()
+    assert not checkpointer.due()
+    checkpointer._failure = MemoryError()
+    assert checkpointer.due()
     with pytest.raises(TrainingError, match="out of memory"):
-        saver.check()
+        checkpointer.check()
 
 
 @pytest.mark.parametrize(("available", "threads"), [(10**12, True), (10_000, False), (None, True)])
@@ -509,7 +509,7 @@ def test_the_time_that_is_left_follows_from_the_log(parted: PretrainConfig, begu
     # Of fifteen batches of two seven are done: the first epoch's five, and two more.
     assert started(parted, 5).seconds_left == pytest.approx(8 * 2 / 0.5)
     assert started(dataclasses.replace(parted, precision="bf16"), 6).seconds_left is None
-    first = small_config(begun / "pictures", parted.out.with_name("new"))
+    first = small_config(begun / "images", parted.out.with_name("new"))
     assert started(first, 1).seconds_left is None
 
 
@@ -535,7 +535,7 @@ def test_a_start_that_comes_to_nothing_leaves_no_folder(
         patch.setattr(where, failing)
         with pytest.raises(TrainingError):
             pretrain(deep)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
     (tmp_path / "runs/first").mkdir(parents=True)
     (tmp_path / "runs/first/notes.txt").write_text("mine")
     with monkeypatch.context() as patch:
@@ -569,9 +569,9 @@ def test_a_refused_second_run_takes_nothing_away_from_the_first(
     assert sorted(path.name for path in parted.out.iterdir()) == names
 
 
-def test_a_report_on_unreadable_pictures_stays(config: PretrainConfig, pictures: Path) -> None:
-    (pictures / "empty1.jpg").touch()
-    (pictures / "empty2.jpg").touch()
+def test_a_report_on_unreadable_images_stays(config: PretrainConfig, images: Path) -> None:
+    (images / "empty1.jpg").touch()
+    (images / "empty2.jpg").touch()
     with pytest.raises(DataError, match="are unreadable"):
         pretrain(config)
     assert [path.name for path in config.out.iterdir() if path.name != ".lock"] == ["unreadable.tsv"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mae.data.scan import Unreadable
+from mae.data.sources.scan import Unreadable
 from mae.errors import TrainingError
 from mae.training.run_folder import RunFolder
 

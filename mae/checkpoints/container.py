@@ -1,0 +1,228 @@
+"""What a file is by its bytes, so that nothing but a checkpoint is ever unpickled. Standard library only."""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import io
+import json
+import zipfile
+from pathlib import Path
+
+from mae.checkpoints.hub import RELEASES
+from mae.checkpoints.safety import LONGEST_PICKLE, check_pickle
+from mae.errors import CheckpointError
+from mae.io.text import a_few, printable, unusable_type
+
+
+class Container(enum.Enum):
+    """How a checkpoint is packed."""
+
+    ZIP = enum.auto()
+    LEGACY = enum.auto()  # what torch.save wrote before it wrote zip files
+    SAFETENSORS = enum.auto()
+    SHARDS = enum.auto()  # a folder
+
+
+GET_IT_AGAIN = "the download or copy did not finish, or the file was changed: get it again"
+# Far above what any model here needs, and low enough to be looked through in a moment.
+LONGEST_DIRECTORY = 16_000_000  # bytes of a zip's directory
+LONGEST_HEADER = 16_000_000  # bytes of a safetensors header
+_LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began before it wrote zip files
+_LEGACY_PICKLES = 5  # magic, version, system, contents, keys
+_SHORT_FLOATS = ("F8", "F6", "F4")  # how the names of safetensors' types of 8 bits and fewer begin
+SHARD_TABLE = ".metadata"
+_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
+_HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
+_OTHER_FILES = {
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"GIF8": "a GIF image",
+    b"RIFF": "a RIFF file (a WebP image, perhaps)",
+    b"BM": "a BMP image",
+    b"\x1f\x8b": "a gzip archive",
+    b"\x93NUMPY": "a NumPy array",
+    b"\x89HDF": "an HDF5 file",
+    b"%PDF": "a PDF",
+    b"version https://git-lfs": "a Git LFS pointer, not the file it points to",
+}
+
+
+def find_file(path: Path) -> Path:
+    """The file that holds the weights: ``path`` itself, or the one inside a Hugging Face folder. A folder of
+    shards is itself the checkpoint.
+
+    Raises:
+        CheckpointError: There is no such file, or the folder holds none or several.
+    """
+    if (path / SHARD_TABLE).is_file():
+        return path
+    if path.is_dir():
+        inside = [path / name for name in _HUGGING_FACE_FILES if (path / name).is_file()]
+        if inside and (path / "config.json").is_file():
+            return inside[0]
+        found = sorted(file.name for file in path.iterdir() if file.suffix in _SUFFIXES)
+        if not found and (path / "config.toml").is_file():
+            raise CheckpointError(f"{path} holds a run that has not saved a state yet")
+        raise CheckpointError(
+            f"{path} is a folder; a checkpoint file is wanted",
+            hint=f"it holds {', '.join(found[:5])}" if found else "it holds no .pth or .safetensors file",
+        )
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is no file but a device, a pipe or a socket")
+    if not path.exists():
+        names = [file.name for file in path.parent.iterdir() if file.is_file()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, names, n=3) or difflib.get_close_matches(str(path), RELEASES, n=3)
+        raise CheckpointError(
+            f"no such checkpoint file: {path}", hint=f"did you mean {' or '.join(near)}?" if near else None
+        )
+    return path
+
+
+def container_of(path: Path) -> Container:
+    """Tell a checkpoint's container from its first bytes, and refuse whatever is none or is not safe to read.
+
+    Raises:
+        CheckpointError: The file is empty, cut short, compressed, something else than a checkpoint, or holds a
+            pickle that could run code.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(1024)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    if size == 0:
+        raise CheckpointError(f"{path} is empty (0 bytes)", hint=GET_IT_AGAIN)
+    if head.startswith(b"PK\x03\x04"):
+        _check_zip(path, size)
+        return Container.ZIP
+    # A safetensors file begins with its header's length, which may look like a pickle's magic: its brace decides.
+    if size > 8 and head[8:9] == b"{" and not head.startswith(_LEGACY_MAGIC):
+        _check_safetensors(path, size, int.from_bytes(head[:8], "little"))
+        return Container.SAFETENSORS
+    if head.startswith(b"\x80"):
+        _check_legacy(path, head)
+        return Container.LEGACY
+    raise CheckpointError(f"{path} is not a checkpoint: it is {_describe(head)}", hint=_advice(head))
+
+
+def _check_zip(path: Path, size: int) -> None:
+    _check_directory(path, size)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except Exception:  # damaged bytes can raise almost anything from inside the decoder
+        raise CheckpointError(
+            f"{path} is cut short or damaged: {size:,} bytes whose zip directory cannot be read", hint=GET_IT_AGAIN
+        ) from None
+    unpacked = sum(entry.file_size for entry in entries)
+    # torch stores tensors uncompressed, so a directory that promises more than the file holds is no checkpoint.
+    if unpacked > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise CheckpointError(
+            f"{path} is refused as a zip bomb: {size:,} bytes would unpack to {unpacked:,}, "
+            "and a checkpoint is stored uncompressed",
+            hint="if it is a zip around a checkpoint, unpack it and give the file inside",
+        )
+    names = [entry.filename for entry in entries]
+    if any("/code/" in name for name in names):
+        raise CheckpointError(
+            f"{path} is a TorchScript program, not a checkpoint", hint="save the state dict of the model it was made of"
+        )
+    contents = [name for name in names if name.endswith("/data.pkl")]
+    if len(contents) != 1 or len(set(names)) != len(names):
+        raise CheckpointError(
+            f"{path} is a zip archive, but not one that torch.save wrote (it holds {a_few(names) or 'nothing'})",
+            hint="if it is a zip around a checkpoint, unpack it and give the file inside",
+        )
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(contents[0]) as file:
+            pickled = file.read(LONGEST_PICKLE + 1)
+    except Exception as error:  # as above
+        reason = printable(str(error) or type(error).__name__, 200)
+        raise CheckpointError(f"{path} is damaged: {reason}", hint=GET_IT_AGAIN) from None
+    check_pickle(io.BytesIO(pickled), path)  # from memory, since many small reads of a zip are slow
+
+
+def _check_directory(path: Path, size: int) -> None:
+    """The last bytes of a zip tell how long its directory is: look before it is read whole."""
+    with path.open("rb") as file:
+        file.seek(max(0, size - 66_000))
+        tail = file.read()
+    # The end record, and the one of large archives, which wins where both are there.
+    places = ((tail.rfind(b"PK\x05\x06"), 12, 4), (tail.rfind(b"PK\x06\x06"), 40, 8))
+    stated = [int.from_bytes(tail[at + skip : at + skip + width], "little") for at, skip, width in places if at >= 0]
+    longest = max((length for length in stated if length <= size), default=0)
+    if longest > LONGEST_DIRECTORY:
+        raise CheckpointError(
+            f"{path} is refused: its zip directory has {longest:,} bytes, hundreds of thousands of entries",
+            hint="the file was made wrongly or to exhaust memory; get it from a source you trust",
+        )
+
+
+def _check_legacy(path: Path, head: bytes) -> None:
+    """Look through the pickles with which a file of the old format begins."""
+    with path.open("rb") as file:
+        for _ in range(_LEGACY_PICKLES if head.startswith(_LEGACY_MAGIC) else 1):
+            check_pickle(file, path)
+    if not head.startswith(_LEGACY_MAGIC):
+        raise CheckpointError(
+            f"{path} is a plain pickle, not a file that torch.save wrote", hint="save its tensors with torch.save"
+        )
+
+
+def _check_safetensors(path: Path, size: int, header_size: int) -> None:
+    """The header states how many bytes the tensors take, so a file cut short is seen before it is mapped."""
+    promised = 8 + header_size
+    if promised <= size:
+        if header_size > LONGEST_HEADER:
+            raise CheckpointError(
+                f"{path} is refused: its safetensors header has {header_size:,} bytes, "
+                "and that of the largest published model has 60 thousand",
+                hint="the file was made wrongly or to exhaust memory; get it from a source you trust",
+            )
+        with path.open("rb") as file:
+            file.seek(8)
+            try:
+                header = json.loads(file.read(header_size))
+                entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+                ends = [int(entry["data_offsets"][1]) for entry in entries.values()]
+                short = {name: entry["dtype"] for name, entry in entries.items() if entry["dtype"][:2] in _SHORT_FLOATS}
+            except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
+                raise CheckpointError(f"{path} has a damaged safetensors header", hint=GET_IT_AGAIN) from None
+        for name, number in short.items():  # torch knows some of these types only
+            raise unusable_type(path, name, number)
+        promised += max(ends, default=0)
+    if promised > size:
+        raise CheckpointError(
+            f"{path} is cut short: its safetensors header promises {promised:,} bytes and the file has {size:,}",
+            hint=GET_IT_AGAIN,
+        )
+
+
+def _describe(head: bytes) -> str:
+    for magic, name in _OTHER_FILES.items():
+        if head.startswith(magic):
+            return name
+    if _is_html(head):
+        return "an HTML page"
+    if not head.strip(b"\0"):
+        return "nothing but zeros, as an interrupted download leaves it"
+    try:
+        head[:256].decode("ascii")
+    except UnicodeDecodeError:
+        return f"a file of unknown kind that begins with {head[:8].hex(' ')}"
+    return "a text"
+
+
+def _advice(head: bytes) -> str:
+    if _is_html(head):
+        return "the download saved a web page (an error or a login) in place of the file: get the file itself"
+    if head.startswith(b"version https://git-lfs"):
+        return "fetch the real file with `git lfs pull`"
+    return "give a .pth, .pt, .bin or .safetensors file of a masked autoencoder"
+
+
+def _is_html(head: bytes) -> bool:
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:64].lower()
+    return start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--"))

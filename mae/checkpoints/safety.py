@@ -1,0 +1,207 @@
+"""Reads a checkpoint's pickle without running it, and refuses what no checkpoint needs. Standard library only.
+
+torch's own restricted unpickler runs no foreign code either; this check comes before it because a pickle can
+also exhaust a machine with allowed parts: a bytearray of a terabyte, keys that are tuples of tuples of tuples,
+a million tensors.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, cast
+
+from mae.errors import CheckpointError
+from mae.io.text import printable, unusable_type
+
+LONGEST_PICKLE = 4_000_000  # bytes; that of a ViT-Huge with its optimiser has 0.2 million
+
+_ORDERED_DICT = "collections OrderedDict"
+_ALLOWED = {
+    _ORDERED_DICT,
+    "argparse Namespace",
+    "torch Size",
+    "torch device",
+    *(f"torch._utils _rebuild_{what}" for what in ("tensor", "tensor_v2", "parameter")),
+    *(
+        f"torch {kind}Storage"
+        for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+    ),
+    *(
+        f"torch {kind}"
+        for kind in ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+    ),
+}
+
+# How torch.save stores the types that have no storage class of their own: floats of 8 bits and fewer, uint16 ...
+# Walked through, so that the refusal can name the type, and never let past this check.
+_UNNAMED = {"torch._utils _rebuild_tensor_v3", "torch.storage UntypedStorage"}
+_TYPE = re.compile(r"torch ((?:float|u?int|q?u?int|complex|bits)\d\w*)")
+
+# What a value on the pickle's stack is, as far as this check cares.
+_ATOM, _EMPTY_TUPLE, _OTHER = "atom", "empty tuple", "other"
+
+_ATOMS = {"NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"}
+_ATOMS |= {"SHORT_BINSTRING"}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+def check_pickle(file: IO[bytes], path: Path) -> int:
+    """Walk through one pickle, from the file's position to behind its STOP.
+
+    Args:
+        file: Open and positioned.
+        path: Named in errors.
+
+    Returns:
+        The bytes it takes.
+
+    Raises:
+        CheckpointError: It could run code, exhaust the machine, or is damaged.
+    """
+    reader = _Reader(file, path)
+    walk = _Walk(path)
+    try:
+        for opcode, argument, _ in pickletools.genops(cast(IO[bytes], reader)):
+            walk.step(opcode.name, argument)
+    except CheckpointError:
+        raise
+    except Exception as error:  # bytes that are no pickle can fail in any way
+        raise CheckpointError(
+            f"{path} is damaged or no checkpoint: its pickle cannot be read ({type(error).__name__})",
+            hint="get it again",
+        ) from None
+    return reader.taken
+
+
+class _Reader:
+    """A file that refuses to give more than a checkpoint's pickle can need."""
+
+    def __init__(self, file: IO[bytes], path: Path) -> None:
+        self.file = file
+        self.path = path
+        self.taken = 0
+
+    def read(self, size: int = -1) -> bytes:
+        self._take(size)
+        return self.file.read(size)
+
+    def readline(self) -> bytes:
+        line = self.file.readline(1000)
+        self._take(len(line))
+        return line
+
+    def _take(self, size: int) -> None:
+        self.taken += size
+        if size < 0 or self.taken > LONGEST_PICKLE:
+            raise CheckpointError(
+                f"{self.path} is refused: the list of its contents is longer than {LONGEST_PICKLE:,} bytes, "
+                "and that of the largest published model has 0.2 million",
+                hint="the file was made wrongly or to exhaust memory; get it from a source you trust",
+            )
+
+
+class _Walk:
+    """The unpickler's stack, with what each value is in place of the value."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.stack: list[str] = []
+        self.marked: list[list[str]] = []
+        self.memo: dict[int, str] = {}
+        self.text = ""  # the latest one: a tensor's name comes right before the tensor
+        self.unnamed: tuple[str, str] | None = None  # what rebuilds a tensor of such a type, and the tensor's name
+        self.steps: dict[str, Callable[[Any], object]] = {
+            "PROTO": self._protocol,
+            "GLOBAL": self._global,
+            "MARK": self._mark,
+            "TUPLE": self._tuple,
+            "APPEND": lambda _: self.stack.pop(),
+            "APPENDS": lambda _: self._to_mark(),
+            "SETITEM": self._set_item,
+            "SETITEMS": lambda _: self._check_keys(self._to_mark()[::2]),
+            "REDUCE": self._call,
+            "NEWOBJ": self._call,
+            "BUILD": lambda _: self.stack.pop(),
+            "BINPERSID": self._persistent,
+            "STOP": self._stop,
+        }
+
+    def step(self, name: str, argument: Any) -> None:
+        if name in _ATOMS:
+            self.stack.append(_ATOM)
+            self.text = argument if name == "BINUNICODE" else self.text
+        elif name in ("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"):
+            self.stack.append(_OTHER)
+        elif name == "EMPTY_TUPLE":
+            self.stack.append(_EMPTY_TUPLE)
+        elif name in _TUPLES:
+            del self.stack[-_TUPLES[name] :]
+            self.stack.append(_OTHER)
+        elif name in ("BINGET", "LONG_BINGET"):
+            self.stack.append(self.memo[argument])
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            self.memo[argument] = self.stack[-1]
+        elif name in self.steps:
+            self.steps[name](argument)
+        else:
+            raise self._refusal(f"uses the instruction {name}")
+
+    def _protocol(self, version: int) -> None:
+        if version != 2:
+            raise CheckpointError(
+                f"{self.path} is pickled by protocol {version}; only 2, that of torch.save, can be read safely",
+                hint="save it again with torch.save and no pickle_protocol, or as safetensors",
+            )
+
+    def _global(self, name: str) -> None:
+        if name in _UNNAMED:
+            self.unnamed = self.unnamed or (name, self.text)
+        elif name not in _ALLOWED:
+            number = _TYPE.fullmatch(name)
+            if number and self.unnamed:
+                raise unusable_type(self.path, self.unnamed[1], number[1])
+            raise self._refusal(f"asks for {printable(name.replace(' ', '.'), 100)}")
+        self.stack.append(name if name == _ORDERED_DICT else _OTHER)
+
+    def _stop(self, _: Any) -> None:
+        if self.unnamed:
+            raise self._refusal(f"asks for {self.unnamed[0].replace(' ', '.')}")
+
+    def _call(self, _: Any) -> None:
+        arguments, called = self.stack.pop(), self.stack.pop()
+        if called == _ORDERED_DICT and arguments != _EMPTY_TUPLE:
+            raise self._refusal("builds a dictionary from nested values")
+        self.stack.append(_OTHER)
+
+    def _mark(self, _: Any) -> None:
+        self.marked.append(self.stack)
+        self.stack = []
+
+    def _to_mark(self) -> list[str]:
+        items, self.stack = self.stack, self.marked.pop()
+        return items
+
+    def _tuple(self, _: Any) -> None:
+        self._to_mark()
+        self.stack.append(_OTHER)
+
+    def _persistent(self, _: Any) -> None:
+        self.stack[-1] = _OTHER
+
+    def _set_item(self, _: Any) -> None:
+        self.stack.pop()
+        self._check_keys([self.stack.pop()])
+
+    def _check_keys(self, keys: list[str]) -> None:
+        if any(key != _ATOM for key in keys):
+            raise self._refusal("has dictionary keys that are no plain values")
+
+    def _refusal(self, what: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.path} is refused: its pickle {what}, which could run code or exhaust memory; nothing was run",
+            hint="only tensors, plain values and argparse.Namespace are read; save the state dict alone, or get the "
+            "file from a source you trust",
+        )

@@ -1,0 +1,128 @@
+"""Writing a checkpoint that the official scripts read as their own."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import errno
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mae.config import MAEConfig
+from mae.errors import CheckpointError
+from mae.io.files import resolve_target, temporary_beside, write_atomically
+from mae.mae import MaskedAutoencoder
+
+
+def save_checkpoint(
+    path: str | Path,
+    model: MaskedAutoencoder,
+    *,
+    optimizer: Mapping[str, Any] | torch.optim.Optimizer | None = None,
+    epoch: int | None = None,
+    scaler: Mapping[str, Any] | None = None,
+    args: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint in the official trainer's layout, whole or not at all.
+
+    The entry ``maecli`` holds the model's sizes, so that our own files need no guess about heads.
+
+    Args:
+        path: The file; its folder must exist.
+        model: Its state dict becomes ``model``.
+        optimizer, epoch, scaler: Where training stands; left out where None.
+        args: The run's options, stored as an ``argparse.Namespace``; plain values only.
+        extra: Entries beside the official ones, under their own keys.
+
+    Raises:
+        CheckpointError: The file cannot be written.
+    """
+    state = optimizer.state_dict() if isinstance(optimizer, torch.optim.Optimizer) else optimizer
+    document = checkpoint_document(
+        model.state_dict(), model.config, optimizer=state, epoch=epoch, scaler=scaler, args=args, extra=extra
+    )
+    save(Path(path), document)
+
+
+def checkpoint_document(
+    model: Mapping[str, Tensor],
+    config: MAEConfig,
+    *,
+    optimizer: Mapping[str, Any] | None = None,
+    epoch: int | None = None,
+    scaler: Mapping[str, Any] | None = None,
+    args: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What ``save_checkpoint`` writes, from a state dict."""
+    document: dict[str, Any] = {"model": model}
+    if optimizer is not None:
+        document["optimizer"] = optimizer
+    if epoch is not None:
+        document["epoch"] = epoch
+    if scaler is not None:
+        document["scaler"] = dict(scaler)
+    if args is not None:
+        document["args"] = argparse.Namespace(**args)
+    document |= extra or {}
+    document["maecli"] = {"config": dataclasses.asdict(config)} | dict(document.get("maecli", {}))
+    return document
+
+
+def save(path: Path, document: Mapping[str, Any]) -> None:
+    """``torch.save``, whole or not at all.
+
+    Raises:
+        CheckpointError: The file cannot be written; torch's own error on a full disk would not say so.
+    """
+    try:
+        needed, free = _tensor_bytes(document), shutil.disk_usage(path.parent).free
+        if needed > free:
+            raise OSError(errno.ENOSPC, f"it needs {needed / 1e6:.1f} MB and the disk has {free / 1e6:.1f} MB left")
+        write_atomically(path, lambda file: torch.save(document, file))
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise CheckpointError(f"cannot write {path}: {reason}") from None
+
+
+def save_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors as safetensors, whole or not at all, and without a copy of them all in memory.
+
+    Raises:
+        CheckpointError: The file cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    temporary: Path | None = None
+    try:
+        target = resolve_target(path)
+        temporary = temporary_beside(target)
+        with temporary.open("xb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+        save_file({key: tensor.contiguous() for key, tensor in state.items()}, temporary, {"format": "pt", **metadata})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(mode)  # save_file's own 0600 would lock a lab's colleagues out
+        temporary.replace(target)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _tensor_bytes(value: Any) -> int:
+    """Bytes of all tensors inside a document of mappings and lists."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, Mapping):
+        return sum(_tensor_bytes(item) for item in value.values())
+    return sum(_tensor_bytes(item) for item in value) if isinstance(value, list | tuple) else 0

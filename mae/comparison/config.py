@@ -1,0 +1,81 @@
+"""What ``compare`` and ``export`` are asked for. Standard library only."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from pathlib import Path
+
+from mae.errors import ConfigError
+from mae.options import option
+from mae.reconstruction.config import IMAGE_FORMATS
+
+REFERENCES = ("auto", "builtin", "transformers", "timm")
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig:
+    """Which file, held against what."""
+
+    official: Path = option(
+        dataclasses.MISSING,
+        "The checkpoint to examine: a file, a run's folder, or a released file's name.",
+        metavar="CKPT",
+        official=("model", "resume"),
+    )
+    checkpoint: Path | None = option(None, "A second checkpoint, to compare with the first tensor by tensor.")
+    image: Path | None = option(None, "An image to compute with.", default_text="generated noise")
+    reference: str = option(
+        "auto",
+        "builtin (plain float64, from the paper), transformers, timm, or your clone of the official repository; "
+        "auto takes the builtin one and those that are installed.",
+        metavar="NAME|PATH",
+    )
+    mask_ratio: float = option(0.75, "Share of the patches that is removed.", low=0, below=1)
+    seed: int = option(2, "Chooses the mask and the generated image.", low=0)
+    num_heads: int | None = option(None, "Heads of the encoder.", low=1, default_text="the usual")
+    decoder_num_heads: int | None = option(None, "Heads of the decoder.", low=1, default_text="the usual")
+    out: Path | None = option(
+        None, "With --checkpoint: draw both reconstructions side by side into this image: .png, .jpg or .webp."
+    )
+    offline: bool = option(False, "Download nothing.", flags="--offline")
+
+    def __post_init__(self) -> None:
+        if self.reference not in REFERENCES and not Path(self.reference).is_dir():
+            near = difflib.get_close_matches(self.reference, REFERENCES, n=2)
+            raise ConfigError(
+                f"--reference {self.reference}: neither {', '.join(REFERENCES)} nor a folder",
+                hint=f"did you mean {' or '.join(near)}?" if near else None,
+            )
+        if self.out is not None:
+            if self.out.suffix.lower() not in IMAGE_FORMATS:
+                raise ConfigError(f"--out {self.out}: the name must end in {', '.join(IMAGE_FORMATS)}")
+            if self.checkpoint is None:
+                raise ConfigError("--out draws two reconstructions side by side, so it needs --checkpoint")
+
+
+TARGETS = ("official", "encoder", "timm", "hf", "safetensors")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """Which file, written for whom."""
+
+    checkpoint: Path = option(
+        dataclasses.MISSING,
+        "The checkpoint: a file, a run's folder, or a released file's name.",
+        positional=True,
+        metavar="CKPT",
+        official=("model", "resume"),
+    )
+    to: str = option(
+        dataclasses.MISSING,
+        "official (.pth for the official scripts), encoder (the same without decoder), timm, hf (a folder for "
+        "transformers) or safetensors (official names).",
+        choices=TARGETS,
+        metavar="TARGET",
+    )
+    out: Path | None = option(None, "Where to write.", default_text="beside the checkpoint", official=("output_dir",))
+    num_heads: int | None = option(None, "Heads of the encoder.", low=1, default_text="the usual")
+    decoder_num_heads: int | None = option(None, "Heads of the decoder.", low=1, default_text="the usual")
+    offline: bool = option(False, "Download nothing.", flags="--offline")

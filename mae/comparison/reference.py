@@ -1,0 +1,157 @@
+"""A second masked autoencoder, written from the paper for one purpose: to disagree if the first one is wrong.
+
+It shares no code with the model: plain float64 arithmetic on a state dict with official names, one block's
+weights at a time, so that even a ViT-Huge needs little memory. Nothing here is fast or reused elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the state dict cannot tell: heads; patches are squares of ``patch_size`` pixels."""
+
+    patch_size: int
+    num_heads: int
+    decoder_num_heads: int
+
+
+def run_reference(
+    state: Mapping[str, Tensor], sizes: Sizes, imgs: Tensor, noise: Tensor, mask_ratio: float
+) -> dict[str, Tensor]:
+    """Every stage of a forward pass in float64, by name.
+
+    Args:
+        state: Weights under official names; without a decoder the encoder's stages are all there is.
+        sizes: What the weights do not tell.
+        imgs: (B, C, H, W), normalised.
+        noise: (B, L), the lowest stay visible.
+        mask_ratio: Share of the patches that is removed.
+    """
+    imgs = imgs.double()
+    stages: dict[str, Tensor] = {}
+    patches = cut(imgs, sizes.patch_size)  # (B, L, p, p, C)
+    # "Our encoder embeds patches by a linear projection with added positional embeddings"
+    weight, bias = state["patch_embed.proj.weight"].double(), state["patch_embed.proj.bias"].double()
+    tokens = torch.einsum("blhwc,dchw->bld", patches, weight) + bias
+    stages["patch embedding"] = tokens
+    positions = state["pos_embed"].double()[0]
+    tokens = tokens + positions[1:]
+    order = keep_order(noise, mask_ratio)
+    tokens = torch.stack([image[kept] for image, kept in zip(tokens, order.kept, strict=True)])
+    class_token = state["cls_token"].double()[0] + positions[:1]
+    x = torch.cat([class_token.expand(len(imgs), 1, -1), tokens], dim=1)
+    stages["visible tokens"] = x
+    for number in count_blocks(state, "blocks."):
+        x = block(x, state, f"blocks.{number}.", sizes.num_heads)
+        stages[f"encoder block {number}"] = x
+    if "norm.weight" not in state:  # a fine-tuned file
+        return stages
+    x = stages["encoder norm"] = layer_norm(x, state, "norm.")
+    if "decoder_embed.weight" not in state:
+        return stages
+
+    x = stages["decoder embedding"] = linear(x, state, "decoder_embed.")
+    # "The input to the MAE decoder is the full set of tokens", mask tokens in the gaps
+    full = state["mask_token"].double().expand(len(x), patches.shape[1], -1).clone()
+    for image, kept in enumerate(order.kept):
+        full[image, kept] = x[image, 1:]
+    x = torch.cat([x[:, :1], full], dim=1) + state["decoder_pos_embed"].double()
+    stages["decoder tokens"] = x
+    for number in count_blocks(state, "decoder_blocks."):
+        x = block(x, state, f"decoder_blocks.{number}.", sizes.decoder_num_heads)
+        stages[f"decoder block {number}"] = x
+    x = stages["decoder norm"] = layer_norm(x, state, "decoder_norm.")
+    pred = stages["prediction"] = linear(x, state, "decoder_pred.")[:, 1:]
+    pixels = patches.flatten(2)  # a patch's vector is (row, column, channel)
+    stages["loss, pixels"] = loss(pred, pixels, order.removed)
+    stages["loss, normalised"] = loss(pred, standardised(pixels), order.removed)
+    return stages
+
+
+@dataclass(frozen=True)
+class Order:
+    """Positions of visible and removed patches, image by image."""
+
+    kept: np.ndarray
+    removed: np.ndarray
+
+
+def keep_order(noise: Tensor, mask_ratio: float) -> Order:
+    """The patches of lowest noise stay, in the order of their noise; equal noise in reading order."""
+    ranks = np.argsort(noise.numpy(), axis=1, kind="stable")
+    kept = int(ranks.shape[1] * (1 - mask_ratio))
+    return Order(ranks[:, :kept], ranks[:, kept:])
+
+
+def cut(imgs: Tensor, side: int) -> Tensor:
+    """(B, C, H, W) -> (B, L, p, p, C), squares in reading order."""
+    rows, columns = imgs.shape[2] // side, imgs.shape[3] // side
+    squares = [
+        imgs[:, :, row * side : (row + 1) * side, column * side : (column + 1) * side]
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    return torch.stack(squares, dim=1).movedim(2, -1)
+
+
+def block(x: Tensor, state: Mapping[str, Tensor], name: str, heads: int) -> Tensor:
+    """A pre-norm Transformer block: attention, then an MLP with the exact GELU."""
+    x = x + attention(layer_norm(x, state, name + "norm1."), state, name + "attn.", heads)
+    hidden = linear(layer_norm(x, state, name + "norm2."), state, name + "mlp.fc1.")
+    hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
+    return x + linear(hidden, state, name + "mlp.fc2.")
+
+
+def attention(x: Tensor, state: Mapping[str, Tensor], name: str, heads: int) -> Tensor:
+    """Each head: softmax(Q K^T / sqrt(d)) V, spelled out."""
+    queries, keys, values = linear(x, state, name + "qkv.").chunk(3, dim=2)
+    width = x.shape[2] // heads
+    mixed = []
+    for head in range(heads):
+        part = slice(head * width, (head + 1) * width)
+        scores = torch.einsum("bqd,bkd->bqk", queries[..., part], keys[..., part]) / math.sqrt(width)
+        weights = torch.exp(scores - scores.amax(dim=2, keepdim=True))
+        weights = weights / weights.sum(dim=2, keepdim=True)
+        mixed.append(torch.einsum("bqk,bkd->bqd", weights, values[..., part]))
+    return linear(torch.cat(mixed, dim=2), state, name + "proj.")
+
+
+def layer_norm(x: Tensor, state: Mapping[str, Tensor], name: str) -> Tensor:
+    """Zero mean, unit (biased) variance over a token's numbers, then scaled and shifted."""
+    centred = x - x.mean(dim=2, keepdim=True)
+    variance = (centred * centred).mean(dim=2, keepdim=True)
+    return centred / torch.sqrt(variance + EPS) * state[name + "weight"].double() + state[name + "bias"].double()
+
+
+def linear(x: Tensor, state: Mapping[str, Tensor], name: str) -> Tensor:
+    """X W^T + b."""
+    return x @ state[name + "weight"].double().T + state[name + "bias"].double()
+
+
+def standardised(patches: Tensor) -> Tensor:
+    """Each patch less its mean, over its deviation: unbiased variance plus 1e-6."""
+    centred = patches - patches.mean(dim=2, keepdim=True)
+    variance = (centred * centred).sum(dim=2, keepdim=True) / (patches.shape[2] - 1)
+    return centred / torch.sqrt(variance + EPS)
+
+
+def loss(pred: Tensor, target: Tensor, removed: np.ndarray) -> Tensor:
+    """The mean squared error of removed patches."""
+    errors = [((pred[i, ids] - target[i, ids]) ** 2).mean(dim=1) for i, ids in enumerate(removed)]
+    return torch.cat(errors).mean()
+
+
+def count_blocks(state: Mapping[str, Tensor], prefix: str) -> range:
+    """Numbers of the blocks under a prefix."""
+    return range(len({key.split(".")[1] for key in state if key.startswith(prefix)}))

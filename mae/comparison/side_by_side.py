@@ -1,0 +1,39 @@
+"""One image, reconstructed by two checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from mae.checkpoints import Checkpoint, build_model
+from mae.data.transforms import tensor_to_image
+from mae.masking import random_masking
+from mae.reconstruction.grid import Row, draw_grid, write_image
+from mae.reconstruction.panels import make_panels, predict
+
+
+def draw_side_by_side(
+    out: Path, checkpoints: Sequence[Checkpoint], imgs: Tensor, noise: Tensor, mask_ratio: float
+) -> Path:
+    """Draw original, masked, and each checkpoint's reconstruction.
+
+    Args:
+        out: The image to write.
+        checkpoints: Of the same sizes, with decoders.
+        imgs: (1, C, H, W), normalised.
+        noise: (1, L), which patches are removed.
+        mask_ratio: How many of them.
+    """
+    masking = random_masking(noise, mask_ratio)
+    panels = []
+    for checkpoint in checkpoints:
+        model, _ = build_model(checkpoint)
+        pred = predict(model, imgs, masking)
+        panels += make_panels(model, imgs, masking, pred, norm_pix=bool(checkpoint.norm_pix_loss))
+    views = [panels[0].original, panels[0].masked, *(panel.with_visible for panel in panels)]
+    titles = ["original", "masked", *(checkpoint.path.stem[:24] for checkpoint in checkpoints)]
+    numbers = [f"{c.path.name}: PSNR {p.psnr:.1f} dB" for c, p in zip(checkpoints, panels, strict=True)]
+    write_image(out, draw_grid(titles, [Row([tensor_to_image(view) for view in views], "; ".join(numbers))]))
+    return out

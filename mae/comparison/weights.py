@@ -1,0 +1,198 @@
+"""What a checkpoint's tensors tell without being computed with."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from mae.checkpoints import Checkpoint
+from mae.checkpoints.build import compare_shapes, is_decoder, is_finite
+from mae.checkpoints.pos_tables import follows_formula
+from mae.io.text import a_few, printable
+from mae.models import create_model
+from mae.pos_embed import sincos_2d
+
+_SAMPLE = 4096  # numbers of a tensor that are looked at to tell a rounded one
+TABLES = ("pos_embed", "decoder_pos_embed")
+_HEADS = ("head.", "fc_norm.")  # what fine-tuning adds
+_ROUNDED = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Numbers of one part of the model.
+
+    Attributes:
+        rms: Root of the mean square of all its numbers.
+        largest: Largest absolute number.
+    """
+
+    name: str
+    tensors: int
+    parameters: int
+    rms: float
+    largest: float
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsReport:
+    """What the tensors of one file tell.
+
+    Attributes:
+        matched: Tensors that the model has too, with the same shape.
+        missing, unexpected: Names.
+        misshapen: (name, wanted shape, shape in the file).
+        not_finite: Names of tensors that hold NaN or infinity.
+        tables: Position table to what it follows: "formula", "halves exchanged", ...
+        precision: What the numbers really are, for instance "bfloat16, stored as float32".
+        groups: Statistics by part.
+        problems: What is wrong, the gravest first.
+        notes: What is worth knowing and not wrong.
+    """
+
+    matched: int
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    misshapen: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    not_finite: tuple[str, ...]
+    tables: tuple[tuple[str, str], ...]
+    precision: str
+    groups: tuple[Group, ...]
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def inspect_weights(checkpoint: Checkpoint) -> WeightsReport:
+    """Look at every tensor of a file: names, shapes, tables, NaN, precision, and signs of an untrained part."""
+    state = checkpoint.state
+    with torch.device("meta"):
+        wanted = create_model(checkpoint.config).state_dict()
+    wanted = {key: tensor for key, tensor in wanted.items() if _is_expected(key, checkpoint)}
+    missing, unexpected, misshapen = compare_shapes(state, wanted)
+    unexpected = [key for key in unexpected if not (checkpoint.kind == "fine-tuned" and key.startswith(_HEADS))]
+    not_finite = [key for key, tensor in state.items() if not is_finite(tensor)]
+    tables = {key: _table(state[key], checkpoint.config.grid) for key in TABLES if key in state}
+    precision = _precision(checkpoint)
+
+    problems = [f"{a_few(not_finite)}: NaN or infinity"] if not_finite else []
+    problems += [f"missing: {a_few(missing)} ({len(missing)} tensors)"] if missing else []
+    problems += [f"{printable(name)} has shape {got}; {shape} is wanted" for name, shape, got in misshapen]
+    problems += [f"unexpected: {a_few(unexpected)} ({len(unexpected)} tensors)"] if unexpected else []
+    # Fine-tuning trains the table; everywhere else it is fixed.
+    wrong = [f"{key}: {what}" for key, what in tables.items() if what != "formula"]
+    problems += [] if checkpoint.kind == "fine-tuned" else wrong
+    problems += _untrained(state)
+    return WeightsReport(
+        matched=len(wanted) - len(missing) - len(misshapen),
+        missing=tuple(missing),
+        unexpected=tuple(unexpected),
+        misshapen=tuple(misshapen),
+        not_finite=tuple(not_finite),
+        tables=tuple(tables.items()),
+        precision=precision,
+        groups=tuple(_groups(state)),
+        problems=tuple(problems),
+        notes=(f"precision: {precision}",) if precision != "float32" else (),
+    )
+
+
+def part_of(key: str) -> str:
+    """The part of the model that a tensor belongs to."""
+    if key in TABLES:
+        return "position tables"
+    if key.startswith("patch_embed."):
+        return "patch projection"
+    if key.endswith("_token"):
+        return "tokens"
+    if key.startswith(_HEADS):
+        return "head"
+    return "decoder" if key.startswith("decoder_") else "encoder"
+
+
+def _is_expected(key: str, checkpoint: Checkpoint) -> bool:
+    if not checkpoint.has_decoder and is_decoder(key):
+        return False
+    return not (checkpoint.kind == "fine-tuned" and key.startswith("norm.") and key not in checkpoint.state)
+
+
+def _table(table: Tensor, grid: tuple[int, int]) -> str:
+    if follows_formula(table, grid):
+        return "formula"
+    if table.ndim != 3 or table.shape[:2] != (1, 1 + grid[0] * grid[1]) or table.shape[2] % 4:
+        return f"of shape {tuple(table.shape)}"
+    width = table.shape[2]
+    if not table.any():
+        return "all zeros"
+    if follows_formula(table.roll(width // 2, dims=-1), grid):
+        return "its halves are exchanged: rows come first in place of columns"
+    off = (table.float() - sincos_2d(width, grid)).abs()
+    if off[:, 1:].max() < 1e-3:
+        return "the class token's row is not zero"
+    return f"not the sine-cosine formula (off by up to {off.max():.2g})"
+
+
+def _precision(checkpoint: Checkpoint) -> str:
+    """The type of the numbers, and whether they had been rounded to a shorter one before."""
+    stored = ", ".join(checkpoint.dtypes)
+    if stored != "float32":
+        return stored
+    samples = [tensor.flatten()[:_SAMPLE] for key, tensor in checkpoint.state.items() if key not in TABLES]
+    for name, dtype in _ROUNDED.items():
+        if all(torch.equal(sample.to(dtype).float(), sample) for sample in samples):
+            return f"{name}, stored as float32"
+    return stored
+
+
+def _untrained(state: Mapping[str, Tensor]) -> list[str]:
+    """Parts at their initial values: every bias 0 and every norm 1, which no training leaves behind."""
+    parts: dict[str, list[str]] = {}
+    for key in state:
+        match = re.match(r"(decoder_)?blocks\.\d+\.", key)
+        if match or key.startswith(("decoder_embed.", "decoder_norm.", "decoder_pred.", "norm.")):
+            parts.setdefault(match[0] if match else key.split(".")[0] + ".", []).append(key)
+    fresh = {part for part, keys in parts.items() if _is_fresh(state, keys)}
+    found = []
+    for name, prefix in (("encoder", ""), ("decoder", "decoder_")):
+        own = {part for part in parts if part.startswith("decoder_") == bool(prefix)}
+        if own and own <= fresh:
+            found.append(
+                f"the {name} is at its initial values (every bias 0, every norm 1): never trained, or not loaded"
+            )
+        elif own & fresh:
+            names = sorted((part.rstrip(".") for part in own & fresh), key=_by_number)
+            found.append(f"{', '.join(names[:4])}{' ...' if len(names) > 4 else ''}: at initial values, half-loaded?")
+    for key in ("cls_token", "mask_token", "patch_embed.proj.weight"):
+        if key in state and not state[key].any():
+            found.append(f"{key}: all zeros, never loaded")
+    return found
+
+
+def _is_fresh(state: Mapping[str, Tensor], keys: Iterable[str]) -> bool:
+    """Whether every bias is 0 and every norm's weight 1; ``decoder_norm.weight`` alone says so too."""
+    signs = [key for key in keys if key.endswith(".bias") or "norm" in key]
+    return bool(signs) and all(
+        bool((state[key] == (1 if "norm" in key and key.endswith("weight") else 0)).all()) for key in signs
+    )
+
+
+def _by_number(name: str) -> tuple[str, int]:
+    head, _, number = name.partition(".")
+    return head, int(number or 0)
+
+
+def _groups(state: Mapping[str, Tensor]) -> list[Group]:
+    groups: dict[str, list[Tensor]] = {}
+    for key, tensor in state.items():
+        if tensor.numel():
+            groups.setdefault(part_of(key), []).append(tensor.float())
+    found = []
+    for name, tensors in groups.items():
+        count = sum(tensor.numel() for tensor in tensors)
+        square = sum(float(torch.linalg.vector_norm(tensor)) ** 2 for tensor in tensors) / count
+        largest = max(max(abs(float(end)) for end in tensor.aminmax()) for tensor in tensors)
+        found.append(Group(name, len(tensors), count, square**0.5, largest))
+    return found

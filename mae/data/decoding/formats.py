@@ -1,0 +1,258 @@
+"""Which files are images: the formats that are read, how they begin, and opening them without a trap."""
+
+from __future__ import annotations
+
+import enum
+import errno
+import functools
+import os
+import stat
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, NamedTuple, cast
+
+from PIL import Image, UnidentifiedImageError
+
+from mae.errors import DataError
+from mae.io.text import shown
+
+# What Pillow decodes by itself. Left out: EPS (a program, handed to Ghostscript), WMF (Windows draws it),
+# and names for which Pillow has no decoder of its own (BUFR, GRIB, HDF5, MPEG).
+FORMATS = (
+    "JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "AVIF", "JPEG2000", "PPM", "TGA", "ICO", "QOI", "PSD", "DIB", "SGI",
+    "PCX", "DCX", "DDS", "ICNS", "CUR", "FITS", "FLI", "FTEX", "BLP", "GBR", "IM", "IMT", "MCIDAS", "MSP", "PCD",
+    "PIXAR", "SPIDER", "SUN", "XBM", "XPM", "XVTHUMB",
+)  # fmt: skip
+# The formats whose first bytes nothing else begins with.
+_SURE = frozenset(("JPEG", "PNG", "WEBP", "TIFF", "GIF", "AVIF", "JPEG2000", "QOI", "PSD"))
+MAX_FILE_BYTES = 512 * 2**20
+# Peak memory of decoding and turning upright, per pixel; measured with Pillow 13.
+BYTES_PER_PIXEL = {"JPEG2000": 20, "WEBP": 20, "AVIF": 16}
+OTHER_BYTES_PER_PIXEL = 12
+MAX_DECODED_BYTES = 1_400_000_000
+# Of a file; a PNG of the largest size in the usual pieces of 8 KiB takes two thirds of them.
+MAX_READS = 300_000
+# A progressive JPEG has about ten scans; a thousand empty ones would keep a decoder busy for minutes.
+MAX_SCANS = 100
+HEAD_BYTES = 64
+
+_NO_DATA = "is empty (0 bytes)"
+_UNKNOWN = "is no image that Pillow knows"
+_FOREIGN_HEADS = (
+    (b"version https://git-lfs", "is a Git LFS pointer and not the image (git lfs pull fetches it)"),
+    (b"<!doctype", "is a web page saved under an image's name"),
+    (b"<html", "is a web page saved under an image's name"),
+    (b"<svg", "is SVG, a drawing; export it as PNG"),
+    (b"%!ps", "is PostScript, a program; convert it to PNG"),
+    (b"\xc5\xd0\xd3\xc6", "is PostScript, a program; convert it to PNG"),
+    (b"%pdf", "is a PDF document; export its pages as PNG"),
+)
+_KINDS = (
+    (stat.S_ISDIR, "is a folder"),
+    (stat.S_ISFIFO, "is a FIFO and no file"),
+    (stat.S_ISSOCK, "is a socket and no file"),
+    (stat.S_ISCHR, "is a device and no file"),
+    (stat.S_ISBLK, "is a device and no file"),
+)
+
+
+class ImageError(DataError):
+    """One image cannot be used; ``reason`` says why without repeating its name."""
+
+    def __init__(self, name: str | Path, reason: str) -> None:
+        super().__init__(f"{shown(name)}: {reason}")
+        self.reason = reason
+
+
+def open_regular(path: Path, *, limited: bool = True) -> IO[bytes]:
+    """Open a file for reading; a FIFO, a socket, a device or a folder is refused before it is opened.
+
+    Raises:
+        OSError: It cannot be opened; ``describe_failure`` puts the reason in words.
+        DataError: It is no regular file, or ``limited`` and over 512 MiB.
+    """
+    _check_regular(path, path.stat(), limited)
+    # Not to hang should it become a FIFO just now.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        _check_regular(path, os.fstat(descriptor), limited)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _check_regular(name: Path, info: os.stat_result, limited: bool) -> None:
+    if not stat.S_ISREG(info.st_mode):
+        kind = next((words for is_kind, words in _KINDS if is_kind(info.st_mode)), "is no regular file")
+        raise ImageError(name, kind)
+    if limited and info.st_size > MAX_FILE_BYTES:
+        raise ImageError(name, f"is too large ({info.st_size / 2**20:,.0f} MiB; at most 512 are read)")
+
+
+def metered(file: IO[bytes], name: str | Path) -> IO[bytes]:
+    """An open file that refuses to be read in hundreds of thousands of pieces, with an error that names it."""
+    return cast(IO[bytes], _Metered(file, name))
+
+
+class _Metered:
+    """See ``metered``.
+
+    Decoders written in Python walk through a file piece by piece; 512 MiB of pieces without content would keep
+    one busy for minutes.
+    """
+
+    def __init__(self, file: IO[bytes], name: str | Path) -> None:
+        self._file = file
+        self._name = name
+        self._left = MAX_READS
+
+    def read(self, size: int = -1) -> bytes:
+        """As the file does, so many times."""
+        self._count()
+        return self._file.read(size)
+
+    def readline(self, size: int = -1) -> bytes:
+        """As the file does, so many times."""
+        self._count()
+        return self._file.readline(size)
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise ImageError(self._name, f"is made of over {MAX_READS:,} pieces")
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._file, attribute)
+
+
+class FileKind(enum.Enum):
+    """What a file is."""
+
+    IMAGE = enum.auto()
+    UNREADABLE = enum.auto()  # it is named like an image and is none that can be read
+    OTHER = enum.auto()
+    UNDECIDED = enum.auto()  # only opening it will tell
+
+
+class Verdict(NamedTuple):
+    """What a file is, and for an unreadable one why."""
+
+    kind: FileKind
+    reason: str = ""
+
+
+def kind_of_head(head: bytes) -> FileKind:
+    """What a file's first bytes say: an image, another file, or nothing for certain."""
+    for is_sure, accept in _accepts():
+        try:
+            if accept(head[:16]) is True:
+                return FileKind.IMAGE if is_sure else FileKind.UNDECIDED
+        except (IndexError, struct.error):  # too short for this format's marker
+            continue
+    return FileKind.OTHER
+
+
+def judge(name: bytes, by_head: FileKind, probe: Callable[[], str | None]) -> Verdict:
+    """What a file is, opened only where its head does not tell, or belies its name.
+
+    Args:
+        name: The file's; its suffix decides whether one that is no image counts as unreadable.
+        by_head: What ``kind_of_head`` says.
+        probe: Opens it and tells why it is no image, or None for one.
+    """
+    named = os.path.splitext(name)[1].lower().decode("latin-1") in image_suffixes()
+    if by_head is FileKind.IMAGE:
+        return Verdict(FileKind.IMAGE)
+    if by_head is FileKind.OTHER and not named:
+        return Verdict(FileKind.OTHER)
+    failure = probe()
+    if failure is None:
+        return Verdict(FileKind.IMAGE)
+    return Verdict(FileKind.UNREADABLE, failure) if named else Verdict(FileKind.OTHER)
+
+
+@functools.cache
+def _accepts() -> tuple[tuple[bool, Callable[[bytes], object]], ...]:
+    Image.init()
+    known = [(name, Image.OPEN[name][1]) for name in FORMATS if name in Image.OPEN]
+    return tuple((name in _SURE, accept) for name, accept in known if accept is not None)
+
+
+@functools.cache
+def image_suffixes() -> frozenset[str]:
+    """Suffixes, lower case with their dot, of the formats that are read."""
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)
+
+
+def check_size(name: str | Path, image: Image.Image) -> None:
+    """Refuse an image whose decoding would take more than about 1.4 GB.
+
+    Raises:
+        DataError: It has too many pixels.
+    """
+    kind = image.format or ""
+    if image.width * image.height > most_pixels(kind):
+        size = f"{image.width:,} x {image.height:,} pixels"
+        raise ImageError(name, f"is too large ({size}; {kind} is read up to {most_pixels(kind) / 1e6:.0f} million)")
+
+
+def most_pixels(kind: str) -> int:
+    """How many pixels an image of a format may have."""
+    return MAX_DECODED_BYTES // BYTES_PER_PIXEL.get(kind, OTHER_BYTES_PER_PIXEL)
+
+
+def check_scans(name: str | Path, file: IO[bytes]) -> None:
+    """Refuse a progressive JPEG made of so many scans that only an attacker could have made it.
+
+    Raises:
+        DataError: It has over a hundred.
+    """
+    place = file.tell()
+    file.seek(0)
+    scans = file.read().count(b"\xff\xda")
+    file.seek(place)
+    if scans > MAX_SCANS:
+        raise ImageError(name, f"is a JPEG of {scans:,} scans; at most {MAX_SCANS} are read")
+
+
+def describe_failure(error: BaseException, head: bytes = b"\0", path: Path | None = None) -> str:
+    """Why an image could not be read, in words for its owner.
+
+    Args:
+        error: What opening or decoding raised.
+        head: The file's first bytes, if it could be opened.
+        path: The file, if it is one.
+    """
+    if isinstance(error, ImageError):
+        return error.reason
+    if isinstance(error, DataError):
+        return error.message
+    if isinstance(error, FileNotFoundError):
+        return "is a link to nothing" if path is not None and path.is_symlink() else "no such file"
+    if isinstance(error, IsADirectoryError):
+        return "is a folder"
+    if isinstance(error, PermissionError):
+        return "no permission to read it"
+    if isinstance(error, MemoryError):
+        return "does not fit into memory"
+    if isinstance(error, OSError) and error.errno == errno.ELOOP:
+        return "is a link that leads back to itself"
+    if isinstance(error, OSError) and error.errno is not None:
+        return (os.strerror(error.errno)).lower()
+    if not head:
+        return _NO_DATA
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for foreign, words in _FOREIGN_HEADS:
+        if start.startswith(foreign):
+            return words
+    if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"hevc"):
+        return "is HEIC, which Pillow does not read; export it as JPEG"
+    if isinstance(error, UnidentifiedImageError):
+        return _UNKNOWN
+    if isinstance(error, Image.DecompressionBombError):
+        return "is too large (over 178 million pixels)"
+    if "MAX_TEXT" in str(error) or "Decompressed data too large" in str(error):
+        return "is damaged or an attack: its text or its profile unpacks to more than a megabyte"
+    return f"cannot be decoded ({shown(' '.join(str(error).split())) or type(error).__name__})"

@@ -1,0 +1,190 @@
+"""Decode one image, whatever it is, into upright 8-bit channels."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from PIL import Image, ImageFile
+
+from mae.data.decoding.channels import MODES, with_channels
+from mae.data.decoding.formats import (
+    FORMATS,
+    HEAD_BYTES,
+    MAX_READS,
+    ImageError,
+    check_scans,
+    check_size,
+    describe_failure,
+    metered,
+    open_regular,
+)
+from mae.data.decoding.orientation import turn_of
+from mae.errors import ConfigError
+from mae.io.text import shown
+
+# What Pillow logs of a damaged file would be printed where nobody has set up logging; the error says it.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
+_WHITE_IS_ZERO = 0
+
+
+def check_channels(in_chans: int) -> None:
+    """Refuse a number of channels that no image file can be decoded to.
+
+    Raises:
+        ConfigError: Not 1, 2, 3 or 4.
+    """
+    if in_chans not in MODES:
+        raise ConfigError(
+            f"--in-chans {in_chans}: image files are read as 1 (grey), 2 (grey + alpha), 3 (RGB) or 4 (RGB + alpha) "
+            "channels",
+            hint="the library's model takes any number of channels as tensors",
+        )
+
+
+def load_image(path: Path, in_chans: int = 3, on_note: Callable[[str], None] | None = None) -> Image.Image:
+    """Decode an image file; see ``decode_image``.
+
+    Raises:
+        DataError: The file cannot be read as an image; the message names it and says why.
+        ConfigError: No image has so many channels.
+    """
+    check_channels(in_chans)
+    with open_image(path) as file:
+        return decode_image(file, path, in_chans, on_note)
+
+
+def open_image(path: Path, *, limited: bool = True) -> IO[bytes]:
+    """Open a file for ``decode_image``; ``limited`` refuses one over 512 MiB.
+
+    Raises:
+        DataError: It cannot be opened, or is no regular file.
+    """
+    try:
+        return open_regular(path, limited=limited)
+    except OSError as error:
+        raise ImageError(path, describe_failure(error, path=path)) from None
+
+
+def probe_image(path: Path) -> str | None:
+    """None for a file that begins as an image does, else why it is none; nothing is decoded."""
+    try:
+        with open_regular(path) as file:
+            return probe_open(file)
+    except (OSError, ImageError) as error:
+        return describe_failure(error, path=path)
+
+
+def probe_open(file: IO[bytes]) -> str | None:
+    """``probe_image`` of an open file."""
+    head = b"\0"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            head = file.read(HEAD_BYTES)
+            file.seek(0)
+            with Image.open(metered(file, "the file"), formats=FORMATS):
+                return None
+    except Exception as error:  # as in ``decode_image``
+        return describe_failure(error, head)
+
+
+def decode_image(
+    file: IO[bytes], name: str | Path, in_chans: int = 3, on_note: Callable[[str], None] | None = None
+) -> Image.Image:
+    """Decode an image upright, with the wanted channels, 8 bits each.
+
+    The orientation that a camera noted is applied; the first frame of an animation or page of a document is
+    used. Grey of more than 8 bits and floats are scaled rather than clipped. Transparency is laid over white
+    unless alpha is a wanted channel; a palette, CMYK and other colour spaces become RGB without regard to
+    ICC profiles, as in the official pipeline; grey becomes three equal channels, and colour becomes its luma
+    for one.
+
+    Args:
+        file: Open for reading, and it can seek.
+        name: What messages call it.
+        in_chans: 1 (L), 2 (LA), 3 (RGB) or 4 (RGBA).
+        on_note: Told what a person should know of the image; counting an animation's frames takes a while.
+
+    Raises:
+        DataError: It cannot be read as an image; the message names it and says why.
+        ConfigError: No image has so many channels.
+    """
+    check_channels(in_chans)
+    head = b""
+    try:
+        with warnings.catch_warnings():
+            # A large photograph is no attack, and a damaged EXIF block no reason to lose the image.
+            warnings.simplefilter("ignore")
+            head = file.read(HEAD_BYTES)
+            file.seek(0)
+            with Image.open(metered(file, name), formats=FORMATS) as opened:
+                _check_before_decoding(opened, file, name)
+                upright = _decode(opened, MODES[in_chans])
+                if on_note is not None and (more := _frames(opened)):
+                    on_note(f"{shown(name)}: the first of its {more} is used")
+                return upright
+    except Exception as error:  # a damaged file can raise almost anything from inside a decoder
+        raise ImageError(name, describe_failure(error, head)) from None
+
+
+def _check_before_decoding(opened: ImageFile.ImageFile, file: IO[bytes], name: str | Path) -> None:
+    check_size(name, opened)
+    if opened.format in ("JPEG", "MPO") and "progressive" in opened.info:
+        check_scans(name, file)
+    if opened.format == "TIFF":  # Pillow leaves black what no strip or tile covers
+        extents = [tile.extents for tile in opened.tile if tile.extents is not None]
+        covered = sum((right - left) * (bottom - top) for left, top, right, bottom in extents)
+        if covered < opened.width * opened.height:
+            raise ImageError(name, f"holds {covered:,} of its {opened.width * opened.height:,} pixels")
+    if opened.format == "PNG":  # Pillow looks at the checksums of pixels only when asked to
+        place = file.tell()
+        file.seek(0)
+        with Image.open(metered(file, name), formats=("PNG",)) as checked:
+            checked.verify()
+        file.seek(place)
+
+
+def _decode(opened: ImageFile.ImageFile, mode: str) -> Image.Image:
+    """Decode the open image; the depth that Pillow reads past is taken from its header."""
+    rawmode = opened.tile[0].args if opened.format == "PNG" and opened.tile else None
+    opened.load()
+    most, inverted = _grey_scale(opened)
+    clear = opened.info.get("transparency")
+    if rawmode in ("L;2", "L;4") and isinstance(clear, int):
+        opened.info["transparency"] = clear * (85 if rawmode == "L;2" else 17)
+    elif rawmode == "RGB;16B" and isinstance(clear, tuple):
+        opened.info["transparency"] = tuple(value >> 8 for value in clear)
+    transpose = turn_of(opened).transpose
+    image = with_channels(opened, mode, most, inverted)
+    if transpose is not None:
+        return image.transpose(transpose)
+    return image.copy() if image is opened else image  # not to keep the open file
+
+
+def _frames(opened: Image.Image) -> str:
+    """How many there are of what, for instance "12 frames"; empty for one."""
+    try:
+        frames = getattr(opened, "n_frames", 1)
+    except ImageError:  # so many that they are not counted
+        frames = MAX_READS
+    except Exception:  # damage behind the first frame
+        return ""
+    word = {"TIFF": "pages", "MPO": "images"}.get(opened.format or "", "frames")
+    if frames >= MAX_READS:
+        return f"many {word}"
+    return f"{frames:,} {word}" if frames > 1 else ""
+
+
+def _grey_scale(opened: Image.Image) -> tuple[int | None, bool]:
+    """The value of white in a TIFF's grey of odd depth, and whether it counts from white to black."""
+    tags = getattr(opened, "tag_v2", None)
+    if tags is None or opened.mode not in ("I;16", "I;16B"):
+        return None, False
+    bits = tags.get(_BITS_PER_SAMPLE, (16,))
+    return 2 ** bits[0] - 1 if isinstance(bits, tuple) else None, tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO

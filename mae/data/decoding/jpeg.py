@@ -1,0 +1,151 @@
+"""Decode no more of a JPEG than a crop needs: fewer rows, and an eighth, a quarter or half of the size.
+
+A JPEG is a row of coded blocks. What lies below a crop need not be decoded at all, so the height in the
+file's header is lowered to where the crop ends; and a large crop is decoded at a fraction of its size, which the
+inverse transform of the blocks gives for less than nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import struct
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mae.errors import ConfigError
+
+DCT_SCALE = 8  # the whole size
+# Below the crop's last row: the two rows that upsampled colour is interpolated with.
+MARGIN = 2
+MOST_MARKERS = 10_000  # before the pixels; ICC profiles and EXIF take a few dozen
+
+_START_OF_FRAME = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
+_OTHER_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
+_START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
+_PROGRESSIVE = 0xC2
+
+
+class JpegHeader(NamedTuple):
+    """What the markers before the pixels say.
+
+    Attributes:
+        rows, columns: Of the image as it is stored, before it is turned upright.
+        channels: 1 or 3.
+        height_at: Where in the file the height stands.
+        progressive: Whether it is coded in several scans.
+        has_metadata: Whether EXIF or XMP may say which way is up.
+    """
+
+    rows: int
+    columns: int
+    channels: int
+    height_at: int
+    progressive: bool
+    has_metadata: bool
+
+
+def resolve_decoder(name: str) -> str:
+    """``auto`` takes simplejpeg where it is installed, else Pillow.
+
+    Raises:
+        ConfigError: simplejpeg was named and is not installed.
+    """
+    there = importlib.util.find_spec("simplejpeg") is not None
+    if name == "auto":
+        return "simplejpeg" if there else "pillow"
+    if name == "simplejpeg" and not there:
+        raise ConfigError(
+            "--decoder simplejpeg: it is not installed", hint="pip install 'maecli[fast]', or --decoder pillow"
+        )
+    return name
+
+
+def read_header(data: bytearray) -> JpegHeader | None:
+    """Read a whole JPEG's header; None for one that is cut off, or of a kind that only Pillow is asked to decode.
+
+    Those are CMYK, arithmetic and lossless coding, 12 bits, and whatever is not as it should be.
+    """
+    at, frame, has_metadata = 2, None, False
+    for _ in range(MOST_MARKERS):
+        if data[at : at + 2] == b"\xff\xff":  # padding
+            at += 1
+            continue
+        if at + 4 > len(data) or data[at] != 0xFF:
+            return None
+        marker, length = data[at + 1], struct.unpack_from(">H", data, at + 2)[0]
+        if marker == _START_OF_SCAN:
+            break
+        if marker in _OTHER_FRAMES or marker == _END_OF_IMAGE or at + 2 + length > len(data):
+            return None
+        if marker in _START_OF_FRAME:
+            if frame is not None or length < 8:
+                return None
+            bits, rows, columns, channels = struct.unpack_from(">BHHB", data, at + 4)
+            if bits != 8 or not rows or not columns or channels not in (1, 3):
+                return None
+            frame = JpegHeader(rows, columns, channels, at + 5, marker == _PROGRESSIVE, False)
+        has_metadata |= marker == _APP1
+        at += 2 + length
+    else:
+        return None
+    if frame is None or data.rfind(b"\xff\xd9", at) < 0:
+        return None
+    return frame._replace(has_metadata=has_metadata)
+
+
+def decode_rows(
+    data: bytearray, header: JpegHeader, rows: int, dct_scale: int, channels: int, decoder: str
+) -> NDArray[np.uint8]:
+    """Decode the first rows of a JPEG at some eighths of its size.
+
+    Args:
+        data: The file; its header is changed for the time of the call.
+        header: From ``read_header``.
+        rows: How many rows are needed, in pixels of the whole size.
+        dct_scale: 1, 2, 4 or 8.
+        channels: 1 for its brightness, 3 for RGB.
+        decoder: "pillow" or "simplejpeg".
+
+    Returns:
+        (rows, columns, channels) uint8 of the smaller size.
+
+    Raises:
+        Exception: Of any kind, for a damaged file.
+    """
+    needed = min(header.rows, rows + MARGIN)
+    size = -(-needed * dct_scale // DCT_SCALE), -(-header.columns * dct_scale // DCT_SCALE)
+    struct.pack_into(">H", data, header.height_at, needed)
+    try:
+        pixels = (_simplejpeg if decoder == "simplejpeg" else _pillow)(
+            data, needed, header.columns, dct_scale, channels
+        )
+    finally:
+        struct.pack_into(">H", data, header.height_at, header.rows)
+    if pixels.shape != (*size, channels):
+        raise ValueError(f"wanted {(*size, channels)} pixels; got {pixels.shape}")
+    return pixels
+
+
+def _simplejpeg(data: bytearray, rows: int, columns: int, dct_scale: int, channels: int) -> NDArray[np.uint8]:
+    import simplejpeg
+
+    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+        data,
+        "GRAY" if channels == 1 else "RGB",
+        min_height=-(-rows * dct_scale // DCT_SCALE),
+        min_width=-(-columns * dct_scale // DCT_SCALE),
+        strict=False,  # what lies below the last row that is wanted counts as damage
+    )
+    return pixels
+
+
+def _pillow(data: bytearray, rows: int, columns: int, dct_scale: int, channels: int) -> NDArray[np.uint8]:
+    mode = "L" if channels == 1 else "RGB"
+    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        image.draft(mode, (max(1, columns * dct_scale // DCT_SCALE), max(1, rows * dct_scale // DCT_SCALE)))
+        pixels = np.array(image if image.mode == mode else image.convert(mode))
+    return pixels.reshape(*pixels.shape[:2], channels)

@@ -1,0 +1,102 @@
+"""The order of the images: seeded, the same for any number of processes, resumable at any step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from mae.data.sources.base import GROUPS_AT_ONCE
+from mae.errors import ConfigError
+from mae.system.seeding import stream
+
+
+class Draw(NamedTuple):
+    """One image in one epoch: it names the stream of its augmentation."""
+
+    epoch: int
+    image: int
+
+
+class EpochBatches(Sampler[list[Draw]]):
+    """Every epoch's images in a shuffled order, cut into full batches, from any place of the run on.
+
+    The last images of an order that fill no batch are left out of that epoch, as in the official
+    recipe. The epochs follow each other without a gap, so workers never wait at their boundary.
+
+    Several ranks share each batch: its images are the same and in the same order whatever their number, and
+    rank r takes the r-th of equal slices.
+
+    Args:
+        images: Number of images.
+        batch_size: Images in a batch over all ranks, at most ``images``.
+        epochs: Epochs of the whole run.
+        seed: The run's seed.
+        start_epoch, start_batch: Where to go on.
+        groups: Sizes of the parts that are read as a whole, from the source; see ``epoch_order``.
+        rank, world_size: Which slice of each batch is drawn, and how many there are.
+        turn: Each number gives other orders.
+
+    Raises:
+        ConfigError: The ranks cannot share a batch equally.
+    """
+
+    def __init__(
+        self,
+        images: int,
+        batch_size: int,
+        epochs: int,
+        seed: int,
+        start_epoch: int = 0,
+        start_batch: int = 0,
+        *,
+        groups: Sequence[int] = (),
+        rank: int = 0,
+        world_size: int = 1,
+        turn: int = 0,
+    ) -> None:
+        if batch_size % world_size:
+            raise ConfigError(f"a batch of {batch_size} images cannot be shared equally by {world_size} processes")
+        self.images = images
+        self.batch_size = batch_size
+        self.epochs = epochs
+        self.seed = seed
+        self.start_epoch = start_epoch
+        self.start_batch = start_batch
+        self.groups = groups
+        self.rank = rank
+        self.world_size = world_size
+        self.turn = turn
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        first, share = self.start_batch, self.batch_size // self.world_size
+        for epoch in range(self.start_epoch, self.epochs):
+            place = ("order", epoch, self.turn) if self.turn else ("order", epoch)
+            order = epoch_order(self.images, self.groups, stream(self.seed, *place))
+            for batch in range(first, self.images // self.batch_size):
+                start = batch * self.batch_size + self.rank * share
+                yield [Draw(epoch, index) for index in order[start : start + share].tolist()]
+            first = 0
+
+
+def epoch_order(images: int, groups: Sequence[int], generator: torch.Generator) -> Tensor:
+    """A shuffled order of an epoch's images, (images,) int64.
+
+    Where images are read in groups, the groups are shuffled and then the images of ``GROUPS_AT_ONCE`` groups
+    among each other, so that a group is read once and not for every image.
+    """
+    if not groups:
+        return torch.randperm(images, generator=generator)
+    starts = torch.tensor([0, *groups[:-1]]).cumsum(0)
+    shuffled = torch.randperm(len(groups), generator=generator).tolist()
+    parts = []
+    for start in range(0, len(shuffled), GROUPS_AT_ONCE):
+        window = torch.cat(
+            [torch.arange(int(starts[group]), int(starts[group]) + groups[group])
+             for group in shuffled[start : start + GROUPS_AT_ONCE]]
+        )  # fmt: skip
+        parts.append(window[torch.randperm(len(window), generator=generator)])
+    return torch.cat(parts)

@@ -1,0 +1,280 @@
+"""Images in tar shards (WebDataset) and zip files, each read where it lies, in any order.
+
+An archive is walked once for the places of its images; after that an image is one read, as from a folder. A tar
+must not be compressed: nothing in it could be found without unpacking all before it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import os
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from mae.data.decoding.formats import (
+    HEAD_BYTES,
+    MAX_FILE_BYTES,
+    FileKind,
+    ImageError,
+    Verdict,
+    describe_failure,
+    judge,
+    kind_of_head,
+)
+from mae.data.decoding.image import open_image, probe_open
+from mae.data.sources.base import ImageSource
+from mae.data.sources.scan_index import as_bytes, as_text, stamp
+from mae.errors import DataError
+from mae.io.text import shown
+
+ARCHIVE_SUFFIXES = (".tar", ".zip")
+MOST_OPEN_FILES = 64
+_LOCAL_HEADER = 30
+_SQUEEZED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+
+
+@dataclasses.dataclass(frozen=True)
+class ArchiveListing:
+    """What one archive holds; the images' places are lists of equal length.
+
+    Attributes:
+        names: Each ended by a zero byte.
+        offsets, sizes: Where an image's bytes lie in the file, and how many there are.
+        checks: The checksum of an image packed by deflate; -1 for one that lies there as it is.
+        unreadable: Names and reasons.
+        others: How many other files there are.
+    """
+
+    names: bytes = b""
+    offsets: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
+    checks: tuple[int, ...] = ()
+    unreadable: tuple[tuple[bytes, str], ...] = ()
+    others: int = 0
+
+    def to_plain(self) -> list[Any]:
+        """As JSON has it."""
+        reasons = [[as_text(name), reason] for name, reason in self.unreadable]
+        return [as_text(self.names), self.offsets, self.sizes, self.checks, reasons, self.others]
+
+    @classmethod
+    def from_plain(cls, plain: list[Any]) -> ArchiveListing:
+        """The inverse of ``to_plain``."""
+        names, offsets, sizes, checks, unreadable, others = plain
+        reasons = tuple((as_bytes(name), reason) for name, reason in unreadable)
+        return cls(as_bytes(names), tuple(offsets), tuple(sizes), tuple(checks), reasons, others)
+
+
+class _Member(NamedTuple):
+    name: bytes
+    offset: int
+    size: int
+    check: int
+    reason: str  # why it cannot be read, known before looking
+
+
+def list_archive(path: Path, on_file: Callable[[], None]) -> ArchiveListing:
+    """Walk through an archive and look at the head of every file in it.
+
+    Raises:
+        DataError: It is no archive, or a compressed tar.
+    """
+    names, offsets, sizes, checks = [], [], [], []
+    unreadable: list[tuple[bytes, str]] = []
+    others = 0
+    with open_archive(path) as file:
+        for member in (_zip_members if path.suffix.lower() == ".zip" else _tar_members)(path, file):
+            on_file()
+            kind, reason = (FileKind.UNREADABLE, member.reason) if member.reason else _judge(file, member)
+            if kind is FileKind.IMAGE:
+                names.append(member.name + b"\0")
+                offsets.append(member.offset)
+                sizes.append(member.size)
+                checks.append(member.check)
+            elif kind is FileKind.UNREADABLE:
+                unreadable.append((member.name, reason))
+            else:
+                others += 1
+    return ArchiveListing(b"".join(names), tuple(offsets), tuple(sizes), tuple(checks), tuple(unreadable), others)
+
+
+def _tar_members(path: Path, file: IO[bytes]) -> Iterator[_Member]:
+    size = os.fstat(file.fileno()).st_size
+    if file.read(8).startswith(_SQUEEZED):
+        raise DataError(f"{shown(path)} is a compressed tar", hint="unpack it to a plain .tar, or to a folder")
+    file.seek(0)
+    try:
+        with tarfile.open(fileobj=file, mode="r:", errorlevel=0) as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined] # they would all be kept
+                name = os.fsencode(member.name)
+                if member.isreg() and not _is_hidden(name):
+                    cut = member.offset_data + member.size > size
+                    yield _Member(name, member.offset_data, member.size, -1, "is cut off" if cut else "")
+    except tarfile.TarError as error:
+        if file.tell() <= 512:
+            raise DataError(f"{shown(path)} is no tar: {error}") from None
+        yield _Member(b"", 0, 0, -1, f"breaks off: {error}")
+
+
+def _zip_members(path: Path, file: IO[bytes]) -> Iterator[_Member]:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise DataError(f"{shown(path)} is no zip file that can be read: {error}") from None
+    for member in members:
+        name = os.fsencode(member.filename)
+        if not name or member.is_dir() or _is_hidden(name):
+            continue
+        file.seek(max(0, member.header_offset))  # a damaged directory may say that it lies before the file
+        header = file.read(_LOCAL_HEADER)
+        after = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+        stored = member.compress_type == zipfile.ZIP_STORED
+        reason = ""
+        if member.header_offset < 0 or len(header) < _LOCAL_HEADER or not header.startswith(b"PK\3\4"):
+            reason = "is not where the zip file says"
+        elif member.flag_bits & 1:
+            reason = "is encrypted"
+        elif not stored and member.compress_type != zipfile.ZIP_DEFLATED:
+            reason = "is packed in another way than deflate"
+        elif member.file_size > MAX_FILE_BYTES:
+            reason = f"is too large ({member.file_size / 2**20:,.0f} MiB; at most 512 are read)"
+        offset = member.header_offset + _LOCAL_HEADER + after
+        yield _Member(name, offset, member.compress_size, -1 if stored else member.CRC, reason)
+
+
+def _is_hidden(name: bytes) -> bool:
+    return any((part.startswith(b".") and part != b".") or part == b"__MACOSX" for part in name.split(b"/"))
+
+
+def _judge(file: IO[bytes], member: _Member) -> Verdict:
+    """What a member is; where the file is read next stays as it was."""
+
+    def probe() -> str | None:
+        if member.size > MAX_FILE_BYTES:
+            return "is too large (at most 512 MiB are read)"
+        try:
+            return probe_open(io.BytesIO(_read(file, member.offset, member.size, member.check)))
+        except (OSError, ValueError, zlib.error) as error:
+            return describe_failure(error)
+
+    place = file.tell()
+    try:
+        return judge(member.name, _kind_of_member(file, member), probe)
+    finally:
+        file.seek(place)
+
+
+def _kind_of_member(file: IO[bytes], member: _Member) -> FileKind:
+    if member.size > MAX_FILE_BYTES:
+        return FileKind.OTHER
+    try:
+        file.seek(member.offset)
+        head = file.read(min(member.size, 4 * HEAD_BYTES))
+        if member.check >= 0:
+            head = zlib.decompressobj(-15).decompress(head, HEAD_BYTES)
+    except (OSError, ValueError, zlib.error):
+        return FileKind.UNDECIDED
+    return kind_of_head(head)
+
+
+def _read(file: IO[bytes], offset: int, size: int, check: int) -> bytes:
+    """One member's content.
+
+    Raises:
+        ValueError: It is cut off or damaged.
+    """
+    file.seek(offset)
+    data = file.read(size)
+    if len(data) < size:
+        raise ValueError("it is cut off")
+    if check < 0:
+        return data
+    unpacker = zlib.decompressobj(-15)
+    data = unpacker.decompress(data, MAX_FILE_BYTES)
+    if not unpacker.eof or zlib.crc32(data) != check:
+        raise ValueError("its checksum is another")
+    return data
+
+
+def open_archive(path: Path) -> IO[bytes]:
+    """Open an archive of any size for reading.
+
+    Raises:
+        DataError: It cannot be opened, or is no regular file.
+    """
+    return open_image(path, limited=False)
+
+
+class ArchiveSource(ImageSource):
+    """The images of some archives.
+
+    Args:
+        archives: Each with what ``list_archive`` found.
+    """
+
+    def __init__(self, archives: Sequence[tuple[Path, ArchiveListing]]) -> None:
+        self._paths = [path for path, _ in archives]
+        self._stamps = [stamp(path.stat()) for path in self._paths]
+        listings = [listing for _, listing in archives]
+        self._names = b"".join(listing.names for listing in listings)
+        self._name_ends = np.flatnonzero(np.frombuffer(self._names, np.uint8) == 0)
+        counts = [len(listing.offsets) for listing in listings]
+        self._archive_of = np.repeat(np.arange(len(listings), dtype=np.int32), counts)
+        self._offsets, self._sizes, self._checks = (
+            np.fromiter((value for listing in listings for value in getattr(listing, field)), np.int64)
+            for field in ("offsets", "sizes", "checks")
+        )
+        # Open files by process: a fork would share the place where the next read begins.
+        self._files: dict[tuple[int, int], IO[bytes]] = {}
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def name(self, index: int) -> Path:
+        """The archive's path and the image's name in it."""
+        start = int(self._name_ends[index - 1]) + 1 if index else 0
+        name = os.fsdecode(self._names[start : int(self._name_ends[index])])
+        return self._paths[int(self._archive_of[index])] / name.lstrip("/")
+
+    def open(self, index: int) -> IO[bytes]:
+        """Read one image's bytes."""
+        place = int(self._offsets[index]), int(self._sizes[index]), int(self._checks[index])
+        try:
+            return io.BytesIO(_read(self._file(int(self._archive_of[index])), *place))
+        except ImageError as error:
+            raise ImageError(self.name(index), f"{shown(error.message)}") from None
+        except (OSError, ValueError, zlib.error) as error:
+            raise ImageError(self.name(index), describe_failure(error)) from None
+
+    def digest(self) -> str:
+        """Of the images' names and sizes."""
+        return hashlib.blake2b(self._names + self._sizes.tobytes(), digest_size=8).hexdigest()
+
+    def _file(self, archive: int) -> IO[bytes]:
+        key = os.getpid(), archive
+        if key not in self._files:
+            file = open_archive(self._paths[archive])
+            if stamp(os.fstat(file.fileno()))[2:] != self._stamps[archive][2:]:
+                file.close()
+                raise ImageError(self._paths[archive], "has changed since its images were found")
+            if len(self._files) >= MOST_OPEN_FILES:
+                self._files.pop(next(iter(self._files))).close()
+            self._files[key] = file
+        return self._files[key]
+
+    def __del__(self) -> None:
+        for file in getattr(self, "_files", {}).values():
+            file.close()
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_files": {}}

@@ -1,0 +1,143 @@
+"""The images that a command is asked to show: those that are named, and the first few of every folder or archive."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from PIL import Image
+
+from mae.data.decoding.formats import MAX_FILE_BYTES, ImageError, describe_failure
+from mae.data.sources.base import ImageSource
+from mae.data.sources.paths import ImagePaths
+from mae.data.sources.scan import expand_braces, holds_many, scan_images
+from mae.errors import ConfigError
+from mae.io.text import shown
+from mae.options import STANDARD_STREAM
+
+TRIES = 10  # files of a folder that are looked at for each image that is wanted of it
+
+
+class Given(NamedTuple):
+    """One image, decoded.
+
+    Attributes:
+        path: What a person calls it.
+        image: As ``decode_image`` gives it.
+    """
+
+    path: Path
+    image: Image.Image
+
+
+class GivenImages:
+    """What the paths of a command line stand for, found at once and decoded one after the other.
+
+    Args:
+        paths: Images, folders, archives and tables of them (also by https URL), in any order; ``-`` is standard input.
+        limit: Most images of each folder, archive or table. Of names with braces that stand for several of them,
+            all together.
+
+    Attributes:
+        skipped: Files that could not be read, with the reasons; grows while they are decoded.
+        notes: What a person should know; grows likewise.
+        files, folders: What is read; of a folder any file may be.
+
+    Raises:
+        DataError: A folder, archive or table is missing or holds no image.
+        ConfigError: Standard input cannot be read here.
+    """
+
+    def __init__(self, paths: Sequence[Path], limit: int) -> None:
+        self.skipped: list[tuple[Path, str]] = []
+        self.notes: list[str] = []
+        self.files: list[Path] = []
+        self.folders: list[Path] = []
+        self._groups: list[tuple[ImageSource, int, bool]] = []  # source, images wanted of it, by name
+        if paths.count(STANDARD_STREAM) > 1:
+            raise ConfigError("IMAGE - twice: standard input can be read once")
+        for path in paths:
+            self._add(path, limit)
+
+    def __len__(self) -> int:
+        return sum(wanted for _, wanted, _ in self._groups)
+
+    def _add(self, path: Path, limit: int) -> None:
+        if path == STANDARD_STREAM:
+            self._groups.append((_StandardInput(), 1, True))
+            return
+        places = [path] if holds_many(path) else expand_braces(path)
+        many = [place for place in places if holds_many(place)]
+        if many:
+            scan = scan_images(many)
+            found = len(scan.images)
+            for place in scan.looked_into:
+                (self.folders if place.is_dir() else self.files).append(place)
+            self.skipped += [(bad.path, bad.reason) for bad in scan.unreadable]
+            self._groups.append((scan.images, min(limit, found), False))
+            if found > limit:
+                self.notes.append(f"{shown(path)}: {limit:,} of {found:,} images; --limit {found} takes all")
+        for place in places:
+            if place not in many:
+                folder, name = os.path.split(os.fsencode(place))
+                self._groups.append((ImagePaths([(folder, name + b"\0")]), 1, True))
+                self.files.append(place)
+
+    def decode(self, in_chans: int) -> Iterator[Given]:
+        """The images in order. Of a folder, the next takes the place of one that is broken.
+
+        Raises:
+            DataError: An image that was named cannot be read.
+        """
+        for source, wanted, named in self._groups:
+            done = 0
+            for index in range(min(len(source), TRIES * wanted)):
+                if done == wanted:
+                    break
+                try:
+                    image = source.load(index, in_chans, self.notes.append)
+                except ImageError as error:
+                    if named:
+                        raise
+                    self.skipped.append((source.name(index), error.reason))
+                    continue
+                done += 1
+                yield Given(source.name(index), image)
+
+
+class _StandardInput(ImageSource):
+    """The one image that is piped in."""
+
+    NAME = Path("stdin")
+
+    def __init__(self) -> None:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise ConfigError(
+                "IMAGE - reads standard input, and nothing is piped into it",
+                hint="for instance: maecli reconstruct - < cat.jpg",
+            )
+
+    def __len__(self) -> int:
+        return 1
+
+    def name(self, index: int) -> Path:
+        """What it is called everywhere."""
+        return self.NAME
+
+    def open(self, index: int) -> IO[bytes]:
+        """All of it, since a pipe cannot seek."""
+        try:
+            content = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
+        except OSError as error:  # for instance of a folder led into it
+            raise ImageError(self.NAME, describe_failure(error)) from None
+        if len(content) > MAX_FILE_BYTES:
+            raise ImageError(self.NAME, f"is too large (at most {MAX_FILE_BYTES // 2**20} MiB are read)")
+        return io.BytesIO(content)
+
+    def digest(self) -> str:
+        """It has no name that could change."""
+        return ""

@@ -1,0 +1,144 @@
+"""Images in a column of Parquet files, as the Hugging Face hub keeps them. Needs the extra ``parquet``."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from mae.data.decoding.formats import ImageError
+from mae.data.group_cache import BYTES_PER_ROW, GroupCache
+from mae.data.shared_memory import SharedMemory
+from mae.data.sources.base import GROUPS_AT_ONCE, ImageSource
+from mae.errors import ConfigError, DataError
+from mae.io.text import shown
+from mae.system.environment import memory_bytes
+
+# As many as are mixed with each other, twice: a loader process may be at the end of one mix and another at the next.
+KEPT_GROUPS = 2 * GROUPS_AT_ONCE
+# So much is kept in any case, and so much at most, but on a machine of more than 4 GiB up to an eighth of its memory.
+LEAST_KEPT_BYTES, MOST_KEPT_BYTES = 64 * 2**20, 512 * 2**20
+SHARE_OF_MEMORY = 8
+_USUAL_NAMES = ("image", "img", "image", "jpg", "png")
+
+
+class TableSource(ImageSource):
+    """The images in one column of some Parquet files.
+
+    The column holds encoded images: bytes, or a struct with ``bytes`` and perhaps ``path`` as the ``datasets``
+    library writes it. Parquet is compressed by row groups, so a group is decoded as a whole and kept for the
+    images that are drawn next, by whichever process of the machine draws them.
+
+    Args:
+        paths: The files.
+
+    Raises:
+        ConfigError: pyarrow is not installed.
+        DataError: A file is no Parquet, or has no column of images.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        try:
+            import pyarrow.parquet as parquet
+        except ImportError:
+            raise ConfigError(
+                f"{shown(paths[0])}: reading Parquet needs pyarrow", hint="pip install 'maecli[parquet]'"
+            ) from None
+        self._paths = list(paths)
+        self._columns = []
+        self._digests = []
+        places: list[tuple[int, int, int]] = []  # file, row group, rows
+        largest = 0
+        for number, path in enumerate(self._paths):
+            try:
+                with parquet.ParquetFile(path) as file:
+                    self._columns.append(_image_column(path, file.schema_arrow))
+                    groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
+                    rows = [group.num_rows for group in groups]
+                    largest = max([largest, *(_size(group, self._columns[-1]) for group in groups)])
+            except (OSError, ValueError) as error:
+                raise DataError(f"{shown(path)} is no Parquet file that can be read: {error}") from None
+            places += [(number, group, count) for group, count in enumerate(rows) if count]
+            self._digests.append(f"{path.name} {rows}")
+        self._places = places
+        self._ends = np.cumsum([count for *_, count in places], dtype=np.int64)
+        most = max(MOST_KEPT_BYTES, (memory_bytes() or 0) // SHARE_OF_MEMORY)
+        kept = max(largest, min(most, max(LEAST_KEPT_BYTES, KEPT_GROUPS * largest)))
+        self._kept = GroupCache(len(places), kept)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @property
+    def groups(self) -> Sequence[int]:
+        """Rows of each row group."""
+        return [count for *_, count in self._places]
+
+    def name(self, index: int) -> Path:
+        """The file's path and the row's number in it."""
+        group, row = self._find(index)
+        number = self._places[group][0]
+        before = sum(count for file, at, count in self._places if file == number and at < self._places[group][1])
+        return self._paths[number] / f"row {before + row}"
+
+    def open(self, index: int) -> IO[bytes]:
+        """Read one image's bytes, and its row group if it is not at hand."""
+        group, row = self._find(index)
+        try:
+            data = self._kept.row(group, row, lambda: self._decode(group))
+        except (OSError, ValueError) as error:
+            raise ImageError(self.name(index), f"is damaged ({shown(str(error))})") from None
+        if data is None:
+            raise ImageError(self.name(index), "holds no image")
+        return io.BytesIO(data)
+
+    @property
+    def memories(self) -> Sequence[SharedMemory]:
+        """Of the row groups that are kept."""
+        return [self._kept.memory]
+
+    def digest(self) -> str:
+        """Of the files' names and row counts."""
+        return hashlib.blake2b("\n".join(self._digests).encode("utf-8", "replace"), digest_size=8).hexdigest()
+
+    def _find(self, index: int) -> tuple[int, int]:
+        group = int(np.searchsorted(self._ends, index, side="right"))
+        return group, index - (int(self._ends[group - 1]) if group else 0)
+
+    def _decode(self, group: int) -> list[bytes | None]:
+        import pyarrow.parquet as parquet
+
+        number, row_group, _ = self._places[group]
+        # Threads of its own would not survive a fork into loader processes.
+        with parquet.ParquetFile(self._paths[number]) as file:
+            table = file.read_row_group(row_group, columns=[self._columns[number]], use_threads=False)
+        values = table.column(self._columns[number]).to_pylist()
+        return [value.get("bytes") if isinstance(value, dict) else value for value in values]
+
+
+def _size(group: Any, name: str) -> int:
+    """Bytes that a column of a row group takes where it is kept; a struct's are in several columns of the file."""
+    columns = [group.column(number) for number in range(group.num_columns)]
+    parts = [column for column in columns if column.path_in_schema.partition(".")[0] == name]
+    return int(sum(part.total_uncompressed_size for part in parts)) + BYTES_PER_ROW * int(group.num_rows)
+
+
+def _image_column(path: Path, schema: Any) -> str:
+    """The column that holds images: the only one of bytes, or the one with a usual name."""
+    import pyarrow as pa
+
+    def holds_bytes(kind: Any) -> bool:
+        if pa.types.is_struct(kind):
+            return bool(kind.get_field_index("bytes") >= 0)
+        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+    found = [field.name for field in schema if holds_bytes(field.type)]
+    usual = [name for name in _USUAL_NAMES if name in found]
+    if len(found) == 1 or usual:
+        return usual[0] if usual else found[0]
+    what = f"several columns of bytes ({', '.join(found)})" if found else f"none among {', '.join(schema.names)}"
+    raise DataError(f"{shown(path)}: no column of images: {what}", hint="call the one with the images 'image'")

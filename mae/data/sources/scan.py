@@ -1,0 +1,210 @@
+"""Find the images below some folders, in archives and in tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from mae.data.decoding.formats import describe_failure
+from mae.data.sources.archive import ARCHIVE_SUFFIXES, ArchiveListing, ArchiveSource, list_archive
+from mae.data.sources.base import ImageSource, JoinedSource
+from mae.data.sources.folder import FolderReader, Listing, walk
+from mae.data.sources.paths import ImagePaths
+from mae.data.sources.remote import fetch_shard, url_of
+from mae.data.sources.scan_index import ScanIndex
+from mae.errors import DataError
+from mae.io.download import no_downloads
+from mae.io.text import shown
+
+MOST_NAMES = 100_000  # that a name with braces may stand for
+_BRACES = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}|\{([^{}]*,[^{}]*)\}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Unreadable:
+    """A file that should be an image and is none, or a folder that cannot be looked into."""
+
+    path: Path
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageScan:
+    """What was found.
+
+    Attributes:
+        images: Those whose content is an image's, sorted within each folder.
+        unreadable: Files that are named like an image and are none that can be read.
+        others: How many files are neither (texts, tables ...).
+        looked_into: The folders, archives and tables that were read; of a single image, its folder.
+    """
+
+    images: ImageSource
+    unreadable: tuple[Unreadable, ...]
+    others: int
+    looked_into: tuple[Path, ...] = ()
+
+
+def scan_images(
+    sources: Sequence[Path], on_progress: Callable[[int], None] | None = None, *, offline: bool = False
+) -> ImageScan:
+    """Look through folders, archives and single files for images, by content rather than by suffix.
+
+    Folders may be nested or flat, with class folders or without; links are followed, hidden files are not.
+    Each folder counts once, however many ways lead to it. Only a file's head is read here: one that breaks
+    off later is found when it is decoded. What was seen is kept in the user's cache folder, so that the next
+    scan reads only what has changed.
+
+    Args:
+        sources: Folders; .tar, .zip and .parquet files, also by https URL; images. A name may hold braces:
+            ``{000..099}``, ``{a,b}``.
+        on_progress: Called with the number of files seen so far, now and then.
+        offline: Download nothing.
+
+    Raises:
+        DataError: A source does not exist or cannot be downloaded, or there is no image in any of them.
+    """
+    paths: list[Path] = []
+    for source in sources:
+        url = url_of(source)
+        with no_downloads(offline):
+            paths += [fetch_shard(one) for one in expand_names(url)] if url else expand_braces(source)
+    for path in paths:
+        failure = _missing(path)
+        if failure:
+            raise DataError(f"{shown(path)}: {failure}", hint="give a folder with images, or several")
+    reader = FolderReader(on_progress)
+    listed = _folders_and_files(paths, reader)
+    archives = _archives([path for path in paths if _is_archive(path)], reader)
+    tables = [path for path in paths if path.suffix.lower() == ".parquet" and path.is_file()]
+    parts: list[ImageSource] = [ImagePaths((folder, listing.images) for folder, listing in listed)]
+    if archives:
+        parts.append(ArchiveSource(archives))
+    if tables:
+        from mae.data.sources.parquet import TableSource
+
+        parts.append(TableSource(tables))
+    parts = [part for part in parts if len(part)]
+    where: list[tuple[bytes, Listing | ArchiveListing]] = [*listed]
+    where += [(os.fsencode(path), listing) for path, listing in archives]
+    unreadable = [
+        Unreadable(Path(os.fsdecode(os.path.join(at, name))), reason)
+        for at, listing in where
+        for name, reason in listing.unreadable
+    ]
+    others = sum(listing.others for _, listing in where)
+    if not parts:
+        raise _nothing_found(paths, unreadable, others)
+    looked_into = [*dict.fromkeys(Path(os.fsdecode(folder or b".")) for folder, _ in listed), *dict(archives), *tables]
+    joined = parts[0] if len(parts) == 1 else JoinedSource(parts)
+    return ImageScan(joined, tuple(unreadable), others, tuple(looked_into))
+
+
+def expand_braces(source: Path) -> list[Path]:
+    """``shards-{000..099}.tar`` as a hundred paths; a name that is there as it stands is left alone.
+
+    Raises:
+        DataError: A range counts down, or there would be more names than anybody has files.
+    """
+    return [Path(name) for name in expand_names(str(source))]
+
+
+def expand_names(pattern: str) -> list[str]:
+    """``expand_braces`` of a name that need not be a path."""
+    if os.path.exists(pattern):
+        return [pattern]
+    total = math.prod(_count(match) for match in _BRACES.finditer(pattern))
+    if total > MOST_NAMES:
+        raise DataError(f"{shown(pattern)} stands for {total:,} names; at most {MOST_NAMES:,} are read")
+    return list(_expanded(pattern))
+
+
+def _expanded(pattern: str) -> Iterator[str]:
+    match = _BRACES.search(pattern)
+    if match is None or os.path.exists(pattern):
+        yield pattern
+        return
+    first, last, words = match.groups()
+    parts = words.split(",") if words else (f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1))
+    for part in parts:
+        yield from _expanded(pattern[: match.start()] + part + pattern[match.end() :])
+
+
+def _count(match: re.Match[str]) -> int:
+    first, last, words = match.groups()
+    if words:
+        return words.count(",") + 1
+    if int(first) > int(last):
+        raise DataError(f"{shown(match[0])} counts down; the smaller number comes first")
+    return int(last) - int(first) + 1
+
+
+def _nothing_found(paths: Sequence[Path], unreadable: Sequence[Unreadable], others: int) -> DataError:
+    where = ", ".join(shown(path) for path in paths)
+    what = f"{len(unreadable)} unreadable and {others} other files" if unreadable or others else "it is empty"
+    hint = f"{shown(unreadable[0].path)}: {unreadable[0].reason}" if unreadable else None
+    for path in paths:
+        archive = next((one for one in sorted(path.glob("*")) if _is_archive(one) or one.suffix == ".parquet"), None)
+        if archive is not None:
+            hint = f"archives are read when they are named: {shown(path)}/*{archive.suffix}"
+    return DataError(f"no image in {where}: {what}", hint=hint)
+
+
+def holds_many(path: Path) -> bool:
+    """Whether a place stands for the images in it: a folder, an archive or a table here, or one by URL."""
+    return os.path.isdir(path) or _is_archive(path) or path.suffix.lower() == ".parquet" or url_of(path) is not None
+
+
+def _is_archive(path: Path) -> bool:
+    return path.suffix.lower() in ARCHIVE_SUFFIXES and os.path.isfile(path)
+
+
+def _missing(source: Path) -> str:
+    try:
+        source.stat()
+        return ""
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            return describe_failure(error)
+    return "is a link to nothing" if source.is_symlink() else "no such folder"
+
+
+def _archives(paths: Sequence[Path], reader: FolderReader) -> list[tuple[Path, ArchiveListing]]:
+    found = []
+    for path in dict.fromkeys(paths):
+        name, index = os.fsencode(path), ScanIndex(os.fsencode(path))
+        info = path.stat()
+        kept = index.get(name, info)
+        if kept is not None:
+            listing = ArchiveListing.from_plain(kept)
+        else:
+            listing = list_archive(path, reader.count)
+            index.put(name, info, listing.to_plain(), len(listing.offsets) + listing.others)
+            index.save()
+        found.append((path, listing))
+    return found
+
+
+def _folders_and_files(paths: Sequence[Path], reader: FolderReader) -> list[tuple[bytes, Listing]]:
+    found: list[tuple[bytes, Listing]] = []
+    visited: set[tuple[int, int]] = set()
+    for path in paths:
+        if path.is_dir():
+            reader.index = ScanIndex(os.fsencode(path))
+            found += walk(os.fsencode(path), reader, visited)
+            reader.index.save()
+    singles = [path for path in paths if not path.is_dir() and not _is_archive(path) and path.suffix != ".parquet"]
+    for path in dict.fromkeys(singles):
+        folder, name = os.path.split(os.fsencode(path))
+        if not any(at == folder and _holds(listing, name) for at, listing in found):
+            found.append((folder, reader.file(folder, name)))
+    return found
+
+
+def _holds(listing: Listing, name: bytes) -> bool:
+    return b"\0" + name + b"\0" in b"\0" + listing.images or any(bad == name for bad, _ in listing.unreadable)

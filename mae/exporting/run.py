@@ -1,0 +1,213 @@
+"""Write a checkpoint for another tool, then prove that the tool computes the same with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mae.checkpoints import Checkpoint, load_checkpoint
+from mae.checkpoints.build import build_usable, is_decoder
+from mae.checkpoints.dialects import to_hugging_face
+from mae.checkpoints.save import save, save_safetensors
+from mae.comparison.config import ExportConfig
+from mae.comparison.libraries import hugging_face_config, is_installed, load_transformers, timm_model
+from mae.comparison.stages import TOLERANCES
+from mae.errors import CheckpointError, ConfigError, MaeError
+from mae.io.download import obeys_offline
+from mae.io.files import refuse_input, refuse_place, write_atomically
+
+_SEED = 0  # of the image and the mask that the check computes with
+_MASK_RATIO = 0.75
+_HUGGING_FACE_FILES = ("config.json", "model.safetensors")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportResult:
+    """What was written and how it was checked.
+
+    Attributes:
+        out: The file, or the folder for transformers.
+        tensors, parameters: How many were written.
+        size_bytes: Of the file with the weights.
+        checked_by: Whose forward pass was held against ours: a library, or our own reading of the file.
+        output: What was held against each other: "prediction" or "features".
+        difference: Largest relative difference of that output, in float64.
+        notes: What a user should know.
+    """
+
+    out: Path
+    to: str
+    tensors: int
+    parameters: int
+    size_bytes: int
+    checked_by: str
+    output: str
+    difference: float
+    notes: tuple[str, ...]
+
+
+@obeys_offline
+def export(config: ExportConfig, on_step: Callable[[str], None] = lambda step: None) -> ExportResult:
+    """Write a checkpoint in another layout and check it: every tensor bit for bit, and a forward pass.
+
+    Args:
+        config: What to write.
+        on_step: Told what is being done.
+
+    Raises:
+        ConfigError: The layout cannot hold this model, or it cannot be written there.
+        CheckpointError: The checkpoint cannot be used.
+        MaeError: It was written, and the check failed.
+    """
+    on_step("reading")
+    checkpoint = load_checkpoint(
+        config.checkpoint, num_heads=config.num_heads, decoder_num_heads=config.decoder_num_heads
+    )
+    _refuse_misfit(config.to, checkpoint)
+    out = config.out or checkpoint.path.with_name(f"{checkpoint.path.stem}{_ENDINGS[config.to]}")
+    refuse_place(out, "--out", folder=config.to == "hf")
+    for file in [out / name for name in _HUGGING_FACE_FILES] if config.to == "hf" else [out]:
+        refuse_input(file, "--out", _inputs(checkpoint), folders=[checkpoint.path])
+    without_decoder = config.to in ("encoder", "timm")
+    state = {key: tensor for key, tensor in checkpoint.state.items() if not (without_decoder and is_decoder(key))}
+    build_usable(checkpoint)  # refuses a broken file before anything is written
+
+    on_step("writing")
+    written = _WRITERS[config.to](out, state, checkpoint)
+    on_step("checking")
+    again = load_checkpoint(
+        out, num_heads=checkpoint.config.num_heads, decoder_num_heads=checkpoint.config.decoder_num_heads
+    )
+    _check_bits(out, state, again.state)
+    checked_by, output, difference = _check_forward(config.to, out, checkpoint, again)
+    if not difference <= TOLERANCES["float64"]:
+        raise MaeError(
+            f"{out} is written, but {checked_by} computes another {output} with it (relative difference "
+            f"{difference:.1e}; tolerance {TOLERANCES['float64']:.0e})"
+        )
+    return ExportResult(
+        out=out,
+        to=config.to,
+        tensors=len(state),
+        parameters=sum(tensor.numel() for tensor in state.values()),
+        size_bytes=written.stat().st_size,
+        checked_by=checked_by,
+        output=output,
+        difference=difference,
+        notes=(*checkpoint.notes, *_unknown_target(config.to, checkpoint)),
+    )
+
+
+def _inputs(checkpoint: Checkpoint) -> dict[str, list[Path]]:
+    """The files that are read; transformers keeps sizes in one beside the weights."""
+    beside = [checkpoint.path.with_name(_HUGGING_FACE_FILES[0])] if checkpoint.dialect.startswith("huggingface") else []
+    return {"the checkpoint": [checkpoint.path], "the checkpoint's config.json": beside}
+
+
+def _refuse_misfit(to: str, checkpoint: Checkpoint) -> None:
+    if to == "hf" and not checkpoint.has_decoder:
+        raise ConfigError(
+            f"--to hf: {checkpoint.path} has no decoder, and transformers' ViTMAE would start with a random one",
+            hint="--to timm writes the encoder",
+        )
+    if to == "hf" and checkpoint.config.img_size[0] != checkpoint.config.img_size[1]:
+        raise ConfigError("--to hf: transformers' ViTMAE takes square images only", hint="--to safetensors holds any")
+
+
+def _unknown_target(to: str, checkpoint: Checkpoint) -> tuple[str, ...]:
+    if to != "hf" or checkpoint.norm_pix_loss is not None:
+        return ()
+    return ("the file does not say what its decoder predicts: norm_pix_loss is false in config.json",)
+
+
+def _write_pth(out: Path, state: Mapping[str, Tensor], checkpoint: Checkpoint) -> Path:
+    # torch.save writes a tensor's whole storage, which for a mapped file is the whole file.
+    save(out, {"model": {key: tensor.clone() for key, tensor in state.items()}, "maecli": _own_entry(checkpoint)})
+    return out
+
+
+def _write_safetensors(out: Path, state: Mapping[str, Tensor], checkpoint: Checkpoint) -> Path:
+    save_safetensors(out, state, {"maecli": json.dumps(_own_entry(checkpoint))})
+    return out
+
+
+def _write_timm(out: Path, state: Mapping[str, Tensor], checkpoint: Checkpoint) -> Path:
+    save_safetensors(out, state, {})
+    return out
+
+
+def _write_hugging_face(out: Path, state: Mapping[str, Tensor], checkpoint: Checkpoint) -> Path:
+    settings = {"model_type": "vit_mae", "architectures": ["ViTMAEForPreTraining"], "mask_ratio": _MASK_RATIO}
+    settings |= hugging_face_config(checkpoint.config) | {"hidden_act": "gelu", "qkv_bias": True}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(settings, indent=2) + "\n"
+        write_atomically(out / _HUGGING_FACE_FILES[0], lambda file: file.write(text.encode()))
+    except OSError as error:
+        raise CheckpointError(f"cannot write {out}: {error.strerror}") from None
+    save_safetensors(out / _HUGGING_FACE_FILES[1], to_hugging_face(state), {})
+    return out / _HUGGING_FACE_FILES[1]
+
+
+def _own_entry(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The sizes, and what the decoder predicts where that is known, for our own reader."""
+    sizes = dataclasses.asdict(checkpoint.config)
+    if checkpoint.norm_pix_loss is None:
+        del sizes["norm_pix_loss"]
+    return {"config": sizes}
+
+
+_ENDINGS = {
+    "official": "-official.pth",
+    "encoder": "-encoder.pth",
+    "timm": "-timm.safetensors",
+    "hf": "-hf",
+    "safetensors": ".safetensors",
+}
+_WRITERS: dict[str, Callable[[Path, Mapping[str, Tensor], Checkpoint], Path]] = {
+    "official": _write_pth,
+    "encoder": _write_pth,
+    "timm": _write_timm,
+    "hf": _write_hugging_face,
+    "safetensors": _write_safetensors,
+}
+
+
+def _check_bits(out: Path, wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> None:
+    changed = [key for key in wanted if key not in got or not _same_bits(wanted[key], got[key])]
+    if changed or len(got) != len(wanted):
+        raise MaeError(f"{out} is written, but reads back differently: {', '.join(changed[:4]) or 'more tensors'}")
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
+@torch.no_grad()
+def _check_forward(to: str, out: Path, checkpoint: Checkpoint, again: Checkpoint) -> tuple[str, str, float]:
+    """Who computed, what, and how far it is from ours."""
+    stream = torch.Generator().manual_seed(_SEED)
+    sizes = checkpoint.config
+    imgs = torch.randn(1, sizes.in_chans, *sizes.img_size, generator=stream, dtype=torch.float64)
+    noise = torch.rand(1, sizes.num_patches, generator=stream)
+    ours = build_usable(checkpoint).double()
+    output = "prediction" if again.has_decoder else "features"
+    wanted = ours(imgs, _MASK_RATIO, noise)[1] if again.has_decoder else ours.encode(imgs)
+    del ours  # the other one needs the room
+    if to == "hf" and is_installed("transformers"):
+        checked_by, got = "transformers", load_transformers(out)(imgs, noise=noise).logits
+    elif to == "timm" and is_installed("timm") and "norm.weight" in again.state:
+        model = timm_model(sizes)
+        model.load_state_dict({key: again.state[key] for key in model.state_dict()}, assign=True)
+        checked_by, got = "timm", model.eval().double().forward_features(imgs)
+    else:
+        model = build_usable(again).double()
+        checked_by = "our own reading"
+        got = model(imgs, _MASK_RATIO, noise)[1] if again.has_decoder else model.encode(imgs)
+    return checked_by, output, float((got - wanted).norm() / wanted.norm())

@@ -1,0 +1,1 @@
+"""Files, downloads, and text that is safe to print."""

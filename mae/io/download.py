@@ -1,0 +1,246 @@
+"""Fetching a file once over https: whole or not at all, resumed where it broke off. Standard library only.
+
+Nothing here is called unless a user named what to fetch.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.client
+import os
+import shutil
+import ssl
+import time
+import urllib.error
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import IO, Any, TypeVar, cast
+from urllib.parse import urlsplit
+
+from mae.io.files import write_atomically
+
+ALLOWED_SCHEMES = ("https",)
+ATTEMPTS = 5
+BACK_OFF_SECONDS = 1.0  # before the second attempt; doubled before each further one
+_CHUNK = 1 << 20
+_TIMEOUT_SECONDS = 30
+_PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers of a server that may be well again in a moment
+
+_UseCase = TypeVar("_UseCase", bound=Callable[..., Any])
+
+# Told (what, bytes done, bytes in all or None).
+Listener = Callable[[str, int, int | None], None]
+_listener: ContextVar[Listener] = ContextVar("listener", default=lambda what, done, total: None)
+_forbidden: ContextVar[bool] = ContextVar("forbidden", default=False)
+
+
+class DownloadError(Exception):
+    """A file cannot be downloaded; the text says why without repeating its name."""
+
+
+class _PassingError(Exception):
+    """The same, and another attempt may do better."""
+
+
+@contextmanager
+def announce_downloads(listener: Listener) -> Iterator[None]:
+    """Within this context, tell ``listener`` how downloads proceed."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: ``MAECLI_CACHE``, else ``maecli`` in the user's cache folder."""
+    if named := os.environ.get("MAECLI_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maecli"
+
+
+@contextmanager
+def no_downloads(forbidden: bool = True) -> Iterator[None]:
+    """Within this context download nothing, if it is forbidden; what is forbidden around it stays so."""
+    token = _forbidden.set(forbidden or _forbidden.get())
+    try:
+        yield
+    finally:
+        _forbidden.reset(token)
+
+
+def obeys_offline(use_case: _UseCase) -> _UseCase:
+    """A use case that downloads nothing, however deep inside, where its ``config.offline`` says so."""
+
+    @functools.wraps(use_case)
+    def run(config: Any, *args: Any, **options: Any) -> Any:
+        with no_downloads(config.offline):
+            return use_case(config, *args, **options)
+
+    return cast(_UseCase, run)
+
+
+def is_offline() -> bool:
+    """Whether the network is not to be used: by ``no_downloads``, or the environment's ``MAECLI_OFFLINE``."""
+    return _forbidden.get() or os.environ.get("MAECLI_OFFLINE", "").lower() not in ("", "0", "false", "no")
+
+
+def download(
+    what: str, url: str, path: Path, *, largest: int, check: Callable[[Path], None] = lambda path: None
+) -> None:
+    """Fetch a file that is not there yet.
+
+    What was received stays beside ``path`` until it is whole, so that a download that broke off, or a process that
+    was killed, goes on from there if the server still has the same file. Several processes may ask for the same
+    file: one fetches it and the others wait.
+
+    Args:
+        what: What the listener is told that this is.
+        url: Where it is.
+        path: Where it goes; its folder is made.
+        largest: Bytes after which the download is stopped.
+        check: Called with the whole file before it is moved into place; raises ``DownloadError`` if it is another.
+
+    Raises:
+        DownloadError: It cannot be had, or is not what was announced.
+        OSError: It cannot be written.
+    """
+    if is_offline():
+        raise DownloadError("the network is not to be used")
+    _check_scheme(url)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    with _alone(path):
+        if path.is_file():
+            return
+        for attempt in range(ATTEMPTS):
+            try:
+                _receive(what, url, part, largest)
+                break
+            except _PassingError as error:
+                if attempt + 1 == ATTEMPTS:
+                    raise DownloadError(f"{error} ({ATTEMPTS} attempts)") from None
+                time.sleep(BACK_OFF_SECONDS * 2**attempt)
+        try:
+            check(part)
+        except DownloadError:
+            _forget(part)
+            raise
+        part.replace(path)
+        _forget(part)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep other processes from the same download; where the system knows no such lock, they share the risk."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        yield  # the lock's file stays: another process may be waiting at it
+
+
+def _receive(what: str, url: str, part: Path, largest: int) -> None:
+    """Get what is missing of a file.
+
+    Raises:
+        DownloadError, _PassingError: It broke off, for good or for now.
+    """
+    have = part.stat().st_size if part.exists() else 0
+    known = _tag_file(part).read_text() if have and _tag_file(part).exists() else ""
+    headers = {"User-Agent": "maecli", "Accept-Encoding": "identity"}
+    if have and known:
+        headers |= {"Range": f"bytes={have}-", "If-Range": known}
+    else:
+        have = 0
+    try:
+        with _open(url, headers) as response:
+            if response.status == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+                _forget(part)
+                raise _PassingError("the server sent another part of the file than was asked for")
+            have = have if response.status == 206 else 0
+            stated = response.headers.get("Content-Length", "")
+            total = have + int(stated) if stated.isdigit() else None
+            _check_room(part, total, have, largest)
+            tag = response.headers.get("ETag", "") or response.headers.get("Last-Modified", "")
+            write_atomically(_tag_file(part), lambda file: file.write(tag.removeprefix("W/").encode("ascii", "ignore")))
+            with part.open("ab" if have else "wb") as file:
+                received = _copy(what, response, file, have, total, largest)
+                file.flush()
+                os.fsync(file.fileno())
+        if received > largest:
+            _forget(part)
+            raise _too_much(largest)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416:  # no such range: the file has become another
+            _forget(part)
+            raise _PassingError("the file changed while it was downloaded") from None
+        answer = f"the server answers {error.code} {error.reason}"
+        raise (_PassingError if error.code in _PASSING else DownloadError)(answer) from None
+    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
+        reason = getattr(error, "reason", None) or error
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            raise DownloadError(f"the server's certificate is not to be trusted ({reason.verify_message})") from None
+        raise _PassingError(str(getattr(reason, "strerror", None) or reason)) from None
+    if total is not None and (done := part.stat().st_size) != total:
+        raise _PassingError(f"the download broke off at {done:,} of {total:,} bytes")
+
+
+def _copy(what: str, response: Any, file: IO[bytes], done: int, total: int | None, largest: int) -> int:
+    """Bytes of the file that are there, at most a little more than ``largest``."""
+    while done <= largest and (chunk := response.read(_CHUNK)):
+        done += len(chunk)
+        file.write(chunk)
+        _listener.get()(what, done, total)
+    return done
+
+
+def _check_room(part: Path, total: int | None, have: int, largest: int) -> None:
+    if (total or 0) > largest:
+        raise _too_much(largest)
+    free = shutil.disk_usage(part.parent).free
+    if total is not None and total - have > free:
+        raise DownloadError(
+            f"it needs {(total - have) / 1e6:,.1f} MB more and the disk of {part.parent} has {free / 1e6:,.1f} MB left"
+        )
+
+
+def _too_much(largest: int) -> DownloadError:
+    return DownloadError(f"the server sends more than {largest:,} bytes; stopped")
+
+
+def _tag_file(part: Path) -> Path:
+    """Holds by what the server knows the file that ``part`` is the beginning of."""
+    return part.with_name(f"{part.name}.tag")
+
+
+def _forget(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _tag_file(part).unlink(missing_ok=True)
+
+
+def _open(url: str, headers: dict[str, str]) -> Any:
+    import urllib.request
+
+    class OnlyAllowed(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+            try:
+                _check_scheme(newurl)
+            except DownloadError:
+                fp.close()
+                raise
+            return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+    request = urllib.request.Request(url, headers=headers)
+    return urllib.request.build_opener(OnlyAllowed).open(request, timeout=_TIMEOUT_SECONDS)
+
+
+def _check_scheme(url: str) -> None:
+    if urlsplit(url).scheme not in ALLOWED_SCHEMES:
+        raise DownloadError(f"refused to download over {urlsplit(url).scheme or 'nothing'}: only https is used")

@@ -1,0 +1,1 @@
+"""Mask images, reconstruct them and draw what came of it."""

@@ -1,0 +1,105 @@
+"""What to reconstruct, with which weights, and how to show it. Standard library only."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from mae.config import DEFAULT_MASK_RATIO, parse_size
+from mae.errors import ConfigError
+from mae.options import STANDARD_STREAM, option
+
+IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
+DEFAULT_CHECKPOINT = Path("run")  # the folder where ``pretrain`` writes unless told otherwise
+
+
+@dataclasses.dataclass(frozen=True)
+class ReconstructConfig:
+    """What to reconstruct, with which weights, and how to show it."""
+
+    images: tuple[Path, ...] = option(
+        dataclasses.MISSING,
+        "Images; folders, archives and Parquet files of them, also by https URL; - reads one from standard input.",
+        positional=True,
+        metavar="IMAGE",
+        stream=True,
+        official=("data_path",),
+    )
+    checkpoint: Path = option(
+        DEFAULT_CHECKPOINT,
+        "Weights with a decoder: a file or run of yours, an official file, or its name.",
+        official=("model", "resume"),
+    )
+    out: Path = option(
+        Path("reconstruction.png"),
+        "The image to write: .png, .jpg or .webp; - writes it to standard output.",
+        stream=True,
+        official=("output_dir",),
+    )
+    format: str | None = option(
+        None, "Of the image on standard output.", choices=("png", "jpg", "webp"), default_text="png"
+    )
+    limit: int = option(8, "Most images of each folder, archive or table; those that are named are all shown.", low=1)
+    mask_ratio: tuple[float, ...] = option(
+        (),
+        "Share of the patches that is removed; several times for several columns.",
+        low=0,
+        below=1,
+        metavar="RATIO",
+        default_text=f"{DEFAULT_MASK_RATIO:g}",
+    )
+    seed: int = option(2, "Chooses the mask; 2 gives the one of the official notebook's published images.", low=0)
+    mask: Path | None = option(None, "Your own mask, an image: white is removed.")
+    resize: bool = option(
+        False,
+        "Show the centre, cropped to the model's frame; or the whole image, in a frame of its shape.",
+        flags="--resize/--crop",
+        default_text="crop",
+    )
+    image_size: tuple[int, int] | None = option(
+        None,
+        "The frame in pixels, S or HxW.",
+        parse=parse_size,
+        metavar="S|HxW",
+        default_text="the weights'",
+        official=("input_size",),
+    )
+    norm_pix: str = option(
+        "auto",
+        "Whether the weights predict normalised patches; auto asks the file.",
+        choices=("auto", "on", "off"),
+        official=("norm_pix_loss",),
+    )
+    separate: Path | None = option(None, "Write every panel as a file of its own into this folder too.")
+    device: str = option("auto", "auto takes the best there is.", choices=("auto", "cuda", "mps", "cpu"))
+    offline: bool = option(False, "Download nothing.", flags="--offline")
+
+    def __post_init__(self) -> None:
+        if not self.to_stream and self.out.suffix.lower() not in IMAGE_FORMATS:
+            raise ConfigError(f"--out {self.out}: the name must end in {', '.join(IMAGE_FORMATS)}")
+        if not self.to_stream and self.format is not None:
+            raise ConfigError(
+                f"--format {self.format} and --out {self.out}: the name's ending says the format",
+                hint="--format is for --out -, standard output",
+            )
+        if self.mask is not None and self.mask_ratio:
+            several = "several " if len(self.mask_ratio) > 1 else ""
+            raise ConfigError(
+                f"--mask and {several}--mask-ratio: your own mask has one ratio, its own", hint="leave one of them out"
+            )
+
+    @property
+    def to_stream(self) -> bool:
+        """Whether the image goes to standard output instead of a file."""
+        return self.out == STANDARD_STREAM
+
+    @property
+    def kind(self) -> str:
+        """The format of the image, as Pillow calls it."""
+        return IMAGE_FORMATS[f".{self.format or 'png'}" if self.to_stream else self.out.suffix.lower()]
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """The shares that are removed, or were without a mask."""
+        return self.mask_ratio or (DEFAULT_MASK_RATIO,)

@@ -1,0 +1,91 @@
+"""From an image and a mask to the images that people look at (Paper: Figures 2 and 3)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+
+from mae.data.transforms import denormalise
+from mae.mae import MaskedAutoencoder, patch_statistics
+from mae.masking import Masking, take_patches
+
+TITLES = ("original", "masked", "reconstruction", "with visible")  # of ``Panels.views``
+FAINT_WEIGHT = 0.25  # of a visible patch's prediction; the rest is white
+FAINT_NOTE = "Faint patches of the reconstruction were visible to the encoder: nothing trains their prediction."
+
+
+@dataclasses.dataclass(frozen=True)
+class Panels:
+    """One image's panels, (C, H, W) on a scale of 0 to 1, and how good its reconstruction is.
+
+    Attributes:
+        original: The image as the model saw it.
+        masked: Removed patches in the data set's mean colour.
+        reconstruction: The prediction of every patch.
+        faint: The same as people are shown it: faint where the patch was visible. Nothing trains the prediction
+            there, so that it is loud noise beside what the model has learnt. All of it where nothing was removed.
+        with_visible: The prediction where patches were removed, the image where they were not.
+        loss: The training loss of this image under the given target; NaN where nothing was removed.
+        psnr: Peak signal-to-noise ratio over the removed patches, dB; NaN where nothing was removed.
+    """
+
+    original: Tensor
+    masked: Tensor
+    reconstruction: Tensor
+    faint: Tensor
+    with_visible: Tensor
+    loss: float
+    psnr: float
+
+    @property
+    def views(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The panels that a page shows, in the order of ``TITLES``."""
+        return self.original, self.masked, self.faint, self.with_visible
+
+
+@torch.no_grad()
+def predict(model: MaskedAutoencoder, imgs: Tensor, masking: Masking) -> Tensor:
+    """(B, C, H, W) normalised -> (B, L, p * p * C), the raw prediction for every patch, float32."""
+    latent = model.encode_visible(imgs, masking)
+    return model.forward_decoder(latent, masking.ids_restore).float()
+
+
+def make_panels(
+    model: MaskedAutoencoder, imgs: Tensor, masking: Masking, pred: Tensor, *, norm_pix: bool
+) -> list[Panels]:
+    """Turn predictions into images.
+
+    Args:
+        model: The model that predicted; it knows how patches lie.
+        imgs: (B, C, H, W), normalised.
+        masking: What was visible.
+        pred: (B, L, p * p * C), from ``predict``.
+        norm_pix: Whether the prediction is of normalised patches. Their brightness and contrast are then
+            taken from the *original's* patches, which a true inpainting would not know.
+    """
+    patches = model.patchify(imgs)
+    mean, std = patch_statistics(patches)
+    target = (patches - mean) / std if norm_pix else patches
+    pixels = pred * std + mean if norm_pix else pred
+    removed = masking.mask.unsqueeze(-1)  # (B, L, 1)
+    visible = patches * (1 - removed)  # 0 is the mean colour
+    views = (patches, visible, pixels, visible + pixels * removed)
+    original, masked, reconstruction, with_visible = (
+        denormalise(model.unpatchify(view)).clamp(0, 1).cpu() for view in views
+    )
+    if masking.ids_removed.shape[1]:
+        weight = model.unpatchify(removed.expand_as(patches)).cpu() * (1 - FAINT_WEIGHT) + FAINT_WEIGHT
+        faint = reconstruction * weight + (1 - weight)
+        errors = take_patches((pred - target).square(), masking.ids_removed).mean(dim=(1, 2)).tolist()
+        noise = take_patches(model.patchify((reconstruction - original).square()), masking.ids_removed.cpu())
+        psnrs = [-10 * math.log10(max(value, 1e-12)) for value in noise.mean(dim=(1, 2)).tolist()]
+    else:
+        faint = reconstruction
+        errors = psnrs = [math.nan] * len(imgs)
+    return [
+        Panels(original[i], masked[i], reconstruction[i], faint[i], with_visible[i], errors[i], psnrs[i])
+        for i in range(len(imgs))
+    ]

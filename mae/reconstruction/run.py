@@ -1,0 +1,332 @@
+"""Reconstruct masked photographs and draw what came of it (Paper: Figures 2, 3 and 4)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mae.checkpoints import Checkpoint, build_model, load_checkpoint
+from mae.checkpoints.run_states import run_states
+from mae.config import DEFAULT_MASK_RATIO, num_kept
+from mae.data.decoding.image import check_channels, load_image
+from mae.data.sources.given import GivenImages
+from mae.data.transforms import LONGEST_SHAPE, crop_to, image_to_tensor, normalise, tensor_to_image, whole_size
+from mae.errors import CheckpointError, ConfigError, DataError
+from mae.io.download import obeys_offline
+from mae.io.files import refuse_input, refuse_place
+from mae.io.text import shown
+from mae.mae import MaskedAutoencoder, patch_statistics
+from mae.masking import Masking, masking_from_order, random_masking, take_patches
+from mae.reconstruction.config import DEFAULT_CHECKPOINT, ReconstructConfig
+from mae.reconstruction.grid import Row, draw_grid, encode_image, write_image
+from mae.reconstruction.panels import FAINT_NOTE, TITLES, Panels, make_panels, predict
+from mae.system.device import resolve_device
+
+NORM_PIX_NOTE = (
+    "These weights predict normalised patches: each patch's brightness and contrast are taken from the original, "
+    "removed patches' too."
+)
+NOTHING_REMOVED_NOTE = (
+    "Nothing was removed, so there is neither loss nor PSNR. The reconstruction is of visible patches, and only the "
+    "prediction of removed ones is trained."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageResult:
+    """One image under one mask.
+
+    Attributes:
+        image_size: The frame that the model saw, (rows, columns).
+        mask_ratio: The share of patches that was really removed.
+        loss: The training loss on this image's removed patches; None where there are none.
+        psnr: On the removed patches, dB; None where there are none.
+    """
+
+    path: Path
+    image_size: tuple[int, int]
+    mask_ratio: float
+    loss: float | None
+    psnr: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ReconstructResult:
+    """What was written, and the numbers of every image.
+
+    Attributes:
+        page: The image's bytes, where they are to go to standard output; nothing is written then.
+        norm_pix: Whether the predictions were un-normalised with the original patches' statistics.
+        norm_pix_source: Why: ``option``, ``checkpoint`` or ``inferred``.
+        skipped: Files of the given folders that could not be read, with the reasons.
+        notes: What else the user should know.
+    """
+
+    out: Path
+    checkpoint: Path
+    variant: str | None
+    norm_pix: bool
+    norm_pix_source: str
+    images: tuple[ImageResult, ...]
+    skipped: tuple[tuple[Path, str], ...]
+    separate: tuple[Path, ...]
+    notes: tuple[str, ...]
+    page: bytes | None = dataclasses.field(default=None, repr=False)
+
+
+@obeys_offline
+def reconstruct(
+    config: ReconstructConfig, on_image: Callable[[int, int], None] = lambda done, total: None
+) -> ReconstructResult:
+    """Mask images, reconstruct them and write a grid of panels.
+
+    Args:
+        config: What to do.
+        on_image: Called with the number of images done and their total.
+
+    Raises:
+        ConfigError: Options that do not fit the weights.
+        DataError: An image cannot be read.
+        CheckpointError: The weights cannot be used; in particular they have no decoder.
+    """
+    if not config.to_stream:
+        refuse_place(config.out, "--out")
+    if config.separate is not None:
+        refuse_place(config.separate, "--separate", folder=True)
+    device = resolve_device(config.device)
+    checkpoint = _load(config.checkpoint)
+    check_channels(checkpoint.config.in_chans)
+    reconstructor = Reconstructor(config, checkpoint, device)
+    given = GivenImages(config.images, config.limit)
+    mask = [config.mask] if config.mask else []
+    inputs = {"the image": given.files, "the mask": mask, "the checkpoint": [checkpoint.path]}
+    folders = [*given.folders, checkpoint.path]
+    if not config.to_stream:
+        refuse_input(config.out, "--out", inputs, folders=folders)
+    rows: list[Row] = []
+    images: list[ImageResult] = []
+    separate: dict[Path, Image.Image] = {}
+    for number, (path, image) in enumerate(given.decode(checkpoint.config.in_chans), start=1):
+        framed = reconstructor.frame(image, path)
+        shots = [reconstructor.reconstruct(framed, masking) for masking in reconstructor.maskings(framed)]
+        results = [_result(path, framed, shot) for shot in shots]
+        images += results
+        rows.append(Row(_images_of(shots), _caption(path, results)))
+        if config.separate is not None:
+            separate |= _separate(config.separate / f"{number:03d}-{path.stem}", shots)
+        on_image(number, len(given))
+    if not rows:
+        raise DataError(
+            "none of the images can be decoded", hint=f"{shown(given.skipped[0][0])}: {given.skipped[0][1]}"
+        )
+    notes = _notes(shots, norm_pix=bool(reconstructor.norm_pix))
+    page = draw_grid(_titles(shots), rows, " ".join(notes))
+    content = encode_image(page, config.kind, "the page") if config.to_stream else None
+    for file in separate:
+        refuse_input(file, "--separate", inputs, folders=folders)
+    if config.separate is not None:
+        _write_separate(config.separate, separate)
+    if content is None:
+        write_image(config.out, page)
+    return ReconstructResult(
+        out=config.out,
+        checkpoint=checkpoint.path,
+        variant=checkpoint.variant,
+        norm_pix=bool(reconstructor.norm_pix),
+        norm_pix_source=reconstructor.norm_pix_source,
+        images=tuple(images),
+        skipped=tuple(given.skipped),
+        separate=tuple(separate),
+        notes=(*checkpoint.notes, *given.notes, *reconstructor.notes, *(note for note in notes if note != FAINT_NOTE)),
+        page=content,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Framed:
+    """An image in the model's frame: (1, C, H, W) normalised, the model for that frame, and what was cut off."""
+
+    imgs: Tensor
+    model: MaskedAutoencoder
+    source_size: tuple[int, int]
+
+    @property
+    def img_size(self) -> tuple[int, int]:
+        return self.model.config.img_size
+
+
+@dataclasses.dataclass(frozen=True)
+class _Masked:
+    """An image's panels under one mask."""
+
+    panels: Panels
+    removed_share: float
+
+
+class Reconstructor:
+    """The model, the frame and the masks that all images of one command share."""
+
+    def __init__(self, config: ReconstructConfig, checkpoint: Checkpoint, device: torch.device) -> None:
+        self.config = config
+        self.checkpoint = checkpoint
+        self.device = device
+        self.notes: list[str] = []
+        self.mask = None if config.mask is None else load_image(config.mask, 1)
+        self.norm_pix: bool | None = {"on": True, "off": False, "auto": checkpoint.norm_pix_loss}[config.norm_pix]
+        self.norm_pix_source = "option" if config.norm_pix != "auto" else "checkpoint"
+        self._models: dict[tuple[int, int], MaskedAutoencoder] = {}
+        for ratio in config.ratios:
+            num_kept(self.model_for(config.image_size).config.num_patches, ratio)
+
+    def model_for(self, size: tuple[int, int] | None) -> MaskedAutoencoder:
+        """The model with position tables for a frame, built once for each."""
+        size = size or self.checkpoint.config.img_size
+        if size not in self._models:
+            model, notes = build_model(self.checkpoint, img_size=size)
+            self.notes += [note for note in notes if note not in self.notes]
+            self._models[size] = model.to(self.device).eval()
+        return self._models[size]
+
+    def frame(self, image: Image.Image, path: Path) -> _Framed:
+        """Crop the image to the frame, or choose a frame of the image's shape."""
+        size = self.config.image_size or self.checkpoint.config.img_size
+        if self.config.resize:
+            size = whole_size(image, size, self.checkpoint.config.patch_size)
+            framed = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+            if max(image.size) > LONGEST_SHAPE * min(image.size):
+                self.notes.append(
+                    f"{shown(path)}: {image.width:,} x {image.height:,} pixels are shown as {size[1]:,} x "
+                    f"{size[0]:,}, which is another shape: a frame is at most {LONGEST_SHAPE} times as long as wide"
+                )
+        else:
+            framed = crop_to(image, size)
+        imgs = normalise(image_to_tensor(framed))[None].to(self.device)
+        return _Framed(imgs, self.model_for(size), image.size)
+
+    def maskings(self, image: _Framed) -> list[Masking]:
+        """The masks for one image: the user's own, or one per ratio from the seed.
+
+        Drawn on the CPU, anew for every image, so an image's mask depends neither on the device nor on
+        the images before it.
+        """
+        patches = image.model.config.num_patches
+        if self.mask is not None:
+            return [self._own_masking(image, self.mask)]
+        noise = torch.rand(1, patches, generator=torch.Generator().manual_seed(self.config.seed))
+        return [random_masking(noise.to(self.device), ratio) for ratio in self.config.ratios]
+
+    def _own_masking(self, image: _Framed, mask: Image.Image) -> Masking:
+        """A patch is removed where more than half of it is white; a mask of the image's size is framed like it."""
+        size = image.img_size
+        if mask.size == image.source_size and not self.config.resize:
+            mask = crop_to(mask, size)
+        rows, columns = image.model.config.grid
+        shares = image_to_tensor(mask.resize((columns, rows), Image.Resampling.BOX)).float().flatten(1) / 255
+        removed = (shares > 0.5).float()  # (1, L)
+        kept = int((removed == 0).sum())
+        if kept == 0:
+            raise DataError(f"{self.config.mask}: the mask removes every patch", hint="white is removed, black is kept")
+        if kept == removed.shape[1]:
+            raise DataError(f"{self.config.mask}: the mask removes no patch", hint="white is removed, black is kept")
+        return masking_from_order(removed.to(self.device), kept)
+
+    def reconstruct(self, image: _Framed, masking: Masking) -> _Masked:
+        """Predict the removed patches and make the panels."""
+        model = image.model
+        pred = predict(model, image.imgs, masking)
+        if self.norm_pix is None:
+            self.norm_pix = _looks_normalised(model, image.imgs, masking, pred)
+            self.norm_pix_source = "inferred"
+            kind = "normalised patches" if self.norm_pix else "raw pixels"
+            self.notes.append(
+                f"the file does not say what its decoder predicts; these predictions fit {kind} better "
+                "(--norm-pix on or off overrides)"
+            )
+        (panels,) = make_panels(model, image.imgs, masking, pred, norm_pix=self.norm_pix)
+        return _Masked(panels, masking.ids_removed.shape[1] / masking.ids_restore.shape[1])
+
+
+def _load(path: Path) -> Checkpoint:
+    if path == DEFAULT_CHECKPOINT and not run_states(path):
+        raise CheckpointError(
+            f"no weights: --checkpoint is not given and the folder {path} holds no run with a saved state",
+            hint="train your own (maecli pretrain FOLDER), or give an official file with a decoder or its name, for "
+            "instance --checkpoint mae_visualize_vit_base (448 MB, CC BY-NC 4.0)",
+        )
+    return load_checkpoint(path)
+
+
+def _looks_normalised(model: MaskedAutoencoder, imgs: Tensor, masking: Masking, pred: Tensor) -> bool:
+    """Whether predictions are nearer to normalised patches than to pixels, each in units of its own variance.
+
+    Only those of removed patches can tell; where there are none, some are removed for this alone.
+    """
+    if not masking.ids_removed.shape[1]:
+        noise = torch.rand(masking.ids_restore.shape, generator=torch.Generator().manual_seed(0))
+        masking = random_masking(noise.to(imgs.device), DEFAULT_MASK_RATIO)
+        pred = predict(model, imgs, masking)
+    patches = take_patches(model.patchify(imgs), masking.ids_removed)
+    pred = take_patches(pred, masking.ids_removed)
+    mean, std = patch_statistics(patches)
+    normalised = (patches - mean) / std
+    raw_error = (pred - patches).square().mean() / patches.var()
+    return bool((pred - normalised).square().mean() / normalised.var() < raw_error)
+
+
+def _result(path: Path, framed: _Framed, shot: _Masked) -> ImageResult:
+    known = shot.removed_share > 0
+    loss, psnr = (shot.panels.loss, shot.panels.psnr) if known else (None, None)
+    return ImageResult(path, framed.img_size, shot.removed_share, loss, psnr)
+
+
+def _images_of(shots: Sequence[_Masked]) -> list[Image.Image]:
+    """One mask: original, masked, reconstruction, with visible. Several: original, then pairs, as in Figure 4."""
+    panels = [shot.panels for shot in shots]
+    views = [panels[0].original, *(view for one in panels for view in (one.masked, one.with_visible))]
+    return [tensor_to_image(view) for view in (panels[0].views if len(panels) == 1 else views)]
+
+
+def _titles(shots: Sequence[_Masked]) -> list[str]:
+    if len(shots) == 1:
+        return [f"{title} {shots[0].removed_share:.0%}" if title == "masked" else title for title in TITLES]
+    return ["original", *(f"{word} {shot.removed_share:.0%}" for shot in shots for word in ("masked", "with visible"))]
+
+
+def _notes(shots: Sequence[_Masked], *, norm_pix: bool) -> list[str]:
+    """What whoever looks at the page has to know."""
+    notes = [FAINT_NOTE] if len(shots) == 1 and shots[0].removed_share else []
+    notes += [NOTHING_REMOVED_NOTE] if len(shots) == 1 and not shots[0].removed_share else []
+    return notes + [NORM_PIX_NOTE] * norm_pix
+
+
+def _caption(path: Path, results: Sequence[ImageResult]) -> str:
+    numbers = [
+        (f"{one.mask_ratio:.0%}: " if len(results) > 1 else "")
+        + ("nothing removed" if one.psnr is None else f"loss {one.loss:.3f}, PSNR {one.psnr:.1f} dB")
+        for one in results
+    ]
+    return f"{shown(path.name)}   {'; '.join(numbers)}"
+
+
+def _separate(stem: Path, shots: Sequence[_Masked]) -> dict[Path, Image.Image]:
+    """An image's panels by the names of their files."""
+    views = {"original": shots[0].panels.original}
+    for shot in shots:
+        share = f"-{shot.removed_share:.0%}".rstrip("%") if len(shots) > 1 else ""
+        for title, view in zip(TITLES[1:], shot.panels.views[1:], strict=True):
+            views[f"{title.replace(' ', '-')}{share}"] = view
+    return {stem.with_name(f"{stem.name}-{name}.png"): tensor_to_image(view) for name, view in views.items()}
+
+
+def _write_separate(folder: Path, files: Mapping[Path, Image.Image]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--separate {folder}: {error.strerror}") from None
+    for path, image in files.items():
+        write_image(path, image)

@@ -1,0 +1,134 @@
+"""Make a page of a run's folder: a config in, a file and a result out."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import math
+import time
+from pathlib import Path
+
+from mae.data.decoding.image import load_image
+from mae.errors import ConfigError, DataError
+from mae.io.files import refuse_input, write_atomically
+from mae.io.text import shown
+from mae.reporting.config import SUFFIXES, ReportConfig
+from mae.reporting.curves import MOST_POINTS, evenly
+from mae.reporting.page import PreviewImage, page
+from mae.reporting.run_log import Preview, RunLog, read_run
+
+_WIDEST = 1200  # pixels of an image on the page
+_JPEG_QUALITY = 82
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportResult:
+    """What was written, and the figures that it begins with; None where the run has none yet.
+
+    Attributes:
+        out: The page.
+        size_bytes: Of the page.
+        epochs, wanted_epochs: Done, and of the whole run.
+        finished: Whether the last epoch is done.
+        logged_steps: Lines of steps in the log; curves of more than 400 points are thinned.
+        thinned_by: Logged steps that one point of a curve stands for, at most.
+        first_loss, last_loss: Of the first and the last epoch that is done.
+        psnr: Of the newest preview, dB.
+        images_per_second, data_wait: Of the last epoch.
+        images: Shown.
+        unreadable: Images that the run passed over.
+        environment_recorded: Whether the run's folder says what it ran on.
+        notes: What could not be read.
+    """
+
+    out: Path
+    size_bytes: int
+    epochs: int
+    wanted_epochs: int | None
+    finished: bool
+    logged_steps: int
+    thinned_by: int
+    first_loss: float | None
+    last_loss: float | None
+    psnr: float | None
+    images_per_second: float | None
+    data_wait: float | None
+    images: int
+    unreadable: int
+    environment_recorded: bool
+    notes: tuple[str, ...]
+
+
+def report(config: ReportConfig) -> ReportResult:
+    """Write one self-contained HTML file about a run, whether it is done, going on or just begun.
+
+    Raises:
+        DataError: There is no such folder.
+        ConfigError: It holds no run, or the page cannot be written.
+    """
+    log = read_run(config.run)
+    kept = [path for path in config.run.rglob("*") if path.is_file() and path.suffix.lower() not in SUFFIXES]
+    refuse_input(config.out, "--out", {"a file of the run": kept})
+    notes = list(log.notes)
+    images = []
+    for number in evenly(len(log.previews), config.images):
+        try:
+            images.append(_image(log.previews[number]))
+        except DataError as error:
+            notes.append(error.message)
+    name = config.run.name or config.run.resolve().name or str(config.run)
+    document = page(shown(name), log, images, notes, _written(config.run / "log.jsonl"), time.time()).encode()
+    try:
+        write_atomically(config.out, lambda file: file.write(document))
+    except OSError as error:
+        raise ConfigError(f"--out {config.out}: {error.strerror}") from None
+    return _result(config.out, len(document), log, len(images), notes)
+
+
+def _image(preview: Preview) -> PreviewImage:
+    """Decoded with the care that any stranger's image gets, and written anew: nothing else of the file goes along.
+
+    Raises:
+        DataError: It cannot be read as an image.
+    """
+    image = load_image(preview.path)
+    image.thumbnail((_WIDEST, 4 * _WIDEST))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=_JPEG_QUALITY, optimize=True)
+    data_uri = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    return PreviewImage(preview.epoch, preview.psnr, data_uri, image.size)
+
+
+def _written(log: Path) -> float | None:
+    try:
+        return log.stat().st_mtime
+    except OSError:
+        return None
+
+
+def _result(out: Path, size: int, log: RunLog, images: int, notes: list[str]) -> ReportResult:
+    first = log.epochs[0] if log.epochs else None
+    last = log.epochs[-1] if log.epochs else None
+    return ReportResult(
+        out=out,
+        size_bytes=size,
+        epochs=last.epoch if last else 0,
+        wanted_epochs=log.wanted_epochs,
+        finished=log.finished,
+        logged_steps=len(log.steps),
+        thinned_by=max(1, -(-len(log.steps) // MOST_POINTS)),
+        first_loss=_known(first.loss) if first else None,
+        last_loss=_known(last.loss) if last else None,
+        psnr=_known(log.previews[-1].psnr) if log.previews else None,
+        images_per_second=_known(last.images_per_second) if last else None,
+        data_wait=_known(last.data_wait) if last else None,
+        images=images,
+        unreadable=len(log.unreadable),
+        environment_recorded=bool(log.environment),
+        notes=tuple(notes),
+    )
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None

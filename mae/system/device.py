@@ -1,0 +1,64 @@
+"""Which device and which precision a command computes with."""
+
+from __future__ import annotations
+
+import torch
+
+from mae.errors import ConfigError
+from mae.system.precision import choose_precision
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_device(name: str, index: int | None = None) -> torch.device:
+    """``auto`` takes cuda, then mps, then the CPU.
+
+    A cuda device always has its index: process groups refuse one without, and comparisons tell them apart.
+
+    Args:
+        name: "auto", "cuda", "mps" or "cpu".
+        index: Which of several GPUs; None for the current one.
+
+    Raises:
+        ConfigError: A device was named that this machine or this torch does not have.
+    """
+    have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, there in have.items() if there)
+    if not have.get(name, False):
+        there = ", ".join(device for device, ok in have.items() if ok)
+        raise ConfigError(f"--device {name}: torch {torch.__version__} finds none here; there is {there}")
+    if name != "cuda":
+        return torch.device(name)
+    if index is None:  # the first one, unless the program that calls has chosen another
+        index = torch.cuda.current_device() if torch.cuda.is_initialized() else 0  # type: ignore[no-untyped-call]
+    if index >= torch.cuda.device_count():
+        raise ConfigError(
+            f"process {index} of this machine has no GPU: there are {torch.cuda.device_count()}",
+            hint="start as many processes as GPUs",
+        )
+    return torch.device(name, index)
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """What ``auto`` stands for on this machine's device, by ``mae.system.precision.choose_precision``.
+
+    Raises:
+        ConfigError: fp16 on a CPU.
+    """
+    return choose_precision(name, device.type, native_bf16=name == "auto" and _multiplies_bf16(device))
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Mixed precision: matrix products in bf16 or fp16, weights, norms and the loss in fp32."""
+    return torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32")
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    """Whether bf16 products are faster than fp32 ones, and not emulated."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        # Torch has no public question for it on every version that we support.
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False

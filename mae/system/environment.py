@@ -1,0 +1,242 @@
+"""What a program runs on: processor, memory, graphics cards, versions. Loads torch only where it says so."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mae
+
+ENVIRONMENT_FILE = "environment.json"
+
+# Features that decide how fast matrix products are, by the names of /proc/cpuinfo.
+_FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")
+PROC = Path("/proc")
+CGROUP = Path("/sys/fs/cgroup")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "pillow",
+    "simplejpeg",
+    "safetensors",
+    "pyarrow",
+    "tensorboard",
+    "timm",
+    "transformers",
+    "typer",
+    "rich",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """A machine as far as it can be known without torch; None is unknown.
+
+    Attributes:
+        system: Operating system and architecture.
+        processor: Its maker's name for it.
+        features: Of the processor, those that decide how fast matrix products are.
+        cores: That the machine has.
+        usable_cores: That this process may use, by its affinity and its control group.
+        memory_bytes: That the machine has, or the control group allows.
+    """
+
+    system: str
+    processor: str
+    features: tuple[str, ...]
+    cores: int | None
+    usable_cores: float | None
+    memory_bytes: int | None
+
+
+def machine() -> Machine:
+    """Ask the system; takes milliseconds."""
+    return Machine(
+        system=f"{platform.system()} {platform.release()}, {platform.machine()}",
+        processor=processor_name(),
+        features=cpu_features(),
+        cores=os.cpu_count(),
+        usable_cores=usable_cores(),
+        memory_bytes=memory_bytes(),
+    )
+
+
+def processor_name() -> str:
+    """What the processor's maker calls it."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def cpu_features() -> tuple[str, ...]:
+    """Those of the processor that decide how fast matrix products are; empty where the system does not tell."""
+    there = (_cpuinfo("flags") or _cpuinfo("Features")).split()
+    return tuple(name for name in _FEATURES if name in there)
+
+
+def usable_cores() -> float | None:
+    """Cores that this process may use: its affinity, or less where a control group allows less."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    quota = _cgroup_quota()
+    return quota if count is None or (quota is not None and quota < count) else float(count)
+
+
+def memory_bytes() -> int | None:
+    """The machine's memory, or less where a control group allows less."""
+    sizes = []
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min([*sizes, *(limit for limit, _ in _memory_limits())], default=None)
+
+
+def available_memory() -> int | None:
+    """Bytes that this process may still take, of the machine's memory and of what its control groups allow.
+
+    What only caches files counts as free, as the kernel gives it back before it refuses anything.
+    """
+    sizes = [limit - used for limit, used in _memory_limits()]
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        sizes.append(int((PROC / "meminfo").read_text().partition("MemAvailable:")[2].split()[0]) * 1024)
+    return max(0, min(sizes)) if sizes else None
+
+
+def packages() -> dict[str, str | None]:
+    """Installed versions by name, of what this toolkit uses; None is not installed. Nothing is imported."""
+    versions: dict[str, str | None] = {}
+    for name in PACKAGES:
+        versions[name] = None
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    if versions["torch"] is not None:
+        versions["torch"] = torch_build()
+    return versions
+
+
+def torch_build() -> str | None:
+    """Torch's version with what it was built for, as in 2.14.1+cu130, read from its files; torch is not loaded."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    written = re.search(r"__version__ = '([^']+)'", text)
+    return written[1] if written else importlib.metadata.version("torch")
+
+
+def graphics_at_a_glance() -> str:
+    """Which GPU there seems to be, from the files that its driver shows; torch may see it otherwise.
+
+    Nothing is started or loaded: asking torch or nvidia-smi takes seconds.
+    """
+    cards = []
+    for card in sorted((PROC / "driver/nvidia/gpus").glob("*/information")):
+        with contextlib.suppress(OSError):
+            lines = card.read_text(errors="replace").splitlines()
+            cards += [line.split(":", 1)[1].strip() for line in lines if line.startswith("Model:")]
+    if cards:
+        return ", ".join(cards)
+    if (PROC / "driver/nvidia/version").exists() or Path("/dev/nvidia0").exists():
+        return "an NVIDIA GPU"
+    if Path("/dev/kfd").exists():
+        return "an AMD GPU"
+    return "an Apple GPU" if sys.platform == "darwin" and platform.machine() == "arm64" else ""
+
+
+def environment() -> dict[str, Any]:
+    """Everything that decides a run's speed and numbers, as plain values. Loads torch."""
+    import torch
+
+    from mae.system.device import resolve_device, resolve_precision
+
+    device = resolve_device("auto")
+    return {
+        "maecli": mae.__version__,
+        "python": platform.python_version(),
+        **dataclasses.asdict(machine()),
+        "gpus": graphics_cards(),
+        "device": device.type,
+        "precision": resolve_precision("auto", device),
+        "threads": torch.get_num_threads(),
+        "packages": {name: version for name, version in packages().items() if version is not None},
+    }
+
+
+def graphics_cards() -> list[dict[str, Any]]:
+    """Name and memory of every GPU that torch sees. Loads torch."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    cards = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+    return [
+        {"name": card.name, "memory_bytes": card.total_memory, "capability": f"{card.major}.{card.minor}"}
+        for card in cards
+    ]
+
+
+def _cpuinfo(field: str) -> str:
+    """The first processor's value of a field of /proc/cpuinfo; empty where there is none."""
+    with contextlib.suppress(OSError), (PROC / "cpuinfo").open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            name, _, value = line.partition(":")
+            if name.strip() == field:
+                return value.strip()
+    return ""
+
+
+def _cgroup_quota() -> float | None:
+    """Cores' worth of time that the control group allows; None is no limit, or none that can be read."""
+    for quota_file, period_file in (("cpu.max", None), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError, IndexError, ZeroDivisionError):
+            words = (CGROUP / quota_file).read_text().split()
+            words += (CGROUP / period_file).read_text().split() if period_file else []
+            quota = float(words[0]) / float(words[1])  # "max" is no number: no limit
+            if quota > 0:
+                return quota
+    return None
+
+
+def _memory_limits() -> Iterator[tuple[int, int]]:
+    """Bytes that each control group of this process allows, and those that its processes hold; by kind of group."""
+    kinds = (
+        ("", ("memory.max", "memory.high"), "memory.current", "inactive_file"),
+        ("memory", ("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file"),
+    )
+    for controller, limit_files, usage_file, cached in kinds:
+        for group in _control_groups(controller):
+            for limit_file in limit_files:
+                with contextlib.suppress(OSError, ValueError):  # "max" is no number: no limit
+                    limit, used = int((group / limit_file).read_text()), 0
+                    with contextlib.suppress(OSError, ValueError):
+                        used = int((group / usage_file).read_text())
+                        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                        used -= int(counts.get(cached, 0))
+                    yield limit, max(0, used)
+
+
+def _control_groups(controller: str) -> Iterator[Path]:
+    """The folders of the group that this process is in and of those around it.
+
+    Args:
+        controller: Of version 1, or "" for version 2, whose groups are for all controllers.
+    """
+    root, own = CGROUP / controller, Path()
+    with contextlib.suppress(OSError, ValueError):
+        for line in (PROC / "self/cgroup").read_text().splitlines():
+            _, names, path = line.split(":", 2)
+            if controller in names.split(","):
+                own = Path(path.strip("/"))
+    # In a container the path is the host's: then only the root is there, and it is the container's own.
+    for folder in (own, *own.parents):
+        if ".." not in folder.parts:
+            yield root / folder

@@ -1,0 +1,330 @@
+"""A run's states: written while training goes on, and read back from the newest one that is whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mae.checkpoints import load_checkpoint
+from mae.checkpoints.save import checkpoint_document, save
+from mae.errors import CheckpointError, MaeError, TrainingError
+from mae.system.distributed import Ranks
+from mae.system.environment import available_memory
+from mae.training.identity import recorded_settings
+from mae.training.parallel import is_shard, whole
+from mae.training.run_folder import SHARDS, WHOLE, Position, RunFolder, link_or_copy
+from mae.training.step import TrainingStep
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedState:
+    """A state that a run can go on from; its tensors stay in its file until ``restore`` reads them.
+
+    Attributes:
+        path: Its file or folder.
+        position: How far the run had come.
+        identity: What must not have changed since; at least ``batch_size``.
+        settings: Those that decide the run's numbers, as far as the state tells them.
+    """
+
+    path: Path
+    position: Position
+    identity: dict[str, Any]
+    settings: dict[str, Any]
+
+
+class Checkpointer:
+    """Writes a run's states, on a thread of its own while training goes on.
+
+    The thread gets a copy of weights and moments, so what is written is the state of one moment. A model in
+    shards is written by all processes together, and before training goes on.
+
+    Args:
+        run: Where to.
+        training_step: Whose state.
+        ranks: The processes that share it; the first one writes, or each its shards.
+        args: The run's options under their official names.
+        identity: What must not change when the run goes on.
+        minutes: How long the newest state may be behind.
+        keep_last: How many of the newest states stay.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        training_step: TrainingStep,
+        ranks: Ranks,
+        *,
+        args: Mapping[str, Any],
+        identity: Mapping[str, Any],
+        minutes: float,
+        keep_last: int,
+    ) -> None:
+        self.run = run
+        self.training_step = training_step
+        self.ranks = ranks
+        self.args = args
+        self.identity = identity
+        self.seconds = minutes * 60
+        self.keep_last = keep_last
+        self._saved_at = time.monotonic()
+        self._thread: threading.Thread | None = None
+        self._failure: Exception | None = None
+
+    def due(self) -> bool:
+        """Whether the newest state is older than it may be, or could not be written, which ``save`` then raises."""
+        return self._failure is not None or time.monotonic() - self._saved_at >= self.seconds
+
+    def save(self, position: Position, *, keep: bool = False, wait: bool = False) -> None:
+        """Write the state at a position.
+
+        Args:
+            position: How far the run has come.
+            keep: Keep it under its epoch's number too.
+            wait: Come back when it is on the disk.
+
+        Raises:
+            TrainingError: This one or the one before could not be written.
+        """
+        self.finish()
+        if self.training_step.parallel.sharded:
+            self._save_shards(position)
+            if keep:
+                self._save_gathered(position)
+        elif self.ranks.first:
+            state = self.training_step.state()
+            write = self._writer(position, keep)
+            on_host = self.training_step.device.type == "cpu"
+            if copy := not (wait and on_host) and _room_for_copy(state):
+                state = _copied(state)  # a file of a GPU's tensors would ask for that GPU when it is read
+            if wait or not copy:
+                write(state)
+                self.check()
+            else:
+                self._thread = threading.Thread(target=write, args=(state,), daemon=True)
+                self._thread.start()
+        if wait:
+            self.finish()
+        self._saved_at = time.monotonic()
+
+    def finish(self) -> None:
+        """Wait for the state that is being written.
+
+        Raises:
+            TrainingError: It could not be.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def check(self) -> None:
+        """Raise what the thread has met, if anything."""
+        if self._failure is None:
+            return
+        failure, self._failure = self._failure, None
+        left = self.run.states()
+        what = f"cannot write {self.run.checkpoint}"
+        if isinstance(failure, MaeError):
+            message = failure.message
+        elif isinstance(failure, OSError):
+            message = f"{what}: {failure.strerror or failure}"
+        else:
+            reason = "out of memory" if isinstance(failure, MemoryError) else f"{type(failure).__name__}: {failure}"
+            message = f"{what}: {reason}"
+        raise TrainingError(message, hint=f"{left[0]} is untouched" if left else None) from failure
+
+    def _writer(self, position: Position, keep: bool) -> Callable[[dict[str, Any]], None]:
+        def write(state: dict[str, Any]) -> None:
+            new = self.run.path / ".checkpoint.tmp"
+            try:
+                save(new, self.document(position, state))
+                placed = self.run.place(new, WHOLE, self.keep_last)
+                if keep:
+                    link_or_copy(placed, self.run.kept_checkpoint(position.epoch - 1))
+            except CheckpointError as error:
+                self._failure = CheckpointError(error.message.replace(str(new), str(self.run.checkpoint)))
+            except Exception as error:  # on a thread nobody else would see it, and states would silently stop
+                self._failure = error
+
+        return write
+
+    def document(self, position: Position, state: Mapping[str, Any], **extra: Any) -> dict[str, Any]:
+        """A state in the official trainer's layout."""
+        about = {"position": dataclasses.asdict(position), "run": dict(self.identity)}
+        return checkpoint_document(
+            state["model"],
+            self.training_step.model.config,
+            optimizer=state["optimizer"],
+            epoch=position.epoch - 1,
+            scaler=state["scaler"],
+            args=self.args,
+            extra={"maecli": about, **extra},
+        )
+
+    def _save_shards(self, position: Position) -> None:
+        from mae.training.sharded import write_shards
+
+        new = self.run.path / ".checkpoint.tmp"
+        about = {"position": dataclasses.asdict(position), "run": dict(self.identity), "args": dict(self.args)}
+        try:
+            write_shards(new, self.training_step, about, self.ranks)
+            if self.ranks.first:
+                self.run.place(new, SHARDS, self.keep_last)
+        except OSError as error:
+            raise TrainingError(f"cannot write {self.run.path}: {error.strerror or error}") from None
+        self.ranks.wait()  # nobody starts the next one before this one is in its place
+
+    def whole_state(self, *, keep: bool) -> dict[str, Any]:
+        """Model, optimiser and scaler with shards put together; every process must ask, and some keep it."""
+        state = self.training_step.state()
+        return _gathered(state, keep=keep) if self.training_step.parallel.sharded else state
+
+    def _save_gathered(self, position: Position) -> None:
+        """The official file of a model in shards."""
+        state = self.whole_state(keep=self.ranks.first)
+        if self.ranks.first:
+            try:
+                save(self.run.kept_checkpoint(position.epoch - 1), self.document(position, state))
+            except CheckpointError as error:
+                raise TrainingError(error.message) from None
+
+
+def finished_file(run: RunFolder, state: Path, position: Position) -> Path:
+    """The official file of a run that has come to a position, given its newest state, which may be in shards."""
+    return run.kept_checkpoint(position.epoch - 1) if state.suffix == SHARDS else state
+
+
+def newest_state(run: RunFolder) -> tuple[SavedState | None, tuple[str, ...]]:
+    """The newest state that can be read, and what is wrong with those that cannot; None where there is none at all.
+
+    Raises:
+        CheckpointError: None of those that are there can be read.
+    """
+    broken: list[CheckpointError] = []
+    for path in run.states():
+        try:
+            state = _load(path)
+        except CheckpointError as error:
+            broken.append(error)
+            continue
+        where = f"epoch {state.position.epoch}, step {state.position.step}"
+        return state, tuple(f"{error.message}; going on from {path} ({where})" for error in broken)
+    if broken:
+        raise broken[0]
+    return None, ()
+
+
+def restore(state: SavedState, training_step: TrainingStep) -> None:
+    """Put a state's tensors into a training step, which then keeps nothing of the file.
+
+    Raises:
+        CheckpointError: The state is damaged, or of another model.
+    """
+    if state.path.suffix == SHARDS:
+        from mae.training.sharded import restore_shards
+
+        restore_shards(state.path, training_step)
+        return
+    checkpoint = load_checkpoint(state.path)
+    try:
+        training_step.restore(checkpoint.state, checkpoint.optimizer or {}, checkpoint.scaler or {})
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{state.path} is damaged, or of another model: {reason}") from None
+
+
+def _load(path: Path) -> SavedState:
+    about: Any
+    if path.suffix == SHARDS:
+        from mae.checkpoints.sharded import read_about
+
+        about = read_about(path)
+        args = about.get("args")
+    else:
+        checkpoint = load_checkpoint(path)
+        about, args = checkpoint.extra.get("maecli"), checkpoint.args
+        if not isinstance(about, Mapping) or "position" not in about or checkpoint.optimizer is None:
+            raise CheckpointError(
+                f"{path} does not say how far its run had come, so it cannot be resumed exactly",
+                hint=f"--init {path} starts a new run from its weights",
+            )
+    try:
+        position, identity = Position.from_plain(about["position"]), _identity(about["run"])
+        _check_counts(position, identity)
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: what it says of its run is wrong ({error})") from None
+    return SavedState(path, position, identity, recorded_settings(identity, args))
+
+
+# What the entries of a state's identity are, where it has them; states of older versions have fewer.
+_COUNTS = ("images", "batch_size", "accum_iter", "processes")
+_KINDS = {"images_digest": str, "seed": int, "model": str, "compiled": bool, "settings": dict}
+
+
+def _identity(values: Any) -> dict[str, Any]:
+    """A state's identity, checked.
+
+    Raises:
+        ValueError: An entry is none that a run writes.
+    """
+    if not isinstance(values, dict) or "batch_size" not in values:
+        raise ValueError(f"no identity but {type(values).__name__}")
+    bad = [name for name in _COUNTS if name in values and not (type(values[name]) is int and values[name] > 0)]
+    bad += [name for name, kind in _KINDS.items() if name in values and type(values[name]) is not kind]
+    if bad:
+        raise ValueError(f"{bad[0]} is none that a run writes")
+    return values
+
+
+def _check_counts(position: Position, identity: Mapping[str, Any]) -> None:
+    """A position's step follows from its epoch and batch.
+
+    Raises:
+        ValueError: It is another.
+    """
+    if not {"images", "batch_size", "accum_iter"} <= set(identity):
+        return
+    batches = identity["images"] // identity["batch_size"]
+    steps = math.ceil(batches / identity["accum_iter"])
+    wanted = position.epoch * steps + math.ceil(position.batch / identity["accum_iter"])
+    if position.batch > batches or position.step != wanted:
+        raise ValueError(f"epoch {position.epoch}, batch {position.batch} and step {position.step} do not fit")
+
+
+def _copied(value: Any) -> Any:
+    """The same structure on the host, with tensors of its own."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list) else value
+
+
+def _gathered(value: Any, *, keep: bool) -> Any:
+    """The same structure with its shards put together; every process must ask, and one keeps the answer."""
+    if isinstance(value, Tensor):
+        tensor = whole(value) if is_shard(value) else value
+        return tensor.detach().to("cpu", copy=True) if keep else None
+    if isinstance(value, dict):
+        return {key: _gathered(item, keep=keep) for key, item in value.items()}
+    return [_gathered(item, keep=keep) for item in value] if isinstance(value, list) else value
+
+
+def _room_for_copy(state: Mapping[str, Any]) -> bool:
+    """Whether the host has memory to spare for a second set of weights and moments."""
+    available = available_memory()
+    if available is None:
+        return True
+    tensors = list(state["model"].values())
+    tensors += [value for entry in state["optimizer"]["state"].values() for value in entry.values()]
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors if isinstance(tensor, torch.Tensor))
+    return 1.25 * needed < available

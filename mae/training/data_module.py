@@ -1,0 +1,88 @@
+"""The run's batches, from any position of it, for this process."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import torch
+
+from mae.data.augment import Augmentation
+from mae.data.dataset import ImageDataset
+from mae.data.image_cache import ImageCache
+from mae.data.loader import Batch, Batches, collate, loader_workers, local_processes, make_loader
+from mae.data.sampler import Draw, EpochBatches
+from mae.data.shared_memory import IS_SHARED
+from mae.data.sources.base import ImageSource
+from mae.system.distributed import Ranks
+from mae.training.config import PretrainConfig
+from mae.training.plan import TrainingPlan
+from mae.training.run_folder import Position
+
+
+class DataModule:
+    """Makes batches that depend on the position in the run and on nothing that happened before it.
+
+    Args:
+        config, plan: The run's.
+        images: All of them.
+        ranks: The processes that share each batch.
+        device: Where the batches go.
+    """
+
+    def __init__(
+        self, config: PretrainConfig, plan: TrainingPlan, images: ImageSource, ranks: Ranks, device: torch.device
+    ) -> None:
+        self.config = config
+        self.plan = plan
+        self.images = images
+        self.ranks = ranks
+        self.pin_memory = device.type == "cuda"
+        self.workers = loader_workers(config.workers, device)
+        augmentation = Augmentation(
+            config.image_size, config.in_chans, config.crop_scale, config.hflip, config.decoder, config.crop_ratio
+        )
+        cache_bytes = config.cache * 2**20 // (1 if IS_SHARED else max(1, self.workers))
+        self.dataset = ImageDataset(images, augmentation, config.seed, cache_bytes)
+        self._share_memory(cache_bytes)
+
+    def _share_memory(self, cache_bytes: int) -> None:
+        """Use the memory of this machine's first process: the next epoch gives its images to other processes."""
+        if self.ranks.alone:
+            return
+        cache = self.dataset.cache
+        memories = [*([cache.memory] if cache else []), *self.images.memories]
+        first = self.ranks.gather([memory.address for memory in memories])[self.ranks.rank - self.ranks.local_rank]
+        adopted = [memory.adopt(address) for memory, address in zip(memories, first, strict=True)]
+        if cache and not adopted[0]:  # the limit is the machine's
+            self.dataset.cache = ImageCache(len(self.images), max(1, cache_bytes // local_processes()))
+
+    def batches(self, position: Position) -> Batches:
+        """All batches from a position on."""
+        loader = make_loader(self.dataset, self._draws(position), workers=self.workers, pin_memory=self.pin_memory)
+        return Batches(loader)
+
+    def names(self, position: Position, batches: int) -> list[Path]:
+        """The images of the next batches."""
+        return [self.images.name(draw.image) for batch in self._next(position, batches) for draw in batch]
+
+    def again(self, position: Position, batches: int) -> list[Batch]:
+        """The next batches, made here and now."""
+        return [collate([self.dataset[draw] for draw in batch]) for batch in self._next(position, batches)]
+
+    def _next(self, position: Position, batches: int) -> list[list[Draw]]:
+        return list(itertools.islice(iter(self._draws(position)), batches))
+
+    def _draws(self, position: Position) -> EpochBatches:
+        return EpochBatches(
+            self.plan.images,
+            self.plan.batch_size,
+            self.config.epochs,
+            self.config.seed,
+            position.epoch,
+            position.batch,
+            groups=self.images.groups,
+            rank=self.ranks.rank,
+            world_size=self.ranks.size,
+            turn=position.turn,
+        )

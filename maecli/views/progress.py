@@ -1,0 +1,195 @@
+"""A rich view of a run's events: a panel before it, a bar while it lasts, plain lines without a terminal."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from mae.config import format_size
+from mae.io.text import shown
+from mae.training.events import (
+    EpochDone,
+    Event,
+    PassedOver,
+    Previewed,
+    RolledBack,
+    Scanned,
+    Started,
+    Stepped,
+    StepSkipped,
+)
+from maecli.output import Output, can_redraw, make_console
+
+if TYPE_CHECKING:
+    from rich.panel import Panel
+
+SECONDS_BETWEEN_LINES = 10.0
+NARROW = 100  # columns that a bar with everything beside it takes
+
+
+class TrainingView:
+    """Shows a run as it goes; a context manager, so that the bar is gone when an error is printed."""
+
+    def __init__(self, output: Output) -> None:
+        self.output = output
+        self.console = make_console(sys.stderr)
+        self.narrow = self.console.width < NARROW
+        self.bar: Any = None
+        self.total_steps = 0
+        self.started = 0.0
+        self.first_step = 0
+        self.spoke = 0.0
+
+    def __enter__(self) -> TrainingView:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        if isinstance(event, PassedOver):
+            self.output.warn(f"passed over {shown(event.path)}: {event.reason}")
+        elif isinstance(event, StepSkipped):
+            what = "loss" if not math.isfinite(event.loss) else "gradient"
+            value = event.loss if not math.isfinite(event.loss) else event.grad_norm
+            self.output.warn(
+                f"step {event.step} was left out: its {what} is {value} (lr {event.lr:.2e}, {event.in_a_row} in a row)"
+            )
+        elif isinstance(event, RolledBack):
+            self.output.warn(f"went back to {event.checkpoint}, step {event.step}; the images come in another order")
+        elif isinstance(event, Started) and self.output.quiet:
+            for warning in event.warnings:
+                self.output.warn(warning)
+        elif self.output.quiet:
+            return
+        elif isinstance(event, Scanned):
+            if event.files % 8192 == 0:
+                self.output.note(f"{event.files:,} files looked at")
+        elif isinstance(event, Started):
+            self._start(event)
+        elif isinstance(event, Stepped):
+            self._step(event)
+        elif isinstance(event, EpochDone):
+            self._epoch(event)
+        elif isinstance(event, Previewed):
+            self._say(
+                f"epoch {event.path.stem.removeprefix('epoch-').lstrip('0')}: image {event.path}, "
+                f"{psnr_text(event.psnr, helped=event.psnr_uses_original)}"
+            )
+
+    def _start(self, event: Started) -> None:
+        self.console.print(plan_panel(event))
+        tell_plan(event, self.output)
+        self.total_steps, self.first_step = event.plan.total_steps, event.first_step
+        self.started = time.monotonic()
+        if can_redraw(sys.stderr):
+            from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+
+            columns: list[ProgressColumn] = [TextColumn("{task.description}"), TextColumn("{task.percentage:.0f}%")]
+            if not self.narrow:
+                columns[1:1] = [BarColumn()]
+                columns += [TextColumn("left"), TimeRemainingColumn()]
+            self.bar = Progress(*columns, console=self.console)
+            self.task = self.bar.add_task("starting", total=self.total_steps, completed=event.first_step)
+            self.bar.start()
+
+    def _step(self, event: Stepped) -> None:
+        rates = f"{event.images_per_second:.0f} img/s  data {event.data_wait:.0%}"
+        if self.bar is not None:
+            text = f"epoch {event.epoch:.1f}  loss {event.loss:.4f}"
+            if not self.narrow:
+                text += f"  lr {event.lr:.2e}  {rates}"
+            self.bar.update(self.task, completed=event.step, description=text)
+            return
+        now = time.monotonic()
+        if now - self.spoke > SECONDS_BETWEEN_LINES:
+            self.spoke = now
+            done = event.step - self.first_step
+            left = (now - self.started) / done * (self.total_steps - event.step)
+            self._say(
+                f"epoch {event.epoch:.2f}  step {event.step}/{self.total_steps}  loss {event.loss:.4f}  "
+                f"lr {event.lr:.2e}  {rates}  left {duration(left)}"
+            )
+
+    def _epoch(self, event: EpochDone) -> None:
+        if self.bar is not None and event.seconds > SECONDS_BETWEEN_LINES:
+            self._say(
+                f"epoch {event.epoch + 1}: loss {event.train_loss:.4f}  lr {event.train_lr:.2e}  "
+                f"{event.images_per_second:.0f} img/s  {duration(event.seconds)}"
+                + (f"  {event.cache_hits:.0%} from the cache" if event.cache_hits is not None else "")
+            )
+
+    def _say(self, line: str) -> None:
+        (self.bar.console if self.bar is not None else self.console).print(line, soft_wrap=True)
+
+
+def tell_plan(event: Started, output: Output) -> None:
+    """What a person should know of a plan beside its figures."""
+    for warning in (*event.warnings, *event.plan.warnings):
+        output.warn(warning)
+    for advice in event.advice:
+        output.warn(f"{advice.message}; try {advice.options}")
+    for note in event.notes:
+        output.note(note)
+
+
+def plan_panel(event: Started) -> Panel:
+    """What is about to happen, before anything is spent on it."""
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    plan, config, model = event.plan, event.config, event.model
+    skipped = f", {event.skipped} unreadable skipped" if event.skipped else ""
+    others = f", {event.others} other files ignored" if event.others else ""
+    target = "normalised pixels" if model.norm_pix_loss else "raw pixels"
+    scaled = "given" if config.lr is not None else f"{config.base_lr:g} x {plan.effective_batch} / 256"
+    accumulated = f" x {plan.accum_iter} accumulated = {plan.effective_batch}" if plan.accum_iter > 1 else ""
+    shared = (
+        f", {plan.batch_size // event.processes} in each of {event.processes} processes" if event.processes > 1 else ""
+    )
+    rows = {
+        "images": f"{plan.images:,} found{skipped}{others}",
+        "model": f"{config.variant}, {event.parameters:,} parameters, {format_size(model.img_size)} px, patches of "
+        f"{model.patch_size}, {model.in_chans} channels",
+        "target": f"{target}, {config.mask_ratio:.0%} removed; nothing learnt is a loss of "
+        f"{event.zero_prediction_loss:.3f}",
+        "batch": f"{plan.batch_size}{shared}{accumulated}",
+        "learning rate": f"{plan.lr:.3g} ({scaled}), warm-up {config.warmup_epochs:g} of {config.epochs} epochs, then "
+        f"cosine to {config.min_lr:g}",
+        "steps": f"{plan.total_steps:,} ({plan.steps_per_epoch:,} an epoch)"
+        + (f", going on after {event.first_step:,}" if event.first_step else ""),
+        "computing": f"{event.device}, {event.precision}, {event.workers} loader processes",
+        "time": f"about {duration(event.seconds)}, if loading keeps up"
+        if event.seconds_left is None
+        else f"about {duration(event.seconds_left)} left, at the pace of its log",
+        "folder": shown(config.out),
+    }
+    if event.changes:
+        rows["changed"] = "\n".join(event.changes)
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows.items():
+        table.add_row(Text(name, style="bold"), Text(value, overflow="fold"))
+    return Panel(table, title="pretrain", expand=False)
+
+
+def psnr_text(psnr: float, *, helped: bool) -> str:
+    """A PSNR, and whether the original's brightness and contrast were lent to it."""
+    return f"PSNR {psnr:.1f} dB on removed patches" + (" (helped by the original's mean and std)" if helped else "")
+
+
+def duration(seconds: float) -> str:
+    """A time span in the two largest units that matter."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

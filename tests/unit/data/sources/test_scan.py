@@ -1,0 +1,61 @@
+"""Images are found by content in any tree, and what is none is counted or named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mae.data.sources.scan import scan_images
+from mae.errors import DataError
+
+
+def image(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4)).save(path, format="PNG")
+    return path
+
+
+def test_any_tree_with_hidden_and_other_files(tmp_path: Path) -> None:
+    wanted = [image(tmp_path / name) for name in ("a.png", "deep/er/b.jpg", "class_1/no_suffix")]
+    image(tmp_path / ".hidden.png")
+    image(tmp_path / ".cache/c.png")
+    (tmp_path / "notes.txt").write_text("words")
+    (tmp_path / "broken.jpg").write_bytes(b"")
+    scan = scan_images([tmp_path])
+    assert set(scan.images) == set(wanted)
+    assert [bad.path.name for bad in scan.unreadable] == ["broken.jpg"]
+    assert "0 bytes" in scan.unreadable[0].reason
+    assert scan.others == 1
+
+
+def test_several_sources_and_overlaps_count_once(tmp_path: Path) -> None:
+    first, second = image(tmp_path / "x/a.png"), image(tmp_path / "y/b.png")
+    assert tuple(scan_images([first, tmp_path / "x", tmp_path / "y", first]).images) == (first, second)
+
+
+def test_circular_links_end(tmp_path: Path) -> None:
+    path = image(tmp_path / "x/a.png")
+    (tmp_path / "x/loop").symlink_to(tmp_path, target_is_directory=True)
+    assert path in scan_images([tmp_path]).images
+    assert len(scan_images([tmp_path]).images) == 1
+
+
+def test_empty_and_missing_folders_are_data_errors(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no image in .*: it is empty"):
+        scan_images([tmp_path])
+    (tmp_path / "a.txt").write_text("words")
+    with pytest.raises(DataError, match="1 other files"):
+        scan_images([tmp_path])
+    with pytest.raises(DataError, match="no such folder"):
+        scan_images([tmp_path / "none"])
+
+
+def test_progress_is_told(tmp_path: Path) -> None:
+    for number in range(300):
+        (tmp_path / f"{number}.txt").touch()
+    image(tmp_path / "a.png")
+    seen: list[int] = []
+    scan_images([tmp_path], seen.append)
+    assert seen == [256]
