@@ -5,7 +5,7 @@
 Each contestant lives in a process of its own and takes one full step (forward, backward, AdamW) when it is its
 turn, so all of them meet the same noise of the machine; the ratio is taken round by round. ``official`` is a
 clone of facebookresearch/mae given by path; ``+heap`` tells glibc to keep freed memory, which our trainer always
-does; ``+recompute`` is ``pretrain --recompute``. Peers come from their packages: pip install transformers lightly timm.
+does; ``+recompute`` is ``pretrain --activation-checkpointing``. Peers come from their packages: pip install transformers lightly timm.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mae.errors import ConfigError
 from mae.io.files import refuse_input
 from mae.io.text import shown
 from mae.io.toml import read_toml

@@ -31,5 +31,5 @@ def choose_precision(wanted: str, device: str, *, native_bf16: bool) -> str:
 
 
 def processor_has_bf16(features: Collection[str]) -> bool:
-    """Whether a processor with these features, as ``mae.system.environment.cpu_features`` names them, multiplies bf16."""
+    """Whether a processor with these features, as ``system.environment.cpu_features`` names them, multiplies bf16."""
     return any(feature in features for feature in _CPU_BF16)

@@ -265,6 +265,8 @@ def _load(path: Path) -> SavedState:
     return SavedState(path, position, identity, recorded_settings(identity, args))
 
 
+# What older versions called an entry.
+_OLDER_NAMES = {"pictures": "images", "pictures_digest": "images_digest"}
 # What the entries of a state's identity are, where it has them; states of older versions have fewer.
 _COUNTS = ("images", "batch_size", "accum_iter", "processes")
 _KINDS = {"images_digest": str, "seed": int, "model": str, "compiled": bool, "settings": dict}
@@ -278,6 +280,7 @@ def _identity(values: Any) -> dict[str, Any]:
     """
     if not isinstance(values, dict) or "batch_size" not in values:
         raise ValueError(f"no identity but {type(values).__name__}")
+    values = {str(_OLDER_NAMES.get(name, name)): value for name, value in values.items()}
     bad = [name for name in _COUNTS if name in values and not (type(values[name]) is int and values[name] > 0)]
     bad += [name for name, kind in _KINDS.items() if name in values and type(values[name]) is not kind]
     if bad:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from mae.data.loader import Batch, Batches, collate, loader_workers, local_proce
 from mae.data.sampler import Draw, EpochBatches
 from mae.data.shared_memory import IS_SHARED
 from mae.data.sources.base import ImageSource
+from mae.data.sources.scan import Unreadable
 from mae.system.distributed import Ranks
 from mae.training.config import PretrainConfig
 from mae.training.plan import TrainingPlan
@@ -28,15 +30,23 @@ class DataModule:
         images: All of them.
         ranks: The processes that share each batch.
         device: Where the batches go.
+        unreadable: What the scan could not read.
     """
 
     def __init__(
-        self, config: PretrainConfig, plan: TrainingPlan, images: ImageSource, ranks: Ranks, device: torch.device
+        self,
+        config: PretrainConfig,
+        plan: TrainingPlan,
+        images: ImageSource,
+        ranks: Ranks,
+        device: torch.device,
+        unreadable: Sequence[Unreadable] = (),
     ) -> None:
         self.config = config
         self.plan = plan
         self.images = images
         self.ranks = ranks
+        self.unreadable = unreadable
         self.pin_memory = device.type == "cuda"
         self.workers = loader_workers(config.workers, device)
         augmentation = Augmentation(
@@ -45,6 +55,7 @@ class DataModule:
         cache_bytes = config.cache * 2**20 // (1 if IS_SHARED else max(1, self.workers))
         self.dataset = ImageDataset(images, augmentation, config.seed, cache_bytes)
         self._share_memory(cache_bytes)
+        self._batches: Batches | None = None
 
     def _share_memory(self, cache_bytes: int) -> None:
         """Use the memory of this machine's first process: the next epoch gives its images to other processes."""
@@ -61,6 +72,20 @@ class DataModule:
         """All batches from a position on."""
         loader = make_loader(self.dataset, self._draws(position), workers=self.workers, pin_memory=self.pin_memory)
         return Batches(loader)
+
+    def seek(self, position: Position) -> None:
+        """Let the next batch be the one at a position; loader processes start here."""
+        self._batches = self.batches(position)
+
+    def next_batch(self) -> Batch:
+        """The batch at the place, and one place on; ``seek`` comes first."""
+        if self._batches is None:
+            raise RuntimeError("no place to read batches from: call seek first")
+        return next(self._batches)
+
+    def explain(self, error: Exception) -> Exception:
+        """Why a loader process is gone, where that is what ``error`` came of; else the error itself."""
+        return error if self._batches is None else self._batches.explain(error)
 
     def names(self, position: Position, batches: int) -> list[Path]:
         """The images of the next batches."""

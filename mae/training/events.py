@@ -152,8 +152,8 @@ class PretrainResult:
     Attributes:
         train_loss: Of the last epoch that was done; None where there is none, or it is no finite number.
         stopped: Whether it was asked to stop before its last epoch.
-        zero_prediction_loss: What predicting zero everywhere costs on this data: a run that ends there learnt nothing; None
-            where nothing was done.
+        zero_prediction_loss: What predicting zero everywhere costs on this data: a run that ends there learnt nothing;
+            None where nothing was done.
         was_finished: Whether it had come to its end before, so that nothing was done.
         psnr: Mean over the preview photographs at the end, dB on removed patches; None without previews.
         psnr_uses_original: Whether that PSNR is helped: a model of normalised patches is drawn with each patch's

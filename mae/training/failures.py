@@ -16,7 +16,9 @@ def explained(error: RuntimeError | MemoryError, ranks: Ranks, *, activation_che
     """
     if is_out_of_memory(error):
         advice = "halve --batch-size and double --accum-iter: the step and the learning rate stay the same"
-        return TrainingError("out of memory", hint=advice if activation_checkpointing else f"{advice}; or --recompute")
+        return TrainingError(
+            "out of memory", hint=advice if activation_checkpointing else f"{advice}; or --activation-checkpointing"
+        )
     if isinstance(error, RuntimeError) and not ranks.alone and is_lost(error):
         return ranks.lost(error)
     return error

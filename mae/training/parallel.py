@@ -12,7 +12,7 @@ from mae.mae import MaskedAutoencoder
 from mae.system.distributed import Ranks
 from mae.transformer import Block
 
-LossFunction = Callable[[Tensor, float, Tensor], Tensor]
+LossFunction = Callable[..., Tensor]
 
 
 class PretrainingLoss(nn.Module):

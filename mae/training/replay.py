@@ -18,7 +18,7 @@ from mae.errors import CheckpointError
 from mae.mae import MaskedAutoencoder
 from mae.system.device import resolve_device, resolve_precision
 from mae.training.checkpointer import Checkpointer
-from mae.training.config import PretrainConfig, ReplayConfig
+from mae.training.config import ReplayConfig
 from mae.training.run_folder import Position
 from mae.training.step import TrainingStep
 
@@ -62,28 +62,20 @@ class Replay:
 def write_replay(
     path: Path,
     checkpointer: Checkpointer,
-    config: PretrainConfig,
     position: Position,
     batches: Sequence[Batch],
-    noise: Sequence[Tensor],
     about: Mapping[str, Any],
     *,
     write: bool,
 ) -> None:
-    """Keep weights, images and masks of the step after a position; every process of a run must ask.
+    """Keep weights, images and the task's inputs of the step after a position; every process of a run must ask.
 
     A file that cannot be written is left out: what brought the run down is the news.
     """
     state = checkpointer.whole_state(keep=write)
     if not write:
         return
-    kept = {
-        "images": torch.stack([batch.images for batch in batches]),
-        "noise": torch.stack(list(noise)),
-        "mask_ratio": config.mask_ratio,
-        "precision": config.precision,
-        **about,
-    }
+    kept = {"images": torch.stack([batch.images for batch in batches]), **about}
     with contextlib.suppress(CheckpointError):
         save(path, checkpointer.document(position, state, replay=kept))
 

@@ -56,25 +56,23 @@ class TrainingStep:
         if self.device.type == "cpu":
             keep_freed_memory()
 
-    def loss(self, images: Tensor, mask_ratio: float, noise: Tensor) -> Tensor:
-        """The loss of images (B, C, H, W) uint8 under the masks that ``noise`` (B, L) draws."""
+    def loss(self, images: Tensor, *inputs: Any) -> Tensor:
+        """The loss of images (B, C, H, W) uint8 and what the task gives beside them, such as mask ratio and noise."""
         imgs = normalise(self._on_device(images))
-        noise = self._on_device(noise)
+        there = [self._on_device(value) if isinstance(value, Tensor) else value for value in inputs]
         with autocast(self.device, self.precision):
-            return self.parallel.loss(imgs, mask_ratio, noise)
+            return self.parallel.loss(imgs, *there)
 
-    def backward(
-        self, images: Tensor, mask_ratio: float, noise: Tensor, share: float = 1.0, *, last: bool = True
-    ) -> Tensor:
+    def backward(self, images: Tensor, *inputs: Any, share: float = 1.0, last: bool = True) -> Tensor:
         """Add the gradient of ``share`` times the loss, and return the loss without waiting for it.
 
         Args:
-            images, mask_ratio, noise: As for ``loss``.
+            images, inputs: As for ``loss``.
             share: The batch's weight in the step.
             last: Whether it is the step's last batch, after which several processes average their gradients.
         """
         with self.parallel.accumulating(last):
-            loss = self.loss(images, mask_ratio, noise)
+            loss = self.loss(images, *inputs)
             self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 

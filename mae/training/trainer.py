@@ -1,335 +1,143 @@
-"""The training loop: draw a batch, step, log, save; from any step of a run."""
+"""The training loop: from any step of a run to its last; it knows no task."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from mae.data.loader import Batches
-from mae.data.sources.scan import Unreadable
-from mae.errors import DataError, TrainingError
-from mae.io.text import shown
-from mae.system.distributed import Ranks
-from mae.system.seeding import stream
-from mae.training.checkpointer import Checkpointer, finished_file, newest_state, restore
+from mae.training.checkpointer import Checkpointer
 from mae.training.clock import Throughput
-from mae.training.config import PretrainConfig
 from mae.training.data_module import DataModule
-from mae.training.events import (
-    EpochDone,
-    Event,
-    PassedOver,
-    PretrainResult,
-    Previewed,
-    RolledBack,
-    Stepped,
-    StepSkipped,
-)
-from mae.training.failures import explained as explained_failure
-from mae.training.plan import TrainingPlan
-from mae.training.previews import Previews
-from mae.training.replay import write_replay
-from mae.training.run_folder import UNREADABLE_FILE, Position, RunFolder
-from mae.training.schedule import lr_at
-from mae.training.step import TrainingStep
-
-# Reading a loss makes the host wait for the accelerator, so there the losses are read in groups.
-STEPS_BETWEEN_READS = 20
-# At fp16's loss scale of 1 nothing is scaled any more, so gradients that are not finite then will not become so.
-LEAST_LOSS_SCALE = 1.0
-MOST_ROLLBACKS = 3
-NAMES_IN_AN_ERROR = 3
-
-
-class PendingStep(NamedTuple):
-    """A step whose loss has not been looked at."""
-
-    before: Position
-    after: Position
-    lr: float
-    losses: Tensor  # (batches,), this process's
-    norm: Tensor
-    loss_scale: Tensor
+from mae.training.events import EpochDone, Previewed
+from mae.training.failures import explained
+from mae.training.monitor import PendingStep, StepMonitor
+from mae.training.nonfinite import give_up
+from mae.training.run import Run, TrainingState
+from mae.training.run_folder import Position
+from mae.training.tasks.base import Task
+from mae.training.unreadable import UnreadableFiles
 
 
 class Trainer:
-    """One run: it owns the position, the clock and the books; the recipe is in the config.
+    """Trains one run.
 
     Args:
-        config: The run's settings, with device and precision resolved.
-        plan: What follows from them for this data set.
-        training_step: The run's model and its optimiser.
-        feed: Where the batches come from.
-        previews: What is drawn now and then.
-        run: Where to write.
+        run: What stays the same.
+        state: What changes; on return that of the end.
+        task: What is trained.
+        data: Where the batches come from.
         checkpointer: Writes the states.
-        position: Where to start; the start of a new run or a saved one's place.
-        ranks: The processes that share the run; all of them call the same methods.
-        unreadable: What the scan could not read already.
-        on_event: Told what happens.
-        should_stop: Asked between steps; once true, the state is saved and the run ends.
+
+    Attributes:
+        stopped: Whether the run was asked to stop before its last epoch.
+        seconds: How long training took.
+        last_epoch, last_preview: The newest of this process's life; None before the first.
     """
 
     def __init__(
-        self,
-        config: PretrainConfig,
-        plan: TrainingPlan,
-        training_step: TrainingStep,
-        feed: DataModule,
-        previews: Previews,
-        run: RunFolder,
-        checkpointer: Checkpointer,
-        position: Position,
-        ranks: Ranks,
-        unreadable: tuple[Unreadable, ...],
-        on_event: Callable[[Event], None],
-        should_stop: Callable[[], bool],
+        self, run: Run, state: TrainingState, task: Task, data: DataModule, checkpointer: Checkpointer
     ) -> None:
-        self.config = config
-        self.plan = plan
-        self.training_step = training_step
-        self.feed = feed
-        self.previews = previews
         self.run = run
+        self.state = state
+        self.task = task
+        self.data = data
         self.checkpointer = checkpointer
-        self.position = position
-        self.ranks = ranks
-        self.on_event = on_event
-        self.should_stop = should_stop
-        self.unreadable = {bad.path: bad for bad in unreadable}
-        self.unreported: list[Unreadable] = []
-        self.batches: Batches | None = None
-        self.clock = Throughput()
+        self.throughput = Throughput()
+        self.monitor = StepMonitor(run, state, self.throughput)
+        self.unreadable = UnreadableFiles(run, data.unreadable)
         self.loaded = self.cached = 0  # images of this process since the epoch began, and those that were kept
-        self.unread: list[PendingStep] = []
+        self.stopped = False
+        self.seconds = 0.0
         self.last_epoch: EpochDone | None = None
-        self.psnr: float | None = None
+        self.last_preview: Previewed | None = None
 
-    def train(self) -> PretrainResult:
+    def train(self) -> None:
         """Train to the last epoch, or until asked to stop, and save.
 
         Raises:
-            TrainingError: The loss is no longer a number, memory or disk is full, another process is gone.
+            TrainingError: The loss stays non-finite, memory or disk is full, another process is gone.
             DataError: Too many images are unreadable.
         """
         started = time.monotonic()
-        self.batches = self.feed.batches(self.position)
-        stopped = False
-        while self.position.epoch < self.config.epochs:
-            stopped, due = self.ranks.ask(self.should_stop(), self.checkpointer.due())
-            if stopped:
-                break
-            try:
-                if due:
-                    self.save()
-                self.step(self.batches)
-                if self.position.batch == self.plan.batches_per_epoch:
+        self.data.seek(self.state.position)
+        try:
+            while self.should_continue():
+                self.step()
+                if self.epoch_is_done():
                     self.finish_epoch()
-            except RuntimeError as error:
-                if stopped := self.ranks.alone and self.should_stop():  # a signal to the group takes the workers first
-                    break
+        except RuntimeError as error:
+            self.stopped = self.run.ranks.alone and self.run.should_stop()  # a signal to the group ends workers first
+            if not self.stopped:
                 raise self.explained(error) from error
-        self.read_losses()
-        # A run in shards that was killed between its last state and its official file lacks that file.
-        official = self.run.kept_checkpoint(self.position.epoch - 1)
-        lacks = self.training_step.parallel.sharded and self.position.epoch == self.config.epochs
-        self.save(wait=True, keep=lacks and not self.ranks.gather(official.exists())[0])
-        state = self.run.states()[0] if self.run.writes else self.run.checkpoint
-        checkpoint = finished_file(self.run, state, self.position)
-        self.report_unreadable()
-        preview = self.run.preview(self.position.epoch)
-        logged = self.run.read_log(self.position)
-        train_loss = self.last_epoch.train_loss if self.last_epoch else logged.train_loss
-        return PretrainResult(
-            run=self.run.path,
-            checkpoint=checkpoint if checkpoint.exists() else state,
-            preview=preview if preview.exists() else None,
-            epochs=self.position.epoch,
-            steps=self.position.step,
-            train_loss=train_loss if train_loss is not None and math.isfinite(train_loss) else None,
-            zero_prediction_loss=self.previews.zero_prediction_loss,
-            psnr=self.psnr if self.psnr is not None else logged.psnr,
-            psnr_uses_original=self.training_step.model.config.norm_pix_loss,
-            seconds=time.monotonic() - started,
-            stopped=stopped,
-            cache_hits=self.last_epoch.cache_hits if self.last_epoch else None,
-        )
+        self.finish()
+        self.seconds = time.monotonic() - started
 
-    def step(self, batches: Batches) -> None:
+    def should_continue(self) -> bool:
+        """Whether another step is to be taken; saves the state where it is time to."""
+        if self.state.position.epoch >= self.run.config.epochs:
+            return False
+        self.stopped, due = self.run.ranks.ask(self.run.should_stop(), self.checkpointer.due())
+        if due and not self.stopped:
+            self.save()
+        return not self.stopped and self.state.position.epoch < self.run.config.epochs
+
+    def step(self) -> None:
         """One optimiser step over the next ``accum_iter`` batches, or those that the epoch has left."""
-        here = self.position
-        micro_batches = min(self.plan.accum_iter, self.plan.batches_per_epoch - here.batch)
-        lr = self.lr_at(here.batch)
+        run, step, here = self.run, self.state.step, self.state.position
+        micro_batches = min(run.plan.accum_iter, run.plan.batches_per_epoch - here.batch)
+        lr = run.lr_at(here)
         losses = []
         for number in range(here.batch, here.batch + micro_batches):
-            with self.clock.waiting():
-                batch = next(batches)
-            self.note_unreadable(batch.unreadable)
-            if batch.not_replaced:
-                raise no_image(batch.not_replaced, self.run)
+            with self.throughput.waiting():
+                batch = self.data.next_batch()
+            self.unreadable.note(batch.unreadable)
+            self.unreadable.require_image(batch.not_replaced)
+            last = number == here.batch + micro_batches - 1
             losses.append(
-                self.training_step.backward(
-                    batch.images,
-                    self.config.mask_ratio,
-                    self.noise(number),
-                    share=1 / micro_batches,
-                    last=number == here.batch + micro_batches - 1,
-                )
+                step.backward(batch.images, *self.task.inputs(here, number), share=1 / micro_batches, last=last)
             )
-            self.clock.images += self.plan.batch_size
+            self.throughput.images += run.plan.batch_size
             self.loaded += len(batch.images)
             self.cached += batch.cached
-        norm = self.training_step.update(lr)
-        self.position = dataclasses.replace(
+        norm = step.update(lr)
+        after = dataclasses.replace(
             here, batch=here.batch + micro_batches, step=here.step + 1, lr_sum=here.lr_sum + lr * micro_batches
         )
-        self.unread.append(
-            PendingStep(here, self.position, lr, torch.stack(losses), norm, self.training_step.loss_scale)
-        )
-        if self.training_step.device.type == "cpu" or len(self.unread) == STEPS_BETWEEN_READS:
+        self.state.position = after
+        self.monitor.add(PendingStep(here, after, lr, torch.stack(losses), norm, step.loss_scale))
+        if self.monitor.due:
             self.read_losses()
 
-    def noise(self, batch: int) -> Tensor:
-        """(B, L) uniform, on the CPU: what the masks of this process's part of a batch are drawn from."""
-        source = stream(self.config.seed, "mask", self.position.epoch, batch)
-        whole = torch.rand(self.plan.batch_size, self.training_step.model.config.num_patches, generator=source)
-        return whole[self.ranks.share(self.plan.batch_size)]
-
-    def lr_at(self, batch: int) -> float:
-        """The learning rate at a batch of this epoch."""
-        return lr_at(
-            self.position.epoch + batch / self.plan.batches_per_epoch,
-            lr=self.plan.lr,
-            min_lr=self.config.min_lr,
-            warmup_epochs=self.config.warmup_epochs,
-            epochs=self.config.epochs,
-        )
-
     def read_losses(self) -> None:
-        """Fetch the losses of the steps since the last time, check, log and report them."""
-        steps, self.unread = self.unread, []
-        if not steps:
-            return
-        own = torch.cat([one.losses for one in steps])
-        means = iter(self.ranks.mean(own).tolist())
-        norms = torch.stack([one.norm for one in steps]).tolist()
-        loss_scales = torch.stack([one.loss_scale for one in steps]).tolist()
-        for one, norm, loss_scale in zip(steps, norms, loss_scales, strict=True):
-            losses = [next(means) for _ in range(len(one.losses))]
-            loss = sum(losses) / len(losses)
-            # Above its least value the loss scale may be what is too much for fp16: halved, it is tried again.
-            searching = math.isfinite(loss) and not math.isfinite(norm) and loss_scale > LEAST_LOSS_SCALE
-            if not searching and not (math.isfinite(loss) and math.isfinite(norm)):
-                self.skip_nonfinite_step(one, loss, norm)
-                if self.position.in_a_row >= self.config.nan_limit:
-                    self.give_up(one, loss, exact=one is steps[-1])
-                    return
-                continue
-            total = self.position.loss_sum
-            for value in losses:
-                total += value
-            in_a_row = self.position.in_a_row if searching else 0
-            self.position = dataclasses.replace(self.position, loss_sum=total, in_a_row=in_a_row)
-            rate, wait = self.clock.rate()
-            stepped = Stepped(self.epochs_at(one.after), one.after.step, loss, norm, one.lr, rate, wait)
-            self.on_event(stepped)
-            if self.config.log_every and stepped.step % self.config.log_every == 0:
-                self.run.log(
-                    {
-                        "step": stepped.step,
-                        "epoch": round(stepped.epoch, 4),
-                        "loss": loss,
-                        "grad_norm": norm,
-                        "lr": one.lr,
-                        "images_per_second": round(rate, 2),
-                        "data_wait": round(wait, 4),
-                    }
-                )
+        """Read the losses of the steps since the last time; too many non-finite ones end the run or roll it back."""
+        if failed := self.monitor.read():
+            give_up(self.run, self.state, self.task, self.data, self.checkpointer, failed)
 
-    def epochs_at(self, position: Position) -> float:
-        """A position in epochs from the run's start."""
-        return position.epoch + position.batch / self.plan.batches_per_epoch
-
-    def skip_nonfinite_step(self, one: PendingStep, loss: float, norm: float) -> None:
-        """Book a step that was not applied."""
-        left_out = self.position.left_out + len(one.losses)
-        self.position = dataclasses.replace(self.position, left_out=left_out, in_a_row=self.position.in_a_row + 1)
-        event = StepSkipped(self.epochs_at(one.after), one.after.step, loss, norm, one.lr, self.position.in_a_row)
-        self.on_event(event)
-        self.run.log({**dataclasses.asdict(event), "epoch": round(event.epoch, 4), "left_out": True})
-
-    def give_up(self, one: PendingStep, loss: float, *, exact: bool) -> None:
-        """After too many steps that were left out: leave what is needed to see why, then stop or go back.
-
-        Args:
-            one: The last of them.
-            loss: Its loss.
-            exact: Whether nothing was applied after it, so that the weights are those that it saw.
-        """
-        replay = self.run.replay(self.ranks.rank, self.ranks.size)
-        suspicious = not bool(one.losses.isfinite().all()) or (math.isfinite(loss) and self.ranks.first)
-        batches = self.feed.again(one.before, len(one.losses))
-        noise = [self.noise(one.before.batch + number) for number in range(len(batches))]
-        files = [shown(name) for name in self.feed.names(one.before, len(one.losses))]
-        about = {"step": one.after.step, "lr": one.lr, "loss": loss, "files": files}
-        write_replay(replay, self.checkpointer, self.config, one.before, batches, noise, about, write=suspicious)
-        if self.config.on_nan == "rollback" and self.position.turn < MOST_ROLLBACKS and self.roll_back():
-            return
-        if exact:
-            before = dataclasses.replace(
-                one.before,
-                loss_sum=self.position.loss_sum,
-                left_out=self.position.left_out - len(one.losses),
-                in_a_row=self.position.in_a_row - 1,
-            )
-            self.checkpointer.save(before, wait=True)
-        named = ", ".join(files[:NAMES_IN_AN_ERROR]) + (", ..." if len(files) > NAMES_IN_AN_ERROR else "")
-        what = f"the loss became {loss}" if not math.isfinite(loss) else "the gradient is no finite number"
-        if math.isfinite(loss) and self.config.precision == "fp16":
-            what = f"fp16 gradients are not finite even at a loss scale of {LEAST_LOSS_SCALE:g} or less"
-        raise TrainingError(
-            f"{what} at step {one.after.step}, epoch {one.before.epoch}, lr {one.lr:.3g}, "
-            f"and {self.config.nan_limit} steps in a row were left out; its images: {named}",
-            hint=(f"maecli replay {replay} looks for the cause; " if replay.exists() else "")
-            + "--resume may go on"
-            + (" with --precision bf16" if self.config.precision == "fp16" else "")
-            + (" with --on-nan rollback" if self.config.on_nan == "stop" else "")
-            + "; a new run, with --init and another --out, takes a lower --base-lr or a longer --warmup-epochs",
-        )
-
-    def roll_back(self) -> bool:
-        """Go back to the newest saved state, and on with the images in another order; False where there is none."""
-        self.checkpointer.finish()
-        self.ranks.wait()
-        state, _ = newest_state(self.run)
-        if state is None:
-            return False
-        self.run.set_aside_newer(state.path)
-        restore(state, self.training_step)
-        turn = self.position.turn + 1
-        self.position = dataclasses.replace(state.position, turn=turn, in_a_row=0)
-        self.batches = self.feed.batches(self.position)
-        self.run.start_log(self.position)
-        self.run.log({"rolled_back_to": state.path.name, "step": self.position.step, "turn": turn})
-        self.on_event(RolledBack(state.path, self.position.step, turn))
-        self.ranks.wait()
-        return True
+    def epoch_is_done(self) -> bool:
+        """Whether the epoch's last step was taken."""
+        return self.state.position.batch == self.run.plan.batches_per_epoch
 
     def finish_epoch(self) -> None:
         """Log the epoch, draw and save what is due, and go to the next one."""
         self.read_losses()
-        self.report_unreadable()
-        done = self.position
-        if done.batch < self.plan.batches_per_epoch:  # rolled back
+        self.unreadable.share()
+        if not self.epoch_is_done():  # rolled back
             return
-        batches = self.plan.batches_per_epoch
-        seconds, images, wait = self.clock.epoch()
+        self.log_epoch()
+        done, config = self.state.position, self.run.config
+        self.state.position = Position(epoch=done.epoch + 1, step=done.step, in_a_row=done.in_a_row, turn=done.turn)
+        finished, last = done.epoch + 1, done.epoch + 1 == config.epochs
+        if config.preview_every and (finished % config.preview_every == 0 or last):
+            self.preview(done, finished)
+        if (finished % config.save_every == 0 and not last) or (last and self.state.step.parallel.sharded):
+            self.save(keep=True)
+
+    def log_epoch(self) -> None:
+        """One line for the epoch that is done."""
+        done, batches = self.state.position, self.run.plan.batches_per_epoch
+        seconds, images, wait = self.throughput.epoch()
         counted = batches - done.left_out
         self.last_epoch = EpochDone(
             done.epoch,
@@ -338,87 +146,38 @@ class Trainer:
             seconds,
             images / seconds,
             wait,
-            self.cached / self.loaded if self.config.cache else None,
+            self.cached / self.loaded if self.run.config.cache else None,
         )
         self.loaded = self.cached = 0
         entry = dataclasses.asdict(self.last_epoch)
-        self.run.log({name: value for name, value in entry.items() if name != "cache_hits" or value is not None})
-        self.on_event(self.last_epoch)
-        self.position = Position(epoch=done.epoch + 1, step=done.step, in_a_row=done.in_a_row, turn=done.turn)
-        finished, last = self.position.epoch, self.position.epoch == self.config.epochs
-        every = self.config.preview_every
-        if every and (finished % every == 0 or last):
-            path = self.run.preview(finished)
-            self.psnr = self.previews.draw(path, finished, write=self.run.writes)
-            helped = self.training_step.model.config.norm_pix_loss
-            self.run.log(
-                {
-                    "preview": path.name,
-                    "epoch": done.epoch,
-                    "step": done.step,
-                    "psnr": self.psnr,
-                    "psnr_uses_original": helped,
-                }
-            )
-            self.on_event(Previewed(path, self.psnr, helped))
-        if (finished % self.config.save_every == 0 and not last) or (last and self.training_step.parallel.sharded):
-            self.save(keep=True)
+        self.run.folder.log({name: value for name, value in entry.items() if name != "cache_hits" or value is not None})
+        self.run.on_event(self.last_epoch)
+
+    def preview(self, done: Position, finished: int) -> None:
+        """Draw the preview of an epoch."""
+        folder = self.run.folder
+        self.last_preview = self.task.preview(folder.preview(finished), finished, write=folder.writes)
+        drawn = dataclasses.asdict(self.last_preview)
+        folder.log({"preview": drawn.pop("path").name, "epoch": done.epoch, "step": done.step, **drawn})
+        self.run.on_event(self.last_preview)
 
     def save(self, *, keep: bool = False, wait: bool = False) -> None:
         """Write the newest state, and with ``keep`` one that stays; training goes on meanwhile unless ``wait``."""
         self.read_losses()
-        self.checkpointer.save(self.position, keep=keep, wait=wait)
+        self.checkpointer.save(self.state.position, keep=keep, wait=wait)
 
-    def note_unreadable(self, files: tuple[Unreadable, ...]) -> None:
-        """Report images that could not be decoded, and stop when they are too many."""
-        new = list({bad.path: bad for bad in files if bad.path not in self.unreadable}.values())
-        if not new:
-            return
-        for bad in new:
-            self.unreadable[bad.path] = bad
-            self.on_event(PassedOver(bad.path, bad.reason))
-        if not self.ranks.alone:
-            self.unreported += new
-        self.run.report_unreadable(new)
-        check_unreadable(len(self.unreadable), self.plan.images, self.config.max_unreadable, self.run)
-
-    def report_unreadable(self) -> None:
-        """Tell each other what was unreadable, so that one report holds it all."""
-        if self.ranks.alone:
-            return
-        found = [bad for part in self.ranks.gather(self.unreported) for bad in part]
-        self.unreported = []
-        self.note_unreadable(tuple(found))
-        self.unreported = []
+    def finish(self) -> None:
+        """Save the end of the run, or of this part of it."""
+        self.read_losses()
+        # A run in shards that was killed between its last state and its official file lacks that file.
+        position, folder = self.state.position, self.run.folder
+        official = folder.kept_checkpoint(position.epoch - 1)
+        lacks = self.state.step.parallel.sharded and position.epoch == self.run.config.epochs
+        self.save(wait=True, keep=lacks and not self.run.ranks.gather(official.exists())[0])
+        self.unreadable.share()
 
     def explained(self, error: RuntimeError | MemoryError) -> Exception:
         """An error from deep inside in a user's words, or the error itself."""
-        if self.batches is not None and (reason := self.batches.explain(error)) is not error:
+        if (reason := self.data.explain(error)) is not error:
             return reason
-        return explained_failure(error, self.ranks, activation_checkpointing=self.config.activation_checkpointing)
-
-
-def no_image(tried: Sequence[Unreadable], run: RunFolder) -> DataError:
-    """The error of a run whose images cannot be read any more."""
-    named = "; ".join(f"{shown(bad.path)}: {bad.reason}" for bad in tried[:NAMES_IN_AN_ERROR])
-    more = "; ..." if len(tried) > NAMES_IN_AN_ERROR else ""
-    return DataError(
-        f"none of {len(tried)} images tried one after the other can be read: {named}{more}",
-        hint=f"see whether their disk is still there; all names and reasons are in {run.path / UNREADABLE_FILE}",
-    )
-
-
-def check_unreadable(bad: int, images: int, allowed: float, run: RunFolder) -> None:
-    """Stop a run that is about to learn from a fraction of its data.
-
-    Raises:
-        DataError: More than the allowed share is unreadable.
-    """
-    if bad > allowed * images:
-        report = run.path / UNREADABLE_FILE
-        raise DataError(
-            f"{bad} of {images} images are unreadable, more than --max-unreadable {allowed:g}",
-            hint=f"their names and the reasons are in {report}"
-            if report.exists()
-            else "a run lists them in its folder",
-        )
+        return explained(error, self.run.ranks, activation_checkpointing=self.run.config.activation_checkpointing)

@@ -22,8 +22,8 @@ from mae.data.sampler import EpochBatches
 from mae.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mae.options import build_config
 from mae.training import checkpointer as saving_module
+from mae.training import monitor
 from mae.training import run_folder as run_folder_module
-from mae.training import trainer as trainer_module
 from mae.training.config import PretrainConfig, ReplayConfig
 from mae.training.events import EpochDone, Event, PassedOver, RolledBack, Started, Stepped, StepSkipped
 from mae.training.parallel import PretrainingLoss
@@ -31,6 +31,7 @@ from mae.training.pretrain import pretrain
 from mae.training.replay import replay
 from mae.training.run_folder import RunFolder
 from mae.training.step import TrainingStep
+from mae.training.tasks.pretrain import PretrainingTask
 from tests.unit.training.small import logged, same, stop_after, weights
 
 pytestmark = pytest.mark.usefixtures("small_models")
@@ -123,9 +124,12 @@ def test_accumulated_batches_step_like_one_large_batch(
         (images / f"{number}.png").unlink()
     noise = torch.rand(8, 8, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(
-        trainer_module.Trainer,
-        "noise",
-        lambda self, batch: noise[batch * self.plan.batch_size : (batch + 1) * self.plan.batch_size],
+        PretrainingTask,
+        "inputs",
+        lambda self, position, batch: (
+            self.config.mask_ratio,
+            noise[batch * self.plan.batch_size : (batch + 1) * self.plan.batch_size],
+        ),
     )
     moments, losses = {}, {}
     for name, batch in (("large", 8), ("small", 2)):
@@ -263,7 +267,7 @@ def test_memory_that_is_full_before_the_first_step_is_explained(
     with pytest.raises(TrainingError, match=r"^out of memory$") as caught:
         pretrain(dataclasses.replace(config, activation_checkpointing=activation_checkpointing))
     assert "halve --batch-size and double --accum-iter" in str(caught.value.hint)
-    assert ("--recompute" in str(caught.value.hint)) is not activation_checkpointing
+    assert ("--activation-checkpointing" in str(caught.value.hint)) is not activation_checkpointing
 
 
 def test_a_trial_of_the_compiled_step_that_fills_memory_leaves_the_plain_one(
@@ -282,13 +286,8 @@ def test_a_trial_of_the_compiled_step_that_fills_memory_leaves_the_plain_one(
 
 def read_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a step leave its loss unread, as on an accelerator, where reading it would wait."""
-    read = trainer_module.Trainer.read_losses
-
-    def later(self: trainer_module.Trainer) -> None:
-        if sys._getframe(1).f_code.co_name != "step" or len(self.unread) == trainer_module.STEPS_BETWEEN_READS:
-            read(self)
-
-    monkeypatch.setattr(trainer_module.Trainer, "read_losses", later)
+    several = property(lambda self: len(self.pending) >= monitor.STEPS_BETWEEN_READS)
+    monkeypatch.setattr(monitor.StepMonitor, "due", several)
 
 
 def test_losses_read_in_groups_as_on_a_gpu_change_nothing(
@@ -297,7 +296,7 @@ def test_losses_read_in_groups_as_on_a_gpu_change_nothing(
     config = dataclasses.replace(config, epochs=10)
     pretrain(config)
     read_in_groups(monkeypatch)
-    monkeypatch.setattr(trainer_module, "STEPS_BETWEEN_READS", 2)  # of three steps an epoch
+    monkeypatch.setattr(monitor, "STEPS_BETWEEN_READS", 2)  # of three steps an epoch
     grouped = dataclasses.replace(config, out=tmp_path / "grouped")
     pretrain(grouped, *stop_after(10))
     pretrain(dataclasses.replace(grouped, resume=grouped.out))

@@ -174,7 +174,7 @@ def test_images_that_are_gone_may_have_moved(parted: PretrainConfig, tmp_path: P
 def test_what_changes_no_number_may_change_and_is_kept(parted: PretrainConfig, begun: Path) -> None:
     said = started(dataclasses.replace(parted, workers=1, activation_checkpointing=True, save_every=5, keep_last=3))
     assert said.changes == (
-        "workers 0 -> 1, recompute off -> on, save-every 20 -> 5, keep-last 2 -> 3: no number changes",
+        "workers 0 -> 1, activation-checkpointing off -> on, save-every 20 -> 5, keep-last 2 -> 3: no number changes",
     )
     kept = settings(parted.out)
     assert (kept["workers"], kept["activation_checkpointing"], kept["save_every"]) == (1, True, 5)

@@ -1,0 +1,139 @@
+"""What the steps that were taken gave: read, logged, and skipped ones counted."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mae.training.clock import Throughput
+from mae.training.events import Stepped, StepSkipped
+from mae.training.run import Run, TrainingState
+from mae.training.run_folder import Position
+
+# Reading a loss makes the host wait for the accelerator, so there the losses are read in groups.
+STEPS_BETWEEN_READS = 20
+# At fp16's loss scale of 1 nothing is scaled any more, so gradients that are not finite then will not become so.
+LEAST_LOSS_SCALE = 1.0
+
+
+class PendingStep(NamedTuple):
+    """A step whose loss has not been read.
+
+    Attributes:
+        before, after: The run's position before and after it.
+        lr: Its learning rate.
+        losses: (batches,) of this process.
+        norm: The gradient's, scalar.
+        loss_scale: Of fp16, scalar.
+    """
+
+    before: Position
+    after: Position
+    lr: float
+    losses: Tensor
+    norm: Tensor
+    loss_scale: Tensor
+
+
+class FailedStep(NamedTuple):
+    """The last of too many non-finite steps in a row.
+
+    Attributes:
+        loss: Its mean over all processes.
+        exact: Whether nothing was applied after it, so that the weights are those that it saw.
+    """
+
+    step: PendingStep
+    loss: float
+    exact: bool
+
+
+class StepMonitor:
+    """Reads losses and gradient norms some steps late where reading is dear.
+
+    Args:
+        run, state: Whose steps; the position's sums and counts are kept here.
+        throughput: Where the time goes.
+    """
+
+    def __init__(self, run: Run, state: TrainingState, throughput: Throughput) -> None:
+        self.run = run
+        self.state = state
+        self.throughput = throughput
+        self.pending: list[PendingStep] = []
+
+    def add(self, step: PendingStep) -> None:
+        """Note a step that was taken."""
+        self.pending.append(step)
+
+    @property
+    def due(self) -> bool:
+        """Whether the losses are to be read now."""
+        return self.run.device.type == "cpu" or len(self.pending) >= STEPS_BETWEEN_READS
+
+    def read(self) -> FailedStep | None:
+        """Fetch, check, log and report the losses of the pending steps; tells the step at which too many failed."""
+        steps, self.pending = self.pending, []
+        for step, losses, norm, loss_scale in self._fetched(steps):
+            loss = sum(losses) / len(losses)
+            # Above its least value the loss scale may be what is too much for fp16: halved, it is tried again.
+            searching = math.isfinite(loss) and not math.isfinite(norm) and loss_scale > LEAST_LOSS_SCALE
+            if not searching and not (math.isfinite(loss) and math.isfinite(norm)):
+                self._skip_nonfinite_step(step, loss, norm)
+                if self.state.position.in_a_row >= self.run.config.nan_limit:
+                    return FailedStep(step, loss, exact=step is steps[-1])
+                continue
+            self._count(losses, searching=searching)
+            self._log(step, loss, norm)
+        return None
+
+    def _fetched(self, steps: list[PendingStep]) -> Iterator[tuple[PendingStep, list[float], float, float]]:
+        """Each step with its losses over all processes, gradient norm and loss scale; the host waits once."""
+        if not steps:
+            return
+        own = torch.cat([one.losses for one in steps])
+        means = iter(self.run.ranks.mean(own).tolist())
+        norms = torch.stack([one.norm for one in steps]).tolist()
+        loss_scales = torch.stack([one.loss_scale for one in steps]).tolist()
+        for step, norm, loss_scale in zip(steps, norms, loss_scales, strict=True):
+            yield step, [next(means) for _ in range(len(step.losses))], norm, loss_scale
+
+    def _count(self, losses: list[float], *, searching: bool) -> None:
+        here = self.state.position
+        total = here.loss_sum
+        for value in losses:
+            total += value
+        in_a_row = here.in_a_row if searching else 0
+        self.state.position = dataclasses.replace(here, loss_sum=total, in_a_row=in_a_row)
+
+    def _log(self, step: PendingStep, loss: float, norm: float) -> None:
+        rate, wait = self.throughput.rate()
+        stepped = Stepped(self.run.epochs_at(step.after), step.after.step, loss, norm, step.lr, rate, wait)
+        self.run.on_event(stepped)
+        if self.run.config.log_every and stepped.step % self.run.config.log_every == 0:
+            self.run.folder.log(
+                {
+                    "step": stepped.step,
+                    "epoch": round(stepped.epoch, 4),
+                    "loss": loss,
+                    "grad_norm": norm,
+                    "lr": step.lr,
+                    "images_per_second": round(rate, 2),
+                    "data_wait": round(wait, 4),
+                }
+            )
+
+    def _skip_nonfinite_step(self, step: PendingStep, loss: float, norm: float) -> None:
+        here = self.state.position
+        self.state.position = dataclasses.replace(
+            here, left_out=here.left_out + len(step.losses), in_a_row=here.in_a_row + 1
+        )
+        in_a_row = self.state.position.in_a_row
+        event = StepSkipped(self.run.epochs_at(step.after), step.after.step, loss, norm, step.lr, in_a_row)
+        self.run.on_event(event)
+        self.run.folder.log({**dataclasses.asdict(event), "epoch": round(event.epoch, 4), "left_out": True})

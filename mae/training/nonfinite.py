@@ -1,0 +1,89 @@
+"""After too many non-finite steps in a row: keep what shows why, then roll back or stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from mae.errors import TrainingError
+from mae.io.text import shown
+from mae.training.checkpointer import Checkpointer, newest_state, restore
+from mae.training.data_module import DataModule
+from mae.training.events import RolledBack
+from mae.training.monitor import LEAST_LOSS_SCALE, FailedStep
+from mae.training.replay import write_replay
+from mae.training.run import Run, TrainingState
+from mae.training.tasks.base import Task
+
+MOST_ROLLBACKS = 3
+NAMES_IN_AN_ERROR = 3
+
+
+def give_up(
+    run: Run, state: TrainingState, task: Task, data: DataModule, checkpointer: Checkpointer, failed: FailedStep
+) -> None:
+    """Write a replay file; then roll back if the run is to do so and can, else save and stop.
+
+    Raises:
+        TrainingError: The run does not go on.
+    """
+    step, loss, exact = failed
+    count = len(step.losses)
+    files = [shown(name) for name in data.names(step.before, count)]
+    replay = run.folder.replay(run.ranks.rank, run.ranks.size)
+    batches = data.again(step.before, count)
+    inputs = [task.inputs(step.before, step.before.batch + number) for number in range(count)]
+    about = {"step": step.after.step, "lr": step.lr, "loss": loss, "files": files, "precision": run.config.precision}
+    suspicious = not bool(step.losses.isfinite().all()) or (math.isfinite(loss) and run.ranks.first)
+    write_replay(replay, checkpointer, step.before, batches, about | task.replayed(inputs), write=suspicious)
+    if (
+        run.config.on_nan == "rollback"
+        and state.position.turn < MOST_ROLLBACKS
+        and _roll_back(run, state, data, checkpointer)
+    ):
+        return
+    if exact:
+        before = dataclasses.replace(
+            step.before,
+            loss_sum=state.position.loss_sum,
+            left_out=state.position.left_out - count,
+            in_a_row=state.position.in_a_row - 1,
+        )
+        checkpointer.save(before, wait=True)
+    raise _error(run, failed, files, f"maecli replay {replay} looks for the cause; " if replay.exists() else "")
+
+
+def _error(run: Run, failed: FailedStep, files: list[str], how_to_look: str) -> TrainingError:
+    step, loss, _ = failed
+    named = ", ".join(files[:NAMES_IN_AN_ERROR]) + (", ..." if len(files) > NAMES_IN_AN_ERROR else "")
+    what = f"the loss became {loss}" if not math.isfinite(loss) else "the gradient is no finite number"
+    if math.isfinite(loss) and run.config.precision == "fp16":
+        what = f"fp16 gradients are not finite even at a loss scale of {LEAST_LOSS_SCALE:g} or less"
+    return TrainingError(
+        f"{what} at step {step.after.step}, epoch {step.before.epoch}, lr {step.lr:.3g}, "
+        f"and {run.config.nan_limit} steps in a row were left out; its images: {named}",
+        hint=how_to_look
+        + "--resume may go on"
+        + (" with --precision bf16" if run.config.precision == "fp16" else "")
+        + (" with --on-nan rollback" if run.config.on_nan == "stop" else "")
+        + "; a new run, with --init and another --out, takes a lower --base-lr or a longer --warmup-epochs",
+    )
+
+
+def _roll_back(run: Run, state: TrainingState, data: DataModule, checkpointer: Checkpointer) -> bool:
+    """Go back to the newest saved state, and on with the images in another order; False where there is none."""
+    checkpointer.finish()
+    run.ranks.wait()
+    saved, _ = newest_state(run.folder)
+    if saved is None:
+        return False
+    run.folder.set_aside_newer(saved.path)
+    restore(saved, state.step)
+    turn = state.position.turn + 1
+    state.position = dataclasses.replace(saved.position, turn=turn, in_a_row=0)
+    data.seek(state.position)
+    run.folder.start_log(state.position)
+    run.folder.log({"rolled_back_to": saved.path.name, "step": state.position.step, "turn": turn})
+    run.on_event(RolledBack(saved.path, state.position.step, turn))
+    run.ranks.wait()
+    return True

@@ -1,0 +1,83 @@
+"""Images that cannot be read: named once, reported, and too many of them end the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from mae.data.sources.scan import Unreadable
+from mae.errors import DataError
+from mae.io.text import shown
+from mae.training.events import PassedOver
+from mae.training.run import Run
+from mae.training.run_folder import UNREADABLE_FILE, RunFolder
+
+NAMES_IN_AN_ERROR = 3
+
+
+class UnreadableFiles:
+    """The unreadable files of a run, over all its processes.
+
+    Args:
+        run: The run.
+        known: What the scan found already.
+    """
+
+    def __init__(self, run: Run, known: Iterable[Unreadable]) -> None:
+        self.run = run
+        self.known = {bad.path for bad in known}
+        self._to_share: list[Unreadable] = []
+
+    def note(self, files: Iterable[Unreadable]) -> None:
+        """Report files that are not known yet.
+
+        Raises:
+            DataError: They have become too many.
+        """
+        new = list({bad.path: bad for bad in files if bad.path not in self.known}.values())
+        if not new:
+            return
+        for bad in new:
+            self.known.add(bad.path)
+            self.run.on_event(PassedOver(bad.path, bad.reason))
+        if not self.run.ranks.alone:
+            self._to_share += new
+        self.run.folder.report_unreadable(new)
+        check_unreadable(len(self.known), self.run.plan.images, self.run.config.max_unreadable, self.run.folder)
+
+    def share(self) -> None:
+        """Tell the other processes, so that one report holds it all."""
+        if self.run.ranks.alone:
+            return
+        found = [bad for part in self.run.ranks.gather(self._to_share) for bad in part]
+        self._to_share = []
+        self.note(found)
+        self._to_share = []
+
+    def require_image(self, tried: Sequence[Unreadable]) -> None:
+        """Check that some image could take an unreadable one's place.
+
+        Raises:
+            DataError: None of those that were ``tried`` could.
+        """
+        if not tried:
+            return
+        named = "; ".join(f"{shown(bad.path)}: {bad.reason}" for bad in tried[:NAMES_IN_AN_ERROR])
+        more = "; ..." if len(tried) > NAMES_IN_AN_ERROR else ""
+        raise DataError(
+            f"none of {len(tried)} images tried one after the other can be read: {named}{more}",
+            hint=f"see whether their disk is still there; all names and reasons are in "
+            f"{self.run.folder.path / UNREADABLE_FILE}",
+        )
+
+
+def check_unreadable(bad: int, images: int, allowed: float, folder: RunFolder) -> None:
+    """Stop a run that is about to learn from a fraction of its data.
+
+    Raises:
+        DataError: More than the allowed share is unreadable.
+    """
+    if bad > allowed * images:
+        raise DataError(
+            f"{bad} of {images} images are unreadable, more than --max-unreadable {allowed:g}",
+            hint=f"their names and the reasons are in {folder.path / UNREADABLE_FILE}",
+        )
