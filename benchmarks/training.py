@@ -5,7 +5,8 @@
 Each contestant lives in a process of its own and takes one full step (forward, backward, AdamW) when it is its
 turn, so all of them meet the same noise of the machine; the ratio is taken round by round. ``official`` is a
 clone of facebookresearch/mae given by path; ``+heap`` tells glibc to keep freed memory, which our trainer always
-does; ``+recompute`` is ``pretrain --activation-checkpointing``. Peers come from their packages: pip install transformers lightly timm.
+does; ``+recompute`` is ``pretrain --activation-checkpointing``.
+Peers come from their packages: pip install transformers lightly timm.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def report(args: argparse.Namespace, rounds: dict[str, list[float]], facts: dict
             "images_per_second": parallel(rates),
             "peak_bytes": facts[name]["peak_bytes"],
         }
-        cells = [f"{name:22}", f"{text(parallel(rates)):>22}", f"{facts[name]['peak_bytes'] / 1e9:9.2f}"]
+        cells = [f"{name:22}", f"{text(spread(rates)):>22}", f"{facts[name]['peak_bytes'] / 1e9:9.2f}"]
         for ours in ("ours-bf16", "ours-fp32"):
             cell = ""
             if ours in rounds and not name.startswith("ours"):
@@ -148,7 +149,7 @@ def work(args: argparse.Namespace) -> None:
     kind, precision = name.split("-")
     if how == "heap":
         keep_heap()
-    args.activation_checkpointing = how == "activation_checkpointing"
+    args.activation_checkpointing = how == "recompute"
     torch.manual_seed(0)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     cuda = args.device == "cuda"

@@ -44,6 +44,7 @@ class Option:
     typed_only: bool = False
     stream: bool = False
     official: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
     instead_of: str | None = None
 
 
@@ -56,8 +57,9 @@ def option(default: Any, help: str, **details: Any) -> Any:
         **details: The other fields of ``Option``; ``low``/``high`` are inclusive bounds,
             ``above``/``below`` exclusive ones; ``typed_only`` keeps it out of files; ``stream`` lets a path be
             ``-``, which is refused elsewhere; ``official`` are the names that the official command line has for it,
-            beside its own; ``instead_of`` names another field that sets the same thing, so that giving one drops
-            what the other had from a file or a preset.
+            beside its own; ``aliases`` are older names of the field, still accepted on the command line and in
+            files but no longer shown; ``instead_of`` names another field that sets the same thing, so that giving
+            one drops what the other had from a file or a preset.
     """
     return dataclasses.field(default=default, metadata={"option": Option(help, **details)})
 
@@ -109,6 +111,23 @@ def named_here(config_class: Any, official: str) -> dataclasses.Field[Any] | Non
     return same or next((field for field in fields if name in option_of(field).official), None)
 
 
+def current_names(config_class: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values under the names that their fields have now, where they came under an older one.
+
+    Raises:
+        ConfigError: A field was given under two names.
+    """
+    names = {alias: field.name for field in dataclasses.fields(config_class) for alias in option_of(field).aliases}
+    current: dict[str, Any] = {}
+    for given, value in values.items():
+        name = names.get(given, given)
+        if name in current:
+            old = next(alias for alias in names if alias in values and names[alias] == name)
+            raise ConfigError(f"{flag_name(old)} is the older name of {flag_name(name)}: give only {flag_name(name)}")
+        current[name] = value
+    return current
+
+
 def merge_layers(config_class: Any, layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One set of values from several, the later ones winning; of two fields that set the same, the later stays."""
     merged: dict[str, Any] = {}
@@ -153,6 +172,7 @@ def build_config(
         ConfigError: An unknown name, a missing one, a wrong type or a value out of bounds.
     """
     fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, config_class))}
+    values = current_names(config_class, values)
     sources = dict.fromkeys(values, source) if isinstance(source, str) else source
     hints = typing.get_type_hints(config_class)
     checked: dict[str, Any] = {}

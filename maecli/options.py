@@ -20,6 +20,7 @@ from mae.options import (
     Option,
     Preset,
     build_config,
+    current_names,
     flag_name,
     merge_layers,
     named_here,
@@ -70,11 +71,12 @@ def command_from(
             with Output(**{name: typed.pop(name) for name in ("as_json", "quiet", "verbose")}) as output:
                 switched = {name: bool(typed.pop(name)) for name in switches}
                 config_file = typed.pop("config", None)
-                values = {name: value for name, value in typed.items() if value not in (None, [], ())}
-                from_file = read_toml(config_file, "--config") if config_file else {}
+                given = {name: value for name, value in typed.items() if value not in (None, [], ())}
+                values = current_names(config_class, given)
+                from_file = current_names(config_class, read_toml(config_file, "--config") if config_file else {})
                 preset = values.pop("preset", from_file.pop("preset", None)) if presets else None
                 refuse_both(config_class, values)
-                from_run = saved(values)
+                from_run = current_names(config_class, saved(values))
                 if preset is not None and from_run:
                     raise ConfigError(f"--preset {preset}: a run that goes on keeps its settings", hint="drop --preset")
                 layers = [
@@ -93,7 +95,11 @@ def command_from(
                 run(config, output, **switched)
 
         hints = typing.get_type_hints(config_class)
-        parameters = [_parameter(field, hints[field.name]) for field in dataclasses.fields(config_class)]
+        parameters = [
+            _parameter(name, field, hints[field.name])
+            for field in dataclasses.fields(config_class)
+            for name in (field.name, *option_of(field).aliases)
+        ]
         if presets:
             parameters.append(_preset_parameter(presets))
         if toml:
@@ -161,8 +167,11 @@ def _positional_names(config_class: Any) -> set[str]:
     return {field.name for field in dataclasses.fields(config_class) if option_of(field).positional}
 
 
-def _parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
-    """Every option defaults to None, so that what was not typed can come from a file or the config."""
+def _parameter(name: str, field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
+    """A field under its name, or hidden under an older one.
+
+    Every option defaults to None, so that what was not typed can come from a file or the config.
+    """
     declared = option_of(field)
     typed = _typed(hint, declared)
     words = completion_of(field.name, declared)
@@ -171,19 +180,20 @@ def _parameter(field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
         info: Any = typer.Argument(
             help=declared.help, metavar=declared.metavar, show_default=False, autocompletion=words
         )
-        return _keyword(field.name, typed, info)
+        return _keyword(name, typed, info)
     info = typer.Option(
-        declared.flags or flag_name(field.name),
+        (declared.flags if name == field.name else None) or flag_name(name),
         help=declared.help,
         metavar=declared.metavar or "|".join(declared.choices) or _metavar(typed),
         show_default=_default_text(field, declared),
         rich_help_panel=declared.panel,
+        hidden=name != field.name,
         autocompletion=words,
     )
     if typed == bool | None and declared.flags is None:
-        info.param_decls = (f"{flag_name(field.name)}/--no-{field.name.replace('_', '-')}",)
+        info.param_decls = (f"{flag_name(name)}/--no-{name.replace('_', '-')}",)
         info.default = ...
-    return _keyword(field.name, typed, info)
+    return _keyword(name, typed, info)
 
 
 def _metavar(typed: Any) -> str | None:

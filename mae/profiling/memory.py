@@ -178,7 +178,7 @@ def fit(
     Gradients are taken to accumulate. ``batch_size`` is the largest power of two that fits, as those divide 4096.
 
     Args:
-        config, kept, precision, device, recompute: As ``training_memory``.
+        config, kept, precision, device, activation_checkpointing: As ``training_memory``.
         memory_bytes: Memory of one device.
         gpus: Devices that share the effective batch.
     """

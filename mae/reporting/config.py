@@ -18,7 +18,11 @@ class ReportConfig:
     run: Path = option(dataclasses.MISSING, "The run's folder.", positional=True, metavar="RUN")
     out: Path = option(Path("report.html"), "The page to write: .html or .htm.")
     images: int = option(
-        8, "Most images of reconstructions, evenly over the run, the first and last among them.", low=0, high=100
+        8,
+        "Most images of reconstructions, evenly over the run, the first and last among them.",
+        low=0,
+        high=100,
+        aliases=("pictures",),
     )
 
     def __post_init__(self) -> None:

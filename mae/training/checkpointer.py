@@ -280,12 +280,12 @@ def _identity(values: Any) -> dict[str, Any]:
     """
     if not isinstance(values, dict) or "batch_size" not in values:
         raise ValueError(f"no identity but {type(values).__name__}")
-    values = {str(_OLDER_NAMES.get(name, name)): value for name, value in values.items()}
-    bad = [name for name in _COUNTS if name in values and not (type(values[name]) is int and values[name] > 0)]
-    bad += [name for name, kind in _KINDS.items() if name in values and type(values[name]) is not kind]
+    identity: dict[str, Any] = {_OLDER_NAMES.get(name, name): value for name, value in values.items()}
+    bad = [name for name in _COUNTS if name in identity and not (type(identity[name]) is int and identity[name] > 0)]
+    bad += [name for name, kind in _KINDS.items() if name in identity and type(identity[name]) is not kind]
     if bad:
         raise ValueError(f"{bad[0]} is none that a run writes")
-    return values
+    return identity
 
 
 def _check_counts(position: Position, identity: Mapping[str, Any]) -> None:

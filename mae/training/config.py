@@ -111,7 +111,10 @@ class PretrainConfig:
     )
 
     activation_checkpointing: bool = option(
-        False, "Keep less for the backward pass and work it out again: far less memory, a third slower.", panel=_RUN
+        False,
+        "Keep only each block's input for the backward pass: far less memory, a third slower.",
+        panel=_RUN,
+        aliases=("recompute",),
     )
     compile: bool = option(False, "Compile the training step where that is faster here: timed, and said.", panel=_RUN)
     shard: bool = option(False, "Divide the model over the processes (FSDP2) instead of copying it (DDP).", panel=_RUN)

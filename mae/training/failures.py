@@ -12,7 +12,7 @@ def explained(error: RuntimeError | MemoryError, ranks: Ranks, *, activation_che
     Args:
         error: What was raised, wherever in a run.
         ranks: The processes that share it.
-        activation_checkpointing: Whether the run saves memory by recomputing already.
+        activation_checkpointing: Whether the run saves memory by it already.
     """
     if is_out_of_memory(error):
         advice = "halve --batch-size and double --accum-iter: the step and the learning rate stay the same"

@@ -24,7 +24,7 @@ def report(config: ReportConfig, output: Output) -> None:
     Examples:
       maecli report run
 
-      maecli report runs/base --out base.html --pictures 20
+      maecli report runs/base --out base.html --images 20
     """
     from mae.reporting.run import report as use_case
 

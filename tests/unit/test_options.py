@@ -23,7 +23,7 @@ class Example:
     kind: str = option("auto", "A kind.", choices=("auto", "fast", "exact"))
     loud: bool = option(False, "Loud.")
     out: Path | None = option(None, "Where to.")
-    resume: Path | None = option(None, "What to go on with.", typed_only=True)
+    resume: Path | None = option(None, "What to go on with.", typed_only=True, aliases=("go_on",))
 
 
 def built(**values: Any) -> Example:
@@ -87,3 +87,11 @@ def test_what_must_be_typed_is_refused_in_a_file() -> None:
     with pytest.raises(ConfigError, match=r"resume in s\.toml is not read from a file") as caught:
         build_config(Example, {"sources": ["a"], "resume": "a"}, source="s.toml")
     assert caught.value.hint == "type --resume instead"
+
+
+def test_an_older_name_of_a_field_is_still_understood() -> None:
+    assert built(go_on="a").resume == Path("a")
+    with pytest.raises(ConfigError, match=r"resume in s\.toml is not read from a file"):
+        build_config(Example, {"sources": ["a"], "go_on": "a"}, source="s.toml")
+    with pytest.raises(ConfigError, match="--go-on is the older name of --resume: give only --resume"):
+        built(go_on="a", resume="a")
