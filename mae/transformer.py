@@ -79,7 +79,7 @@ class Block(nn.Module):
 
 
 def run_block(function: Callable[..., Tensor], *args: Any, activation_checkpointing: bool) -> Tensor:
-    """Call a block; with ``activation_checkpointing`` only its input is kept, and the backward pass recomputes the rest."""
+    """Call a block; with ``activation_checkpointing`` the backward pass recomputes all but the block's input."""
     if activation_checkpointing and torch.is_grad_enabled():
         # Nothing in a block is random; keeping generator states would read the device's at every block.
         out: Tensor = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)

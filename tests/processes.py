@@ -28,7 +28,8 @@ TIMEOUT = 100.0  # seconds; the default of what waits for a process here
 
 PRELOADED = [
     "torch.distributed.launcher", "torch.distributed.checkpoint", "torchvision.transforms.v2", "PIL.WebPImagePlugin",
-    "mae.training.pretrain", "mae.reconstruction.run", "maecli.app", "maecli.commands.pretrain", "maecli.views.progress",
+    "mae.training.pretrain", "mae.reconstruction.run",
+    "maecli.app", "maecli.commands.pretrain", "maecli.views.progress",
 ]  # fmt: skip
 
 _forks = multiprocessing.get_context("forkserver")

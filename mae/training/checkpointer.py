@@ -280,7 +280,7 @@ def _identity(values: Any) -> dict[str, Any]:
     """
     if not isinstance(values, dict) or "batch_size" not in values:
         raise ValueError(f"no identity but {type(values).__name__}")
-    identity: dict[str, Any] = {_OLDER_NAMES.get(name, name): value for name, value in values.items()}
+    identity = {_OLDER_NAMES.get(str(name), str(name)): value for name, value in values.items()}
     bad = [name for name in _COUNTS if name in identity and not (type(identity[name]) is int and identity[name] > 0)]
     bad += [name for name, kind in _KINDS.items() if name in identity and type(identity[name]) is not kind]
     if bad:
