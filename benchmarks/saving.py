@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-from training import SIZES, parallel, processor
+from training import SIZES, processor, spread
 
 import mae
 from mae.config import MAEConfig
@@ -83,8 +83,8 @@ def main() -> None:
             "machine": {"processor": processor(), "threads": torch.get_num_threads(), "device": str(device)},
             "versions": {"torch": torch.__version__, "maecli": mae.__version__},
             "bytes": size, "minutes_between_saves": minutes, "steps_in_a_block": args.steps,
-            "cost_seconds": {way: parallel(values) for way, values in costs.items()},
-            "copy_seconds": parallel(blocking),
+            "cost_seconds": {way: spread(values) for way, values in costs.items()},
+            "copy_seconds": spread(blocking),
         }  # fmt: skip
         args.out.write_text(json.dumps(document, indent=1) + "\n")
 

@@ -97,14 +97,14 @@ def report(args: argparse.Namespace, rounds: dict[str, list[float]], facts: dict
     for name, rates in rounds.items():
         row: dict[str, Any] = {
             "name": name,
-            "images_per_second": parallel(rates),
+            "images_per_second": spread(rates),
             "peak_bytes": facts[name]["peak_bytes"],
         }
         cells = [f"{name:22}", f"{text(spread(rates)):>22}", f"{facts[name]['peak_bytes'] / 1e9:9.2f}"]
         for ours in ("ours-bf16", "ours-fp32"):
             cell = ""
             if ours in rounds and not name.startswith("ours"):
-                ratios = parallel([a / b for a, b in zip(rounds[ours], rates, strict=True)])
+                ratios = spread([a / b for a, b in zip(rounds[ours], rates, strict=True)])
                 row[f"{ours}_ratio"], cell = ratios, text(ratios)
             cells.append(f"{cell:>24}")
         rows.append(row)
@@ -122,7 +122,7 @@ def report(args: argparse.Namespace, rounds: dict[str, list[float]], facts: dict
         args.out.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def parallel(values: list[float]) -> dict[str, float]:
+def spread(values: list[float]) -> dict[str, float]:
     """Median, lowest and highest."""
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 

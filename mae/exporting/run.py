@@ -15,10 +15,10 @@ from mae.checkpoints import Checkpoint, load_checkpoint
 from mae.checkpoints.build import build_usable, is_decoder
 from mae.checkpoints.dialects import to_hugging_face
 from mae.checkpoints.save import save, save_safetensors
-from mae.comparison.config import ExportConfig
 from mae.comparison.libraries import hugging_face_config, is_installed, load_transformers, timm_model
 from mae.comparison.stages import TOLERANCES
 from mae.errors import CheckpointError, ConfigError, MaeError
+from mae.exporting.config import ExportConfig
 from mae.io.download import obeys_offline
 from mae.io.files import refuse_input, refuse_place, write_atomically
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mae.comparison.config import ExportConfig
+from mae.exporting.config import ExportConfig
 from mae.io.text import shown
 from maecli.options import command_from
 from maecli.output import Output, as_document

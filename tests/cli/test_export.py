@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 import mae.exporting.run
 from mae.checkpoints import load_checkpoint, save_checkpoint
 from mae.checkpoints.build import build_usable
-from mae.comparison.config import TARGETS, ExportConfig
 from mae.errors import ConfigError, MaeError
+from mae.exporting.config import TARGETS, ExportConfig
 from mae.exporting.run import export
 from mae.models import create_model
 from maecli.app import app

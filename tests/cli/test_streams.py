@@ -17,10 +17,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mae.checkpoints import save_checkpoint
-from mae.comparison.config import CompareConfig, ExportConfig
+from mae.comparison.config import CompareConfig
 from mae.config import MAEConfig
 from mae.errors import ConfigError
 from mae.evaluation.config import EmbedConfig
+from mae.exporting.config import ExportConfig
 from mae.models import create_model
 from mae.options import flag_name, option_of
 from mae.reconstruction.config import ReconstructConfig

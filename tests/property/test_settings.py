@@ -15,9 +15,10 @@ import tomli_w
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from mae.comparison.config import REFERENCES, CompareConfig, ExportConfig
+from mae.comparison.config import REFERENCES, CompareConfig
 from mae.config import MAEConfig
 from mae.errors import ConfigError
+from mae.exporting.config import ExportConfig
 from mae.io.toml import read_toml
 from mae.models import VARIANTS
 from mae.options import build_config, flag_name, option_of

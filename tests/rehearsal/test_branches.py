@@ -33,11 +33,11 @@ ON_PAPER = "arithmetic on sizes, with no device; tests/unit/profiling holds it a
 LISTED = {
     "mae/attention.py attend": Covered(1, STEP),
     "mae/checkpoints/load.py _refuse_inflated": Covered(1, "files are read to the host, whatever the machine has"),
-    "mae/config.py ReconstructConfig": Covered(2, CHOICES),
+    "mae/reconstruction/config.py ReconstructConfig": Covered(2, CHOICES),
     "mae/data/loader.py loader_workers": Covered(1, "only a number of processes, by cores"),
     "mae/system/device.py _multiplies_bf16": Covered(3, TWO),
     "mae/system/device.py resolve_device": Covered(
-        9, "tests/unit/system/test_device.py::test_a_gpu_has_an_index", "test_device.py says that there is one, and asks"
+        9, "tests/unit/system/test_device.py::test_a_gpu_has_an_index", "test_device.py says there is one, and asks"
     ),
     "mae/profiling/doctor.py": Covered(2, GPU + "test_doctor_measures_the_gpu", "only the side of a matrix"),
     "mae/profiling/doctor.py _warnings": Covered(3, "advice for machines that compute on a CPU"),
@@ -76,13 +76,15 @@ LISTED = {
     "mae/training/pretrain.py _time_batch": Covered(1, GPU + "test_a_run_goes_on_bit_for_bit"),
     "mae/system/distributed.py Ranks.join": Covered(5, TWO),
     "mae/training/replay.py replay": Covered(1, "fp16 becomes fp32 on a CPU and nowhere else"),
-    "mae/training/checkpointer.py Checkpointer.save": Covered(1, FAKE + "test_a_state_is_copied_to_the_host_before_it_is_written"),
+    "mae/training/checkpointer.py Checkpointer.save": Covered(
+        1, FAKE + "test_a_state_is_copied_to_the_host_before_it_is_written"
+    ),
     "mae/training/step.py TrainingStep.__init__": Covered(1, STEP),
     "mae/training/step.py TrainingStep._gradient_norm": Covered(
         1, STEP, "its tensors are not grouped: one by one the norm is the same"
     ),
     "mae/training/step.py TrainingStep._on_device": Covered(2, STEP),
-    "mae/training/trainer.py Trainer.step": Covered(
+    "mae/training/monitor.py StepMonitor.due": Covered(
         1, "tests/unit/training/test_pretrain.py::test_losses_read_in_groups_as_on_a_gpu_change_nothing"
     ),
     "maecli/views/profile.py": Covered(2, "names of devices for people"),

@@ -18,10 +18,10 @@ GROUND = ("config", "options", "errors", "__init__")
 # A module imports from its own layer or from a later one.
 LAYERS = (
     ("maecli",),
-    ("mae.comparison", "mae.exporting", "mae.profiling", "mae.reporting"),
-    ("mae.training",),
+    ("mae.exporting", "mae.profiling"),
+    ("mae.comparison", "mae.training"),
     ("mae.evaluation",),
-    ("mae.reconstruction",),
+    ("mae.reporting", "mae.reconstruction"),
     ("mae.checkpoints",),
     ("mae.data",),
     ("mae.system",),

@@ -8,7 +8,7 @@ import torch
 
 import mae
 from mae.checkpoints import save_checkpoint
-from mae.comparison.config import ExportConfig
+from mae.exporting.config import ExportConfig
 from mae.exporting.run import export
 
 

@@ -217,7 +217,7 @@ def test_unreadable_images_are_left_out_and_named(tmp_path: Path) -> None:
 
 def test_files_without_a_decoder_and_other_sizes(world: Path, tmp_path: Path) -> None:
     """An encoder-only file gives the same features; another frame makes the position table follow."""
-    from mae.comparison.config import ExportConfig
+    from mae.exporting.config import ExportConfig
 
     export(ExportConfig(checkpoint=world / "tiny.pth", to="encoder", out=tmp_path / "encoder.pth"))
     run(world, tmp_path / "f.npz")
