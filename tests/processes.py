@@ -33,7 +33,7 @@ PRELOADED = [
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(PRELOADED)
-_running: list[Forked | subprocess.Popen[str]] = []
+_running: list[Process] = []  # and perhaps ended
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -42,22 +42,21 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def start(
-    *words: str | Path, env: Mapping[str, str] | None = None, cwd: Path = ROOT, **streams: Any
-) -> subprocess.Popen[str]:
-    """Start a program; its streams are pipes unless told otherwise."""
+    *words: str | Path, env: Mapping[str, str] | None = None, cwd: Path = ROOT, **how: Any
+) -> subprocess.Popen[Any]:
+    """Start a program; its streams are pipes of text unless ``how`` tells ``Popen`` otherwise."""
     process = subprocess.Popen(
         [str(word) for word in words],
         env=environment() if env is None else env,
         cwd=cwd,
-        text=True,
         start_new_session=True,
-        **({"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams),
+        **({"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | how),
     )
     _running.append(process)
     return process
 
 
-def start_python(*words: str | Path, **how: Any) -> subprocess.Popen[str]:
+def start_python(*words: str | Path, **how: Any) -> subprocess.Popen[Any]:
     """Start ``python WORDS...`` afresh."""
     return start(sys.executable, *words, **how)
 
@@ -88,7 +87,7 @@ def run_forked(
         return finish(fork(*command[1:], env=env, stdin=file))
 
 
-def finish(process: Forked | subprocess.Popen[str], timeout: float = TIMEOUT) -> subprocess.CompletedProcess[str]:
+def finish(process: Process, timeout: float | None = TIMEOUT) -> subprocess.CompletedProcess[Any]:
     """Wait for the end of a process.
 
     Raises:
@@ -102,7 +101,7 @@ def finish(process: Forked | subprocess.Popen[str], timeout: float = TIMEOUT) ->
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def until(true: Callable[[], bool], process: Forked | subprocess.Popen[str], timeout: float = TIMEOUT) -> None:
+def until(true: Callable[[], bool], process: Process, timeout: float = TIMEOUT) -> None:
     """Wait for what a process is to do while it runs."""
     end = time.monotonic() + timeout
     while not true():
@@ -178,6 +177,9 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
+Process = Forked | subprocess.Popen[Any]
+
+
 class _Descriptor:
     """A file descriptor that an argument of a ``multiprocessing.Process`` takes along."""
 
@@ -229,7 +231,7 @@ def _become(words: list[str], env: dict[str, str], cwd: Path, streams: tuple[_De
         runpy.run_path(first, run_name="__main__")
 
 
-def _kill(process: Forked | subprocess.Popen[str]) -> None:
+def _kill(process: Process) -> None:
     """Kill a process, those that it has started, and those that these have left behind."""
     for pid in [*_started_by(process.pid), process.pid]:
         if process.poll() is None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ from typer.testing import CliRunner
 
 from maecli.app import app
 from tests.golden import official
+from tests.processes import finish, start_python
 
 TINY = official.GOLDEN["golden_tiny"]
 ROOT = Path(__file__).parents[2]
@@ -166,9 +164,8 @@ def test_time_and_memory(name: str, seconds: float, gigabytes: float, tmp_path: 
         "finally:\n    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)\n"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    run = subprocess.run(
-        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, cwd=ROOT, env=os.environ, check=True
-    )
+    run = finish(start_python("-c", code, path), timeout=600)
+    assert run.returncode == 0, run.stderr
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     path.unlink()
     assert run.stdout == "equal\n"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.processes import ROOT, environment, finish, start, start_python
+
 CODE = (
     "import sys\nfrom maecli.app import app\n"
     "try:\n    app(prog_name='maecli')\nfinally:\n"
@@ -26,15 +26,7 @@ def complete(line: str, shell: str = "bash") -> list[str]:
         "zsh": {"_TYPER_COMPLETE_ARGS": line},
         "fish": {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
     }[shell]
-    done = subprocess.run(
-        [sys.executable, "-c", CODE],
-        env=os.environ | asked | {"_MAECLI_COMPLETE": f"complete_{shell}"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = finish(start_python("-c", CODE, env=environment(**asked, _MAECLI_COMPLETE=f"complete_{shell}")))
     assert done.stderr == "loaded []\n"
     return [line for line in done.stdout.splitlines() if line]  # as a shell's $(...)
 
@@ -87,9 +79,7 @@ def test_a_real_bash_completes_words_and_files(tmp_path: Path) -> None:
         printf '%s\\n' "${COMPREPLY[@]}"
         complete -p maecli
     """
-    environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(
-        ["bash", "--norc", "-c", script], env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    done = finish(start("bash", "--norc", "-c", script, env=environment(PATH=path)))
     assert done.stderr == ""
     assert done.stdout.splitlines() == ["vit_small", "complete -o default -F _maecli_completion maecli"]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from PIL import Image
 from maecli.app import app
 from maecli.commands import SUMMARIES
 from tests.cli.at_terminal import run_at
+from tests.processes import finish, start_python
 from tests.unit.evaluation.small import class_folders
 
 GROUP: Any = typer.main.get_command(app)
@@ -29,6 +28,7 @@ SMALL += ["--workers", "0", "--device", "cpu"]
 MORE = {
     "maecli pretrain sample_images": [*SMALL, "--out", "first"],
     "maecli pretrain photos scans": SMALL,
+    "maecli pretrain photos --preset": SMALL,
     "maecli pretrain --resume": ["--epochs", "2"],
     "maecli watch": ["--once"],
     "maecli compare": ["--offline"],
@@ -159,7 +159,8 @@ def test_help_loads_no_command() -> None:
         "try:\n    app(['--help'])\nexcept SystemExit:\n    pass\n"
         "print(sorted(name for name in sys.modules if name.startswith('mae')), file=sys.stderr)"
     )
-    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seen = finish(start_python("-c", code))
+    assert seen.returncode == 0, seen.stderr
     loaded = set(ast.literal_eval(seen.stderr))
     command_line = {"maecli.app", "maecli.commands", "maecli.help_view", "maecli.output", "maecli.streams"}
     assert loaded <= {"mae", "mae.errors", "mae.files", "maecli", *command_line}

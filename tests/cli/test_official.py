@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.cli.at_terminal import run_at
+from tests.processes import finish, start_python
 
-ROOT = Path(__file__).parents[2]
 OFFICIAL = {
     "--model": "--variant",
     "--input_size": "--image-size",
@@ -91,10 +88,7 @@ def test_no_torch_is_loaded_for_an_answer() -> None:
         "try:\n    app(sys.argv[1:])\nexcept SystemExit as stop:\n"
         "    print([name for name in ('torch', 'numpy', 'PIL') if name in sys.modules], stop.code)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "pretrain", "photos", "--blr", "1e-3"],
-        cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    done = finish(start_python("-c", code, "pretrain", "photos", "--blr", "1e-3"))
     assert done.stdout == "[] 2\n"
     assert "--base-lr" in done.stderr
 

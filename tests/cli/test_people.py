@@ -18,9 +18,10 @@ import pytest
 from PIL import Image
 
 from tests.cli.at_terminal import Seen, run_at
+from tests.processes import finish, fork, start_python
+from tests.processes import start as start_program
 from tests.unit.reporting.runs import write_run
 
-ROOT = Path(__file__).parents[2]
 TINY = ["--variant", "vit_tiny", "--image-size", "32", "--device", "cpu", "--workers", "0", "--warmup-epochs", "0"]
 COLOURS = re.compile(r"\x1b\[[\d;]*m")
 COMMANDS = (
@@ -277,13 +278,8 @@ def test_ctrl_c_is_a_line_and_130(
     assert (seen.code, seen.out, seen.err) == (130, "", "interrupted\n")
 
 
-def start(*arguments: str | Path, **streams: Any) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "maecli", *map(str, arguments)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        **({"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams),
-    )
+def start(*arguments: str | Path, **streams: Any) -> subprocess.Popen[str]:
+    return start_python("-m", "maecli", *arguments, **streams)
 
 
 def test_ctrl_c_ends_the_watching(tmp_path: Path) -> None:
@@ -291,13 +287,13 @@ def test_ctrl_c_ends_the_watching(tmp_path: Path) -> None:
     process = start("watch", run, "--every", "0.1")
     assert process.stderr is not None
     first = process.stderr.readline()
-    assert b"epochs 3 of 10" in first
+    assert "epochs 3 of 10" in first
     with (run / "log.jsonl").open("a") as file:
         file.write('{"epoch": 3, "train_loss": 0.125, "train_lr": 1e-4, "seconds": 1}\n')
-    assert b"loss 0.1250" in process.stderr.readline()
+    assert "loss 0.1250" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
-    assert (process.returncode, out, err) == (130, b"", b"interrupted\n")
+    assert (process.returncode, out, err) == (130, "", "interrupted\n")
 
 
 def test_watch_ends_with_the_run(tmp_path: Path) -> None:
@@ -330,7 +326,7 @@ def test_a_reader_that_leaves_is_no_error(arguments: list[str]) -> None:
     process = start(*arguments, stdout=writing)
     os.close(writing)
     _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (141, b"")
+    assert (process.returncode, err) == (141, "")
 
 
 def test_a_reader_that_leaves_the_help_is_no_error() -> None:
@@ -339,19 +335,18 @@ def test_a_reader_that_leaves_the_help_is_no_error() -> None:
     process = start("pretrain", "--help", stdout=writing)
     os.close(writing)
     _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (141, b"")
+    assert (process.returncode, err) == (141, "")
 
 
 def test_a_run_goes_on_when_whoever_followed_it_left(world: Path, tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    process = start(
-        "pretrain", world / "pictures", *TINY, "--epochs", "2", "--out", tmp_path / "run", "--json", stderr=writing
-    )
+    words = ["pretrain", world / "pictures", *TINY, "--epochs", "2", "--out", tmp_path / "run", "--json"]
+    process = fork("-m", "maecli", *words, stderr=writing)
     os.close(writing)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert json.loads(out)["epochs"] == 2
+    done = finish(process)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["epochs"] == 2
 
 
 def test_a_pipe_that_breaks_inside_is_no_reader_that_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -368,12 +363,12 @@ def test_a_full_disk_is_said(more: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
         process = start("profile", *more, stdout=full)
         _, err = process.communicate(timeout=60)
-    assert (process.returncode, err.decode()) == (1, "error: cannot write the result: No space left on device\n")
+    assert (process.returncode, err) == (1, "error: cannot write the result: No space left on device\n")
 
 
 def test_closed_streams_are_no_error() -> None:
     command = f"{sys.executable} -m maecli profile --variant vit_tiny >&- 2>&-"
-    assert subprocess.run(["bash", "-c", command], cwd=ROOT, check=False).returncode == 0
+    assert finish(start_program("bash", "-c", command)).returncode == 0
 
 
 def test_progress_at_a_terminal_ends_with_the_line(command: Callable[..., Seen]) -> None:
@@ -393,8 +388,8 @@ sys.meta_path.insert(0, Impatient())
 from maecli.__main__ import main
 main()
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
+    done = finish(start_python("-c", code))
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_what_the_encoding_lacks_is_escaped_in_json(tmp_path: Path) -> None:
@@ -414,5 +409,5 @@ def test_looking_at_a_run_loads_no_torch(arguments: list[str], tmp_path: Path) -
         "try:\n    app(sys.argv[1:])\nfinally:\n    print('torch' in sys.modules, file=sys.stderr)\n"
     )
     typed = [argument.format(run=run, out=tmp_path / "page.html") for argument in arguments]
-    done = subprocess.run([sys.executable, "-c", code, *typed], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = finish(start_python("-c", code, *typed))
     assert (done.returncode, done.stderr) == (0, "False\n")

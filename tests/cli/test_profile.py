@@ -5,11 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 import resource
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from mae.profiling.profile import ProfileResult, profile
 from maecli.app import app
 from maecli.profile_view import show_profile
 from maecli.streams import ERRORS
-from tests.processes import run_forked
+from tests.processes import environment, finish, run_forked, start_python
 
 ROOT = Path(__file__).parents[2]
 
@@ -331,9 +329,7 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def started(*arguments: str) -> tuple[float, int, str]:
     """Processor seconds, exit code and stdout of a process of its own."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, env=os.environ | {"COLUMNS": "100"}
-    )
+    done = finish(start_python(*arguments, env=environment(COLUMNS="100")))
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.returncode, done.stdout
 

@@ -27,6 +27,7 @@ from mae.reporting.config import ReportConfig, WatchConfig
 from mae.training.config import PretrainConfig, ReplayConfig
 from maecli.app import app
 from maecli.output import Output
+from tests.processes import TIMEOUT, start_python
 
 ROOT = Path(__file__).parents[2]
 SIZES = {"embed_dim": 32, "depth": 1, "num_heads": 2, "decoder_embed_dim": 32, "decoder_depth": 1}
@@ -66,14 +67,16 @@ def maecli(*arguments: str | Path, piped: bytes = b"") -> tuple[int, bytes, str]
 
 def test_in_and_out_of_a_real_pipe(weights: Path) -> None:
     """What comes out is the image and nothing else; all talk is on standard error."""
-    command = [sys.executable, "-m", "maecli", "reconstruct", "-", "--checkpoint", weights, "--out", "-"]
-    done = subprocess.run(command, input=image(), capture_output=True, check=True, timeout=120, cwd=ROOT)
-    with Image.open(io.BytesIO(done.stdout)) as page:
+    words = ["-m", "maecli", "reconstruct", "-", "--checkpoint", weights, "--out", "-"]
+    process = start_python(*words, stdin=subprocess.PIPE, text=False)
+    out, err = process.communicate(image(), timeout=TIMEOUT)
+    assert process.returncode == 0, err
+    with Image.open(io.BytesIO(out)) as page:
         page.load()
         assert page.format == "PNG"
         assert page.width > 4 * 192
-    assert done.stdout.endswith(b"IEND\xaeB`\x82")
-    said = done.stderr.decode()
+    assert out.endswith(b"IEND\xaeB`\x82")
+    said = err.decode()
     assert "stdin" in said
     assert "wrote the image to standard output" in said
 

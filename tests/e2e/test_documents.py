@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from typer.testing import CliRunner
 
 from maecli.app import app
 from tests.e2e.documents import OTHER, PYTHON, REASONS, ROOT, SHELL, Block, blocks, given, inline_commands, pages
+from tests.processes import finish, start
 from tests.unit.evaluation.small import class_folders
 
 pytestmark = pytest.mark.e2e
@@ -57,10 +57,7 @@ class Session:
                 raise result.exception
             self.printed, code = result.output, result.exit_code
         else:
-            done = subprocess.run(
-                ["bash", "-c", command],
-                cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=240, check=False,
-            )  # fmt: skip
+            done = finish(start("bash", "-c", command, cwd=self.folder, env=self.environment))
             self.printed, code = done.stdout + done.stderr, done.returncode
         return code
 

@@ -6,7 +6,6 @@ python -m pytest -m fuzz tests/fuzz     # MAECLI_FUZZ_SECONDS for each target (6
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,16 +13,16 @@ import pytest
 
 from tests.fuzz.fuzzer import Fuzzer
 from tests.fuzz.targets import TARGETS
+from tests.processes import finish, start_python
 
 
 @pytest.mark.fuzz
+@pytest.mark.timeout(0)  # as long as it is asked to
 @pytest.mark.parametrize("name", TARGETS)
 def test_no_input_breaks_it(name: str, tmp_path: Path) -> None:
     seconds, seed = os.environ.get("MAECLI_FUZZ_SECONDS", "60"), os.environ.get("MAECLI_FUZZ_SEED", "0")
-    command = [sys.executable, "-m", "tests.fuzz.targets", name, "--seconds", seconds, "--seed", seed]
-    run = subprocess.run(
-        [*command, "--keep", str(tmp_path)], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2]
-    )
+    words = [name, "--seconds", seconds, "--seed", seed, "--keep", tmp_path]
+    run = finish(start_python("-m", "tests.fuzz.targets", *words), timeout=None)
     sys.stdout.write(run.stdout)
     assert run.returncode == 0, run.stderr[-3000:]
 

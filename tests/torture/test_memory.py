@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import pytest
 from PIL import Image
 
 from mae.data.formats import most_pixels
+from tests.processes import finish, start_python
 
 _MEASURED = """
 import sys
@@ -40,6 +39,6 @@ def test_peak_memory(
     if kind not in ("TIFF", "JPEG2000"):
         options = options | {"exif": exif}
     Image.new(mode, (side, side)).save(tmp_path / "large", kind, **options)
-    command = [sys.executable, "-c", _MEASURED, str(tmp_path / "large")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    done = finish(start_python("-c", _MEASURED, tmp_path / "large"))
+    assert done.returncode == 0, done.stderr
     assert int(done.stdout) * 1024 < 2e9

@@ -97,3 +97,25 @@ def test_every_test_has_a_time_limit(pytestconfig: pytest.Config) -> None:
     assert 0 < float(pytestconfig.getini("timeout")) <= 300
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert any(name.startswith("pytest-timeout>") for name in extras["test"])
+
+
+# What starts processes itself: the one place for all tests, a browser, and a script that is no test.
+STARTERS = {
+    "processes.py",
+    "browser/chromium.py",
+    "torture/report.py",
+    "distributed/test_kill.py",
+    "unit/training/test_pretrain.py",
+}
+
+
+def test_processes_are_started_where_they_are_ended_too() -> None:
+    """By tests/processes.py: none is left behind, whatever ends its test."""
+    calls = {f"subprocess.{name}" for name in ("Popen", "run", "call", "check_call", "check_output")}
+    calls |= {"os.fork", "os.system", "os.popen", "os.posix_spawn"}
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        called = {
+            ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+        }
+        where = path.relative_to(ROOT / "tests").as_posix()
+        assert where in STARTERS or not called & calls, f"tests/{where}: start it with tests/processes.py"

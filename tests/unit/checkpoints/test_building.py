@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,7 @@ from mae.errors import CheckpointError
 from mae.mae import MaskedAutoencoder
 from mae.models import create_model
 from tests.golden import official
+from tests.processes import finish, start_python
 
 TINY = official.GOLDEN["golden_tiny"]
 
@@ -209,9 +207,8 @@ def test_reading_copies_nothing(name: str, tmp_path: Path) -> None:
     torch.save(official.checkpoint(official.GOLDEN[name]), path)
 
     def measure(way: str) -> tuple[float, float]:
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
-        command = [sys.executable, "-c", _MEASURE, str(path), way]
-        run = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+        run = finish(start_python("-c", _MEASURE, path, way))
+        assert run.returncode == 0, run.stderr
         peak, seconds = run.stdout.split()
         return float(peak), float(seconds)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import random
-import subprocess
-import sys
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -17,6 +15,7 @@ from mae.checkpoints import build_model, load_checkpoint, load_weights
 from mae.errors import CheckpointError
 from mae.models import create_model
 from tests.golden import official
+from tests.processes import finish, start_python
 from tests.unit.checkpoints.hostile import HOSTILE, TINY, code_pickles, legacy_head, torch_zip
 
 # Reads every file of a folder as a process of its own and tells its peak memory and each file's seconds.
@@ -52,10 +51,8 @@ def test_refused_in_one_line(name: str, tmp_path: Path) -> None:
 def test_refused_at_once_and_in_little_memory(tmp_path: Path) -> None:
     for number, (make, _) in enumerate(HOSTILE.values()):
         (tmp_path / f"{number:03d}.pth").write_bytes(make())
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
-    run = subprocess.run(
-        [sys.executable, "-c", _READ_ALL, str(tmp_path)], capture_output=True, text=True, env=environment, check=True
-    )
+    run = finish(start_python("-c", _READ_ALL, tmp_path))
+    assert run.returncode == 0, run.stderr
     *seconds, peak = run.stdout.split("\n")[:-1]
     assert len(seconds) == len(HOSTILE)
     assert max(map(float, seconds)) < 10

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from mae.data.formats import PictureError
 from mae.data.given import GivenImages
 from mae.download import no_downloads
 from mae.errors import ConfigError, DataError
+from tests.processes import finish, fork
 from tests.unit.data.test_sources import picture_bytes, write_folder, write_parquet, write_tar, write_zip
 
 CONTENT = {f"{number:02d}.png": picture_bytes(number) for number in range(12)}
@@ -116,8 +116,7 @@ def test_no_more_of_standard_input_is_kept_than_of_a_file(monkeypatch: pytest.Mo
 
 
 def test_a_folder_for_standard_input(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", _READS, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3])
+    done = finish(fork("-c", _READS, tmp_path))
     assert done.stdout == "stdin: is a folder\n"
 
 

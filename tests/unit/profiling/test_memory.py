@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +26,7 @@ from mae.profiling.parameters import count_parameters
 from mae.profiling.tape import Step, Tape, playback_peak
 from mae.profiling.training_path import own_tape
 from tests.e2e.documents import ROOT
+from tests.processes import finish, start_python
 
 GB = 10**9
 SMALL = variant_config("vit_tiny", img_size=64, patch_size=8, depth=3, decoder_depth=3)
@@ -188,10 +187,8 @@ def test_the_estimate_is_what_pretrain_really_takes(variant: str, batch: int, tm
         (data / f"{number}.jpg").hardlink_to(ROOT / "sample_images" / "cat.jpg")
     options = f"--variant {variant} --batch-size {batch} --precision fp32 --device cpu --epochs 2 --warmup-epochs 0"
     options += " --save-minutes 0"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "pretrain", data, *options.split(), "--out", tmp_path / "run"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    done = finish(start_python("-c", code, "pretrain", data, *options.split(), "--out", tmp_path / "run"), 600)
+    assert done.returncode == 0, done.stderr
     peak = int(done.stdout.split()[-1]) * 1024
     config = variant_config(variant)
     step = training_memory(config, 49, batch, "fp32", "cpu").peak
