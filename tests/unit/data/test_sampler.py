@@ -13,8 +13,9 @@ from PIL import Image
 
 from mae.data.augment import Augmentation
 from mae.data.dataset import ImageDataset
+from mae.data.loader import Batches, LoaderError, make_loader
 from mae.data.sampler import EpochBatches, epoch_order
-from mae.data.sources.base import GROUPS_AT_ONCE, Batches, LoaderError, make_loader
+from mae.data.sources.base import GROUPS_AT_ONCE
 from mae.data.sources.scan import scan_images
 from mae.errors import ConfigError
 
