@@ -21,8 +21,8 @@ def read_toml(path: Path, flag: str) -> dict[str, Any]:
     import tomllib
 
     where = f"{flag} {shown(path)}"
-    if path == STANDARD_STREAM:
-        raise ConfigError(f"{flag} - reads no standard input", hint="give the name of a TOML file")
+    if STANDARD_STREAM in (path, path.parent):  # the file itself, or the folder that it lies in
+        raise ConfigError(f"{flag} - reads no standard input", hint="give its name on this machine")
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise ConfigError(f"{where} is no file but a device, a pipe or a socket")

@@ -11,7 +11,7 @@ from mae.errors import ConfigError
 from mae.io.text import shown
 from mae.io.toml import read_toml
 from mae.models import variant_config
-from mae.options import option
+from mae.options import option, option_of
 
 CONFIG_FILE = "config.toml"
 
@@ -187,8 +187,8 @@ class PretrainConfig:
 
     def as_plain(self) -> dict[str, Any]:
         """Every setting of the run by name, as TOML has it; paths are absolute, to lead there from anywhere."""
-        names = [field.name for field in dataclasses.fields(self) if field.name != "resume"]  # that is no setting
-        values = {name: _plain(getattr(self, name)) for name in names}
+        fields = [field for field in dataclasses.fields(self) if not option_of(field).typed_only]
+        values = {field.name: _plain(getattr(self, field.name)) for field in fields}
         if self.init is not None and not self.init.exists():  # the name of a released file
             values["init"] = str(self.init)
         return values

@@ -57,7 +57,9 @@ class Started:
 
     @property
     def seconds(self) -> float:
-        """How long the steps that are left take, without loading."""
+        """How long the steps that are left take: at the pace of the run's log, else as measured without loading."""
+        if self.seconds_left is not None:
+            return self.seconds_left
         return (self.plan.total_steps - self.first_step) * self.plan.accum_iter * self.step_seconds
 
 
@@ -177,7 +179,7 @@ class PretrainResult:
 
     @property
     def learnt(self) -> bool | None:
-        """Whether the loss is well below that of predicting zero; None while no epoch is done."""
+        """Whether the loss is well below that of predicting zero; None where one of them is not known."""
         if self.train_loss is None or self.zero_prediction_loss is None:
             return None
         return self.train_loss < LEARNT_SHARE * self.zero_prediction_loss

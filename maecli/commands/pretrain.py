@@ -171,6 +171,7 @@ def _plan_document(started: Started) -> dict[str, Any]:
         "warnings": [*started.warnings, *started.plan.warnings],
         "advice": [dataclasses.asdict(one) for one in started.advice],
         "notes": [*started.notes],
+        "changes": [*started.changes],
     }
 
 
@@ -179,10 +180,9 @@ def _show(console: Console, result: PretrainResult) -> None:
 
     took = "" if result.was_finished else f" in {duration(result.seconds)}"
     parts = [f"{result.epochs} epochs, {result.steps:,} steps{took}"]
-    if result.zero_prediction_loss is None and result.train_loss is not None:
-        parts.append(f"loss {result.train_loss:.4f}")
-    elif result.learnt is not None:
-        parts.append(f"loss {result.train_loss:.4f}, where predicting zero costs {result.zero_prediction_loss:.4f}")
+    if result.train_loss is not None:
+        zero = result.zero_prediction_loss
+        parts.append(f"loss {result.train_loss:.4f}" + (f", where predicting zero costs {zero:.4f}" if zero else ""))
     if result.psnr is not None:
         parts.append(psnr_text(result.psnr, helped=result.psnr_uses_original))
     console.print("; ".join(parts), soft_wrap=True)

@@ -165,9 +165,8 @@ def plan_panel(event: Started) -> Panel:
         "steps": f"{plan.total_steps:,} ({plan.steps_per_epoch:,} an epoch)"
         + (f", going on after {event.first_step:,}" if event.first_step else ""),
         "computing": f"{event.device}, {event.precision}, {event.workers} loader processes",
-        "time": f"about {duration(event.seconds)}, if loading keeps up"
-        if event.seconds_left is None
-        else f"about {duration(event.seconds_left)} left, at the pace of its log",
+        "time": f"about {duration(event.seconds)}, "
+        + ("if loading keeps up" if event.seconds_left is None else "at the pace of its log"),
         "folder": shown(config.out),
     }
     if event.changes:

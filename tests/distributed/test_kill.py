@@ -67,7 +67,7 @@ def assert_same(first: Path, second: Path) -> None:
 def test_a_run_killed_before_its_first_state_begins_again(tmp_path: Path, whole: Path) -> None:
     """Killed as soon as its settings are written, and again in its steps: a bare --resume is enough."""
     killed = tmp_path / "killed"
-    first = command(killed, EPOCHS, "--save-minutes", "5", "--save-every", "1000")[1:]
+    first = command(killed, EPOCHS, "--save-minutes", "5", "--save-every", "1000", "--workers", "0")[1:]
     again = [*first[:2], "--resume", str(killed)]
     for place, words in (("config", first), ("5", again)):
         done = finish(fork(*words, env={**environment(), "KILL_AT": place}))
