@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +94,18 @@ def memory_bytes() -> int | None:
     sizes = []
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # "max" is no number: no limit
-            sizes.append(int(Path(CGROUP, name).read_text()))
-    return min(sizes, default=None)
+    return min([*sizes, *(limit for limit, _ in _memory_limits())], default=None)
+
+
+def available_memory() -> int | None:
+    """Bytes that this process may still take, of the machine's memory and of what its control groups allow.
+
+    What only caches files counts as free, as the kernel gives it back before it refuses anything.
+    """
+    sizes = [limit - used for limit, used in _memory_limits()]
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        sizes.append(int((PROC / "meminfo").read_text().partition("MemAvailable:")[2].split()[0]) * 1024)
+    return max(0, min(sizes)) if sizes else None
 
 
 def packages() -> dict[str, str | None]:
@@ -195,3 +204,39 @@ def _cgroup_quota() -> float | None:
             if quota > 0:
                 return quota
     return None
+
+
+def _memory_limits() -> Iterator[tuple[int, int]]:
+    """Bytes that each control group of this process allows, and those that its processes hold; by kind of group."""
+    kinds = (
+        ("", ("memory.max", "memory.high"), "memory.current", "inactive_file"),
+        ("memory", ("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file"),
+    )
+    for controller, limit_files, usage_file, cached in kinds:
+        for group in _control_groups(controller):
+            for limit_file in limit_files:
+                with contextlib.suppress(OSError, ValueError):  # "max" is no number: no limit
+                    limit, used = int((group / limit_file).read_text()), 0
+                    with contextlib.suppress(OSError, ValueError):
+                        used = int((group / usage_file).read_text())
+                        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                        used -= int(counts.get(cached, 0))
+                    yield limit, max(0, used)
+
+
+def _control_groups(controller: str) -> Iterator[Path]:
+    """The folders of the group that this process is in and of those around it.
+
+    Args:
+        controller: Of version 1, or "" for version 2, whose groups are for all controllers.
+    """
+    root, own = CGROUP / controller, Path()
+    with contextlib.suppress(OSError, ValueError):
+        for line in (PROC / "self/cgroup").read_text().splitlines():
+            _, names, path = line.split(":", 2)
+            if controller in names.split(","):
+                own = Path(path.strip("/"))
+    # In a container the path is the host's: then only the root is there, and it is the container's own.
+    for folder in (own, *own.parents):
+        if ".." not in folder.parts:
+            yield root / folder

@@ -1,11 +1,14 @@
 """What can go wrong for a user, one class per exit code of the command line.
 
 Raise one of these for a mistake that the user can mend: the message says what was wanted, what was
-got and which option or file; ``hint`` says what to type next. A wrong tensor shape inside the library
+got and which option or file; ``hint`` says what to type next; ``details`` are lines below the message where one
+line is not enough, such as the rows of a table. A wrong tensor shape inside the library
 is a programmer's mistake and raises ``ValueError`` instead.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class MaeError(Exception):
@@ -13,10 +16,11 @@ class MaeError(Exception):
 
     exit_code = 1
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, hint: str | None = None, details: Sequence[str] = ()) -> None:
+        super().__init__("\n".join((message, *details)))
         self.message = message
         self.hint = hint
+        self.details = tuple(details)
 
 
 class ConfigError(MaeError):

@@ -174,6 +174,8 @@ def show_error(error: MaeError) -> None:
     """Print an error and, if it has one, its hint; of several processes each says which one it is."""
     rank = os.environ.get("RANK")
     _say(f"process {rank}: error" if rank is not None else "error", "bold red", error.message)
+    for line in error.details:
+        _say_plainly(f"  {shown(line)}")
     if error.hint:
         _say("hint", "cyan", error.hint)
 

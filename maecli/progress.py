@@ -165,9 +165,12 @@ def plan_panel(event: Started) -> Panel:
         "steps": f"{plan.total_steps:,} ({plan.steps_per_epoch:,} an epoch)"
         + (f", going on after {event.first_step:,}" if event.first_step else ""),
         "computing": f"{event.device}, {event.precision}, {event.workers} loader processes",
-        "time": f"about {duration(event.seconds)}, if loading keeps up",
+        "time": f"about {duration(event.seconds)}, "
+        + ("if loading keeps up" if event.seconds_left is None else "at the pace of its log"),
         "folder": shown(config.out),
     }
+    if event.changes:
+        rows["changed"] = "\n".join(event.changes)
     table = Table.grid(padding=(0, 2))
     for name, value in rows.items():
         table.add_row(Text(name, style="bold"), Text(value, overflow="fold"))

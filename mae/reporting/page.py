@@ -56,6 +56,10 @@ def page(
         element("h1", name),
         element("p", _standing(log, written, now), class_="faint"),
         _tiles(log),
+        *(
+            element("p", f"after epoch {one.epoch:,.4g}: {one.what}", class_="faint")
+            for one in log.changes[-MOST_ROWS:]
+        ),
         *(element("p", line, class_="warn") for line in (*_warnings(log), *notes)),
         element("h2", "Curves"),
         _charts(log),

@@ -22,6 +22,8 @@ LONGEST_LINE = 2**16  # of the log, in bytes; a real one has some 200
 MOST_LINES = 2_000_000  # of steps and epochs that are kept: some 500 MB
 LONGEST_FILE = 2**22  # of any other text in the folder
 _LARGEST = 1e30  # of any value; beyond it a scale would overflow
+_LONGEST_VALUE = 40  # of a setting that changed
+_SETTING = re.compile(r"[a-z_]{1,40}")
 _PREVIEW = re.compile(r"epoch-(\d{1,9})\.png")
 
 
@@ -59,6 +61,14 @@ class Preview:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoggedChange:
+    """Settings that were others from an epoch on, in words; ``epoch`` counts from the run's start, with a fraction."""
+
+    epoch: float
+    what: str
+
+
+@dataclasses.dataclass(frozen=True)
 class RunLog:
     """What a run's folder tells.
 
@@ -70,6 +80,7 @@ class RunLog:
         unreadable: (name, reason) of pictures that were passed over.
         left_out: Steps that were not applied, since their loss or gradient was no finite number.
         rollbacks: How often the run went back to a saved state.
+        changes: Settings that decide the numbers and that the run went on with other values of.
         other_lines: Lines of the log that are whole and of no known kind.
         broken_lines: Lines of the log that are no JSON object, such as one that is being written.
         notes: What could not be read, and why.
@@ -83,6 +94,7 @@ class RunLog:
     unreadable: tuple[tuple[str, str], ...]
     left_out: int
     rollbacks: int
+    changes: tuple[LoggedChange, ...]
     other_lines: int
     broken_lines: int
     notes: tuple[str, ...]
@@ -145,6 +157,7 @@ def read_run(run: Path) -> RunLog:
         unreadable=_unreadable(run / "unreadable.tsv", notes) if "unreadable.tsv" in names else (),
         left_out=books.left_out,
         rollbacks=books.rollbacks,
+        changes=tuple(books.changes),
         other_lines=books.other,
         broken_lines=books.broken,
         notes=tuple(notes),
@@ -160,6 +173,7 @@ class _Books:
         self.psnr: dict[int, float] = {}
         self.left_out = 0
         self.rollbacks = 0
+        self.changes: list[LoggedChange] = []
         self.other = 0
         self.broken = 0
 
@@ -174,6 +188,9 @@ class _Books:
             self.left_out += 1
         elif "rolled_back_to" in entry:
             self.rollbacks += 1
+        elif "changed" in entry and 0 <= epoch < 1e9:
+            if what := _changes_in_words(entry["changed"]):
+                self.changes.append(LoggedChange(epoch, what))
         elif "preview" in entry:
             name = _PREVIEW.fullmatch(str(entry["preview"])[:99])
             if name:
@@ -183,6 +200,16 @@ class _Books:
             self.steps[int(step)] = LoggedStep(int(step), epoch, loss, lr, *rates)
         else:
             self.other += 1
+
+
+def _changes_in_words(changed: Any) -> str:
+    """Names with the values before and now, of those that are what a run logs."""
+    pairs = changed.items() if isinstance(changed, dict) else ()
+    return ", ".join(
+        f"{name.replace('_', '-')} {str(pair[0])[:_LONGEST_VALUE]} -> {str(pair[1])[:_LONGEST_VALUE]}"
+        for name, pair in list(pairs)[:9]
+        if _SETTING.fullmatch(name) and isinstance(pair, list) and len(pair) == 2
+    )
 
 
 def _log_entries(path: Path, books: _Books, notes: list[str]) -> Iterator[dict[str, Any]]:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from mae.config import MAEConfig, parse_size
 from mae.errors import ConfigError
+from mae.files import shown
 from mae.models import variant_config
-from mae.options import option
+from mae.options import option, option_of
+from mae.toml import read_toml
+
+CONFIG_FILE = "config.toml"
 
 _MODEL = "Model"
 _RECIPE = "Recipe"
@@ -176,6 +181,38 @@ class PretrainConfig:
         return variant_config(
             self.variant, img_size=self.image_size, in_chans=self.in_chans, norm_pix_loss=self.norm_pix_loss, **changes
         )
+
+    def as_plain(self) -> dict[str, Any]:
+        """Every setting of the run by name, as TOML has it; paths are absolute, to lead there from anywhere."""
+        fields = [field for field in dataclasses.fields(self) if not option_of(field).typed_only]
+        values = {field.name: _plain(getattr(self, field.name)) for field in fields}
+        if self.init is not None and not self.init.exists():  # the name of a released file
+            values["init"] = str(self.init)
+        return values
+
+
+def read_run_settings(run: Path) -> dict[str, Any]:
+    """The settings in a run's folder, by name.
+
+    Raises:
+        ConfigError: There are none that can be read.
+    """
+    if run.is_file():
+        raise ConfigError(
+            f"--resume {shown(run)} is a file; a run's folder is wanted",
+            hint=f"--resume {shown(run.parent)} goes on with the run in it; --init {shown(run)} starts a new one from "
+            "its weights",
+        )
+    try:
+        return read_toml(run / CONFIG_FILE, "--resume")
+    except ConfigError as error:
+        raise ConfigError(error.message, hint=error.hint or "--resume takes the folder of a run") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value.absolute())
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 
 from mae.config import MAEConfig
@@ -32,6 +31,8 @@ class Started:
         warnings: What went wrong on the way here.
         processes: How many share the run.
         advice: What in a new run's plan is unlikely to end well, and what to type instead.
+        seconds_left: Of a run that goes on, at the pace that its log tells; None where it tells none.
+        changes: What a run that goes on does otherwise than before, in words.
     """
 
     config: PretrainConfig
@@ -51,10 +52,14 @@ class Started:
     warnings: tuple[str, ...] = ()
     processes: int = 1
     advice: tuple[Advice, ...] = ()
+    seconds_left: float | None = None
+    changes: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:
-        """How long the steps that are left take, without loading."""
+        """How long the steps that are left take: at the pace of the run's log, else as measured without loading."""
+        if self.seconds_left is not None:
+            return self.seconds_left
         return (self.plan.total_steps - self.first_step) * self.plan.accum_iter * self.step_seconds
 
 
@@ -147,8 +152,10 @@ class PretrainResult:
     """How a run ended.
 
     Attributes:
+        train_loss: Of the last epoch that was done; None where there is none, or it is no finite number.
         stopped: Whether it was asked to stop before its last epoch.
         zero_prediction_loss: What predicting zero everywhere costs on this data: a run that ends there learnt nothing.
+        was_finished: Whether it had come to its end before, so that nothing was done.
         psnr: Mean over the preview photographs at the end, dB on removed patches; None without previews.
         psnr_uses_original: Whether that PSNR is helped: a model of normalised patches is drawn with each patch's
             brightness and contrast from the original.
@@ -160,17 +167,18 @@ class PretrainResult:
     preview: Path | None
     epochs: int
     steps: int
-    train_loss: float
-    zero_prediction_loss: float
+    train_loss: float | None
+    zero_prediction_loss: float | None
     psnr: float | None
     psnr_uses_original: bool
     seconds: float
     stopped: bool
     cache_hits: float | None = None
+    was_finished: bool = False
 
     @property
     def learnt(self) -> bool | None:
-        """Whether the loss is well below that of predicting zero; None while no epoch is done."""
-        if math.isnan(self.train_loss):
+        """Whether the loss is well below that of predicting zero; None where one of them is not known."""
+        if self.train_loss is None or self.zero_prediction_loss is None:
             return None
         return self.train_loss < LEARNT_SHARE * self.zero_prediction_loss

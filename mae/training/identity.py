@@ -1,13 +1,108 @@
-"""What a run is: what may not change between its parts, and its options under the official names."""
+"""What a run is: what may change between its parts and what may not, and its options under the official names."""
 
 from __future__ import annotations
 
+import enum
+from collections.abc import Mapping
 from typing import Any
 
 from mae.models import factory_name
 from mae.training.config import PretrainConfig
 from mae.training.plan import TrainingPlan
 from mae.training.ranks import Ranks
+
+
+class OnResume(enum.Enum):
+    """What becomes of a run that goes on with another value of a setting."""
+
+    FREE = "no number of it changes"
+    ROUNDING = "its numbers change as if they were rounded otherwise: allowed, and said"
+    LENGTH = "it becomes longer or shorter, and with it the schedule: allowed, recorded and said"
+    FIXED = "it would be another run: refused"
+
+
+# Every setting has its line here. The pictures are told by their names, so the folders' own names are free; a batch
+# is that of all processes together.
+ON_RESUME = {
+    "data": OnResume.FREE,
+    "variant": OnResume.FIXED,
+    "image_size": OnResume.FIXED,
+    "patch_size": OnResume.FIXED,
+    "in_chans": OnResume.FIXED,
+    "norm_pix_loss": OnResume.FIXED,
+    "init": OnResume.FIXED,
+    "mask_ratio": OnResume.FIXED,
+    "epochs": OnResume.LENGTH,
+    "warmup_epochs": OnResume.FIXED,
+    "batch_size": OnResume.FIXED,
+    "accum_iter": OnResume.FIXED,
+    "base_lr": OnResume.FIXED,
+    "lr": OnResume.FIXED,
+    "min_lr": OnResume.FIXED,
+    "weight_decay": OnResume.FIXED,
+    "betas": OnResume.FIXED,
+    "crop_scale": OnResume.FIXED,
+    "crop_ratio": OnResume.FIXED,
+    "hflip": OnResume.FIXED,
+    "workers": OnResume.FREE,
+    "decoder": OnResume.FREE,  # the same pixels, bit for bit
+    "cache": OnResume.FREE,
+    "max_unreadable": OnResume.FREE,
+    "recompute": OnResume.FREE,  # the same bits
+    "compile": OnResume.ROUNDING,
+    "shard": OnResume.ROUNDING,
+    "out": OnResume.FREE,
+    "resume": OnResume.FREE,
+    "auto_resume": OnResume.FREE,
+    "seed": OnResume.FIXED,
+    "device": OnResume.ROUNDING,
+    "precision": OnResume.ROUNDING,
+    "save_every": OnResume.FREE,
+    "save_minutes": OnResume.FREE,
+    "keep_last": OnResume.FREE,
+    "nan_limit": OnResume.FREE,
+    "on_nan": OnResume.FREE,
+    "preview_every": OnResume.FREE,
+    "val": OnResume.FREE,
+    "log_every": OnResume.FREE,
+    "offline": OnResume.FREE,
+    "tensorboard": OnResume.FREE,
+}
+
+# Names of the official trainer's that older states tell these settings by.
+_IN_ARGS = {
+    "mask_ratio": "mask_ratio",
+    "norm_pix_loss": "norm_pix_loss",
+    "epochs": "epochs",
+    "warmup_epochs": "warmup_epochs",
+    "base_lr": "blr",
+    "min_lr": "min_lr",
+    "weight_decay": "weight_decay",
+    "seed": "seed",
+}
+
+
+def deciding_settings(config: PretrainConfig) -> dict[str, Any]:
+    """The settings that decide a run's numbers, as plain values."""
+    return {name: value for name, value in config.as_plain().items() if on_resume(name) is not OnResume.FREE}
+
+
+def on_resume(name: str) -> OnResume:
+    """What another value of a setting does; what has no line in the table is taken for part of the recipe."""
+    return ON_RESUME.get(name, OnResume.FIXED)
+
+
+def recorded_settings(identity: Mapping[str, Any], args: Any) -> dict[str, Any]:
+    """The settings that decide a run's numbers, as far as a state tells them.
+
+    Args:
+        identity: Of the state; an older one holds no settings.
+        args: The state's options under their official names.
+    """
+    if "settings" in identity:
+        return dict(identity["settings"])
+    args = args if isinstance(args, Mapping) else {}
+    return {name: args[official] for name, official in _IN_ARGS.items() if isinstance(args.get(official), int | float)}
 
 
 def run_identity(config: PretrainConfig, plan: TrainingPlan) -> dict[str, Any]:

@@ -9,9 +9,10 @@ import math
 import os
 import shutil
 import socket
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 import tomli_w
 
@@ -22,11 +23,15 @@ from mae.data.scan import Unreadable
 from mae.environment import ENVIRONMENT_FILE, environment
 from mae.errors import ConfigError, TrainingError
 from mae.files import refuse_place, shown, write_atomically
-from mae.options import option_of
-from mae.training.config import PretrainConfig
+from mae.options import build_config
+from mae.training.config import CONFIG_FILE, PretrainConfig, read_run_settings
 
 UNREADABLE_FILE = "unreadable.tsv"
 _UNREADABLE_HEAD = "file\treason\n"
+LOG_FILE = "log.jsonl"
+# What a start writes before anything is learnt. The report on unreadable pictures is not among them: it says why.
+_OF_A_START = (CONFIG_FILE, ENVIRONMENT_FILE, "previews", "tensorboard")
+_PACE_OF = 9  # newest epochs, or logged steps, whose pace is a run's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +57,38 @@ class Position:
     in_a_row: int = 0
     turn: int = 0
 
+    @classmethod
+    def from_plain(cls, values: Any) -> Position:
+        """A position as a state holds it; what an older version did not write is 0.
+
+        Raises:
+            ValueError: It is none that a run writes.
+        """
+        kinds = {field.name: type(field.default) for field in dataclasses.fields(cls)}
+        if not isinstance(values, dict) or not {"epoch", "batch", "step"} <= set(values) <= set(kinds):
+            raise ValueError("no position")
+        for name, value in values.items():
+            if type(value) not in (int, kinds[name]) or not 0 <= value < math.inf:
+                raise ValueError(f"{name} is no number that a run writes")
+        return cls(**values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Logged:
+    """What a run's log tells of it up to a position; None where it does not.
+
+    Attributes:
+        train_loss: Of the last epoch that was done.
+        psnr: Of the last picture of reconstructions, dB.
+        images_per_second: In the last epochs, or steps where no epoch is done; their median.
+        changes: Entries about settings that were changed.
+    """
+
+    train_loss: float | None
+    psnr: float | None
+    images_per_second: float | None
+    changes: tuple[dict[str, Any], ...]
+
 
 class RunFolder:
     """Where a run writes.
@@ -71,6 +108,7 @@ class RunFolder:
         self.writes = writes
         self._reported: set[str] = set()
         self._lock: IO[str] | None = None
+        self._made: list[Path] = []
         refuse_place(path, "--out", folder=True)
         if not resume and self.states():
             raise ConfigError(
@@ -89,12 +127,16 @@ class RunFolder:
         """
         if not self.writes:
             return
+        folders = [one for one in (self.path, *self.path.parents) if not one.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            # Not before the lock is held: another run's files would be taken for ours.
+            files = [path for name in _OF_A_START if not (path := self.path / name).exists()]
+            self._made = [*files, *([self.path / ".lock", *folders] if folders else [])]
             (self.path / "previews").mkdir(exist_ok=True)
         except OSError as error:
             raise ConfigError(f"--out {self.path}: {error.strerror}") from None
-        self._take_lock()
         for left in (*self.path.glob(".*.tmp"), *(self.path / "previews").glob(".*.tmp")):
             _remove(left)
 
@@ -129,6 +171,21 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def abandon(self) -> None:
+        """Take away what ``make`` and the start after it have put here, since nothing came of it.
+
+        A folder that was there before stays with what was in it, and so does one that holds anything else.
+        """
+        if self.states():
+            return
+        made, self._made = self._made, []
+        for path in made:
+            with contextlib.suppress(OSError):
+                if path.parent == self.path:
+                    _remove(path)
+                else:
+                    path.rmdir()
 
     @property
     def checkpoint(self) -> Path:
@@ -194,19 +251,30 @@ class RunFolder:
         """What made the loss no number, as one of so many processes saw it."""
         return self.path / ("replay.pth" if ranks == 1 else f"replay-{rank}.pth")
 
+    def read_config(self) -> PretrainConfig | None:
+        """The settings of the run that is here; None where the folder does not tell them.
+
+        Raises:
+            ConfigError: They cannot be read.
+        """
+        path = self.path / CONFIG_FILE
+        if not path.exists() and not self.path.is_file():
+            return None
+        return build_config(PretrainConfig, read_run_settings(self.path), source=str(path))
+
     def write_config(self, config: PretrainConfig) -> None:
         """Write a TOML file that repeats the run when it is given to ``--config``."""
         if not self.writes:
             return
-        text = tomli_w.dumps(plain_settings(config))
+        values = {name: value for name, value in config.as_plain().items() if value is not None}
         try:
-            encoded = text.encode()
+            encoded = tomli_w.dumps(values).encode()
         except UnicodeEncodeError:
             raise ConfigError(
                 "a path holds bytes that are no UTF-8, so config.toml cannot repeat it",
                 hint="give a link with a plain name that leads there",
             ) from None
-        write_in_run(self.path / "config.toml", lambda file: file.write(encoded))
+        write_in_run(self.path / CONFIG_FILE, lambda file: file.write(encoded))
 
     def write_environment(self) -> None:
         """Write down the machine and the versions, for whoever looks at the run later."""
@@ -216,19 +284,49 @@ class RunFolder:
 
     def start_log(self, position: Position) -> None:
         """Drop what a run that was killed had logged past the state that it goes on from."""
-        log = self.path / "log.jsonl"
+        log = self.path / LOG_FILE
         if not self.writes or not log.exists():
             return
-        kept = []
-        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        kept = "".join(line + "\n" for line, _ in self._logged(position)).encode()
+        write_in_run(log, lambda file: file.write(kept))
+
+    def read_log(self, position: Position) -> Logged:
+        """What the log tells of the run up to a position."""
+        known: dict[str, float] = {}
+        paces: dict[bool, list[float]] = {True: [], False: []}
+        changes = []
+        for _, entry in self._logged(position):
+            known |= {name: entry[name] for name in ("train_loss", "psnr") if _is_number(entry.get(name))}
+            if _is_number(pace := entry.get("images_per_second")) and pace > 0:
+                of_epochs = paces["train_loss" in entry]
+                of_epochs.append(pace)
+                del of_epochs[:-_PACE_OF]
+            if "changed" in entry:
+                changes.append(entry)
+        newest = paces[True] or paces[False]
+        return Logged(
+            known.get("train_loss"),
+            known.get("psnr"),
+            statistics.median(newest) if newest else None,
+            tuple(changes),
+        )
+
+    def _logged(self, position: Position) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The log's lines up to a position, as they stand and parsed."""
+        try:
+            text = (self.path / LOG_FILE).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return
+        for line in text.splitlines():
             try:
                 entry = json.loads(line)
-            except json.JSONDecodeError:  # the line that was being written when the run was killed
+            except ValueError:  # the line that was being written when the run was killed
                 continue
-            before = entry["epoch"] < position.epoch if "train_loss" in entry else entry.get("step", 0) <= position.step
-            if before:
-                kept.append(line + "\n")
-        write_in_run(log, lambda file: file.write("".join(kept).encode()))
+            if not isinstance(entry, dict):
+                continue
+            name, end = ("epoch", position.epoch - 1) if "train_loss" in entry else ("step", position.step)
+            if not _is_number(at := entry.get(name, 0)) or at <= end:
+                yield line, entry
 
     def log(self, entry: dict[str, Any]) -> None:
         """Append one object to ``log.jsonl``; what is no finite number becomes null, as JSON has none."""
@@ -239,10 +337,10 @@ class RunFolder:
             for name, value in entry.items()
         }
         try:
-            with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
+            with (self.path / LOG_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")
         except OSError as error:
-            raise TrainingError(f"{self.path / 'log.jsonl'}: {error.strerror}") from None
+            raise TrainingError(f"{self.path / LOG_FILE}: {error.strerror}") from None
 
     def start_unreadable(self, files: Sequence[Unreadable]) -> None:
         """Begin ``unreadable.tsv``, the images that were passed over and why; a run that goes on keeps its lines."""
@@ -292,13 +390,6 @@ def _whole_lines(path: Path) -> list[str]:
     return lines if not lines or lines[-1].endswith("\n") else lines[:-1]
 
 
-def plain_settings(config: PretrainConfig) -> dict[str, Any]:
-    """The settings as TOML and JSON have them; those without a value, and those that no file may hold, are left out."""
-    typed_only = {field.name for field in dataclasses.fields(config) if option_of(field).typed_only}
-    values = {name: _plain(value) for name, value in dataclasses.asdict(config).items() if name not in typed_only}
-    return {name: value for name, value in values.items() if value is not None}
-
-
 def holds_run(path: Path) -> bool:
     """Whether a folder holds a state that a run can go on from."""
     return bool(RunFolder(path, resume=True).states())
@@ -338,9 +429,5 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value.absolute())
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return value
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

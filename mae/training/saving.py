@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from mae.checkpoints import load_checkpoint
 from mae.checkpoints.writing import checkpoint_document, save
-from mae.errors import CheckpointError, ConfigError, TrainingError
+from mae.environment import available_memory
+from mae.errors import CheckpointError, MaeError, TrainingError
+from mae.training.identity import recorded_settings
 from mae.training.parallel import is_shard, whole
 from mae.training.ranks import Ranks
 from mae.training.run_folder import SHARDS, WHOLE, Position, RunFolder, link_or_copy
@@ -23,19 +26,19 @@ from mae.training.step import TrainingStep
 
 @dataclasses.dataclass(frozen=True)
 class SavedState:
-    """A state that a run can go on from.
+    """A state that a run can go on from; its tensors stay in its file until ``restore`` reads them.
 
     Attributes:
         path: Its file or folder.
         position: How far the run had come.
-        identity: What must not have changed since.
-        restore: Puts it into a training step.
+        identity: What must not have changed since; at least ``batch_size``.
+        settings: Those that decide the run's numbers, as far as the state tells them.
     """
 
     path: Path
     position: Position
     identity: dict[str, Any]
-    restore: Callable[[TrainingStep], None]
+    settings: dict[str, Any]
 
 
 class Saver:
@@ -74,11 +77,11 @@ class Saver:
         self.keep_last = keep_last
         self._saved_at = time.monotonic()
         self._thread: threading.Thread | None = None
-        self._failure: CheckpointError | None = None
+        self._failure: Exception | None = None
 
     def due(self) -> bool:
-        """Whether the newest state is older than it may be."""
-        return time.monotonic() - self._saved_at >= self.seconds
+        """Whether the newest state is older than it may be, or could not be written, which ``save`` then raises."""
+        return self._failure is not None or time.monotonic() - self._saved_at >= self.seconds
 
     def save(self, position: Position, *, keep: bool = False, wait: bool = False) -> None:
         """Write the state at a position.
@@ -104,6 +107,7 @@ class Saver:
                 state = _copied(state)  # a file of a GPU's tensors would ask for that GPU when it is read
             if wait or not copy:
                 write(state)
+                self.check()
             else:
                 self._thread = threading.Thread(target=write, args=(state,), daemon=True)
                 self._thread.start()
@@ -128,13 +132,15 @@ class Saver:
             return
         failure, self._failure = self._failure, None
         left = self.run.states()
-        raise TrainingError(failure.message, hint=f"{left[0]} is untouched" if left else None) from None
-
-    def newest_whole(self, position: Position) -> Path:
-        """The official file that holds the end of the run."""
-        return (
-            self.run.kept_checkpoint(position.epoch - 1) if self.training_step.spread.sharded else self.run.checkpoint
-        )
+        what = f"cannot write {self.run.checkpoint}"
+        if isinstance(failure, MaeError):
+            message = failure.message
+        elif isinstance(failure, OSError):
+            message = f"{what}: {failure.strerror or failure}"
+        else:
+            reason = "out of memory" if isinstance(failure, MemoryError) else f"{type(failure).__name__}: {failure}"
+            message = f"{what}: {reason}"
+        raise TrainingError(message, hint=f"{left[0]} is untouched" if left else None) from failure
 
     def _writer(self, position: Position, keep: bool) -> Callable[[dict[str, Any]], None]:
         def write(state: dict[str, Any]) -> None:
@@ -145,10 +151,9 @@ class Saver:
                 if keep:
                     link_or_copy(placed, self.run.kept_checkpoint(position.epoch - 1))
             except CheckpointError as error:
-                message = error.message.replace(str(new), str(self.run.checkpoint))
-                self._failure = CheckpointError(message)
-            except OSError as error:
-                self._failure = CheckpointError(f"cannot write {self.run.checkpoint}: {error.strerror or error}")
+                self._failure = CheckpointError(error.message.replace(str(new), str(self.run.checkpoint)))
+            except Exception as error:  # on a thread nobody else would see it, and states would silently stop
+                self._failure = error
 
         return write
 
@@ -193,18 +198,19 @@ class Saver:
                 raise TrainingError(error.message) from None
 
 
-def newest_state(run: RunFolder) -> tuple[SavedState, tuple[str, ...]]:
-    """The newest state that can be read, and what is wrong with those that cannot.
+def finished_file(run: RunFolder, state: Path, position: Position) -> Path:
+    """The official file of a run that has come to a position, given its newest state, which may be in shards."""
+    return run.kept_checkpoint(position.epoch - 1) if state.suffix == SHARDS else state
+
+
+def newest_state(run: RunFolder) -> tuple[SavedState | None, tuple[str, ...]]:
+    """The newest state that can be read, and what is wrong with those that cannot; None where there is none at all.
 
     Raises:
-        ConfigError: There is none.
-        CheckpointError: None of them can be read.
+        CheckpointError: None of those that are there can be read.
     """
-    paths = run.states()
-    if not paths:
-        raise ConfigError(f"--resume {run.path}: there is no checkpoint-last.pth in it", hint="give a run's folder")
     broken: list[CheckpointError] = []
-    for path in paths:
+    for path in run.states():
         try:
             state = _load(path)
         except CheckpointError as error:
@@ -212,30 +218,86 @@ def newest_state(run: RunFolder) -> tuple[SavedState, tuple[str, ...]]:
             continue
         where = f"epoch {state.position.epoch}, step {state.position.step}"
         return state, tuple(f"{error.message}; going on from {path} ({where})" for error in broken)
-    raise broken[0]
+    if broken:
+        raise broken[0]
+    return None, ()
+
+
+def restore(state: SavedState, training_step: TrainingStep) -> None:
+    """Put a state's tensors into a training step, which then keeps nothing of the file.
+
+    Raises:
+        CheckpointError: The state is damaged, or of another model.
+    """
+    if state.path.suffix == SHARDS:
+        from mae.training.shards import restore_shards
+
+        restore_shards(state.path, training_step)
+        return
+    checkpoint = load_checkpoint(state.path)
+    try:
+        training_step.restore(checkpoint.state, checkpoint.optimizer or {}, checkpoint.scaler or {})
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{state.path} is damaged, or of another model: {reason}") from None
 
 
 def _load(path: Path) -> SavedState:
+    about: Any
     if path.suffix == SHARDS:
         from mae.checkpoints.shards import read_about
-        from mae.training.shards import restore_shards
 
         about = read_about(path)
-        return SavedState(path, Position(**about["position"]), about["run"], lambda step: restore_shards(path, step))
-    checkpoint = load_checkpoint(path)
-    about = checkpoint.extra.get("maecli", {})
-    if "position" not in about or checkpoint.optimizer is None:
-        raise CheckpointError(
-            f"{path} does not say how far its run had come, so it cannot be resumed exactly",
-            hint=f"--init {path} starts a new run from its weights",
-        )
-    optimizer, scaler = checkpoint.optimizer, checkpoint.scaler or {}
-    return SavedState(
-        path,
-        Position(**about["position"]),
-        about["run"],
-        lambda step: step.restore(checkpoint.state, optimizer, scaler),
-    )
+        args = about.get("args")
+    else:
+        checkpoint = load_checkpoint(path)
+        about, args = checkpoint.extra.get("maecli"), checkpoint.args
+        if not isinstance(about, Mapping) or "position" not in about or checkpoint.optimizer is None:
+            raise CheckpointError(
+                f"{path} does not say how far its run had come, so it cannot be resumed exactly",
+                hint=f"--init {path} starts a new run from its weights",
+            )
+    try:
+        position, identity = Position.from_plain(about["position"]), _identity(about["run"])
+        _check_counts(position, identity)
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: what it says of its run is wrong ({error})") from None
+    return SavedState(path, position, identity, recorded_settings(identity, args))
+
+
+# What the entries of a state's identity are, where it has them; states of older versions have fewer.
+_COUNTS = ("pictures", "batch_size", "accum_iter", "processes")
+_KINDS = {"pictures_digest": str, "seed": int, "model": str, "compiled": bool, "settings": dict}
+
+
+def _identity(values: Any) -> dict[str, Any]:
+    """A state's identity, checked.
+
+    Raises:
+        ValueError: An entry is none that a run writes.
+    """
+    if not isinstance(values, dict) or "batch_size" not in values:
+        raise ValueError(f"no identity but {type(values).__name__}")
+    bad = [name for name in _COUNTS if name in values and not (type(values[name]) is int and values[name] > 0)]
+    bad += [name for name, kind in _KINDS.items() if name in values and type(values[name]) is not kind]
+    if bad:
+        raise ValueError(f"{bad[0]} is none that a run writes")
+    return values
+
+
+def _check_counts(position: Position, identity: Mapping[str, Any]) -> None:
+    """A position's step follows from its epoch and batch.
+
+    Raises:
+        ValueError: It is another.
+    """
+    if not {"pictures", "batch_size", "accum_iter"} <= set(identity):
+        return
+    batches = identity["pictures"] // identity["batch_size"]
+    steps = math.ceil(batches / identity["accum_iter"])
+    wanted = position.epoch * steps + math.ceil(position.batch / identity["accum_iter"])
+    if position.batch > batches or position.step != wanted:
+        raise ValueError(f"epoch {position.epoch}, batch {position.batch} and step {position.step} do not fit")
 
 
 def _copied(value: Any) -> Any:
@@ -259,11 +321,9 @@ def _gathered(value: Any, *, keep: bool) -> Any:
 
 def _room_for_copy(state: Mapping[str, Any]) -> bool:
     """Whether the host has memory to spare for a second set of weights and moments."""
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-    except OSError:
+    available = available_memory()
+    if available is None:
         return True
-    available = int(text.partition("MemAvailable:")[2].split()[0]) * 1024
     tensors = list(state["model"].values())
     tensors += [value for entry in state["optimizer"]["state"].values() for value in entry.values()]
     needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors if isinstance(tensor, torch.Tensor))

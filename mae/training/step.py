@@ -124,20 +124,26 @@ class TrainingStep:
         }
 
     def restore(self, model: dict[str, Tensor], optimizer: dict[str, Any], scaler: dict[str, Any]) -> None:
-        """Take up a state of whole tensors, dividing it as the model is."""
+        """Take up a copy of a state of whole tensors, dividing it as the model is."""
         with torch.no_grad():
             for key, tensor in self.model.state_dict().items():
                 tensor.copy_(as_spread(model[key], tensor))
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         state = {
             number: {
-                name: as_spread(value, parameters[number]) if isinstance(value, Tensor) and value.ndim else value
+                name: _of_its_own(value, parameters[number]) if isinstance(value, Tensor) else value
                 for name, value in entry.items()
             }
             for number, entry in optimizer.get("state", {}).items()
         }
         self.optimizer.load_state_dict({**optimizer, "state": state} if optimizer else self.optimizer.state_dict())
-        self.scaler.load_state_dict(scaler)
+        if scaler:  # none was saved in another precision
+            self.scaler.load_state_dict(scaler)
+
+
+def _of_its_own(value: Tensor, parameter: Tensor) -> Tensor:
+    """A copy of a moment, divided as its parameter is; the optimiser would keep the file's own mapped tensor."""
+    return as_spread(value.to(parameter.device, copy=True), parameter) if value.ndim else value.clone()
 
 
 def keep_freed_memory() -> None:

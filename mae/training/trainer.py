@@ -26,7 +26,7 @@ from mae.training.previews import Previews
 from mae.training.ranks import Ranks
 from mae.training.replay import write_replay
 from mae.training.run_folder import UNREADABLE_FILE, Position, RunFolder
-from mae.training.saving import Saver, newest_state
+from mae.training.saving import Saver, finished_file, newest_state, restore
 from mae.training.schedule import lr_at
 from mae.training.step import TrainingStep
 
@@ -127,18 +127,25 @@ class Trainer:
                     break
                 raise self.explained(error) from error
         self.read_losses()
-        self.save(wait=True)
+        # A run in shards that was killed between its last state and its official file lacks that file.
+        official = self.run.kept_checkpoint(self.position.epoch - 1)
+        lacks = self.training_step.spread.sharded and self.position.epoch == self.config.epochs
+        self.save(wait=True, keep=lacks and not self.ranks.gather(official.exists())[0])
+        state = self.run.states()[0] if self.run.writes else self.run.checkpoint
+        checkpoint = finished_file(self.run, state, self.position)
         self.report_unreadable()
         preview = self.run.preview(self.position.epoch)
+        logged = self.run.read_log(self.position)
+        train_loss = self.last_epoch.train_loss if self.last_epoch else logged.train_loss
         return PretrainResult(
             run=self.run.path,
-            checkpoint=self.saver.newest_whole(self.position),
+            checkpoint=checkpoint if checkpoint.exists() else state,
             preview=preview if preview.exists() else None,
             epochs=self.position.epoch,
             steps=self.position.step,
-            train_loss=self.last_epoch.train_loss if self.last_epoch else float("nan"),
+            train_loss=train_loss if train_loss is not None and math.isfinite(train_loss) else None,
             zero_prediction_loss=self.previews.zero_prediction_loss,
-            psnr=self.psnr,
+            psnr=self.psnr if self.psnr is not None else logged.psnr,
             psnr_uses_original=self.training_step.model.config.norm_pix_loss,
             seconds=time.monotonic() - started,
             stopped=stopped,
@@ -261,8 +268,7 @@ class Trainer:
         files = [shown(name) for name in self.feed.names(one.before, len(one.losses))]
         about = {"step": one.after.step, "lr": one.lr, "loss": loss, "files": files}
         write_replay(replay, self.saver, self.config, one.before, batches, noise, about, write=suspicious)
-        if self.config.on_nan == "rollback" and self.position.turn < MOST_ROLLBACKS:
-            self.roll_back()
+        if self.config.on_nan == "rollback" and self.position.turn < MOST_ROLLBACKS and self.roll_back():
             return
         if exact:
             before = dataclasses.replace(
@@ -280,18 +286,21 @@ class Trainer:
             f"{what} at step {one.after.step}, epoch {one.before.epoch}, lr {one.lr:.3g}, "
             f"and {self.config.nan_limit} steps in a row were left out; its pictures: {named}",
             hint=(f"maecli replay {replay} looks for the cause; " if replay.exists() else "")
-            + "try a lower --base-lr, a longer --warmup-epochs"
-            + (", --precision bf16" if self.config.precision == "fp16" else "")
-            + (" or --on-nan rollback" if self.config.on_nan == "stop" else ""),
+            + "--resume may go on"
+            + (" with --precision bf16" if self.config.precision == "fp16" else "")
+            + (" with --on-nan rollback" if self.config.on_nan == "stop" else "")
+            + "; a new run, with --init and another --out, takes a lower --base-lr or a longer --warmup-epochs",
         )
 
-    def roll_back(self) -> None:
-        """Go back to the newest saved state, and on with the pictures in another order."""
+    def roll_back(self) -> bool:
+        """Go back to the newest saved state, and on with the pictures in another order; False where there is none."""
         self.saver.finish()
         self.ranks.wait()
         state, _ = newest_state(self.run)
+        if state is None:
+            return False
         self.run.set_aside_newer(state.path)
-        state.restore(self.training_step)
+        restore(state, self.training_step)
         turn = self.position.turn + 1
         self.position = dataclasses.replace(state.position, turn=turn, in_a_row=0)
         self.batches = self.feed.batches(self.position)
@@ -299,6 +308,7 @@ class Trainer:
         self.run.log({"rolled_back_to": state.path.name, "step": self.position.step, "turn": turn})
         self.on_event(RolledBack(state.path, self.position.step, turn))
         self.ranks.wait()
+        return True
 
     def finish_epoch(self) -> None:
         """Log the epoch, draw and save what is due, and go to the next one."""
@@ -370,7 +380,7 @@ class Trainer:
         self.note_unreadable(tuple(found))
         self.unreported = []
 
-    def explained(self, error: RuntimeError) -> Exception:
+    def explained(self, error: RuntimeError | MemoryError) -> Exception:
         """An error from deep inside in a user's words, or the error itself."""
         if self.batches is not None and (reason := self.batches.explain(error)) is not error:
             return reason

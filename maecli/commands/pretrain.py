@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from mae.training.config import PretrainConfig
+from mae.errors import ConfigError
+from mae.files import shown
+from mae.training.config import PretrainConfig, read_run_settings
 from mae.training.presets import PRESETS
-from maecli.options import command_from, read_toml
+from maecli.options import command_from
 from maecli.output import Output, as_document
 
 if TYPE_CHECKING:
@@ -28,7 +30,15 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if
 
 def _saved_config(typed: dict[str, Any]) -> dict[str, Any]:
     """A resumed run has its settings in its folder."""
-    return read_toml(Path(typed["resume"]) / "config.toml", "--resume") if typed.get("resume") else {}
+    if not typed.get("resume"):
+        return {}
+    run = Path(typed["resume"])
+    if typed.get("out") and os.path.realpath(typed["out"]) != os.path.realpath(run):
+        raise ConfigError(
+            f"--resume {shown(run)} goes on in its own folder, not in --out {shown(typed['out'])}",
+            hint=f"leave --out out; --init {shown(run / 'checkpoint-last.pth')} starts a new run from the weights",
+        )
+    return read_run_settings(run)
 
 
 def _written_config(config: PretrainConfig) -> Path | None:
@@ -60,12 +70,27 @@ def pretrain(config: PretrainConfig, output: Output, *, dry_run: bool) -> None:
         with announce_downloads(output.download), TrainingView(output) as view:
             _show_plan(plan_run(config, view), output)
         return
-    with StopOnSignal() as stop, announce_downloads(output.download), TrainingView(output) as view:
-        result = train(config, view, stop)
-    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+    stop = StopOnSignal()
+    speaks = os.environ.get("RANK", "0") == "0"  # of several processes, one
+    run = config.resume or config.out
+    try:
+        with stop, announce_downloads(output.download), TrainingView(output) as view:
+            result = train(config, view, stop)
+    except (KeyboardInterrupt, SystemExit):
+        if stop.asked and speaks:
+            output.note(
+                f"left at once, without saving; go on from the last save with: maecli pretrain --resume {shown(run)}"
+            )
+        raise
+    if speaks:
         output.result(lambda: _document(result), lambda console: _show(console, result), result.checkpoint)
         if result.stopped:
-            output.note(f"stopped and saved; go on with: maecli pretrain --resume {result.run}")
+            output.note(f"stopped and saved; go on with: maecli pretrain --resume {shown(result.run)}")
+        if result.was_finished:
+            output.note(
+                f"{shown(result.run)} is finished, so nothing was done; to make it longer: "
+                f"maecli pretrain --resume {shown(result.run)} --epochs N, with N above {result.epochs}"
+            )
     if result.stopped:
         raise typer.Exit(128 + (stop.number or signal.SIGTERM))
 
@@ -126,12 +151,10 @@ def _plan_document(started: Started) -> dict[str, Any]:
     """The plan as JSON has it; ``config`` under the names of a TOML file."""
     import dataclasses
 
-    from mae.training.run_folder import plain_settings
-
     plan = dataclasses.asdict(started.plan)
     return {
         "dry_run": True,
-        "config": plain_settings(started.config),
+        "config": {name: value for name, value in started.config.as_plain().items() if value is not None},
         "model": dataclasses.asdict(started.model),
         "parameters": started.parameters,
         "plan": {name: value for name, value in plan.items() if name not in ("warnings", "pictures_digest")},
@@ -148,15 +171,18 @@ def _plan_document(started: Started) -> dict[str, Any]:
         "warnings": [*started.warnings, *started.plan.warnings],
         "advice": [dataclasses.asdict(one) for one in started.advice],
         "notes": [*started.notes],
+        "changes": [*started.changes],
     }
 
 
 def _show(console: Console, result: PretrainResult) -> None:
     from maecli.progress import duration, psnr_text
 
-    parts = [f"{result.epochs} epochs, {result.steps:,} steps in {duration(result.seconds)}"]
-    if result.learnt is not None:
-        parts.append(f"loss {result.train_loss:.4f}, where predicting zero costs {result.zero_prediction_loss:.4f}")
+    took = "" if result.was_finished else f" in {duration(result.seconds)}"
+    parts = [f"{result.epochs} epochs, {result.steps:,} steps{took}"]
+    if result.train_loss is not None:
+        zero = result.zero_prediction_loss
+        parts.append(f"loss {result.train_loss:.4f}" + (f", where predicting zero costs {zero:.4f}" if zero else ""))
     if result.psnr is not None:
         parts.append(psnr_text(result.psnr, helped=result.psnr_uses_original))
     console.print("; ".join(parts), soft_wrap=True)

@@ -2,12 +2,14 @@
 
 ``SPOIL_RANK`` names a rank whose first losses of the run are no number; ``ENDLESS_SCAN`` never finds all pictures;
 ``STEP_SECONDS`` is how much longer a step takes, so that a signal comes in time.
+``KILL_AT`` names what the process kills itself in, as ``kill -9`` would: ``config`` or the number of a step.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -31,6 +33,8 @@ def main() -> None:
         scan_without_end()
     if "STEP_SECONDS" in os.environ:
         slow_down(float(os.environ["STEP_SECONDS"]))
+    if "KILL_AT" in os.environ:
+        kill_at(os.environ["KILL_AT"])
     app()
 
 
@@ -45,6 +49,27 @@ def slow_down(seconds: float) -> None:
         step(self, *batches)
 
     Trainer.step = slow  # type: ignore[method-assign]
+
+
+def kill_at(place: str) -> None:
+    """Die when the settings have been written, or after a step."""
+    from mae.training.run_folder import RunFolder
+    from mae.training.trainer import Trainer
+
+    write_config, step = RunFolder.write_config, Trainer.step
+
+    def written(self: RunFolder, *config: Any) -> None:
+        write_config(self, *config)
+        if place == "config":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def stepped(self: Trainer, *batches: Any) -> None:
+        step(self, *batches)
+        if place == str(self.position.step):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    RunFolder.write_config = written  # type: ignore[method-assign]
+    Trainer.step = stepped  # type: ignore[method-assign]
 
 
 def scan_without_end() -> None:

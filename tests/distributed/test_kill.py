@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from mae.checkpoints import load_checkpoint
+from tests.processes import finish, fork
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,11 +45,48 @@ def size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
+EPOCHS = 24
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing happened to."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    subprocess.run(command(out, EPOCHS), env=environment(), check=True, capture_output=True, timeout=600)
+    return out
+
+
+def assert_same(first: Path, second: Path) -> None:
+    """The same weights, bit for bit, and the same log."""
+    states = [load_checkpoint(run / "checkpoint-last.pth").state for run in (first, second)]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert logged(first) == logged(second)
+
+
+def test_a_run_killed_before_its_first_state_begins_again(tmp_path: Path, whole: Path) -> None:
+    """Killed as soon as its settings are written, and again in its steps: a bare --resume is enough."""
+    killed = tmp_path / "killed"
+    first = command(killed, EPOCHS, "--save-minutes", "5", "--save-every", "1000", "--workers", "0")[1:]
+    again = [*first[:2], "--resume", str(killed)]
+    for place, words in (("config", first), ("5", again)):
+        done = finish(fork(*words, env={**environment(), "KILL_AT": place}))
+        assert done.returncode == -9, done.stderr
+        assert (killed / "config.toml").exists()
+        assert not list(killed.glob("checkpoint*"))
+    assert max(entry.get("step", 0) for entry in logged(killed)) == 5
+    done = finish(fork(*again, env=environment()))
+    assert done.returncode == 0, done.stderr
+    assert_same(whole, killed)
+
+
 @pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.slow)])
-def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path, kills: int) -> None:
-    epochs = 24 if kills < 10 else 400
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command(whole, epochs), env=environment(), check=True, capture_output=True, timeout=600)
+def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path, kills: int, whole: Path) -> None:
+    epochs = EPOCHS if kills < 10 else 400
+    killed = tmp_path / "killed"
+    if epochs != EPOCHS:
+        whole = tmp_path / "whole"
+        subprocess.run(command(whole, epochs), env=environment(), check=True, capture_output=True, timeout=600)
     chance = random.Random(kills)
     done = 0
     while True:
@@ -69,10 +107,7 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path,
         assert process.returncode == -9, talk
         done += 1
     assert done >= kills - 1
-    first, second = (load_checkpoint(run / "checkpoint-last.pth") for run in (whole, killed))
-    assert first.state.keys() == second.state.keys()
-    assert all(torch.equal(first.state[key], second.state[key]) for key in first.state)
-    assert logged(killed) == logged(whole)
+    assert_same(whole, killed)
     names = [sorted(path.name for path in run.rglob("*") if path.is_file()) for run in (whole, killed)]
     assert names[0] == names[1]
     for picture in (whole / "previews").iterdir():

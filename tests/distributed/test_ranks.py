@@ -158,6 +158,10 @@ def test_another_number_of_processes_goes_on_with_the_same_pictures(
     done = finished(1, parted, "--resume", str(parted), "--no-shard")
     assert "batches of 4 pictures are 4 in each of 1 processes" in done.stderr
     assert_close(steps(parted), steps(six))
+    # And again, as the command that a scheduler repeats: the folder tells the batch as it is shared now.
+    done = finished(1, parted, "--resume", str(parted), "--epochs", "7")
+    assert "epochs 6 -> 7: the cosine is stretched" in done.stderr
+    assert len(steps(parted)) == 14
 
 
 def test_a_loss_that_one_process_lost_is_left_out_by_all(tmp_path: Path) -> None:

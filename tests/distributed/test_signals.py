@@ -56,4 +56,5 @@ def test_a_second_signal_leaves_at_once(tmp_path: Path) -> None:
     talk = done.stderr
     assert done.returncode == 143  # that of the second
     assert "Traceback" not in talk
+    assert f"go on from the last save with: maecli pretrain --resume {tmp_path / 'run'}" in talk
     assert not (tmp_path / "run" / "checkpoint-last.pth").exists()

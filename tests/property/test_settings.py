@@ -22,8 +22,8 @@ from mae.models import VARIANTS
 from mae.options import build_config, flag_name, option_of
 from mae.profiling.accelerators import ACCELERATORS
 from mae.profiling.config import ProfileConfig
+from mae.toml import read_toml
 from mae.training.config import PretrainConfig
-from maecli.options import read_toml
 
 CONFIGS = [PretrainConfig, ReconstructConfig, ProfileConfig, CompareConfig, ExportConfig]
 # What bounds and types do not tell.

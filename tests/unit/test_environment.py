@@ -72,6 +72,73 @@ def test_a_control_group_limits_the_memory(monkeypatch: pytest.MonkeyPatch, tmp_
     assert environment.memory_bytes() == whole
 
 
+MEMINFO = "MemTotal:       64000000 kB\nMemFree:         1000000 kB\nMemAvailable:    8000000 kB\n"
+GB = 1_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("files", "available"),
+    [
+        ({}, 8_192_000_000),
+        ({"sys/memory.max": f"{3 * GB}", "sys/memory.current": f"{GB}"}, 2 * GB),
+        ({"sys/memory.max": "max", "sys/memory.current": f"{GB}"}, 8_192_000_000),
+        (
+            {
+                "sys/memory.max": f"{3 * GB}",
+                "sys/memory.current": f"{3 * GB}",
+                "sys/memory.stat": f"anon {GB}\nfile {2 * GB}\ninactive_file {GB}\n",
+            },
+            GB,
+        ),
+        ({"sys/memory.max": f"{3 * GB}", "sys/memory.current": f"{4 * GB}"}, 0),
+        (
+            {
+                "proc/self/cgroup": "0::/jobs/seven\n",
+                "sys/jobs/memory.max": f"{2 * GB}",
+                "sys/jobs/memory.current": f"{GB // 2}",
+                "sys/jobs/seven/memory.max": f"{4 * GB}",
+                "sys/jobs/seven/memory.current": "0",
+            },
+            3 * GB // 2,
+        ),
+        (
+            {
+                "proc/self/cgroup": "9:cpu:/x\n4:memory:/jobs\n",
+                "sys/memory/jobs/memory.limit_in_bytes": f"{2 * GB}",
+                "sys/memory/jobs/memory.usage_in_bytes": f"{2 * GB}",
+                "sys/memory/jobs/memory.stat": f"cache 9\ntotal_inactive_file {GB}\n",
+                "sys/memory/memory.limit_in_bytes": "9223372036854771712",
+            },
+            GB,
+        ),
+        (
+            {
+                "proc/self/cgroup": "0::/../../somebody/else\n",
+                "sys/memory.max": f"{GB}",
+                "sys/memory.current": "nonsense",
+            },
+            GB,
+        ),
+    ],
+    ids=["machine", "v2", "v2 without a limit", "v2 caches files", "v2 over its limit", "v2 above", "v1", "nonsense"],
+)
+def test_memory_that_may_still_be_taken(
+    files: dict[str, str], available: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, content in ({"proc/meminfo": MEMINFO} | files).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    monkeypatch.setattr(environment, "CGROUP", tmp_path / "sys")
+    monkeypatch.setattr(environment, "PROC", tmp_path / "proc")
+    assert environment.available_memory() == available
+
+
+def test_memory_is_unknown_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(environment, "CGROUP", tmp_path)
+    monkeypatch.setattr(environment, "PROC", tmp_path)
+    assert environment.available_memory() is None
+
+
 def test_packages_are_versions_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "PACKAGES", ("torch", "no-such-package-here"))
     import torch

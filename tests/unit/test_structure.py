@@ -22,7 +22,7 @@ LAYERS = (
     ("mae.data", "mae.checkpoints"),
     ("mae.environment",),
     ("mae.device", "mae.download"),
-    ("mae.seeding", "mae.files"),
+    ("mae.seeding", "mae.files", "mae.toml"),
     ("mae.models",),
     ("mae.mae",),
     ("mae.encoder", "mae.decoder"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 import re
 import shutil
@@ -15,10 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from mae.checkpoints import load_checkpoint
 from mae.data.loader import EpochBatches
@@ -34,60 +31,9 @@ from mae.training.pretrain import pretrain
 from mae.training.replay import replay
 from mae.training.run_folder import RunFolder
 from mae.training.step import TrainingStep
+from tests.unit.training.small import logged, same, stop_after, weights
 
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(11):
-        pixels = rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((40, 36), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
-    return folder
-
-
-@pytest.fixture
-def config(pictures: Path, tmp_path: Path) -> PretrainConfig:
-    return PretrainConfig(
-        data=(pictures,), variant="vit_tiny", image_size=(32, 16), patch_size=8, batch_size=2, accum_iter=2, epochs=3,
-        warmup_epochs=1.0, lr=2e-3, workers=0, device="cpu", precision="fp32", log_every=1, preview_every=2,
-        out=tmp_path / "run",
-    )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One block each: the loop is tested here, not the model."""
-    original = PretrainConfig.model_config
-    monkeypatch.setattr(
-        PretrainConfig, "model_config", lambda self: original(self).replace(depth=1, decoder_depth=1, embed_dim=48)
-    )
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_checkpoint(run / "checkpoint-last.pth").state
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
-
-
-def logged(run: Path) -> list[dict[str, Any]]:
-    """The log without what a clock decides."""
-    timed = {"images_per_second", "data_wait", "seconds"}
-    lines = (run / "log.jsonl").read_text().splitlines()
-    return [{name: value for name, value in json.loads(line).items() if name not in timed} for line in lines]
-
-
-def stop_after(steps: int) -> tuple[Callable[[Event], None], Callable[[], bool]]:
-    done = 0
-
-    def listen(event: Event) -> None:
-        nonlocal done
-        done = event.step if isinstance(event, Stepped) else done
-
-    return listen, lambda: done >= steps
+pytestmark = pytest.mark.usefixtures("small_models")
 
 
 def test_the_same_seed_gives_the_same_bits(config: PretrainConfig, tmp_path: Path) -> None:
@@ -640,13 +586,13 @@ def test_a_run_is_not_overwritten_and_not_resumed_as_another(config: PretrainCon
     pretrain(config, *stop_after(2))
     with pytest.raises(ConfigError, match="already holds a run"):
         pretrain(config)
-    with pytest.raises(ConfigError, match="batch_size was 2 and is 3"):
+    with pytest.raises(ConfigError, match=r"--batch-size +2 +3"):
         pretrain(dataclasses.replace(config, resume=config.out, batch_size=3))
     (pictures / "0.png").rename(pictures / "x.png")
-    with pytest.raises(ConfigError, match="pictures_digest was"):
+    with pytest.raises(ConfigError, match="the pictures' names"):
         pretrain(dataclasses.replace(config, resume=config.out))
     (pictures / "x.png").unlink()
-    with pytest.raises(ConfigError, match="pictures was 11 and is 10"):
+    with pytest.raises(ConfigError, match=r"number of pictures +11 +10"):
         pretrain(dataclasses.replace(config, resume=config.out))
 
 

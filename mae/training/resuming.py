@@ -1,0 +1,267 @@
+"""Going on with a run: from which state, with what changed, and what may not be."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mae.errors import ConfigError
+from mae.files import shown
+from mae.options import flag_name
+from mae.training.config import PretrainConfig
+from mae.training.identity import OnResume, on_resume, run_identity
+from mae.training.plan import TrainingPlan
+from mae.training.run_folder import Position, RunFolder
+from mae.training.saving import SavedState, newest_state
+from mae.training.schedule import lr_at
+
+# Named by the command that goes on, or compared in a way of their own.
+_NOT_COMPARED = ("out", "auto_resume", "batch_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """A setting that a run goes on with another value of; plain values, None is not given."""
+
+    name: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.name.replace('_', '-')} {_text(self.before)} -> {_text(self.now)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Resumption:
+    """Where a run goes on from; of a new run, its beginning.
+
+    Attributes:
+        recorded: The settings in its folder; None where there are none.
+        saved: The state; None where the run has saved none.
+        changes: Settings that are others than before, all of them allowed.
+        warnings: What is wrong with newer states, which cannot be read.
+    """
+
+    recorded: PretrainConfig | None = None
+    saved: SavedState | None = None
+    changes: tuple[Change, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def position(self) -> Position:
+        """How far the run has come."""
+        return self.saved.position if self.saved else Position()
+
+    def changed(self, *names: str) -> bool:
+        """Whether one of these settings has changed."""
+        return any(change.name in names for change in self.changes)
+
+    def other_processes(self, processes: int) -> bool:
+        """Whether another number of processes shared the run before."""
+        return self.saved is not None and self.saved.identity.get("processes", 1) != processes
+
+    @property
+    def batch_size(self) -> int | None:
+        """Pictures in a batch over all processes, where the run has fixed it."""
+        return self.saved.identity["batch_size"] if self.saved else None
+
+    def rescheduled(self, config: PretrainConfig, plan: TrainingPlan) -> Rescheduled | None:
+        """What another length does to the learning rate."""
+        length = next((change for change in self.changes if change.name == "epochs"), None)
+        if length is None:
+            return None
+        at = self.position.epoch + self.position.batch / plan.batches_per_epoch
+        before, now = (
+            lr_at(at, lr=plan.lr, min_lr=config.min_lr, warmup_epochs=config.warmup_epochs, epochs=epochs)
+            for epochs in (length.before, length.now)
+        )
+        return Rescheduled(length.before, length.now, before, now)
+
+    def log_entry(self, config: PretrainConfig, plan: TrainingPlan) -> dict[str, Any] | None:
+        """The log's line about changes that the run's numbers tell of; None where there are none."""
+        told = {one.name: [one.before, one.now] for one in self.changes if on_resume(one.name) is not OnResume.FREE}
+        if not told:
+            return None
+        epoch = self.position.epoch + self.position.batch / plan.batches_per_epoch
+        entry = {"changed": told, "step": self.position.step, "epoch": round(epoch, 4)}
+        schedule = self.rescheduled(config, plan)
+        return entry | ({"lr": schedule.lr, "lr_before": schedule.lr_before} if schedule else {})
+
+    def told(self, config: PretrainConfig, plan: TrainingPlan) -> tuple[str, ...]:
+        """The changes in words."""
+        said = []
+        if schedule := self.rescheduled(config, plan):
+            said.append(str(schedule))
+        if rounding := [str(one) for one in self.changes if on_resume(one.name) is OnResume.ROUNDING]:
+            said.append(f"{', '.join(rounding)}: from here on the numbers are rounded otherwise, so not the same bits")
+        if moved := [one for one in self.changes if one.name == "data"]:
+            said.append(f"the pictures were in {_text(moved[0].before)}; their names are the same")
+        others = [one for one in self.changes if one.name != "data" and on_resume(one.name) is OnResume.FREE]
+        if others:
+            said.append(f"{', '.join(map(str, others))}: no number changes")
+        return tuple(said)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rescheduled:
+    """A run became longer or shorter: the learning rate where it goes on, as it would have been and as it is."""
+
+    epochs_before: int
+    epochs: int
+    lr_before: float
+    lr: float
+
+    def __str__(self) -> str:
+        what = "stretched" if self.epochs > self.epochs_before else "shortened"
+        return f"epochs {self.epochs_before} -> {self.epochs}: the cosine is {what}; the learning rate goes on at " + (
+            f"{self.lr:.3g}" if self.lr == self.lr_before else f"{self.lr:.3g} instead of {self.lr_before:.3g}"
+        )
+
+
+def take_up(run: RunFolder, config: PretrainConfig, recorded: PretrainConfig | None, processes: int) -> Resumption:
+    """Find the state to go on from, and refuse settings that would make another run of it.
+
+    Args:
+        run: The folder.
+        config: The settings now, with device, precision and decoder resolved.
+        recorded: Those in the folder; None where there are none.
+        processes: How many share the run now.
+
+    Raises:
+        ConfigError: There is no run, or a setting may not change.
+        CheckpointError: No state can be read.
+    """
+    saved, warnings = newest_state(run)
+    if saved is None and recorded is None:
+        raise ConfigError(
+            f"{_flag(config)}: there is no checkpoint-last.pth and no config.toml in it", hint="give a run's folder"
+        )
+    before = (recorded.as_plain() if recorded else {}) | (saved.settings if saved else {})
+    changes = [
+        Change(name, before[name], value)
+        for name, value in config.as_plain().items()
+        if name in before and before[name] != value and name not in _NOT_COMPARED
+    ]
+    changes += _batch_change(saved, recorded, config, processes)
+    changes.sort(key=lambda change: [*config.as_plain()].index(change.name))
+    fixed = [(flag_name(one.name), one.before, one.now) for one in changes if on_resume(one.name) is OnResume.FIXED]
+    if fixed:
+        raise another_run(fixed, saved, config)
+    _check_length(saved, recorded, config)
+    return Resumption(recorded, saved, tuple(changes), warnings)
+
+
+def check_same_run(resumption: Resumption, plan: TrainingPlan, config: PretrainConfig) -> None:
+    """Refuse to go on where the pictures or the model would make another run of it.
+
+    Raises:
+        ConfigError: They differ from those that the state was trained with.
+    """
+    if resumption.saved is None:
+        return
+    now, before = run_identity(config, plan), resumption.saved.identity
+    differ = [name for name in now if before.get(name, now[name]) != now[name]]
+    if "pictures" in differ:  # what follows from their number need not be told
+        differ = [name for name in differ if name == "pictures" or name in ("seed", "model")]
+    rows: list[tuple[str, Any, Any]] = []
+    for name in differ:
+        if name == "model":
+            rows += _model_rows(before["model"], now["model"])
+        else:
+            rows.append((_IN_WORDS.get(name, flag_name(name)), before[name], now[name]))
+    if rows:
+        raise another_run(rows, resumption.saved, config)
+
+
+_IN_WORDS = {"pictures": "number of pictures", "pictures_digest": "the pictures' names (digest)"}
+
+
+def another_run(rows: Iterable[tuple[str, Any, Any]], saved: SavedState | None, config: PretrainConfig) -> ConfigError:
+    """The refusal of what would make another run: each thing that differs, before and now."""
+    if saved is not None:
+        hint = f"put it back, or start a new run from its weights with --init {shown(saved.path)} and another --out"
+    else:
+        hint = f"put it back, or start anew: nothing is saved in {shown(config.out)} yet, so --out may name it"
+    table = _table([("option", "before", "now"), *((name, _text(before), _text(now)) for name, before, now in rows)])
+    return ConfigError(f"{_flag(config)} would not be the same run; what differs:", hint=hint, details=table)
+
+
+def _batch_change(
+    saved: SavedState | None, recorded: PretrainConfig | None, config: PretrainConfig, processes: int
+) -> list[Change]:
+    """A batch is that of all processes: another number of them may share it."""
+    if saved is None:
+        known, total = recorded.batch_size if recorded else config.batch_size, None
+    else:
+        known = saved.settings.get("batch_size", recorded.batch_size if recorded else config.batch_size)
+        total = saved.identity["batch_size"]
+    if config.batch_size == known or config.batch_size * processes == total:
+        return []
+    if total is None or processes == 1:
+        return [Change("batch_size", total or known, config.batch_size)]
+    return [Change("batch_size", f"{total} in all", f"{config.batch_size} x {processes} processes")]
+
+
+def _check_length(saved: SavedState | None, recorded: PretrainConfig | None, config: PretrainConfig) -> None:
+    """Refuse a length below what is done, and one that a repeated command would bring back.
+
+    Raises:
+        ConfigError: It is such a one.
+    """
+    known = [recorded.epochs] if recorded else []
+    if saved is not None:
+        begun = saved.position.epoch + (saved.position.batch > 0)
+        known += [saved.settings["epochs"]] if "epochs" in saved.settings else []
+        if config.epochs < begun:
+            done = f"{saved.position.epoch} are done" + (" and one is under way" if saved.position.batch else "")
+            raise ConfigError(
+                f"--epochs {config.epochs} is less than the run in {shown(config.out)} has behind it: {done}",
+                hint=f"give at least {begun}, or leave --epochs out",
+            )
+    longest = max(known, default=config.epochs)
+    if config.resume is None and config.epochs < longest:
+        raise ConfigError(
+            f"{_flag(config)} with --epochs {config.epochs} would take back that it was extended to {longest}",
+            hint=f"give --epochs {longest}; --resume {shown(config.out)} --epochs {config.epochs} makes it shorter",
+        )
+
+
+def _flag(config: PretrainConfig) -> str:
+    return f"{'--resume' if config.resume is not None else '--auto-resume:'} {shown(config.out)}"
+
+
+def _model_rows(before: str, now: str) -> list[tuple[str, Any, Any]]:
+    """The sizes that differ, of two models as ``repr`` writes them."""
+    fields = _fields(before), _fields(now)
+    if None in fields:
+        return [("model", before, now)]
+    old, new = (values or {} for values in fields)
+    return [(f"model: {name}", old[name], new[name]) for name in new if name in old and old[name] != new[name]]
+
+
+def _fields(text: str) -> Mapping[str, Any] | None:
+    try:
+        call = ast.parse(text, mode="eval").body
+        if not isinstance(call, ast.Call):
+            return None
+        return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return None
+
+
+def _text(value: Any) -> str:
+    """A plain value as a person types it."""
+    if value is None:
+        return "not given"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    return " ".join(map(_text, value)) if isinstance(value, list | tuple) else shown(value)
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
