@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import pickle
+
 import pytest
 import torch
 
@@ -77,3 +80,22 @@ def test_the_package_offers_its_names() -> None:
         assert getattr(mae, name) is not None
     with pytest.raises(AttributeError, match="nothing"):
         _ = mae.nothing
+
+
+def test_each_variant_has_a_file_with_its_factory() -> None:
+    for name in VARIANTS:
+        factory = getattr(importlib.import_module(f"mae.models.mae_{name}"), factory_name(name))
+        assert factory is getattr(mae, factory_name(name))
+        assert pickle.loads(pickle.dumps(factory)) is factory
+        assert f"ViT-{name.removeprefix('vit_').capitalize()}/{VARIANTS[name].patch_size}" in factory.__doc__
+        with torch.device("meta"):
+            assert factory(depth=1, decoder_depth=1).config == variant_config(name, depth=1, decoder_depth=1)
+
+
+def test_the_published_sizes() -> None:
+    assert VARIANTS["vit_base"] == MAEConfig()
+    large, huge = VARIANTS["vit_large"], VARIANTS["vit_huge"]
+    assert (large.patch_size, large.embed_dim, large.depth, large.num_heads) == (16, 1024, 24, 16)
+    assert (huge.patch_size, huge.embed_dim, huge.depth, huge.num_heads) == (14, 1280, 32, 16)
+    for one in (large, huge):
+        assert (one.decoder_embed_dim, one.decoder_depth, one.decoder_num_heads) == (512, 8, 16)
