@@ -10,9 +10,9 @@ import zipfile
 from pathlib import Path
 
 from mae.checkpoints.hub import RELEASES
-from mae.checkpoints.safety import LONGEST_PICKLE, check_pickle
+from mae.checkpoints.safety import LONGEST_PICKLE, check_pickle, unusable_type
 from mae.errors import CheckpointError
-from mae.io.text import a_few, printable, unusable_type
+from mae.io.text import a_few, shown
 
 
 class Container(enum.Enum):
@@ -139,7 +139,7 @@ def _check_zip(path: Path, size: int) -> None:
         with zipfile.ZipFile(path) as archive, archive.open(contents[0]) as file:
             pickled = file.read(LONGEST_PICKLE + 1)
     except Exception as error:  # as above
-        reason = printable(str(error) or type(error).__name__, 200)
+        reason = shown(str(error) or type(error).__name__, 200)
         raise CheckpointError(f"{path} is damaged: {reason}", hint=GET_IT_AGAIN) from None
     check_pickle(io.BytesIO(pickled), path)  # from memory, since many small reads of a zip are slow
 

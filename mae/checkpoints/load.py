@@ -17,11 +17,12 @@ from mae.checkpoints.dialects import foreign_layout, from_hugging_face, hugging_
 from mae.checkpoints.hub import LICENCE_NOTE, fetch, release_named, release_of
 from mae.checkpoints.pos_tables import grid_of
 from mae.checkpoints.run_states import run_states
+from mae.checkpoints.safety import USABLE_TYPES, unusable_type
 from mae.checkpoints.sizes import Declared, config_from_shapes, variant_of
 from mae.config import MAEConfig, parse_size
 from mae.errors import CheckpointError
 from mae.io.download import no_downloads
-from mae.io.text import USABLE_TYPES, a_few, printable, unusable_type
+from mae.io.text import a_few, shown
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ def _read(path: Path, container: Container) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=container is Container.ZIP or None)
     except Exception as error:  # a damaged file can raise almost anything from inside the unpickler
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path} is damaged: {printable(reason, 200)}", hint=GET_IT_AGAIN) from None
+        raise CheckpointError(f"{path} is damaged: {shown(reason, 200)}", hint=GET_IT_AGAIN) from None
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -194,7 +195,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             own = (file.metadata() or {}).get("maecli")
         return {"model": tensors} | ({"maecli": json.loads(own)} if own else {})
     except Exception as error:  # as above
-        raise CheckpointError(f"{path} is damaged: {printable(str(error), 200)}", hint=GET_IT_AGAIN) from None
+        raise CheckpointError(f"{path} is damaged: {shown(str(error), 200)}", hint=GET_IT_AGAIN) from None
 
 
 def _refuse_inflated(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -206,11 +207,11 @@ def _refuse_inflated(path: Path, tensors: Mapping[str, Tensor]) -> None:
     room = path.stat().st_size
     for key, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.device.type != "cpu":
-            raise CheckpointError(f"{path} is refused: {printable(key)} is no plain tensor")
+            raise CheckpointError(f"{path} is refused: {shown(key, 80)} is no plain tensor")
         room -= tensor.numel() * tensor.element_size()
         if room < 0:
             raise CheckpointError(
-                f"{path} is refused: its tensors claim more numbers than the file holds, at {printable(key)} "
+                f"{path} is refused: its tensors claim more numbers than the file holds, at {shown(key, 80)} "
                 f"{tuple(tensor.shape)}",
                 hint="the file was made wrongly or to exhaust memory; get it from a source you trust",
             )

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from mae.errors import CheckpointError
-from mae.io.text import printable, unusable_type
+from mae.io.text import shown
+
+USABLE_TYPES = ("float32", "float16", "bfloat16", "float64")
 
 LONGEST_PICKLE = 4_000_000  # bytes; that of a ViT-Huge with its optimiser has 0.2 million
 
@@ -46,6 +48,23 @@ _ATOM, _EMPTY_TUPLE, _OTHER = "atom", "empty tuple", "other"
 _ATOMS = {"NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"}
 _ATOMS |= {"SHORT_BINSTRING"}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+def unusable_type(path: Path, name: str, number: str) -> CheckpointError:
+    """The refusal of a tensor whose numbers no model computes with: 8-bit floats, integers.
+
+    Args:
+        path: The file.
+        name: The tensor's.
+        number: Its type, for instance "float8_e4m3fn".
+    """
+    floats = number.startswith(("float8", "float4", "F8", "F6", "F4"))
+    return CheckpointError(
+        f"{path}: {shown(name, 80)} is {shown(number, 80)}; weights must be floats of 16 bits or more "
+        f"({', '.join(USABLE_TYPES)})",
+        hint=f"{'a file in 8-bit floats' if floats else 'a quantised file'} has lost most of its digits and cannot be "
+        "read; get the float32 or bfloat16 weights it was made from",
+    )
 
 
 def check_pickle(file: IO[bytes], path: Path) -> int:
@@ -163,7 +182,7 @@ class _Walk:
             number = _TYPE.fullmatch(name)
             if number and self.unnamed:
                 raise unusable_type(self.path, self.unnamed[1], number[1])
-            raise self._refusal(f"asks for {printable(name.replace(' ', '.'), 100)}")
+            raise self._refusal(f"asks for {shown(name.replace(' ', '.'), 100)}")
         self.stack.append(name if name == _ORDERED_DICT else _OTHER)
 
     def _stop(self, _: Any) -> None:

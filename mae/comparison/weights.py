@@ -12,7 +12,7 @@ from torch import Tensor
 from mae.checkpoints import Checkpoint
 from mae.checkpoints.build import compare_shapes, is_decoder, is_finite
 from mae.checkpoints.pos_tables import follows_formula
-from mae.io.text import a_few, printable
+from mae.io.text import a_few, shown
 from mae.models import create_model
 from mae.pos_embed import sincos_2d
 
@@ -80,7 +80,7 @@ def inspect_weights(checkpoint: Checkpoint) -> WeightsReport:
 
     problems = [f"{a_few(not_finite)}: NaN or infinity"] if not_finite else []
     problems += [f"missing: {a_few(missing)} ({len(missing)} tensors)"] if missing else []
-    problems += [f"{printable(name)} has shape {got}; {shape} is wanted" for name, shape, got in misshapen]
+    problems += [f"{shown(name, 80)} has shape {got}; {shape} is wanted" for name, shape, got in misshapen]
     problems += [f"unexpected: {a_few(unexpected)} ({len(unexpected)} tensors)"] if unexpected else []
     # Fine-tuning trains the table; everywhere else it is fixed.
     wrong = [f"{key}: {what}" for key, what in tables.items() if what != "formula"]

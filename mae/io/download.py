@@ -55,7 +55,7 @@ def announce_downloads(listener: Listener) -> Iterator[None]:
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: ``MAECLI_CACHE``, else ``maecli`` in the user's cache folder."""
+    """Where downloads and what scans saw are kept: ``MAECLI_CACHE``, else ``maecli`` in the user's cache folder."""
     if named := os.environ.get("MAECLI_CACHE"):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maecli"

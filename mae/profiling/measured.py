@@ -18,8 +18,8 @@ from mae.errors import ConfigError, TrainingError
 
 
 @dataclasses.dataclass(frozen=True)
-class Machine:
-    """What measured.
+class MeasuredDevice:
+    """The device that measurements were taken on.
 
     Attributes:
         device, precision: As resolved from ``auto``.
@@ -92,17 +92,23 @@ class Measured:
         return any(timing.seconds_max > 1.5 * timing.seconds_median for timing in timings if timing)
 
 
-def measure_machine(device: str, precision: str) -> Machine:
+def measure_machine(device: str, precision: str) -> MeasuredDevice:
     """Resolve ``auto``, and measure the rate of matrix products.
 
     Raises:
         ConfigError: No such device here, or one that does not compute in that precision.
     """
-    return Machine(**_ask({"task": "machine", "device": device, "precision": precision}))
+    return MeasuredDevice(**_ask({"task": "machine", "device": device, "precision": precision}))
 
 
 def measure_model(
-    config: MAEConfig, machine: Machine, *, mask_ratio: float, batch: int, repeats: int, operations: dict[str, float]
+    config: MAEConfig,
+    machine: MeasuredDevice,
+    *,
+    mask_ratio: float,
+    batch: int,
+    repeats: int,
+    operations: dict[str, float],
 ) -> Measured:
     """Measure inference and training of one model.
 
@@ -139,7 +145,7 @@ def measure_model(
 
 
 def measure_training_peak(
-    config: MAEConfig, machine: Machine, *, mask_ratio: float, batch: int, activation_checkpointing: bool = False
+    config: MAEConfig, machine: MeasuredDevice, *, mask_ratio: float, batch: int, activation_checkpointing: bool = False
 ) -> int | None:
     """Peak bytes of training steps in a process of their own, as ``Measured.training_peak_bytes``.
 
@@ -154,7 +160,9 @@ def measure_training_peak(
     return peak
 
 
-def _conditions(config: MAEConfig, machine: Machine, mask_ratio: float, batch: int, repeats: int = 0) -> dict[str, Any]:
+def _conditions(
+    config: MAEConfig, machine: MeasuredDevice, mask_ratio: float, batch: int, repeats: int = 0
+) -> dict[str, Any]:
     return {
         "device": machine.device,
         "precision": machine.precision,
@@ -165,7 +173,7 @@ def _conditions(config: MAEConfig, machine: Machine, mask_ratio: float, batch: i
     }
 
 
-def _timing(answer: dict[str, Any], operations: float, machine: Machine) -> Timing:
+def _timing(answer: dict[str, Any], operations: float, machine: MeasuredDevice) -> Timing:
     seconds, batch = sorted(answer["seconds"]), answer["batch"]
     middle = len(seconds) // 2
     median = seconds[middle] if len(seconds) % 2 else (seconds[middle - 1] + seconds[middle]) / 2

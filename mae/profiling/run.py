@@ -16,7 +16,7 @@ from mae.profiling.plan import RunPlan, plan_from_flops, plan_from_rate
 from mae.profiling.training_path import own_compute
 
 if TYPE_CHECKING:
-    from mae.profiling.measured import Machine, Measured
+    from mae.profiling.measured import Measured, MeasuredDevice
 
 DEFAULT_BATCH = 64
 DEFAULT_BATCH_MEASURED_ON_CPU = 8
@@ -100,7 +100,7 @@ class ProfileResult:
     batch_size: int
     precision: str
     device: str
-    machine: Machine | None
+    machine: MeasuredDevice | None
     variants: tuple[VariantProfile, ...]
     notes: tuple[str, ...]
 
@@ -160,7 +160,7 @@ class _Conditions:
     device: str
     precision: str
     batch: int
-    machine: Machine | None
+    machine: MeasuredDevice | None
 
     @property
     def accelerator(self) -> Accelerator | None:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from mae.models import VARIANTS
 from mae.profiling.config import ProfileConfig
-from mae.profiling.measured import Machine, Measured, Timing
+from mae.profiling.measured import MeasuredDevice, Measured, Timing
 from mae.profiling.run import ProfileResult, profile
 from maecli.app import app
 from maecli.streams import ERRORS
@@ -223,7 +223,7 @@ def test_bars_are_drawn_to_scale() -> None:
 def measured_stand_in(monkeypatch: pytest.MonkeyPatch, device: str, measured: Measured) -> None:
     from mae.profiling import measured as module
 
-    machine = Machine(device, "fp32" if device == "cpu" else "bf16", f"some {device}", 2, "2.11", 2e11)
+    machine = MeasuredDevice(device, "fp32" if device == "cpu" else "bf16", f"some {device}", 2, "2.11", 2e11)
     monkeypatch.setattr(module, "measure_machine", lambda device, precision: machine)
     monkeypatch.setattr(module, "measure_model", lambda config, machine, **conditions: measured)
 

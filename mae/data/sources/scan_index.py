@@ -13,11 +13,11 @@ import hashlib
 import json
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 import PIL
 
+from mae.io.download import cache_folder
 from mae.io.files import write_atomically
 
 VERSION = 1
@@ -25,11 +25,6 @@ VERSION = 1
 WORTH_KEEPING = 5_000
 # A folder that changed so shortly before it was read may change again within the same tick of its clock.
 SETTLED_NS = 2_000_000_000
-
-
-def cache_folder() -> Path:
-    """Where indexes are kept: ``maecli`` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maecli" / "scans"
 
 
 def stamp(info: os.stat_result) -> list[int]:
@@ -61,7 +56,7 @@ class ScanIndex:
 
     def __init__(self, source: bytes) -> None:
         name = hashlib.blake2b(os.path.abspath(source), digest_size=16).hexdigest()
-        self.path = cache_folder() / f"{name}.json"
+        self.path = cache_folder() / "scans" / f"{name}.json"
         self._known = self._read()
         self._seen: dict[str, Any] = {}
         self._changed = 0

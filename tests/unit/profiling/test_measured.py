@@ -10,11 +10,11 @@ import pytest
 from mae.errors import TrainingError
 from mae.models import variant_config
 from mae.profiling import measured
-from mae.profiling.measured import Machine, measure_machine, measure_model
+from mae.profiling.measured import MeasuredDevice, measure_machine, measure_model
 from tests.processes import run_forked
 
 TINY = variant_config("vit_tiny", img_size=32, depth=1, decoder_depth=2)
-MACHINE = Machine("cpu", "fp32", "some CPU", 2, "2.0", 1e12)
+MACHINE = MeasuredDevice("cpu", "fp32", "some CPU", 2, "2.0", 1e12)
 OPERATIONS = {"latency": 1e6, "encode": 1e6, "forward": 2e6, "training_step": 4e6}
 
 

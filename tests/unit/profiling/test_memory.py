@@ -12,7 +12,7 @@ from torch import Tensor
 from mae.config import MAEConfig
 from mae.models import create_model, variant_config
 from mae.models.parameters import count_parameters
-from mae.profiling.measured import Machine, measure_training_peak
+from mae.profiling.measured import MeasuredDevice, measure_training_peak
 from mae.profiling.memory import (
     FIT_MARGINS,
     FIT_RESERVE_BYTES,
@@ -202,7 +202,7 @@ def test_the_estimate_is_what_pretrain_really_takes(variant: str, batch: int, tm
 def measured_and_estimated(
     name: str, batch: int, precision: str, *, activation_checkpointing: bool = False
 ) -> tuple[int, int]:
-    config, machine = variant_config(name), Machine("cpu", precision, "this one", 1, torch.__version__, 1e9)
+    config, machine = variant_config(name), MeasuredDevice("cpu", precision, "this one", 1, torch.__version__, 1e9)
     peak = measure_training_peak(
         config, machine, mask_ratio=0.75, batch=batch, activation_checkpointing=activation_checkpointing
     )

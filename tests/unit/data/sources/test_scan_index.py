@@ -17,7 +17,7 @@ from mae.data.sources.scan import ImageScan, scan_images
 @pytest.fixture
 def looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that a scan opened; every scan is kept, in a cache folder of the test's own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("MAECLI_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(scan_index, "WORTH_KEEPING", 0)
     monkeypatch.setattr(scan_index, "SETTLED_NS", 0)
     names: list[str] = []
@@ -102,7 +102,7 @@ def test_a_broken_or_forbidden_cache_is_no_error(
         kept.write_text(text)
         assert scan(data, looked_at) == first
         assert len(looked_at) == 7
-    monkeypatch.setenv("XDG_CACHE_HOME", str(data / "notes.txt"))
+    monkeypatch.setenv("MAECLI_CACHE", str(data / "notes.txt"))
     assert scan(data, looked_at) == first
 
 

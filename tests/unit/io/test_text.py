@@ -1,0 +1,30 @@
+"""Text that anybody may have written, made fit for a terminal."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from mae.io.text import a_few, shown
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("photo é 猫.png", "photo é 猫.png"),
+        (os.fsdecode(b"caf\xe9.png"), r"caf\xe9.png"),
+        ("two\nlines\t", r"two\nlines\t"),
+        ("\x1b[31mred", r"\x1b[31mred"),
+        ("\ud800", r"\ud800"),  # as JSON and pickles may hold it; no encoding takes it
+        ("\u202egnp.exe", r"\u202egnp.exe"),
+    ],
+)
+def test_every_text_becomes_one_harmless_line(text: str, line: str) -> None:
+    assert shown(text) == line
+    assert shown(text).isprintable()
+
+
+def test_long_texts_are_cut() -> None:
+    assert shown("a" * 10**6, 80) == "a" * 80
+    assert a_few(["a\n", "b" * 100, "c", "d", "e"]) == rf"a\n, {'b' * 80}, c, d ..."
