@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from mae.models import VARIANTS
 from mae.profiling.config import ProfileConfig
-from mae.profiling.measured import MeasuredDevice, Measured, Timing
+from mae.profiling.measured import Measured, MeasuredDevice, Timing
 from mae.profiling.run import ProfileResult, profile
 from maecli.app import app
 from maecli.streams import ERRORS
