@@ -51,7 +51,7 @@ def _explained(usage: Any, message: str) -> ConfigError:
 app = typer.Typer(
     name="maecli",
     cls=Maecli,
-    help="Masked autoencoders (He et al. 2021): train them, look at them, know what they cost.",
+    help="Masked autoencoders (He et al. 2021): train, visualise, evaluate and profile them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -79,4 +79,4 @@ def main(
         ),
     ] = False,
 ) -> None:
-    """Masked autoencoders (He et al. 2021): train them, look at them, know what they cost."""
+    """Masked autoencoders (He et al. 2021): train, visualise, evaluate and profile them."""

@@ -33,14 +33,14 @@ from maecli.output import Output
 
 # Options of the official pre-training script without a counterpart, and why none is needed.
 NOT_NEEDED = {
-    "start_epoch": "drop it: the checkpoint knows; --resume RUN goes on where the run stopped",
-    **dict.fromkeys(("pin_mem", "no_pin_mem"), "drop it: memory is pinned for CUDA, and never elsewhere"),
+    "start_epoch": "drop it: the checkpoint stores the epoch; --resume RUN continues where the run stopped",
+    **dict.fromkeys(("pin_mem", "no_pin_mem"), "drop it: memory is pinned for CUDA and nowhere else"),
     **dict.fromkeys(
         ("world_size", "local_rank", "dist_on_itp", "dist_url"),
-        "drop it: the launcher tells the processes: torchrun --nproc-per-node 8 -m maecli pretrain ...",
+        "drop it: the launcher sets it: torchrun --nproc-per-node 8 -m maecli pretrain ...",
     ),
 }
-_VERBOSE = "Tell every setting, the time and the memory taken on stderr, and where an error comes from."
+_VERBOSE = "Print every setting, elapsed time, peak memory and the traceback of an error to stderr."
 _METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
 
 
@@ -105,13 +105,17 @@ def command_from(
         if toml:
             parameters.append(
                 _keyword(
-                    "config", Path | None, typer.Option(help="TOML file with these options' names.", metavar="FILE")
+                    "config",
+                    Path | None,
+                    typer.Option(help="Read options from a TOML file; typed options win.", metavar="FILE"),
                 )
             )
         parameters += [
             *(_keyword(name, bool, typer.Option(flag_name(name), help=help), False) for name, help in switches.items()),
             _keyword("as_json", bool, typer.Option("--json", help="Print the result as one JSON document."), False),
-            _keyword("quiet", bool, typer.Option("--quiet", help="Print only the one value a script wants."), False),
+            _keyword(
+                "quiet", bool, typer.Option("--quiet", help="Print only the most important value, for scripts."), False
+            ),
             _keyword("verbose", bool, typer.Option("--verbose", help=_VERBOSE), False),
         ]
         positionals = [p for p in parameters if p.name in _positional_names(config_class)]

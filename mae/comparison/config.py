@@ -19,26 +19,28 @@ class CompareConfig:
 
     official: Path = option(
         dataclasses.MISSING,
-        "The checkpoint to examine: a file, a run's folder, or a released file's name.",
+        "The checkpoint to check: a file, a run folder or a released name.",
         metavar="CKPT",
         official=("model", "resume"),
     )
-    checkpoint: Path | None = option(None, "A second checkpoint, to compare with the first tensor by tensor.")
-    image: Path | None = option(None, "An image to compute with.", default_text="generated noise")
+    checkpoint: Path | None = option(None, "A second checkpoint to compare with the first, tensor by tensor.")
+    image: Path | None = option(None, "Image to run the model on.", default_text="generated noise")
     reference: str = option(
         "auto",
-        "builtin (plain float64, from the paper), transformers, timm, or your clone of the official repository; "
-        "auto takes the builtin one and those that are installed.",
+        "Reference: builtin (plain float64, from the paper), transformers, timm, or a clone of the official "
+        "repository; auto is builtin and those that are installed.",
         metavar="NAME|PATH",
     )
-    mask_ratio: float = option(0.75, "Share of the patches that is removed.", low=0, below=1)
-    seed: int = option(2, "Chooses the mask and the generated image.", low=0)
-    num_heads: int | None = option(None, "Heads of the encoder.", low=1, default_text="the usual")
-    decoder_num_heads: int | None = option(None, "Heads of the decoder.", low=1, default_text="the usual")
-    out: Path | None = option(
-        None, "With --checkpoint: draw both reconstructions side by side into this image: .png, .jpg or .webp."
+    mask_ratio: float = option(0.75, "Fraction of the patches that is masked.", low=0, below=1)
+    seed: int = option(2, "Seed of the mask and of the generated image.", low=0)
+    num_heads: int | None = option(
+        None, "Attention heads of the encoder.", low=1, default_text="from the checkpoint or the width"
     )
-    offline: bool = option(False, "Download nothing.", flags="--offline")
+    decoder_num_heads: int | None = option(
+        None, "Attention heads of the decoder.", low=1, default_text="from the checkpoint or the width"
+    )
+    out: Path | None = option(None, "With --checkpoint: write both reconstructions side by side: .png, .jpg or .webp.")
+    offline: bool = option(False, "Never download anything.", flags="--offline")
 
     def __post_init__(self) -> None:
         if self.reference not in REFERENCES and not Path(self.reference).is_dir():

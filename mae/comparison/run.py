@@ -1,4 +1,4 @@
-"""Prove that a checkpoint is the model it is taken for, and that our computation is the official one."""
+"""Check a checkpoint, and this implementation, against a reference implementation stage by stage."""
 
 from __future__ import annotations
 

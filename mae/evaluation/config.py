@@ -25,40 +25,52 @@ def _shared(name: str) -> Any:
     return {
         "image_size": option(
             None,
-            "The frame in pixels, S or HxW; position tables follow.",
+            "Image size in pixels, S or HxW; position embeddings are adapted.",
             parse=parse_size,
             metavar="S|HxW",
-            default_text="the weights'",
+            default_text="the checkpoint's",
             panel=_IMAGES,
         ),
         "crop_pct": option(
             None,
-            "Share of each side that is kept when an image is scaled and its centre cut out.",
+            "Fraction of each side that the centre crop keeps.",
             above=0,
             high=1,
             default_text="224/256 up to 224 px, 1 above",
             panel=_IMAGES,
         ),
         "max_unreadable": option(
-            0.1, "Stop when more than this share of the images is unreadable.", low=0, below=1, panel=_IMAGES
+            0.1, "Stop if more than this fraction of the images is unreadable.", low=0, below=1, panel=_IMAGES
         ),
         "layer": option(
-            None, "Read the output of this block, counted from 1.", low=1, default_text="the last", panel=_ENCODER
+            None,
+            "Take the output of this encoder block, counted from 1.",
+            low=1,
+            default_text="the last block",
+            panel=_ENCODER,
         ),
-        "batch_size": option(64, "Images in a batch.", low=1, high=65536, panel=_COMPUTING),
+        "batch_size": option(64, "Images per batch.", low=1, high=65536, panel=_COMPUTING),
         "workers": option(
-            None, "Processes that decode images.", low=0, high=1024, default_text="by cores", panel=_COMPUTING
+            None,
+            "Number of processes that load and decode images.",
+            low=0,
+            high=1024,
+            default_text="from the number of cores",
+            panel=_COMPUTING,
         ),
         "device": option(
-            "auto", "auto takes the best there is.", choices=("auto", "cuda", "mps", "cpu"), panel=_COMPUTING
+            "auto",
+            "Where to compute; auto is the best available.",
+            choices=("auto", "cuda", "mps", "cpu"),
+            panel=_COMPUTING,
         ),
         "precision": option(
             "auto",
-            "auto is bf16 where the hardware multiplies in it, else fp32.",
+            "Number format of the computation; auto is bf16 if the hardware supports it, else fp32.",
             choices=("auto", "fp32", "bf16", "fp16"),
             panel=_COMPUTING,
         ),
-        "offline": option(False, "Download nothing.", flags="--offline", panel=_COMPUTING),
+        "offline": option(False, "Never download anything.", flags="--offline", panel=_COMPUTING),
     }[name]
 
 
@@ -68,31 +80,31 @@ class EmbedConfig:
 
     data: tuple[Path, ...] = option(
         dataclasses.MISSING,
-        "Folders with images, archives of them, or shards by https URL; class folders become labels.",
+        "Folders of images, archives (.tar, .zip), Parquet files, or https URLs of these; class folders become labels.",
         positional=True,
         metavar="DATA",
         official=("data_path",),
     )
     checkpoint: Path = option(
         DEFAULT_CHECKPOINT,
-        "Weights: a file of yours, with or without a decoder, an official one, or its name.",
+        "Weights, with or without a decoder: a checkpoint file, a run folder or a released name.",
         official=("model", "resume", "finetune"),
     )
-    out: Path = option(Path("features.npz"), "The file to write: .npz, .parquet, .csv or .pt.")
+    out: Path = option(Path("features.npz"), "Output file: .npz, .parquet, .csv or .pt.")
     pool: str = option(
         "mean",
-        "The class token, the mean of the patch tokens, or all patch tokens.",
+        "Features: the class token, the mean of the patch tokens, or all patch tokens.",
         choices=POOLS,
         panel=_ENCODER,
     )
     layer: int | None = _shared("layer")
     feature_norm: str = option(
         "final",
-        "Whether the encoder's final norm is applied; it can halve or double a k-NN accuracy.",
+        "Whether to apply the encoder's final norm; k-NN accuracy can halve or double with it.",
         choices=FEATURE_NORMS,
         panel=_ENCODER,
     )
-    dtype: str = option("float32", "Type of the numbers in the file.", choices=("float32", "float16"), panel=_ENCODER)
+    dtype: str = option("float32", "Number format of the file.", choices=("float32", "float16"), panel=_ENCODER)
     image_size: tuple[int, int] | None = _shared("image_size")
     crop_pct: float | None = _shared("crop_pct")
     max_unreadable: float = _shared("max_unreadable")
@@ -140,41 +152,41 @@ class EvaluateConfig:
 
     data: Path = option(
         dataclasses.MISSING,
-        "Class folders, or an archive of them: below train/ and test/ (or val/), or one tree that is split.",
+        "Class folders or an archive of them, below train/ and test/ (or val/), or without a split.",
         positional=True,
         metavar="DATA",
     )
     checkpoint: tuple[Path, ...] = option(
-        (DEFAULT_CHECKPOINT,), "Weights, as for embed; several times to compare.", metavar="PATH"
+        (DEFAULT_CHECKPOINT,), "Weights, as for embed; repeat it to compare several.", metavar="PATH"
     )
     probe: tuple[str, ...] = option(
-        PROBES, "What to train on the features; several times for several.", choices=PROBES, panel=_PROBES
+        PROBES, "Probe to train on the features; repeat it for several.", choices=PROBES, panel=_PROBES
     )
     references: bool = option(
-        True, "Beside them: the same architecture untrained, pixels, whitened pixels.", panel=_PROBES
+        True, "Also evaluate baselines: the untrained architecture, pixels, whitened pixels.", panel=_PROBES
     )
     label_fraction: tuple[float, ...] = option(
         (1.0,),
-        "Share of the training labels, of each class; several times, or '0.01 0.1 1'.",
+        "Fraction of the training labels to use, per class; repeat it or write '0.01 0.1 1'.",
         parse=parse_fractions,
         metavar="SHARE",
         panel=_PROBES,
     )
     test_share: float = option(
-        0.2, "Share of each class that tests, where DATA has no test/ or val/.", above=0, below=1, panel=_PROBES
+        0.2, "Fraction of each class to test on if DATA has no test/ or val/.", above=0, below=1, panel=_PROBES
     )
-    seed: int = option(0, "Of splits, label fractions, held-out parts and fresh weights.", low=0, panel=_PROBES)
+    seed: int = option(0, "Seed of splits, label fractions and initial weights.", low=0, panel=_PROBES)
     layer: int | None = _shared("layer")
     image_size: tuple[int, int] | None = _shared("image_size")
     crop_pct: float | None = _shared("crop_pct")
     max_unreadable: float = _shared("max_unreadable")
-    report: Path | None = option(None, "Write a page too: .html or .htm.")
+    report: Path | None = option(None, "Also write an HTML report: .html or .htm.")
     cache: Path | None = option(
-        None, "Folder that features are kept in.", default_text="the user's cache folder", panel=_COMPUTING
+        None, "Folder for cached features.", default_text="the user's cache folder", panel=_COMPUTING
     )
     tokens_gb: float = option(
         4.0,
-        "GB on disk for patch tokens, which attentive reads; if they do not fit, it gets fewer images.",
+        "GB of disk for the patch tokens of the attentive probe; if they do not fit, it trains on fewer images.",
         above=0,
         panel=_COMPUTING,
     )

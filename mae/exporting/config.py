@@ -16,19 +16,25 @@ class ExportConfig:
 
     checkpoint: Path = option(
         dataclasses.MISSING,
-        "The checkpoint: a file, a run's folder, or a released file's name.",
+        "The checkpoint: a file, a run folder or a released name.",
         positional=True,
         metavar="CKPT",
         official=("model", "resume"),
     )
     to: str = option(
         dataclasses.MISSING,
-        "official (.pth for the official scripts), encoder (the same without decoder), timm, hf (a folder for "
+        "Format: official (.pth for the official scripts), encoder (without the decoder), timm, hf (a folder for "
         "transformers) or safetensors (official names).",
         choices=TARGETS,
         metavar="TARGET",
     )
-    out: Path | None = option(None, "Where to write.", default_text="beside the checkpoint", official=("output_dir",))
-    num_heads: int | None = option(None, "Heads of the encoder.", low=1, default_text="the usual")
-    decoder_num_heads: int | None = option(None, "Heads of the decoder.", low=1, default_text="the usual")
-    offline: bool = option(False, "Download nothing.", flags="--offline")
+    out: Path | None = option(
+        None, "Output file or folder.", default_text="beside the checkpoint", official=("output_dir",)
+    )
+    num_heads: int | None = option(
+        None, "Attention heads of the encoder.", low=1, default_text="from the checkpoint or the width"
+    )
+    decoder_num_heads: int | None = option(
+        None, "Attention heads of the decoder.", low=1, default_text="from the checkpoint or the width"
+    )
+    offline: bool = option(False, "Never download anything.", flags="--offline")

@@ -1,4 +1,4 @@
-"""Write a checkpoint for another tool, then prove that the tool computes the same with it."""
+"""Convert a checkpoint for another tool, then verify that the tool computes the same outputs."""
 
 from __future__ import annotations
 

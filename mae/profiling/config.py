@@ -42,63 +42,66 @@ class ProfileConfig:
 
     variant: tuple[str, ...] = option(
         (),
-        "vit_tiny, vit_small, vit_base, vit_large or vit_huge; several times for several.",
+        "vit_tiny, vit_small, vit_base, vit_large or vit_huge; repeat it to compare several.",
         default_text="all of them",
         panel=_MODEL,
         official=("model",),
     )
     image_size: tuple[int, int] = option(
         (224, 224),
-        "Images in pixels, S or HxW (rows first).",
+        "Image size in pixels, S or HxW (height first).",
         parse=parse_size,
         metavar="S|HxW",
         default_text="224",
         panel=_MODEL,
         official=("input_size",),
     )
-    patch_size: int | None = option(
-        None, "Side of a patch in pixels.", low=1, default_text="the variant's", panel=_MODEL
-    )
-    in_chans: int = option(3, "Channels of an image.", low=1, panel=_MODEL)
-    mask_ratio: float = option(0.75, "Share of the patches that is removed.", above=0, below=1, panel=_MODEL)
+    patch_size: int | None = option(None, "Patch size in pixels.", low=1, default_text="the variant's", panel=_MODEL)
+    in_chans: int = option(3, "Input channels.", low=1, panel=_MODEL)
+    mask_ratio: float = option(0.75, "Fraction of the patches that is masked.", above=0, below=1, panel=_MODEL)
     batch_size: int | None = option(
-        None, "Images in a batch.", low=1, default_text="64; 8 to measure on a CPU", panel=_MODEL
+        None, "Images per batch.", low=1, default_text="64; 8 to measure on a CPU", panel=_MODEL
     )
     precision: str = option(
         "auto",
-        "auto is what pretrain takes: bf16 where the --gpu, or this processor, multiplies in it, else fp32.",
+        "Number format; auto is what pretrain uses: bf16 if the --gpu, or this processor, supports it, else fp32.",
         choices=("auto", "fp32", "bf16", "fp16"),
         panel=_MODEL,
     )
     device: str = option(
         "auto",
-        "auto is a GPU; with --measure the best there is here.",
+        "Device to estimate for; auto is a GPU, or with --measure the best available here.",
         choices=("auto", "cuda", "mps", "cpu"),
         panel=_MODEL,
     )
-    depth: int | None = option(None, "Break parameters and compute down by module, so many levels deep.", low=1)
+    depth: int | None = option(None, "Also list parameters and FLOPs by module, this many levels deep.", low=1)
     fit: int | None = option(
         None,
-        "Say what batch fits in this memory.",
+        "Find the largest batch that fits in this memory.",
         parse=parse_bytes,
         metavar="24GB",
         default_text="the memory of --gpu",
     )
 
-    gpu: str | None = option(None, f"Plan a run on these: {', '.join(ACCELERATORS)}.", panel=_PLAN)
-    gpus: int = option(1, "How many of them.", low=1, panel=_PLAN, official=("world_size",))
-    images: int = option(IMAGENET_IMAGES, "Images in the data set.", low=1, panel=_PLAN)
-    epochs: int = option(RECIPE_EPOCHS, "Epochs of the run.", low=1, panel=_PLAN)
+    gpu: str | None = option(None, f"Estimate a run on this accelerator: {', '.join(ACCELERATORS)}.", panel=_PLAN)
+    gpus: int = option(1, "Number of accelerators.", low=1, panel=_PLAN, official=("world_size",))
+    images: int = option(IMAGENET_IMAGES, "Number of images in the data set.", low=1, panel=_PLAN)
+    epochs: int = option(RECIPE_EPOCHS, "Number of epochs.", low=1, panel=_PLAN)
     mfu: float = option(
-        0.3, "Share of the peak rate that training reaches: an assumption.", above=0, high=1, panel=_PLAN
+        0.3,
+        "Assumed model FLOPs utilisation: the fraction of the peak rate that training reaches.",
+        above=0,
+        high=1,
+        panel=_PLAN,
     )
-    price: float | None = option(None, "Price of one accelerator for an hour, in any currency.", low=0, panel=_PLAN)
+    price: float | None = option(None, "Price of one accelerator per hour, in any currency.", low=0, panel=_PLAN)
 
-    measure: bool = option(
-        False, "Time it and take its peak memory on this machine.", flags="--measure", panel=_MEASURE
-    )
+    measure: bool = option(False, "Measure time and peak memory on this machine.", flags="--measure", panel=_MEASURE)
     repeats: int = option(
-        5, "Timed repeats after the warm-up, at least; short things are repeated more.", low=2, panel=_MEASURE
+        5,
+        "Minimum number of timed repeats after the warm-up; fast operations are repeated more often.",
+        low=2,
+        panel=_MEASURE,
     )
     csv: bool = option(False, "Print one line of comma-separated values per variant.", flags="--csv")
 

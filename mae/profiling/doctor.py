@@ -33,7 +33,7 @@ _MATMUL_SIDES = {"cpu": 1024, "cuda": 8192, "mps": 2048}
 class DoctorConfig:
     """How far to look."""
 
-    speed: bool = option(True, "Measure matrix products and training steps too; takes a few seconds.")
+    speed: bool = option(True, "Also measure matrix products and training steps; takes a few seconds.")
 
 
 @dataclasses.dataclass(frozen=True)

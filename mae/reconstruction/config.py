@@ -20,7 +20,7 @@ class ReconstructConfig:
 
     images: tuple[Path, ...] = option(
         dataclasses.MISSING,
-        "Images; folders, archives and Parquet files of them, also by https URL; - reads one from standard input.",
+        "Images, folders, archives or Parquet files, also by https URL; - reads one image from standard input.",
         positional=True,
         metavar="IMAGE",
         stream=True,
@@ -28,52 +28,54 @@ class ReconstructConfig:
     )
     checkpoint: Path = option(
         DEFAULT_CHECKPOINT,
-        "Weights with a decoder: a file or run of yours, an official file, or its name.",
+        "Weights with a decoder: a checkpoint file, a run folder or a released name.",
         official=("model", "resume"),
     )
     out: Path = option(
         Path("reconstruction.png"),
-        "The image to write: .png, .jpg or .webp; - writes it to standard output.",
+        "Output image: .png, .jpg or .webp; - writes to standard output.",
         stream=True,
         official=("output_dir",),
     )
-    format: str | None = option(
-        None, "Of the image on standard output.", choices=("png", "jpg", "webp"), default_text="png"
+    format: str | None = option(None, "Image format for --out -.", choices=("png", "jpg", "webp"), default_text="png")
+    limit: int = option(
+        8, "Maximum number of images from each folder, archive or table; images named one by one are all shown.", low=1
     )
-    limit: int = option(8, "Most images of each folder, archive or table; those that are named are all shown.", low=1)
     mask_ratio: tuple[float, ...] = option(
         (),
-        "Share of the patches that is removed; several times for several columns.",
+        "Fraction of the patches that is masked; repeat it to draw several columns.",
         low=0,
         below=1,
         metavar="RATIO",
         default_text=f"{DEFAULT_MASK_RATIO:g}",
     )
-    seed: int = option(2, "Chooses the mask; 2 gives the one of the official notebook's published images.", low=0)
-    mask: Path | None = option(None, "Your own mask, an image: white is removed.")
+    seed: int = option(2, "Seed of the mask; 2 gives the mask of the official notebook.", low=0)
+    mask: Path | None = option(None, "Use this image as the mask: white patches are masked.")
     resize: bool = option(
         False,
-        "Show the centre, cropped to the model's frame; or the whole image, in a frame of its shape.",
+        "Resize the whole image, keeping its shape, or crop the centre to the model's image size.",
         flags="--resize/--crop",
         default_text="crop",
     )
     image_size: tuple[int, int] | None = option(
         None,
-        "The frame in pixels, S or HxW.",
+        "Image size in pixels, S or HxW.",
         parse=parse_size,
         metavar="S|HxW",
-        default_text="the weights'",
+        default_text="the checkpoint's",
         official=("input_size",),
     )
     norm_pix: str = option(
         "auto",
-        "Whether the weights predict normalised patches; auto asks the file.",
+        "Whether the model predicts normalised patches; auto reads it from the checkpoint.",
         choices=("auto", "on", "off"),
         official=("norm_pix_loss",),
     )
-    separate: Path | None = option(None, "Write every panel as a file of its own into this folder too.")
-    device: str = option("auto", "auto takes the best there is.", choices=("auto", "cuda", "mps", "cpu"))
-    offline: bool = option(False, "Download nothing.", flags="--offline")
+    separate: Path | None = option(None, "Also write every panel as a separate file into this folder.")
+    device: str = option(
+        "auto", "Where to compute; auto is the best available.", choices=("auto", "cuda", "mps", "cpu")
+    )
+    offline: bool = option(False, "Never download anything.", flags="--offline")
 
     def __post_init__(self) -> None:
         if not self.to_stream and self.out.suffix.lower() not in IMAGE_FORMATS:

@@ -16,10 +16,10 @@ class ReportConfig:
     """Which run, shown in which file."""
 
     run: Path = option(dataclasses.MISSING, "The run's folder.", positional=True, metavar="RUN")
-    out: Path = option(Path("report.html"), "The page to write: .html or .htm.")
+    out: Path = option(Path("report.html"), "Output file: .html or .htm.")
     images: int = option(
         8,
-        "Most images of reconstructions, evenly over the run, the first and last among them.",
+        "Maximum number of previews, spaced evenly over the run, including the first and the last.",
         low=0,
         high=100,
         aliases=("pictures",),
@@ -35,5 +35,5 @@ class WatchConfig:
     """Which run, and how often to look."""
 
     run: Path = option(dataclasses.MISSING, "The run's folder.", positional=True, metavar="RUN")
-    every: float = option(2.0, "Seconds between looks.", low=0.1)
-    once: bool = option(False, "Show how the run stands and end.", flags="--once")
+    every: float = option(2.0, "Seconds between updates.", low=0.1)
+    once: bool = option(False, "Print the current state and exit.", flags="--once")

@@ -27,7 +27,7 @@ class PretrainConfig:
 
     data: tuple[Path, ...] = option(
         dataclasses.MISSING,
-        "Folders with images, archives of them, or shards by https URL; labels are not needed.",
+        "Folders of images, archives (.tar, .zip), Parquet files, or https URLs of these; labels are not needed.",
         positional=True,
         metavar="DATA",
         official=("data_path",),
@@ -38,128 +38,142 @@ class PretrainConfig:
     )
     image_size: tuple[int, int] = option(
         (224, 224),
-        "Crops in pixels, S or HxW (rows first).",
+        "Size of the training crops in pixels, S or HxW (height first).",
         parse=parse_size,
         metavar="S|HxW",
         default_text="224",
         panel=_MODEL,
         official=("input_size",),
     )
-    patch_size: int | None = option(
-        None, "Side of a patch in pixels.", low=1, default_text="the variant's", panel=_MODEL
+    patch_size: int | None = option(None, "Patch size in pixels.", low=1, default_text="the variant's", panel=_MODEL)
+    in_chans: int = option(
+        3, "Input channels: 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha.", low=1, high=4, panel=_MODEL
     )
-    in_chans: int = option(3, "Channels: 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha.", low=1, high=4, panel=_MODEL)
     norm_pix_loss: bool = option(
-        True, "Predict each patch normalised by its own mean and deviation (official command line: off).", panel=_MODEL
+        True, "Target: pixels normalised by each patch's mean and std (off in the official script).", panel=_MODEL
     )
-    init: Path | None = option(None, "Start from the weights (only) of this file, run or released name.", panel=_MODEL)
+    init: Path | None = option(
+        None, "Initialise the weights from a checkpoint file, run folder or released name.", panel=_MODEL
+    )
 
-    mask_ratio: float = option(0.75, "Share of the patches that is removed.", above=0, below=1, panel=_RECIPE)
-    epochs: int = option(800, "Epochs of the whole run (official command line: 400).", low=1, panel=_RECIPE)
-    warmup_epochs: float = option(40.0, "Epochs of linear warm-up from 0.", low=0, panel=_RECIPE)
-    batch_size: int = option(64, "Images in a batch, in each process.", low=1, panel=_RECIPE)
-    accum_iter: int = option(1, "Batches whose gradients are averaged in one step.", low=1, panel=_RECIPE)
+    mask_ratio: float = option(0.75, "Fraction of the patches that is masked.", above=0, below=1, panel=_RECIPE)
+    epochs: int = option(800, "Total number of epochs (400 in the official script).", low=1, panel=_RECIPE)
+    warmup_epochs: float = option(40.0, "Epochs of linear learning rate warm-up from 0.", low=0, panel=_RECIPE)
+    batch_size: int = option(64, "Images per batch, in each process.", low=1, panel=_RECIPE)
+    accum_iter: int = option(1, "Batches whose gradients are accumulated for one optimiser step.", low=1, panel=_RECIPE)
     base_lr: float = option(
         1.5e-4,
-        "Learning rate for 256 images; lr = base-lr x effective batch / 256 (official command line: 1e-3).",
+        "Learning rate per 256 images: lr = base-lr x effective batch / 256 (1e-3 in the official script).",
         above=0,
         panel=_RECIPE,
         official=("blr",),
     )
     lr: float | None = option(
         None,
-        "The learning rate itself, instead of base-lr.",
+        "Peak learning rate, used as given instead of base-lr.",
         above=0,
         default_text="from base-lr",
         panel=_RECIPE,
         instead_of="base_lr",
     )
-    min_lr: float = option(0.0, "Where the cosine ends.", low=0, panel=_RECIPE)
-    weight_decay: float = option(0.05, "AdamW's decoupled decay; biases and norms are left out.", low=0, panel=_RECIPE)
-    betas: tuple[float, float] = option((0.9, 0.95), "AdamW's betas.", low=0, below=1, panel=_RECIPE)
+    min_lr: float = option(0.0, "Final learning rate of the cosine schedule.", low=0, panel=_RECIPE)
+    weight_decay: float = option(0.05, "AdamW's weight decay; not applied to biases and norms.", low=0, panel=_RECIPE)
+    betas: tuple[float, float] = option((0.9, 0.95), "AdamW's beta1 and beta2.", low=0, below=1, panel=_RECIPE)
 
     crop_scale: tuple[float, float] = option(
-        (0.2, 1.0), "Smallest and largest share of an image's area in a crop.", above=0, high=1, panel=_DATA
+        (0.2, 1.0),
+        "Smallest and largest area of a random crop, as a fraction of the image.",
+        above=0,
+        high=1,
+        panel=_DATA,
     )
     crop_ratio: tuple[float, float] = option(
-        (3 / 4, 4 / 3), "Narrowest and widest crop, width over height.", above=0, panel=_DATA
+        (3 / 4, 4 / 3), "Smallest and largest aspect ratio of a random crop, width / height.", above=0, panel=_DATA
     )
-    hflip: bool = option(True, "Flip half of the crops left to right.", panel=_DATA)
+    hflip: bool = option(True, "Flip crops horizontally with probability 0.5.", panel=_DATA)
     workers: int | None = option(
         None,
-        "Processes that decode images.",
+        "Number of processes that load and decode images.",
         low=0,
         high=1024,
-        default_text="by cores",
+        default_text="from the number of cores",
         panel=_DATA,
         official=("num_workers",),
     )
     decoder: str = option(
         "auto",
-        "What decodes JPEGs; auto is simplejpeg where it is installed (about twice as fast).",
+        "JPEG decoder; auto is simplejpeg if it is installed (about twice as fast).",
         choices=("auto", "pillow", "simplejpeg"),
         panel=_DATA,
     )
     cache: int = option(
         0,
-        "MiB of memory for keeping decoded images, for all processes of a machine; 0 for none.",
+        "MiB of memory for caching decoded images, shared by all processes of a machine; 0 disables it.",
         low=0,
         panel=_DATA,
     )
     max_unreadable: float = option(
-        0.1, "Stop when more than this share of the images is unreadable.", low=0, high=1, panel=_DATA
+        0.1, "Stop if more than this fraction of the images is unreadable.", low=0, high=1, panel=_DATA
     )
 
     activation_checkpointing: bool = option(
         False,
-        "Keep only each block's input for the backward pass: far less memory, a third slower.",
+        "Recompute activations in the backward pass: far less memory, about a third slower.",
         panel=_RUN,
         aliases=("recompute",),
     )
-    compile: bool = option(False, "Compile the training step where that is faster here: timed, and said.", panel=_RUN)
-    shard: bool = option(False, "Divide the model over the processes (FSDP2) instead of copying it (DDP).", panel=_RUN)
-    out: Path = option(Path("run"), "The run's folder.", panel=_RUN, official=("output_dir",))
+    compile: bool = option(False, "Use torch.compile if it is measured to be faster on this machine.", panel=_RUN)
+    shard: bool = option(
+        False, "Shard the model over the processes (FSDP2) instead of replicating it (DDP).", panel=_RUN
+    )
+    out: Path = option(Path("run"), "Folder to write the run to.", panel=_RUN, official=("output_dir",))
     resume: Path | None = option(
         None,
-        "Go on with the run in this folder, exactly as if it had not stopped.",
+        "Resume the run in this folder, exactly as if it had not stopped.",
         metavar="RUN",
         typed_only=True,
         panel=_RUN,
     )
     auto_resume: bool = option(
-        False, "Go on with the run in --out if there is one, else start it: for jobs that are restarted.", panel=_RUN
+        False, "Resume the run in --out if there is one, else start it: for jobs that a scheduler restarts.", panel=_RUN
     )
-    seed: int = option(0, "Everything random follows from it.", low=0, panel=_RUN)
-    device: str = option("auto", "auto takes the best there is.", choices=("auto", "cuda", "mps", "cpu"), panel=_RUN)
+    seed: int = option(0, "Seed of weights, order, crops, flips and masks.", low=0, panel=_RUN)
+    device: str = option(
+        "auto", "Where to compute; auto is the best available.", choices=("auto", "cuda", "mps", "cpu"), panel=_RUN
+    )
     precision: str = option(
         "auto",
-        "auto is bf16 where the hardware multiplies in it, else fp32.",
+        "Number format of the computation; auto is bf16 if the hardware supports it, else fp32.",
         choices=("auto", "fp32", "bf16", "fp16"),
         panel=_RUN,
     )
-    save_every: int = option(20, "Epochs between checkpoints that are kept.", low=1, panel=_RUN)
-    save_minutes: float = option(5.0, "Minutes of work that may be lost; 0 saves every step.", low=0, panel=_RUN)
-    keep_last: int = option(2, "Newest states that are kept, to fall back on.", low=1, high=100, panel=_RUN)
+    save_every: int = option(20, "Keep a checkpoint every so many epochs.", low=1, panel=_RUN)
+    save_minutes: float = option(
+        5.0, "Save the state every so many minutes; 0 saves after every step.", low=0, panel=_RUN
+    )
+    keep_last: int = option(
+        2, "How many of the newest states to keep, in case one is damaged.", low=1, high=100, panel=_RUN
+    )
     nan_limit: int = option(
         3,
-        "Steps in a row without a finite loss and gradient; each is left out, so many are too many.",
+        "Consecutive skipped steps (non-finite loss or gradient) after which the run stops or rolls back.",
         low=1,
         panel=_RUN,
     )
     on_nan: str = option(
         "stop",
-        "Then stop, or go back to the last saved state and on with the images in another order.",
+        "At --nan-limit: stop, or roll back to the last saved state and continue with another image order.",
         choices=("stop", "rollback"),
         panel=_RUN,
     )
-    preview_every: int = option(20, "Epochs between images of reconstructions; 0 for none.", low=0, panel=_RUN)
+    preview_every: int = option(20, "Draw reconstructions every so many epochs; 0 disables it.", low=0, panel=_RUN)
     val: Path | None = option(
-        None, "Photographs for those images, a folder or a file.", default_text="4 of DATA", panel=_RUN
+        None, "Images to reconstruct for the previews: a folder or a file.", default_text="4 images of DATA", panel=_RUN
     )
-    log_every: int = option(20, "Steps between lines of log.jsonl; 0 for epochs only.", low=0, panel=_RUN)
-    offline: bool = option(False, "Download nothing.", flags="--offline", panel=_RUN)
+    log_every: int = option(20, "Write a line to log.jsonl every so many steps; 0 for epochs only.", low=0, panel=_RUN)
+    offline: bool = option(False, "Never download anything.", flags="--offline", panel=_RUN)
     tensorboard: bool = option(
-        False, "Write TensorBoard events into the run's folder too.", panel=_RUN, official=("log_dir",)
+        False, "Also write TensorBoard events into the run's folder.", panel=_RUN, official=("log_dir",)
     )
 
     def __post_init__(self) -> None:
@@ -220,10 +234,14 @@ def _plain(value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class ReplayConfig:
-    """Which step to take again, and how."""
+    """Which step to re-run, and how."""
 
-    file: Path = option(
-        dataclasses.MISSING, "The replay.pth that a run left in its folder.", positional=True, metavar="FILE"
+    file: Path = option(dataclasses.MISSING, "The replay.pth in the run's folder.", positional=True, metavar="FILE")
+    device: str = option(
+        "auto", "Where to compute; auto is the best available.", choices=("auto", "cuda", "mps", "cpu")
     )
-    device: str = option("auto", "auto takes the best there is.", choices=("auto", "cuda", "mps", "cpu"))
-    precision: str = option("auto", "auto is the run's, beside fp32.", choices=("auto", "fp32", "bf16", "fp16"))
+    precision: str = option(
+        "auto",
+        "Precision to re-run in; auto is the run's, and fp32 for comparison.",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )

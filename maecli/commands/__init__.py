@@ -11,18 +11,16 @@ from typing import Any
 
 SUMMARIES = {
     "pretrain": "Train a masked autoencoder on a folder of images; labels are not needed.",
-    "watch": "Follow a run from another terminal until its last epoch; Ctrl-C ends the watching, not the run.",
-    "report": "Write one HTML file about a run: curves, reconstructions over time, speed, settings, machine.",
-    "profile": "Say what a model costs before anyone pays for it: parameters, compute, memory, time.",
-    "reconstruct": "Mask images, reconstruct them, and draw original, masked, reconstruction side by side.",
-    "embed": "Write the encoder's features of whole images, with file names and class folders, to a file.",
-    "evaluate": "Ask frozen features what they know of labelled images: k-NN, linear, attentive, and figures without "
-    "labels.",
-    "compare": "Prove that a checkpoint is the model it is taken for, and that our computation is the official one.",
-    "export": "Write a checkpoint for another tool, then prove that the tool computes the same with it.",
-    "replay": "Take a training step again that gave no finite number, and look where the number was lost.",
-    "doctor": "Say what this machine has, what is installed, how fast it is and what would hurt: paste it into a bug "
-    "report.",
+    "watch": "Show a run's progress from another terminal; Ctrl-C stops watching, not the run.",
+    "report": "Write an HTML report of a run: loss curves, reconstructions over time, speed, settings, hardware.",
+    "profile": "Estimate what a model costs before you train it: parameters, FLOPs, memory, time, price.",
+    "reconstruct": "Mask images, reconstruct them, and draw original, masked and reconstruction side by side.",
+    "embed": "Write the encoder's features of unmasked images to a file, with file names and class labels.",
+    "evaluate": "Evaluate frozen features on labelled images: k-NN, linear and attentive probes, label-free metrics.",
+    "compare": "Check a checkpoint, and this implementation, against a reference implementation stage by stage.",
+    "export": "Convert a checkpoint for another tool, then verify that the tool computes the same outputs.",
+    "replay": "Re-run the training step that produced a non-finite loss or gradient, and find the module it came from.",
+    "doctor": "Print hardware, installed packages, speed and likely problems of this machine, for a bug report.",
 }
 
 

@@ -29,9 +29,9 @@ _BAR = 7  # characters of a full bar
 
 @command_from(CompareConfig)
 def compare(config: CompareConfig, output: Output) -> None:
-    """Prove that a checkpoint is the model it is taken for, and that our computation is the official one.
+    """Check a checkpoint, and this implementation, against a reference implementation stage by stage.
 
-    Ends with 0 if nothing differs, 1 if something does, 4 if the file cannot be read.
+    The exit code is 0 if nothing differs, 1 if something differs, 4 if the file cannot be read.
 
     Examples:
       maecli compare --official mae_visualize_vit_base.pth

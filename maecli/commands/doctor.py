@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 @command_from(DoctorConfig)
 def doctor(config: DoctorConfig, output: Output) -> None:
-    """Say what this machine has, what is installed, how fast it is and what would hurt: paste it into a bug report.
+    """Print hardware, installed packages, speed and likely problems of this machine, for a bug report.
 
-    It names no user, no home folder and no host. Ends with 1 if torch cannot be loaded.
+    The output contains no user, home folder or host name. The exit code is 1 if torch cannot be loaded.
 
     Examples:
       maecli doctor

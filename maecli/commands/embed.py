@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @command_from(EmbedConfig)
 def embed(config: EmbedConfig, output: Output) -> None:
-    """Write the encoder's features of whole images, with file names and class folders, to a file.
+    """Write the encoder's features of unmasked images to a file, with file names and class labels.
 
     Examples:
       maecli embed photos --checkpoint run/checkpoint-last.pth --out features.npz

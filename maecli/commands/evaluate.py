@@ -12,7 +12,7 @@ from maecli.output import Output, as_document, warn_skipped
 
 @command_from(EvaluateConfig)
 def evaluate(config: EvaluateConfig, output: Output) -> None:
-    """Ask frozen features what they know of labelled images: k-NN, linear, attentive, and figures without labels.
+    """Evaluate frozen features on labelled images: k-NN, linear and attentive probes, label-free metrics.
 
     Examples:
       maecli evaluate flowers --checkpoint run/checkpoint-last.pth

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @command_from(ExportConfig)
 def export(config: ExportConfig, output: Output) -> None:
-    """Write a checkpoint for another tool, then prove that the tool computes the same with it.
+    """Convert a checkpoint for another tool, then verify that the tool computes the same outputs.
 
     Examples:
       maecli export run/checkpoint-last.pth --to timm

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @command_from(ProfileConfig)
 def profile(config: ProfileConfig, output: Output) -> None:
-    """Say what a model costs before anyone pays for it: parameters, compute, memory, time.
+    """Estimate what a model costs before you train it: parameters, FLOPs, memory, time, price.
 
     Examples:
       maecli profile

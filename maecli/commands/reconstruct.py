@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @command_from(ReconstructConfig)
 def reconstruct(config: ReconstructConfig, output: Output) -> None:
-    """Mask images, reconstruct them, and draw original, masked, reconstruction side by side.
+    """Mask images, reconstruct them, and draw original, masked and reconstruction side by side.
 
     Examples:
       maecli reconstruct cat.jpg --checkpoint mae_visualize_vit_base.pth --out grid.png

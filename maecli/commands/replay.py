@@ -19,7 +19,7 @@ FILES_SHOWN = 8
 
 @command_from(ReplayConfig)
 def replay(config: ReplayConfig, output: Output) -> None:
-    """Take a training step again that gave no finite number, and look where the number was lost.
+    """Re-run the training step that produced a non-finite loss or gradient, and find the module it came from.
 
     Examples:
       maecli replay run/replay.pth

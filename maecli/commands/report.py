@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 @command_from(ReportConfig)
 def report(config: ReportConfig, output: Output) -> None:
-    """Write one HTML file about a run: curves, reconstructions over time, speed, settings, machine.
+    """Write an HTML report of a run: loss curves, reconstructions over time, speed, settings, hardware.
 
-    The run may be done, going on, or just begun; the file needs no network and no other file.
+    The run may be finished, still training or just started; the file needs no network and no other file.
 
     Examples:
       maecli report run

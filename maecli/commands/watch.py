@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @command_from(WatchConfig)
 def watch(config: WatchConfig, output: Output) -> None:
-    """Follow a run from another terminal until its last epoch; Ctrl-C ends the watching, not the run.
+    """Show a run's progress from another terminal; Ctrl-C stops watching, not the run.
 
     Examples:
       maecli watch run --once
