@@ -65,7 +65,7 @@ def kill_at(place: str) -> None:
 
     def stepped(self: Trainer, *batches: Any) -> None:
         step(self, *batches)
-        if place == str(self.position.step):
+        if place == str(self.state.position.step):
             os.kill(os.getpid(), signal.SIGKILL)
 
     RunFolder.write_config = written  # type: ignore[method-assign]

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from mae.checkpoints import load_checkpoint
-from tests.distributed.test_kill import command, logged
+from tests.distributed.test_kill import command
+from tests.distributed.test_ranks import logged
 from tests.processes import Forked, environment, finish, fork, until
 
 
 def started(out: Path) -> Forked:
     """A long run that has done some steps."""
-    process = fork(*command(out, 20000, "--save-minutes", "5", "--preview-every", "0", "--save-every", "20000")[1:])
+    process = fork(*command(out, 20000, "--save-minutes", "5", "--preview-every", "0", "--save-every", "20000"))
     log = out / "log.jsonl"
     until(lambda: log.exists() and log.stat().st_size >= 1000, process)
     return process
@@ -35,7 +36,7 @@ def test_a_signal_saves_and_says_which_it_was(tmp_path: Path, name: str, code: i
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_before_training_one_signal_is_enough(tmp_path: Path, name: str, code: int) -> None:
     """While images are looked for, or fetched, there is nothing to save."""
-    process = fork(*command(tmp_path / "run", 2)[1:], env=environment(ENDLESS_SCAN="1"))
+    process = fork(*command(tmp_path / "run", 2), env=environment(ENDLESS_SCAN="1"))
     assert process.stderr is not None
     assert process.stderr.readline() == "scanning\n"
     process.send_signal(getattr(signal, name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -175,3 +176,25 @@ def test_identifiers_use_the_words_of_the_field() -> None:
 @pytest.mark.parametrize(("identifier", "expected"), [("SavedState", "saved_state"), ("_LossMAE2", "loss_mae_2")])
 def test_words_of_an_identifier(identifier: str, expected: str) -> None:
     assert words(identifier) == expected
+
+
+def test_every_test_has_a_time_limit(pytestconfig: pytest.Config) -> None:
+    """One that hangs fails within minutes; tests/test_processes.py shows that what it started ends too."""
+    assert 0 < float(pytestconfig.getini("timeout")) <= 300
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert any(name.startswith("pytest-timeout>") for name in extras["test"])
+
+
+# What starts processes itself: the one place for all tests, a browser, and a script that is no test.
+STARTERS = {"processes.py", "browser/chromium.py", "torture/report.py"}
+
+
+def test_processes_are_started_where_they_are_ended_too() -> None:
+    """By tests/processes.py: none is left behind, whatever ends its test."""
+    calls = {f"subprocess.{name}" for name in ("Popen", "run", "call", "check_call", "check_output")}
+    calls |= {"os.fork", "os.system", "os.popen", "os.posix_spawn"}
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        nodes = ast.walk(ast.parse(path.read_text()))
+        called = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
+        where = path.relative_to(ROOT / "tests").as_posix()
+        assert where in STARTERS or not called & calls, f"tests/{where}: start it with tests/processes.py"

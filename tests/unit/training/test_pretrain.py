@@ -7,8 +7,6 @@ import itertools
 import math
 import re
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +30,7 @@ from mae.training.replay import replay
 from mae.training.run_folder import RunFolder
 from mae.training.step import TrainingStep
 from mae.training.tasks.pretrain import PretrainingTask
+from tests.processes import start_python
 from tests.unit.training.small import logged, same, stop_after, weights
 
 pytestmark = pytest.mark.usefixtures("small_models")
@@ -403,14 +402,12 @@ def test_a_second_run_is_kept_out(config: PretrainConfig) -> None:
         "import fcntl, sys, time; file = open(sys.argv[1], 'a+'); fcntl.lockf(file, fcntl.LOCK_EX); "
         "file.write('process 7'); file.flush(); print('held', flush=True); time.sleep(60)"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(config.out / ".lock")], stdout=subprocess.PIPE, text=True
-    ) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(ConfigError, match=r"another run is writing into .*\(process 7\)"):
-            pretrain(config)
-        holder.kill()
+    holder = start_python("-c", code, config.out / ".lock")
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(ConfigError, match=r"another run is writing into .*\(process 7\)"):
+        pretrain(config)
+    holder.kill()
+    holder.wait()
     assert pretrain(config).steps == 9
 
 
