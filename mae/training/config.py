@@ -14,8 +14,12 @@ from mae.models import variant_config
 from mae.options import option, option_of
 
 CONFIG_FILE = "config.toml"
+SIZES = (
+    "embed_dim", "depth", "num_heads", "decoder_embed_dim", "decoder_depth", "decoder_num_heads", "mlp_ratio",
+)  # fmt: skip
 
 _MODEL = "Model"
+_ARCHITECTURE = "Architecture, where it is not the variant's"
 _RECIPE = "Recipe"
 _DATA = "Data"
 _RUN = "Run"
@@ -54,6 +58,28 @@ class PretrainConfig:
     )
     init: Path | None = option(
         None, "Initialise the weights from a checkpoint file, run folder or released name.", panel=_MODEL
+    )
+
+    embed_dim: int | None = option(None, "Encoder width.", low=4, default_text="the variant's", panel=_ARCHITECTURE)
+    depth: int | None = option(None, "Encoder blocks.", low=1, default_text="the variant's", panel=_ARCHITECTURE)
+    num_heads: int | None = option(
+        None, "Encoder attention heads.", low=1, default_text="the variant's", panel=_ARCHITECTURE
+    )
+    decoder_embed_dim: int | None = option(
+        None, "Decoder width.", low=4, default_text="the variant's", panel=_ARCHITECTURE
+    )
+    decoder_depth: int | None = option(
+        None, "Decoder blocks.", low=1, default_text="the variant's", panel=_ARCHITECTURE
+    )
+    decoder_num_heads: int | None = option(
+        None, "Decoder attention heads.", low=1, default_text="the variant's", panel=_ARCHITECTURE
+    )
+    mlp_ratio: float | None = option(
+        None,
+        "Hidden width of a block's MLP over the block's width.",
+        above=0,
+        default_text="the variant's",
+        panel=_ARCHITECTURE,
     )
 
     mask_ratio: float = option(0.75, "Fraction of the patches that is masked.", above=0, below=1, panel=_RECIPE)
@@ -194,10 +220,16 @@ class PretrainConfig:
 
     def model_config(self) -> MAEConfig:
         """The architecture that these settings describe."""
-        changes = {} if self.patch_size is None else {"patch_size": self.patch_size}
+        named = (*SIZES, "patch_size")
+        changes = {name: getattr(self, name) for name in named if getattr(self, name) is not None}
         return variant_config(
             self.variant, img_size=self.image_size, in_chans=self.in_chans, norm_pix_loss=self.norm_pix_loss, **changes
         )
+
+    def changed_sizes(self) -> dict[str, Any]:
+        """Sizes of encoder and decoder that are not the variant's."""
+        own, variant = self.model_config(), variant_config(self.variant)
+        return {name: getattr(own, name) for name in SIZES if getattr(own, name) != getattr(variant, name)}
 
     def as_plain(self) -> dict[str, Any]:
         """Every setting of the run by name, as TOML has it; paths are absolute, to lead there from anywhere."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from mae.models import factory_name
 from mae.system.distributed import Ranks
-from mae.training.config import PretrainConfig
+from mae.training.config import SIZES, PretrainConfig
 from mae.training.plan import TrainingPlan
 
 
@@ -31,6 +31,7 @@ ON_RESUME = {
     "in_chans": OnResume.FIXED,
     "norm_pix_loss": OnResume.FIXED,
     "init": OnResume.FIXED,
+    **dict.fromkeys(SIZES, OnResume.FIXED),
     "mask_ratio": OnResume.FIXED,
     "epochs": OnResume.LENGTH,
     "warmup_epochs": OnResume.FIXED,
@@ -121,7 +122,7 @@ def official_args(config: PretrainConfig, plan: TrainingPlan, ranks: Ranks) -> d
     """The settings under the names of the official trainer's ``args``."""
     size = config.image_size
     return {
-        "model": factory_name(config.variant),
+        "model": factory_name(config.variant) if not config.changed_sizes() else "custom",
         "input_size": size[0] if size[0] == size[1] else list(size),
         "patch_size": config.model_config().patch_size,
         "in_chans": config.in_chans,

@@ -153,9 +153,11 @@ def plan_panel(event: Started) -> Panel:
     shared = (
         f", {plan.batch_size // event.processes} in each of {event.processes} processes" if event.processes > 1 else ""
     )
+    changed = ", ".join(f"{name} {value:g}" for name, value in config.changed_sizes().items())
+    variant = f"{config.variant} with {changed}" if changed else config.variant
     rows = {
         "images": f"{plan.images:,} found{skipped}{others}",
-        "model": f"{config.variant}, {event.parameters:,} parameters, {format_size(model.img_size)} px, patches of "
+        "model": f"{variant}, {event.parameters:,} parameters, {format_size(model.img_size)} px, patches of "
         f"{model.patch_size}, {model.in_chans} channels",
         "target": f"{target}, {config.mask_ratio:.0%} removed; nothing learnt is a loss of "
         f"{event.zero_prediction_loss:.3f}",
