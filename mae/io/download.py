@@ -1,4 +1,4 @@
-"""Fetching a file once over https: whole or not at all, resumed where it broke off. Standard library only.
+"""Fetching a file once over https: whole or not at all, resumed where it broke off.
 
 Nothing here is called unless a user named what to fetch.
 """
@@ -20,6 +20,7 @@ from typing import IO, Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 from mae.io.files import write_atomically
+from mae.io.locks import take_lock
 
 ALLOWED_SCHEMES = ("https",)
 ATTEMPTS = 5
@@ -112,7 +113,8 @@ def download(
     _check_scheme(url)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    with _alone(path):
+    unlock = take_lock(path.with_name(f".{path.name}.lock"), wait=True)
+    try:
         if path.is_file():
             return
         for attempt in range(ATTEMPTS):
@@ -130,19 +132,8 @@ def download(
             raise
         part.replace(path)
         _forget(part)
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Keep other processes from the same download; where the system knows no such lock, they share the risk."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
-        fcntl.lockf(lock, fcntl.LOCK_EX)
-        yield  # the lock's file stays: another process may be waiting at it
+    finally:
+        unlock()
 
 
 def _receive(what: str, url: str, part: Path, largest: int) -> None:

@@ -22,11 +22,13 @@ from mae.checkpoints.run_states import WHOLE as WHOLE
 from mae.data.sources.scan import Unreadable
 from mae.errors import ConfigError, TrainingError
 from mae.io.files import refuse_place, write_atomically
+from mae.io.locks import take_lock
 from mae.io.text import shown
 from mae.options import build_config
 from mae.system.environment import ENVIRONMENT_FILE, environment
 from mae.training.config import CONFIG_FILE, PretrainConfig, read_run_settings
 
+_HOLDER = ".lock-holder"  # who holds the lock; not in the lock itself, which Windows lets nobody else read
 UNREADABLE_FILE = "unreadable.tsv"
 _UNREADABLE_HEAD = "file\treason\n"
 LOG_FILE = "log.jsonl"
@@ -108,7 +110,7 @@ class RunFolder:
         self.resume = resume
         self.writes = writes
         self._reported: set[str] = set()
-        self._lock: IO[str] | None = None
+        self._unlock: Callable[[], None] | None = None
         self._made: list[Path] = []
         refuse_place(path, "--out", folder=True)
         if not resume and self.states():
@@ -134,7 +136,7 @@ class RunFolder:
             self._take_lock()
             # Not before the lock is held: another run's files would be taken for ours.
             files = [path for name in _OF_A_START if not (path := self.path / name).exists()]
-            self._made = [*files, *([self.path / ".lock", *folders] if folders else [])]
+            self._made = [*files, *([self.path / ".lock", self.path / _HOLDER, *folders] if folders else [])]
             (self.path / "previews").mkdir(exist_ok=True)
         except OSError as error:
             raise ConfigError(f"--out {self.path}: {error.strerror}") from None
@@ -143,35 +145,26 @@ class RunFolder:
 
     def _take_lock(self) -> None:
         """Keep a second run out for as long as this process lives."""
+        holder = self.path / _HOLDER
         try:
-            import fcntl
-        except ImportError:  # Windows
-            return
-        file = (self.path / ".lock").open("a+", encoding="utf-8")
-        try:
-            # Not flock: the loader's processes would inherit it and outlive a killed run with it.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            file.close()
+            unlock = take_lock(self.path / ".lock", wait=False)
+        except TimeoutError:
+            named = ""
+            with contextlib.suppress(OSError):
+                named = shown(holder.read_text(encoding="utf-8", errors="replace").strip(), 200)
             raise ConfigError(
-                f"another run is writing into {self.path} ({shown(holder)})",
+                f"another run is writing into {self.path} ({named or 'unknown'})",
                 hint="wait for it, or choose another --out",
             ) from None
-        except OSError:  # a file system without locks
-            file.close()
-            return
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        self._lock = file
+        self._unlock = unlock
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
 
     def release(self) -> None:
         """Let another run in."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        if self._unlock is not None:
+            _remove(self.path / _HOLDER)
+            self._unlock()
+            self._unlock = None
 
     def abandon(self) -> None:
         """Take away what ``make`` and the start after it have put here, since nothing came of it.

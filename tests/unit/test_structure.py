@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import tomllib
 from collections.abc import Iterator
@@ -198,3 +199,66 @@ def test_processes_are_started_where_they_are_ended_too() -> None:
         called = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
         where = path.relative_to(ROOT / "tests").as_posix()
         assert where in STARTERS or not called & calls, f"tests/{where}: start it with tests/processes.py"
+
+
+def names_in(tree: ast.AST, inside: str = "") -> Iterator[str]:
+    """Every class, function and variable of a module, with those of its classes as ``Class.name``."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield inside + node.name
+            if isinstance(node, ast.ClassDef):
+                yield from names_in(node, f"{inside}{node.name}.")
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield inside + node.target.id
+        elif isinstance(node, ast.Assign):
+            yield from (inside + target.id for target in node.targets if isinstance(target, ast.Name))
+
+
+def is_defined(dotted: str) -> bool:
+    """Whether ``mae.package.module.Class.method`` is there, from the code alone."""
+    parts = dotted.split(".")
+    for cut in range(len(parts), 0, -1):
+        path = ROOT.joinpath(*parts[:cut])
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if file.is_file():
+            return cut == len(parts) or ".".join(parts[cut:]) in set(names_in(ast.parse(file.read_text())))
+    return False
+
+
+def test_the_architecture_page_names_what_is_there() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    paths = set(re.findall(r"`((?:mae|maecli|tests)/[\w/.]*)`", page))
+    dotted = set(re.findall(r"`((?:mae|maecli)(?:\.\w+)+)`", page))
+    assert len(paths) > 20
+    assert len(dotted) > 20
+    assert not [path for path in sorted(paths) if not (ROOT / path).exists()]
+    assert not [name for name in sorted(dotted) if not is_defined(name)]
+
+
+@pytest.mark.parametrize(
+    ("dotted", "expected"),
+    [
+        ("mae.mae.MaskedAutoencoder.target", True),
+        ("mae.models.VARIANTS", False),  # imported there, defined in the registry
+        ("mae.mae.MaskedAutoencoder.draw_nothing", False),
+        ("mae.no_such_module.name", False),
+        ("mae.training.trainer", True),
+    ],
+)
+def test_defined(dotted: str, expected: bool) -> None:
+    assert is_defined(dotted) is expected
+
+
+def test_the_diagram_is_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("architecture", ROOT / "benchmarks" / "architecture.py")
+    assert spec is not None
+    assert spec.loader is not None
+    diagram = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(diagram)
+    drawn = (ROOT / "docs" / "images" / "architecture.svg").read_text()
+    assert drawn == diagram.draw(diagram.arrows()), (
+        "run: python benchmarks/architecture.py docs/images/architecture.svg"
+    )
+    with pytest.raises(ValueError, match="circle: a -> b -> a"):
+        diagram.depths({"a": {"b"}, "b": {"a"}})
+    assert diagram.reduced({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == {"a": {"b"}, "b": {"c"}, "c": set()}

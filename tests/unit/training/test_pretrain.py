@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import os
 import re
 import shutil
 import threading
@@ -30,7 +31,6 @@ from mae.training.replay import replay
 from mae.training.run_folder import RunFolder
 from mae.training.step import TrainingStep
 from mae.training.tasks.pretrain import PretrainingTask
-from tests.processes import start_python
 from tests.unit.training.small import logged, same, stop_after, weights
 
 pytestmark = pytest.mark.usefixtures("small_models")
@@ -396,19 +396,16 @@ def test_auto_resume_starts_and_goes_on(config: PretrainConfig, tmp_path: Path) 
 
 
 def test_a_second_run_is_kept_out(config: PretrainConfig) -> None:
-    """POSIX locks belong to processes, so the holder is one of its own."""
-    config.out.mkdir()
-    code = (
-        "import fcntl, sys, time; file = open(sys.argv[1], 'a+'); fcntl.lockf(file, fcntl.LOCK_EX); "
-        "file.write('process 7'); file.flush(); print('held', flush=True); time.sleep(60)"
-    )
-    holder = start_python("-c", code, config.out / ".lock")
-    assert holder.stdout.readline() == "held\n"
-    with pytest.raises(ConfigError, match=r"another run is writing into .*\(process 7\)"):
+    first = RunFolder(config.out, resume=False)
+    first.make()
+    with pytest.raises(ConfigError, match=rf"another run is writing into .*\(process {os.getpid()} on "):
         pretrain(config)
-    holder.kill()
-    holder.wait()
+    (config.out / ".lock-holder").unlink()
+    with pytest.raises(ConfigError, match=r"another run is writing into .*\(unknown\)"):
+        pretrain(config)
+    first.release()
     assert pretrain(config).steps == 9
+    assert not (config.out / ".lock-holder").exists()
 
 
 def test_what_a_killed_run_left_half_written_is_removed(config: PretrainConfig) -> None:
