@@ -46,6 +46,7 @@ from mae.io.download import obeys_offline
 from mae.io.files import refuse_input, refuse_place, write_atomically
 from mae.io.text import shown
 from mae.system.device import resolve_device, resolve_precision
+from mae.system.distributed import ranks_from_environment
 
 FEW_TEST_IMAGES = 1000
 
@@ -66,6 +67,7 @@ def evaluate(config: EvaluateConfig, on_progress: Callable[[Progress], None] = l
         DataError: The class folders do not fit, or too many images are unreadable.
         CheckpointError: Weights cannot be used.
     """
+    _refuse_several_processes()
     if config.report is not None:
         refuse_place(config.report, "--report")
         refuse_input(config.report, "--report", {"a checkpoint": config.checkpoint, "the data": [config.data]})
@@ -82,7 +84,7 @@ def evaluate(config: EvaluateConfig, on_progress: Callable[[Progress], None] = l
     check_unreadable(skipped, len(features.used) + len(scan.unreadable), config.max_unreadable)
     _check_classes(split, features, shown(config.data))
     began = time.monotonic()
-    asked = _Asked(config, split, features, device, on_progress)
+    asked = _Asked(config, split, features, _probe_device(device), on_progress)
     rows = asked.rows()
     headline = asked.headline()
     result = EvaluateResult(
@@ -109,6 +111,24 @@ def evaluate(config: EvaluateConfig, on_progress: Callable[[Progress], None] = l
         on_progress(Progress("drawing the page", 0, 0, unit="pages"))
         _write_page(config.report, config, scan.images, features, asked.shown_view(), result)
     return result
+
+
+def _probe_device(device: torch.device) -> torch.device:
+    """Where the probes are solved: some of it is float64, which an Apple GPU does not compute."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def _refuse_several_processes() -> None:
+    """Every process would do the same.
+
+    Raises:
+        ConfigError: Torchrun started several.
+    """
+    if not ranks_from_environment().alone:
+        raise ConfigError(
+            "evaluate runs in one process, and torchrun started several",
+            hint="start it without torchrun; maecli embed shares its images over processes",
+        )
 
 
 def _write_page(
@@ -311,6 +331,7 @@ class _Asked:
                 self.classes,
                 device=self.device,
                 seed=self.config.seed,
+                on_step=lambda done, total: self.on_progress(Progress("attentive", done, total, unit="steps")),
             )
             probe = Attentive(
                 accuracy(result.predicted, truth),

@@ -21,6 +21,7 @@ class CountingView:
         self.output = output
         self.stage = ""
         self.started = self.spoke = 0.0
+        self.before = 0  # done when the stage began, or began again
         self.bar: Any = None
         self.task: Any = None
 
@@ -36,7 +37,7 @@ class CountingView:
             return
         if progress.stage != self.stage:
             self._begin(progress)
-        done, seconds = progress.done - progress.kept, time.monotonic() - self.started
+        done, seconds = progress.done - self.before, time.monotonic() - self.started
         rate = done / seconds if seconds > 0 else 0.0
         text = f"{rate:,.0f} {progress.unit}/s" if rate and progress.unit == "images" else ""
         left = f"left {duration((progress.total - progress.done) / rate)}" if rate and progress.total else ""
@@ -50,8 +51,8 @@ class CountingView:
 
     def _begin(self, progress: Progress) -> None:
         self._end()
-        self.stage, self.started = progress.stage, time.monotonic()
-        self.spoke = self.started
+        self.stage, self.started, self.before = progress.stage, time.monotonic(), progress.done
+        self.spoke = self.spoke or self.started
         if progress.kept:
             self.output.note(f"{progress.kept:,} of {progress.total:,} images are there from before")
         if can_redraw(sys.stderr):

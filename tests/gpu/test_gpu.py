@@ -18,8 +18,9 @@ import torch.distributed as dist
 from mae.checkpoints import load_checkpoint, save_checkpoint
 from mae.config import MAEConfig
 from mae.errors import TrainingError
-from mae.evaluation.config import EmbedConfig
+from mae.evaluation.config import EmbedConfig, EvaluateConfig
 from mae.evaluation.embed import embed
+from mae.evaluation.evaluate import evaluate
 from mae.mae import MaskedAutoencoder
 from mae.models import create_model
 from mae.profiling.config import ProfileConfig
@@ -37,6 +38,7 @@ from mae.training.sharded import restore_shards, write_shards
 from mae.training.step import TrainingStep
 from tests.distributed.test_ranks import RECIPE, SMALL, TORCHRUN, steps
 from tests.processes import ROOT, environment, finish, start_python
+from tests.unit.evaluation.small import class_folders
 
 DEVICE = "cuda"
 pytestmark = [
@@ -235,6 +237,30 @@ def test_embed_gives_the_features_of_a_cpu(tmp_path: Path) -> None:
         features.append(np.load(out)["features"])
         out.unlink()
     np.testing.assert_allclose(features[0], features[1], rtol=1e-3, atol=1e-4)
+
+
+def test_evaluate_gives_the_numbers_of_a_cpu(tmp_path: Path) -> None:
+    class_folders(tmp_path / "colours", 12)
+    save_checkpoint(tmp_path / "small.pth", small_model())
+    found = []
+    for device in (DEVICE, "cpu"):
+        result = evaluate(
+            EvaluateConfig(
+                data=tmp_path / "colours",
+                checkpoint=(tmp_path / "small.pth",),
+                cache=tmp_path / device,
+                device=device,
+                precision="fp32",
+                workers=0,
+            )
+        )
+        found.append(result.rows)
+    for one, other in zip(*found, strict=True):
+        assert (one.subject, one.pool, one.feature_norm) == (other.subject, other.pool, other.feature_norm)
+        assert (one.rank_me or 0) == pytest.approx(other.rank_me or 0, rel=1e-2)
+        for scores, others in zip(one.scores, other.scores, strict=True):
+            if scores.linear is not None and others.linear is not None:
+                assert scores.linear.test.value == pytest.approx(others.linear.test.value, abs=0.2)
 
 
 def test_profile_measures_the_gpu() -> None:

@@ -44,6 +44,7 @@ LISTED = {
     "mae/profiling/doctor.py _with_torch": Covered(2, GPU + "test_doctor_measures_the_gpu"),
     "mae/system/environment.py graphics_cards": Covered(3, TWO),
     "mae/evaluation/config.py _shared": Covered(2, CHOICES),
+    "mae/evaluation/evaluate.py _probe_device": Covered(1, "an Apple GPU computes no float64, so the host does"),
     "mae/evaluation/extract.py extract": Covered(1, GPU + "test_embed_gives_the_features_of_a_cpu"),
     "mae/mae.py MaskedAutoencoder.forward_loss": Covered(1, FAKE + "test_using_a_model_does_not_wait_either"),
     "mae/system/precision.py choose_precision": Covered(1, "fp16 is refused on a CPU and nowhere else"),

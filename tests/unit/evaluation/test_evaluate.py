@@ -15,6 +15,7 @@ from mae.errors import ConfigError, DataError
 from mae.evaluation import attentive as attentive_module
 from mae.evaluation import evaluate as module
 from mae.evaluation import features as features_module
+from mae.evaluation import linear as linear_module
 from mae.evaluation.config import EmbedConfig, EvaluateConfig, parse_fractions
 from mae.evaluation.embed import embed
 from mae.evaluation.evaluate import evaluate
@@ -39,10 +40,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def few_epochs() -> Iterator[None]:
-    """Attention need not learn anything here."""
+def few_steps() -> Iterator[None]:
+    """Nothing need be solved well here; how well it is solved has tests of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attentive_module, "MOST_EPOCHS", 12)
+        patch.setattr(linear_module, "MOST_STEPS", 8)
+        patch.setattr(linear_module, "ENOUGH_TO_CHOOSE", 10)
         yield
 
 
@@ -92,8 +95,8 @@ def test_colours_are_told_apart_by_pixels(whole: EvaluateResult) -> None:
     pixels = next(one for one in whole.rows if one.subject.startswith("pixels, 16x16"))
     scores = pixels.scores[-1]
     assert scores.linear is not None
-    assert scores.linear.test.value == 1.0
-    assert scores.linear.test.low < 1
+    assert scores.linear.test.value > 0.9
+    assert scores.linear.test.low < scores.linear.test.value
     assert scores.knn is not None
     assert list(scores.knn) == [10, 20]
 
@@ -250,3 +253,11 @@ def test_parts_do_not_change_the_numbers(world: Path, whole: EvaluateResult, mon
     monkeypatch.setattr(features_module, "PART_IMAGES", 7)
     again = run(world, probe=("knn", "linear", "attentive"), label_fraction=(0.25, 1.0), batch_size=5)
     assert [one.scores for one in again.rows] == [one.scores for one in whole.rows]
+
+
+def test_it_runs_in_one_process(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="evaluate runs in one process") as error:
+        run(world)
+    assert "embed" in str(error.value.hint)
