@@ -350,6 +350,7 @@ def old_identity(document: dict[str, Any]) -> None:
     about = document["maecli"]
     for name in ("processes", "compiled", "settings", "images_digest"):
         about["run"].pop(name)
+    about["run"]["pictures"] = about["run"].pop("images")
     for name in ("left_out", "in_a_row", "turn"):
         about["position"].pop(name)
 
