@@ -364,6 +364,17 @@ def test_a_state_of_an_older_version_goes_on_bit_for_bit(parted: PretrainConfig,
     assert logged(parted.out) == logged(begun / "whole")
 
 
+def test_a_state_of_an_older_version_still_tells_its_images(parted: PretrainConfig) -> None:
+    def of_other_images(document: dict[str, Any]) -> None:
+        old_identity(document)
+        # As many steps an epoch, so that the position fits.
+        document["maecli"]["run"]["pictures"] += 1
+
+    rewrite(parted.out / "checkpoint-last.pth", of_other_images)
+    with pytest.raises(ConfigError, match="number of images"):
+        pretrain(parted)
+
+
 def test_what_an_older_version_changed_in_silence_comes_to_light(parted: PretrainConfig) -> None:
     """It went on with other options and left config.toml as it was."""
 
