@@ -1,0 +1,64 @@
+"""The package's public names: lazy, known to type checkers, and each use case one call with plain arguments."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mae
+from mae.errors import ConfigError, MaeError
+
+CALLS = ("compare", "embed", "export", "pretrain", "profile", "reconstruct", "replay", "report")
+
+
+def test_importing_and_profiling_load_no_torch() -> None:
+    code = "import mae, sys; mae.profile('vit_tiny'); dir(mae); assert not {'torch', 'numpy', 'PIL'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_type_checker_knows_the_same_names() -> None:
+    tree = ast.parse(Path(mae.__file__).read_text())
+    (checked,) = (node for node in tree.body if isinstance(node, ast.If))
+    names = {alias.asname for node in ast.walk(checked) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    names |= {node.targets[0].id for node in checked.body if isinstance(node, ast.Assign)}  # type: ignore[attr-defined]
+    public = {name for name in names if name is not None and not name.startswith("_")}
+    assert public == set(mae.__all__) - {"__version__"} == set(dir(mae)) - {"__version__"}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_use_case_is_a_plain_call(name: str) -> None:
+    call = getattr(mae, name)
+    assert call is getattr(mae, name)
+    assert "config" not in inspect.signature(call).parameters
+    assert call.__doc__ is not None
+    assert "--" not in call.__doc__
+    with pytest.raises(MaeError) as caught:
+        call(nonsense=1)
+    assert caught.value.message == "unknown option 'nonsense'"
+    assert caught.value.hint == f"see help(mae.{name}) for the names"
+
+
+def test_plain_arguments_and_field_names() -> None:
+    result = mae.profile("vit_tiny", "vit_base", batch_size=8, image_size=64)
+    assert [one.variant for one in result.variants] == ["vit_tiny", "vit_base"]
+    assert (result.batch_size, result.image_size) == (8, (64, 64))
+    with pytest.raises(ConfigError, match="^mask_ratio=1e-17 removes none of the 196 patches of vit_tiny"):
+        mae.profile("vit_tiny", mask_ratio=1e-17)
+
+
+def test_a_model_by_name() -> None:
+    sizes = {"depth": 1, "decoder_depth": 1}
+    model = mae.create_model("vit_tiny", img_size=64, **sizes)
+    assert (model.config.embed_dim, model.config.img_size) == (192, (64, 64))
+    assert mae.create_model("mae_vit_tiny_patch16", img_size=64, **sizes).config == model.config
+    assert mae.create_model(model.config, in_chans=1).config == model.config.replace(in_chans=1)
+    with pytest.raises(ConfigError, match="a model has no image_size") as caught:
+        mae.create_model("vit_tiny", image_size=64)
+    assert caught.value.hint == "did you mean img_size?"
+    with pytest.raises(ConfigError, match="unknown variant 'vit_tinny'"):
+        mae.create_model("vit_tinny")
