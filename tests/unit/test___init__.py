@@ -7,8 +7,10 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 import mae
 from mae.errors import ConfigError, MaeError
@@ -47,7 +49,7 @@ def test_plain_arguments_and_field_names() -> None:
     result = mae.profile("vit_tiny", "vit_base", batch_size=8, image_size=64)
     assert [one.variant for one in result.variants] == ["vit_tiny", "vit_base"]
     assert (result.batch_size, result.image_size) == (8, (64, 64))
-    with pytest.raises(ConfigError, match="^mask_ratio=1e-17 removes none of the 196 patches of vit_tiny"):
+    with pytest.raises(ConfigError, match=r"^mask_ratio=1e-17 removes none of the 196 patches of vit_tiny"):
         mae.profile("vit_tiny", mask_ratio=1e-17)
 
 
@@ -62,3 +64,28 @@ def test_a_model_by_name() -> None:
     assert caught.value.hint == "did you mean img_size?"
     with pytest.raises(ConfigError, match="unknown variant 'vit_tinny'"):
         mae.create_model("vit_tinny")
+
+
+def test_every_result_draws_itself(tmp_path: Path) -> None:
+    rows = [*range(256)] * 3
+    (tmp_path / "<i>photos").mkdir()
+    for number in range(2):
+        Image.frombytes("RGB", (16, 16), bytes(rows)).save(tmp_path / "<i>photos" / f"{number}.png")
+    small = {"variant": "vit_tiny", "image_size": 16, "patch_size": 8, "device": "cpu", "workers": 0}
+    run = mae.pretrain(
+        tmp_path / "<i>photos", out=tmp_path / "<i>run", batch_size=2, epochs=1, warmup_epochs=0, **small
+    )
+    result: Any
+    drawn = [(run, "loss of predicting zero"), (run, '<img alt="reconstructions" src="data:image/png')]
+    weights = {"checkpoint": run.run}
+    drawn.append((mae.report(run.run, out=tmp_path / "<i>.html"), "loss of the last epoch"))
+    drawn.append((mae.embed(tmp_path / "<i>photos", out=tmp_path / "<i>.npz", workers=0, **weights), "192 float32"))
+    drawn.append((mae.export(run.run, to="safetensors", out=tmp_path / "<i>.safetensors"), "our own reading"))
+    drawn.append((mae.compare(run.run, reference="builtin", image=tmp_path / "<i>photos" / "0.png"), "against builtin"))
+    drawn.append((mae.profile("vit_tiny"), "training step, GFLOPs an image"))
+    for result, words in drawn:
+        page = result._repr_html_()
+        assert words in page
+        assert "<i>" not in page
+    assert mae.reconstruct(tmp_path / "<i>photos", **weights)._repr_png_().startswith(b"\x89PNG")
+    assert (drawn[-1][0].save(tmp_path / "profile.html")).read_text().count("<table>") == 1

@@ -62,7 +62,7 @@ def to_pixels(given: Any, name: str | Path = "the image") -> Tensor:
         array = given[:, :, None] if given.ndim == 2 else given
         if array.dtype != np.uint8 or array.ndim != 3:
             raise _not_wanted(given, name)
-        pixels = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
+        pixels = torch.from_numpy(np.array(array)).permute(2, 0, 1)  # a copy: Pillow lends arrays that are read only
     else:
         raise _not_wanted(given, name)
     if pixels.dtype != torch.uint8 or pixels.ndim != 3 or not pixels.numel():

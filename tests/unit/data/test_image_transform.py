@@ -37,7 +37,7 @@ def test_it_says_what_it_does() -> None:
     assert (transform.mean, transform.std) == (IMAGENET_MEAN, IMAGENET_STD)
     assert mae.transforms(small_model(in_chans=1).config, crop_pct=1.0).mean == (0.449,)
     assert "size=(32, 24)" in repr(transform)
-    with pytest.raises(ValueError, match="crop_pct must be above 0 and at most 1; got 1.5"):
+    with pytest.raises(ValueError, match=r"crop_pct must be above 0 and at most 1; got 1\.5"):
         mae.transforms(small_model(), crop_pct=1.5)
 
 

@@ -52,7 +52,7 @@ def test_a_pillow_image_is_turned_upright_and_left_alone(tmp_path: Path) -> None
 
 
 def test_arrays_and_tensors() -> None:
-    for given in (PIXELS, torch.from_numpy(PIXELS).permute(2, 0, 1)):
+    for given in (PIXELS, np.asarray(Image.fromarray(PIXELS)), torch.from_numpy(PIXELS).permute(2, 0, 1)):
         assert (array(to_image(given, 3)) == PIXELS).all()
     grey = PIXELS[:, :, 0]
     for given in (grey, grey[:, :, None], grey[:, ::-1][:, ::-1], torch.from_numpy(grey.copy())):
@@ -97,9 +97,9 @@ def test_a_file_that_is_gone(tmp_path: Path) -> None:
     Image.fromarray(PIXELS).save(tmp_path / "image.png")
     with Image.open(tmp_path / "image.png") as opened:
         pass
-    with pytest.raises(DataError, match="^it: "):
+    with pytest.raises(DataError, match=r"^it: "):
         to_image(opened, 3, "it")
-    with pytest.raises(DataError, match="none.png"):
+    with pytest.raises(DataError, match=r"none\.png"):
         to_image(tmp_path / "none.png", 3)
     with pytest.raises(ConfigError, match="5"):
         to_image(PIXELS, 5)
