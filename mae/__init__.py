@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mae.checkpoints import from_pretrained as from_pretrained
     from mae.checkpoints import load_checkpoint as load_checkpoint
-    from mae.comparison.config import CompareConfig, ExportConfig
+    from mae.comparison.config import CompareConfig
     from mae.comparison.run import compare as _compare
     from mae.config import MAEConfig as MAEConfig
     from mae.data.image_transform import transforms as transforms
     from mae.decoder import MAEDecoder as MAEDecoder
     from mae.encoder import MAEEncoder as MAEEncoder
     from mae.errors import MaeError as MaeError
-    from mae.evaluation.config import EmbedConfig
+    from mae.evaluation.config import EmbedConfig, EvaluateConfig
     from mae.evaluation.embed import embed as _embed
+    from mae.evaluation.evaluate import evaluate as _evaluate
+    from mae.exporting.config import ExportConfig
     from mae.exporting.run import export as _export
     from mae.mae import MaskedAutoencoder as MaskedAutoencoder
     from mae.models import VARIANTS as VARIANTS
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 
     compare = plain_call(CompareConfig, _compare)
     embed = plain_call(EmbedConfig, _embed)
+    evaluate = plain_call(EvaluateConfig, _evaluate)
     export = plain_call(ExportConfig, _export)
     pretrain = plain_call(PretrainConfig, _pretrain)
     profile = plain_call(ProfileConfig, _profile)
@@ -80,15 +83,14 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _CALLS = {
     "compare": ("mae.comparison.run", "mae.comparison.config", "CompareConfig"),
     "embed": ("mae.evaluation.embed", "mae.evaluation.config", "EmbedConfig"),
-    "export": ("mae.exporting.run", "mae.comparison.config", "ExportConfig"),
+    "evaluate": ("mae.evaluation.evaluate", "mae.evaluation.config", "EvaluateConfig"),
+    "export": ("mae.exporting.run", "mae.exporting.config", "ExportConfig"),
     "pretrain": ("mae.training.pretrain", "mae.training.config", "PretrainConfig"),
     "profile": ("mae.profiling.run", "mae.profiling.config", "ProfileConfig"),
     "reconstruct": ("mae.reconstruction.run", "mae.reconstruction.config", "ReconstructConfig"),
     "replay": ("mae.training.replay", "mae.training.config", "ReplayConfig"),
     "report": ("mae.reporting.run", "mae.reporting.config", "ReportConfig"),
 }
-_CALL_DEFAULTS: dict[str, dict[str, Any]] = {"reconstruct": {"out": None}}  # a notebook shows; it writes when asked to
-
 __all__ = ["__version__", *_HOME_OF, *_CALLS]  # noqa: PLE0604
 
 
@@ -99,12 +101,23 @@ def __getattr__(name: str) -> Any:
         home, config_home, config_class = _CALLS[name]
         use_case = getattr(importlib.import_module(home), name)
         config = getattr(importlib.import_module(config_home), config_class)
-        globals()[name] = plain_call(config, use_case, **_CALL_DEFAULTS.get(name, {}))
+        globals()[name] = plain_call(config, use_case, **_call_details(name))
     elif name in _HOME_OF:
         globals()[name] = getattr(importlib.import_module(_HOME_OF[name]), name)
     else:
         raise AttributeError(f"module 'mae' has no attribute {name!r}")
     return globals()[name]
+
+
+def _call_details(name: str) -> dict[str, Any]:
+    if name == "reconstruct":
+        return {"defaults": {"out": None}}  # a notebook shows; it writes when asked to
+    if name == "pretrain":
+        from mae.training.config import settings_of_resumed
+        from mae.training.presets import PRESETS
+
+        return {"presets": PRESETS, "saved": settings_of_resumed}
+    return {}
 
 
 def __dir__() -> list[str]:

@@ -29,6 +29,7 @@ Result = TypeVar("Result")
 STANDARD_STREAM = Path("-")  # as a path: standard input, or standard output
 LARGEST_INTEGER = 2**63 - 1  # what TOML promises, and what torch and the file system can hold
 _LONGEST_SHOWN = 60
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
 # An option in a message, with the word after it; or a whole command line in backquotes. A file's name is neither.
 _FLAG = re.compile(r"`maecli [^`]*`|(?<![^\s(`'\"])--(?P<flag>[a-z][a-z-]*[a-z])(?: (?P<value>[\w.+-]*\w))?")
 
@@ -328,7 +329,14 @@ def _type_name(hint: Any) -> str:
     return names.get(hint, str(hint))
 
 
-def plain_call(config_class: Any, use_case: Callable[..., Result], **defaults: Any) -> Callable[..., Result]:
+def plain_call(
+    config_class: Any,
+    use_case: Callable[..., Result],
+    *,
+    defaults: Mapping[str, Any] = types.MappingProxyType({}),
+    presets: Mapping[str, Preset] = types.MappingProxyType({}),
+    saved: Callable[[dict[str, Any]], dict[str, Any]] = lambda given: {},
+) -> Callable[..., Result]:
     """Make ``use_case(config, ...)`` one call with plain arguments: ``use_case("photos", epochs=3)``.
 
     Positional arguments fill the config's first field, and keyword arguments its fields by name. What else the use
@@ -338,7 +346,9 @@ def plain_call(config_class: Any, use_case: Callable[..., Result], **defaults: A
     Args:
         config_class: A frozen dataclass whose fields were made by ``option``.
         use_case: A function of such a config.
-        **defaults: By field, where the call's default is another than the config's.
+        defaults: By field, where the call's default is another than the config's.
+        presets: Add ``preset``, the name of one of these, for what is not given.
+        saved: Given what was given, tells the values of a run that goes on, for what is not.
     """
     name = f"mae.{use_case.__name__}"
     first = dataclasses.fields(config_class)[0].name
@@ -357,11 +367,17 @@ def plain_call(config_class: Any, use_case: Callable[..., Result], **defaults: A
                 raise TypeError(f"{name}() takes one positional argument, {first}; got {len(args)}")
             if args:
                 kwargs[first] = _flattened(args) if takes_many else args[0]
-            result = use_case(build_config(config_class, defaults | kwargs), **others)
+            preset = kwargs.pop("preset", None) if presets else None
+            refuse_both(config_class, kwargs)
+            layers = [defaults, {} if preset is None else preset_values(preset, presets), saved(kwargs), kwargs]
+            config = build_config(config_class, merge_layers(config_class, layers))
+            result = use_case(config, **others)
         return typing.cast(Result, _notes_name_fields(result, config_class, name))
 
-    call.__signature__ = _plain_signature(config_class, handed_on, use_case, defaults)  # type: ignore[attr-defined]
-    call.__doc__ = _plain_doc(config_class, use_case, defaults)
+    others_taken = [inspect.Parameter("preset", _KEYWORD, default=None, annotation=str | None)] if presets else []
+    others_taken += [one.replace(kind=_KEYWORD) for one in handed_on]
+    call.__signature__ = _plain_signature(config_class, others_taken, use_case, defaults)  # type: ignore[attr-defined]
+    call.__doc__ = _plain_doc(config_class, use_case, defaults, presets)
     return call
 
 
@@ -386,6 +402,8 @@ def in_python(text: str, config_class: Any, call: str) -> str:
         after = f" {value}" if value else ""
         if name == "help":
             return f"help({call}){after}"
+        if name == "preset":
+            return name + after
         if name not in fields:
             positive = name.removeprefix("no_")
             return f"{positive}=False{after}" if positive in fields else match[0]
@@ -427,7 +445,7 @@ def _flattened(args: Sequence[Any]) -> list[Any]:
 
 
 def _plain_signature(
-    config_class: Any, handed_on: Sequence[inspect.Parameter], use_case: Callable[..., Any], defaults: Mapping[str, Any]
+    config_class: Any, others: Sequence[inspect.Parameter], use_case: Callable[..., Any], defaults: Mapping[str, Any]
 ) -> inspect.Signature:
     """What ``help`` and an editor show: the first field by position, all others by keyword."""
     hints, kinds = typing.get_type_hints(config_class), inspect.Parameter
@@ -438,13 +456,12 @@ def _plain_signature(
         parameters.append(
             inspect.Parameter(
                 field.name,
-                kinds.VAR_POSITIONAL if takes_many else kinds.KEYWORD_ONLY if number else kinds.POSITIONAL_OR_KEYWORD,
+                kinds.VAR_POSITIONAL if takes_many else _KEYWORD if number else kinds.POSITIONAL_OR_KEYWORD,
                 default=kinds.empty if takes_many or default is dataclasses.MISSING else default,
                 annotation=_widened(typing.get_args(hints[field.name])[0] if takes_many else hints[field.name]),
             )
         )
-    parameters += [one.replace(kind=kinds.KEYWORD_ONLY) for one in handed_on]
-    return inspect.Signature(parameters, return_annotation=inspect.signature(use_case).return_annotation)
+    return inspect.Signature([*parameters, *others], return_annotation=inspect.signature(use_case).return_annotation)
 
 
 def _widened(hint: Any) -> Any:
@@ -458,7 +475,9 @@ def _widened(hint: Any) -> Any:
     return hint
 
 
-def _plain_doc(config_class: Any, use_case: Callable[..., Any], defaults: Mapping[str, Any]) -> str:
+def _plain_doc(
+    config_class: Any, use_case: Callable[..., Any], defaults: Mapping[str, Any], presets: Mapping[str, Preset]
+) -> str:
     """The use case's docstring with its config's fields in the config's place."""
     name = f"mae.{use_case.__name__}"
     head, *sections = re.split(r"\n\n(?=(?:Args|Returns|Raises):\n)", inspect.getdoc(use_case) or "")
@@ -471,6 +490,9 @@ def _plain_doc(config_class: Any, use_case: Callable[..., Any], defaults: Mappin
         elif default not in (dataclasses.MISSING, None, ()):
             told += f" Default: {str(default) if isinstance(default, Path) else repr(default)}."
         entries.append(f"    {field.name}: {in_python(told, config_class, name)}")
+    if presets:
+        known = "; ".join(f"{name}: {preset.summary}" for name, preset in presets.items())
+        entries.append(f"    preset: What is not given takes its value from one of these: {known}.")
     if sections and sections[0].startswith("Args:"):  # its first entry, the config, has made room for the fields
         entries += re.split(r"\n(?=    \w)", sections.pop(0))[2:]
     return "\n\n".join([head.replace("``config.", "``"), "\n".join(["Args:", *entries]), *sections]) + "\n"

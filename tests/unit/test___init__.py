@@ -15,7 +15,7 @@ from PIL import Image
 import mae
 from mae.errors import ConfigError, MaeError
 
-CALLS = ("compare", "embed", "export", "pretrain", "profile", "reconstruct", "replay", "report")
+CALLS = ("compare", "embed", "evaluate", "export", "pretrain", "profile", "reconstruct", "replay", "report")
 
 
 def test_importing_and_profiling_load_no_torch() -> None:
@@ -87,5 +87,8 @@ def test_every_result_draws_itself(tmp_path: Path) -> None:
         page = result._repr_html_()
         assert words in page
         assert "<i>" not in page
+    assert mae.pretrain(resume=run.run).steps == run.steps  # its settings are in its folder
+    with pytest.raises(ConfigError, match="^resume .* goes on in its own folder, not in out "):
+        mae.pretrain(resume=run.run, out=tmp_path)
     assert mae.reconstruct(tmp_path / "<i>photos", **weights)._repr_png_().startswith(b"\x89PNG")
     assert (drawn[-1][0].save(tmp_path / "profile.html")).read_text().count("<table>") == 1

@@ -12,7 +12,7 @@ import pytest
 
 from mae.config import parse_size
 from mae.errors import ConfigError
-from mae.options import build_config, flag_name, in_python, option, plain_call
+from mae.options import Preset, build_config, flag_name, in_python, option, plain_call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +125,13 @@ def recorded(config: Example, on_count: Callable[[int], None] = lambda count: No
     return Recorded(config, [config.count], notes=(f"--share {config.share:g} was used; --deep was not",))
 
 
-call = plain_call(Example, recorded, out=Path("here"))
+call = plain_call(
+    Example,
+    recorded,
+    defaults={"out": Path("here")},
+    presets={"many": Preset("many", {"count": 8, "share": 0.1})},
+    saved=lambda given: {"sources": ("saved",), "count": 6} if given.get("resume") else {},
+)
 
 
 def test_a_plain_call_fills_the_config() -> None:
@@ -133,6 +139,16 @@ def test_a_plain_call_fills_the_config() -> None:
     assert call("a", "b").config.sources == call(["a", Path("b")]).config.sources == (Path("a"), Path("b"))
     assert call(sources="a", size=8, betas=(0.5, 0)).config.size == (8, 8)
     assert call("a", out=None).config.out is None
+
+
+def test_what_a_plain_call_is_not_given_comes_from_a_preset_or_a_run() -> None:
+    config = call("a", preset="many", share=0.2).config
+    assert (config.count, config.share, config.out) == (8, 0.2, Path("here"))
+    config = call(resume="run", share=0.2).config
+    assert (config.sources, config.count, config.share) == ((Path("saved"),), 6, 0.2)
+    assert call(resume="run", count=1).config.count == 1
+    with pytest.raises(ConfigError, match=r"^preset must be one of many; got 'few'"):
+        call("a", preset="few")
 
 
 def test_a_plain_call_takes_a_config_and_callbacks() -> None:
@@ -185,12 +201,13 @@ def test_a_plain_call_tells_what_it_takes() -> None:
     assert str(parameters["sources"]) == "*sources: str | pathlib.Path"
     assert parameters["count"].kind is inspect.Parameter.KEYWORD_ONLY
     assert (parameters["count"].default, parameters["out"].default) == (3, Path("here"))
-    assert list(parameters)[-1] == "on_count"
+    assert list(parameters)[-2:] == ["preset", "on_count"]
     assert call.__doc__ is not None
     for line in (
         "Where ``loud`` it is told.",
         "    count: A count. Default: 3.",
         "    out: Where to. Default: here.",
+        "    preset: What is not given takes its value from one of these: many: many.",
         "    on_count: Told the count,\n        once.",
         "Raises:\n    ConfigError: The count is 9.",
     ):
