@@ -81,5 +81,4 @@ def _text(value: object) -> str:
         value = f"{value:.4g}"
     elif isinstance(value, int) and not isinstance(value, bool):
         value = f"{value:,}"
-    # A name may hold what no file can: lone surrogates.
-    return html.escape(shown(str(value).encode("utf-8", "backslashreplace").decode()))
+    return html.escape(shown(str(value)))
