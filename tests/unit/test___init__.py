@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +12,14 @@ from PIL import Image
 
 import mae
 from mae.errors import ConfigError, MaeError
+from tests import processes
 
 CALLS = ("compare", "embed", "evaluate", "export", "pretrain", "profile", "reconstruct", "replay", "report")
 
 
 def test_importing_and_profiling_load_no_torch() -> None:
     code = "import mae, sys; mae.profile('vit_tiny'); dir(mae); assert not {'torch', 'numpy', 'PIL'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert processes.finish(processes.start_python("-c", code)).returncode == 0
 
 
 def test_a_type_checker_knows_the_same_names() -> None:
