@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[1]
 
 MODEL = ("attention", "transformer", "patch_embed", "pos_embed", "masking", "encoder", "decoder", "mae")
 BASE = ("config", "options", "errors")
+# Methods of the model that are at home above it, and import it when they are called: no arrow is drawn for them.
+CONVENIENCES = {("mae.mae", "mae.data.image_transform"), ("mae.mae", "mae.checkpoints.save")}
 TITLES = {
     "maecli": "maecli: the command line",
     "mae.model": "mae/*.py: the model",
@@ -100,9 +102,10 @@ def arrows() -> dict[str, set[str]]:
     """By box, the boxes that it imports."""
     found: dict[str, set[str]] = {}
     for path in sorted([*(ROOT / "mae").rglob("*.py"), *(ROOT / "maecli").rglob("*.py")]):
-        box = box_of(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        box = box_of(module)
         if box is not None:
-            to = {box_of(module) for module in imports_of(path)} - {None, box}
+            to = {box_of(other) for other in imports_of(path) if (module, other) not in CONVENIENCES} - {None, box}
             found.setdefault(box, set()).update(name for name in to if name)
     return found
 

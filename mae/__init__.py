@@ -1,5 +1,8 @@
 """Masked autoencoders (He et al. 2021, arXiv 2111.06377): the model, its training, its cost, its images.
 
+What the command line does is one call here, with the options' names as keywords and a result that draws itself in a
+notebook: ``mae.pretrain("photos", epochs=100)``, ``mae.reconstruct("cat.jpg", checkpoint="run")``.
+
 Importing this package loads no torch; the names below load what they need on first use.
 """
 
@@ -11,10 +14,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mae.checkpoints import from_pretrained as from_pretrained
     from mae.checkpoints import load_checkpoint as load_checkpoint
+    from mae.comparison.config import CompareConfig
+    from mae.comparison.run import compare as _compare
     from mae.config import MAEConfig as MAEConfig
+    from mae.data.image_transform import transforms as transforms
     from mae.decoder import MAEDecoder as MAEDecoder
     from mae.encoder import MAEEncoder as MAEEncoder
     from mae.errors import MaeError as MaeError
+    from mae.evaluation.config import EmbedConfig, EvaluateConfig
+    from mae.evaluation.embed import embed as _embed
+    from mae.evaluation.evaluate import evaluate as _evaluate
+    from mae.exporting.config import ExportConfig
+    from mae.exporting.run import export as _export
     from mae.mae import MaskedAutoencoder as MaskedAutoencoder
     from mae.models import VARIANTS as VARIANTS
     from mae.models import create_model as create_model
@@ -24,6 +35,26 @@ if TYPE_CHECKING:
     from mae.models import mae_vit_small_patch16 as mae_vit_small_patch16
     from mae.models import mae_vit_tiny_patch16 as mae_vit_tiny_patch16
     from mae.models import variant_config as variant_config
+    from mae.options import plain_call
+    from mae.profiling.config import ProfileConfig
+    from mae.profiling.run import profile as _profile
+    from mae.reconstruction.config import ReconstructConfig
+    from mae.reconstruction.run import reconstruct as _reconstruct
+    from mae.reporting.config import ReportConfig
+    from mae.reporting.run import report as _report
+    from mae.training.config import PretrainConfig, ReplayConfig
+    from mae.training.pretrain import pretrain as _pretrain
+    from mae.training.replay import replay as _replay
+
+    compare = plain_call(CompareConfig, _compare)
+    embed = plain_call(EmbedConfig, _embed)
+    evaluate = plain_call(EvaluateConfig, _evaluate)
+    export = plain_call(ExportConfig, _export)
+    pretrain = plain_call(PretrainConfig, _pretrain)
+    profile = plain_call(ProfileConfig, _profile)
+    reconstruct = plain_call(ReconstructConfig, _reconstruct)
+    replay = plain_call(ReplayConfig, _replay)
+    report = plain_call(ReportConfig, _report)
 
 __version__ = "0.1.0"
 
@@ -44,16 +75,49 @@ _HOMES = {
         "variant_config",
     ),
     "mae.checkpoints": ("from_pretrained", "load_checkpoint"),
+    "mae.data.image_transform": ("transforms",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = ["__version__", *_HOME_OF]  # noqa: PLE0604
+# Use cases, called with plain arguments: where each is, and which config its arguments fill.
+_CALLS = {
+    "compare": ("mae.comparison.run", "mae.comparison.config", "CompareConfig"),
+    "embed": ("mae.evaluation.embed", "mae.evaluation.config", "EmbedConfig"),
+    "evaluate": ("mae.evaluation.evaluate", "mae.evaluation.config", "EvaluateConfig"),
+    "export": ("mae.exporting.run", "mae.exporting.config", "ExportConfig"),
+    "pretrain": ("mae.training.pretrain", "mae.training.config", "PretrainConfig"),
+    "profile": ("mae.profiling.run", "mae.profiling.config", "ProfileConfig"),
+    "reconstruct": ("mae.reconstruction.run", "mae.reconstruction.config", "ReconstructConfig"),
+    "replay": ("mae.training.replay", "mae.training.config", "ReplayConfig"),
+    "report": ("mae.reporting.run", "mae.reporting.config", "ReportConfig"),
+}
+__all__ = ["__version__", *_HOME_OF, *_CALLS]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
+    if name in _CALLS:
+        from mae.options import plain_call
+
+        home, config_home, config_class = _CALLS[name]
+        use_case = getattr(importlib.import_module(home), name)
+        config = getattr(importlib.import_module(config_home), config_class)
+        globals()[name] = plain_call(config, use_case, **_call_details(name))
+    elif name in _HOME_OF:
+        globals()[name] = getattr(importlib.import_module(_HOME_OF[name]), name)
+    else:
         raise AttributeError(f"module 'mae' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME_OF[name]), name)
+    return globals()[name]
+
+
+def _call_details(name: str) -> dict[str, Any]:
+    if name == "reconstruct":
+        return {"defaults": {"out": None}}  # a notebook shows; it writes when asked to
+    if name == "pretrain":
+        from mae.training.config import settings_of_resumed
+        from mae.training.presets import PRESETS
+
+        return {"presets": PRESETS, "saved": settings_of_resumed}
+    return {}
 
 
 def __dir__() -> list[str]:

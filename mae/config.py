@@ -6,6 +6,7 @@ Standard library only, so that costs and plans can be worked out without importi
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 from typing import Any
 
@@ -100,7 +101,19 @@ class MAEConfig:
         return tuple(pair for pair in pairs if pair[1] != pair[2])
 
     def replace(self, **changes: Any) -> MAEConfig:
-        """A copy with some fields changed; ``img_size`` may be one number for a square."""
+        """A copy with some fields changed; ``img_size`` may be one number for a square.
+
+        Raises:
+            ConfigError: There is no such field, or the sizes do not fit together.
+        """
+        known = [field.name for field in dataclasses.fields(self)]
+        for name in changes:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                raise ConfigError(
+                    f"a model has no {name}; there are {', '.join(known)}",
+                    hint=f"did you mean {near[0]}?" if near else None,
+                )
         if isinstance(changes.get("img_size"), int):
             changes["img_size"] = (changes["img_size"], changes["img_size"])
         return dataclasses.replace(self, **changes)

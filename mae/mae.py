@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -187,15 +188,22 @@ class MaskedAutoencoder(nn.Module):
         x = self.patch_embed(imgs) + self.pos_embed[:, 1:]  # (B, L, D)
         return self._encode(take_patches(x, masking.ids_keep))
 
-    def encode(self, imgs: Tensor) -> Tensor:
+    def encode(self, imgs: Any) -> Tensor:
         """Features of whole images; never masks, so the same image gives the same features.
 
         Args:
-            imgs: (B, C, H, W), normalised images.
+            imgs: (B, C, H, W), normalised images. Or what ``mae.transforms(model)`` makes such images of: a path, a
+                PIL image, uint8 pixels in an array (H, W, C) or a tensor (C, H, W), or a list of these.
 
         Returns:
             (B, 1 + L, D), the class token first, then the patches in reading order.
+
+        Raises:
+            ValueError, TypeError: A tensor of another shape than stated, or something else.
+            DataError: An image cannot be read.
         """
+        if not isinstance(imgs, Tensor) or not imgs.is_floating_point():
+            imgs = self._transformed(imgs)
         self._check_imgs(imgs)
         return self._encode(self.patch_embed(imgs) + self.pos_embed[:, 1:])
 
@@ -257,6 +265,23 @@ class MaskedAutoencoder(nn.Module):
             pred = pred.float()
         return (pred - target).square().mean()
 
+    def save_pretrained(self, path: str | Path) -> Path:
+        """Write the weights and sizes, so that ``mae.from_pretrained`` gives the model back.
+
+        Args:
+            path: A file that ends in .safetensors, .pth or .pt; or else a folder, made where there is none, for
+                ``model.safetensors`` and ``config.json``.
+
+        Returns:
+            ``path``.
+
+        Raises:
+            CheckpointError: It cannot be written.
+        """
+        from mae.checkpoints.save import save_pretrained
+
+        return save_pretrained(self, path)
+
     def set_activation_checkpointing(self, wanted: bool = True) -> None:
         """Keep only each block's input for the backward pass: far less memory for about a third more work."""
         self.encoder.activation_checkpointing = self.decoder.activation_checkpointing = wanted
@@ -274,6 +299,12 @@ class MaskedAutoencoder(nn.Module):
         class_token = (self.cls_token + self.pos_embed[:, :1]).to(tokens.dtype).expand(len(tokens), -1, -1)
         out: Tensor = self.encoder(torch.cat([class_token, tokens], dim=1))
         return out
+
+    def _transformed(self, images: Any) -> Tensor:
+        """Images of any kind -> (B, C, H, W), normalised, where the model is and in its precision."""
+        from mae.data.image_transform import ImageTransform
+
+        return ImageTransform(self.config).batch(images).to(self.cls_token)
 
     def _check_imgs(self, imgs: Tensor) -> None:
         wanted = (self.config.in_chans, *self.config.img_size)

@@ -2,27 +2,36 @@
 
 The command line turns the fields into ``--kebab-case`` options, a TOML file holds the same names with
 underscores, and ``build_config`` checks whatever came from either, so that a value is refused in the
-same words wherever it stood. Standard library only.
+same words wherever it stood. ``plain_call`` makes them keyword arguments of one call. Standard library only.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import inspect
 import math
+import operator
+import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mae.errors import ConfigError
+from mae.errors import ConfigError, MaeError
 
 Config = TypeVar("Config")
+Result = TypeVar("Result")
 
 STANDARD_STREAM = Path("-")  # as a path: standard input, or standard output
 LARGEST_INTEGER = 2**63 - 1  # what TOML promises, and what torch and the file system can hold
 _LONGEST_SHOWN = 60
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
+# An option in a message, with the word after it; or a whole command line in backquotes. A file's name is neither.
+_FLAG = re.compile(r"`maecli [^`]*`|(?<![^\s(`'\"])--(?P<flag>[a-z][a-z-]*[a-z])(?: (?P<value>[\w.+-]*\w))?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +241,7 @@ def _cut(text: str) -> str:
 
 
 def _check(label: str, value: Any, hint: Any, declared: Option) -> Any:
-    if value is None:
+    if value is None and types.NoneType in typing.get_args(hint):
         return None
     if declared.parse is not None:
         try:
@@ -245,7 +254,7 @@ def _check(label: str, value: Any, hint: Any, declared: Option) -> Any:
         if isinstance(number, int | float) and not isinstance(number, bool):
             _check_bounds(label, number, declared)
     for word in value if isinstance(value, tuple) else (value,):
-        if word == STANDARD_STREAM and not declared.stream:
+        if isinstance(word, Path) and word == STANDARD_STREAM and not declared.stream:
             raise ConfigError(
                 f"{label} - stands for standard input or output, which cannot be used here",
                 hint=f"wanted: {declared.help[0].lower()}{declared.help[1:].rstrip('.')}",
@@ -284,10 +293,12 @@ def _check_bounds(label: str, number: float, declared: Option) -> None:
 
 def _coerce(label: str, value: Any, hint: Any) -> Any:
     """Turn a value from the command line or from TOML into the field's declared type."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        parts = typing.get_args(hint)
+        if Any in parts and not isinstance(value, str | Path):  # what Python alone can give: an image in memory
+            return value
+        (hint,) = (part for part in parts if part not in (type(None), Any))
     origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
-        origin = typing.get_origin(hint)
     if origin is tuple:
         parts = typing.get_args(hint)
         items = list(value) if isinstance(value, list | tuple) else [value]
@@ -316,3 +327,172 @@ def _path(label: str, value: str | Path) -> Path:
 def _type_name(hint: Any) -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
     return names.get(hint, str(hint))
+
+
+def plain_call(
+    config_class: Any,
+    use_case: Callable[..., Result],
+    *,
+    defaults: Mapping[str, Any] = types.MappingProxyType({}),
+    presets: Mapping[str, Preset] = types.MappingProxyType({}),
+    saved: Callable[[dict[str, Any]], dict[str, Any]] = lambda given: {},
+) -> Callable[..., Result]:
+    """Make ``use_case(config, ...)`` one call with plain arguments: ``use_case("photos", epochs=3)``.
+
+    Positional arguments fill the config's first field, and keyword arguments its fields by name. What else the use
+    case takes (callbacks) is handed on by keyword. A config is accepted too, as the first argument. Errors and notes
+    name fields (``mask_ratio``), where the command line's name options (``--mask-ratio``).
+
+    Args:
+        config_class: A frozen dataclass whose fields were made by ``option``.
+        use_case: A function of such a config.
+        defaults: By field, where the call's default is another than the config's.
+        presets: Add ``preset``, the name of one of these, for what is not given.
+        saved: Given what was given, tells the values of a run that goes on, for what is not.
+    """
+    name = f"mae.{use_case.__name__}"
+    first = dataclasses.fields(config_class)[0].name
+    takes_many = typing.get_origin(typing.get_type_hints(config_class)[first]) is tuple
+    handed_on = list(inspect.signature(use_case).parameters.values())[1:]
+
+    @functools.wraps(use_case)
+    def call(*args: Any, **kwargs: Any) -> Result:
+        with _errors_name_fields(config_class, name):
+            if args and isinstance(args[0], config_class):
+                return use_case(*args, **kwargs)
+            others = {one.name: kwargs.pop(one.name) for one in handed_on if one.name in kwargs}
+            if args and first in kwargs:
+                raise TypeError(f"{name}() got {first} twice: as a positional argument and by keyword")
+            if len(args) > 1 and not takes_many:
+                raise TypeError(f"{name}() takes one positional argument, {first}; got {len(args)}")
+            if args:
+                kwargs[first] = _flattened(args) if takes_many else args[0]
+            preset = kwargs.pop("preset", None) if presets else None
+            refuse_both(config_class, kwargs)
+            layers = [defaults, {} if preset is None else preset_values(preset, presets), saved(kwargs), kwargs]
+            config = build_config(config_class, merge_layers(config_class, layers))
+            result = use_case(config, **others)
+        return typing.cast(Result, _notes_name_fields(result, config_class, name))
+
+    others_taken = [inspect.Parameter("preset", _KEYWORD, default=None, annotation=str | None)] if presets else []
+    others_taken += [one.replace(kind=_KEYWORD) for one in handed_on]
+    call.__signature__ = _plain_signature(config_class, others_taken, use_case, defaults)  # type: ignore[attr-defined]
+    call.__doc__ = _plain_doc(config_class, use_case, defaults, presets)
+    return call
+
+
+def in_python(text: str, config_class: Any, call: str) -> str:
+    """A message written for the command line, as a caller of the library spells it.
+
+    ``--mask-ratio`` becomes ``mask_ratio``, ``--epochs 3`` ``epochs=3``, ``--no-hflip`` ``hflip=False`` and ``--help``
+    ``help(mae.pretrain)``. A whole command line in backquotes stays as it is, and so does what is no option of this
+    config.
+
+    Args:
+        text: The message.
+        config_class: Whose fields are meant.
+        call: The function's name, for instance "mae.pretrain".
+    """
+    fields = {
+        name: field for field in dataclasses.fields(config_class) for name in (field.name, *option_of(field).aliases)
+    }
+
+    def spelled(match: re.Match[str]) -> str:
+        name, value = (match["flag"] or "").replace("-", "_"), match["value"]
+        after = f" {value}" if value else ""
+        if name == "help":
+            return f"help({call}){after}"
+        if name == "preset":
+            return name + after
+        if name not in fields:
+            positive = name.removeprefix("no_")
+            return f"{positive}=False{after}" if positive in fields else match[0]
+        if value in option_of(fields[name]).choices:
+            return f'{name}="{value}"'
+        is_number = re.fullmatch(r"\d[\d.]*(e[+-]?\d+)?", value or "")
+        return f"{name}={value}" if is_number and not isinstance(fields[name].default, tuple) else name + after
+
+    first = next(iter(fields))
+    metavar = option_of(fields[first]).metavar if option_of(fields[first]).positional else None
+    if metavar is not None:
+        text = re.sub(rf"^(missing |){metavar}(?= |$)", rf"\1{first}", text)
+    return _FLAG.sub(spelled, text)
+
+
+@contextmanager
+def _errors_name_fields(config_class: Any, call: str) -> Iterator[None]:
+    """Within it, what goes wrong for a user is told in fields; the hint stands below Python's traceback."""
+    try:
+        yield
+    except MaeError as error:
+        error.message = in_python(error.message, config_class, call)
+        error.args = (error.message,)
+        if error.hint is not None:
+            error.hint = in_python(error.hint, config_class, call)
+            error.add_note(f"hint: {error.hint}")
+        raise
+
+
+def _notes_name_fields(result: Any, config_class: Any, call: str) -> Any:
+    notes = getattr(result, "notes", ())
+    if not notes:
+        return result
+    return dataclasses.replace(result, notes=tuple(in_python(note, config_class, call) for note in notes))
+
+
+def _flattened(args: Sequence[Any]) -> list[Any]:
+    return [item for arg in args for item in (arg if isinstance(arg, list | tuple) else (arg,))]
+
+
+def _plain_signature(
+    config_class: Any, others: Sequence[inspect.Parameter], use_case: Callable[..., Any], defaults: Mapping[str, Any]
+) -> inspect.Signature:
+    """What ``help`` and an editor show: the first field by position, all others by keyword."""
+    hints, kinds = typing.get_type_hints(config_class), inspect.Parameter
+    parameters = []
+    for number, field in enumerate(dataclasses.fields(config_class)):
+        takes_many = number == 0 and typing.get_origin(hints[field.name]) is tuple
+        default = defaults.get(field.name, field.default)
+        parameters.append(
+            inspect.Parameter(
+                field.name,
+                kinds.VAR_POSITIONAL if takes_many else _KEYWORD if number else kinds.POSITIONAL_OR_KEYWORD,
+                default=kinds.empty if takes_many or default is dataclasses.MISSING else default,
+                annotation=_widened(typing.get_args(hints[field.name])[0] if takes_many else hints[field.name]),
+            )
+        )
+    return inspect.Signature([*parameters, *others], return_annotation=inspect.signature(use_case).return_annotation)
+
+
+def _widened(hint: Any) -> Any:
+    """A path may be given as text, and one value where several may be."""
+    if hint is Path:
+        return str | Path
+    if typing.get_origin(hint) is tuple and typing.get_args(hint)[1:] == (Ellipsis,):
+        return _widened(typing.get_args(hint)[0]) | hint
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return functools.reduce(operator.or_, (_widened(part) for part in typing.get_args(hint)))
+    return hint
+
+
+def _plain_doc(
+    config_class: Any, use_case: Callable[..., Any], defaults: Mapping[str, Any], presets: Mapping[str, Preset]
+) -> str:
+    """The use case's docstring with its config's fields in the config's place."""
+    name = f"mae.{use_case.__name__}"
+    head, *sections = re.split(r"\n\n(?=(?:Args|Returns|Raises):\n)", inspect.getdoc(use_case) or "")
+    entries = []
+    for field in dataclasses.fields(config_class):
+        declared, default = option_of(field), defaults.get(field.name, field.default)
+        told = declared.help
+        if declared.default_text is not None and field.name not in defaults:
+            told += f" Default: {declared.default_text}."
+        elif default not in (dataclasses.MISSING, None, ()):
+            told += f" Default: {str(default) if isinstance(default, Path) else repr(default)}."
+        entries.append(f"    {field.name}: {in_python(told, config_class, name)}")
+    if presets:
+        known = "; ".join(f"{name}: {preset.summary}" for name, preset in presets.items())
+        entries.append(f"    preset: What is not given takes its value from one of these: {known}.")
+    if sections and sections[0].startswith("Args:"):  # its first entry, the config, has made room for the fields
+        entries += re.split(r"\n(?=    \w)", sections.pop(0))[2:]
+    return "\n\n".join([head.replace("``config.", "``"), "\n".join(["Args:", *entries]), *sections]) + "\n"

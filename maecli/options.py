@@ -224,7 +224,10 @@ def _typed(hint: Any, declared: Option) -> Any:
     if typing.get_origin(hint) is tuple:
         parts = typing.get_args(hint)
         if len(parts) == 2 and parts[1] is Ellipsis:
-            return list[str if declared.parse else parts[0]] | None  # type: ignore[misc]
+            (item,) = (
+                part for part in typing.get_args(parts[0]) or parts[:1] if part is not Any
+            )  # Any is the library's
+            return list[str if declared.parse else item] | None  # type: ignore[misc]
         if not declared.parse:
             return hint | None
     return (str if declared.parse else hint) | None

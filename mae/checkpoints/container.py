@@ -32,7 +32,9 @@ _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save be
 _LEGACY_PICKLES = 5  # magic, version, system, contents, keys
 _SHORT_FLOATS = ("F8", "F6", "F4")  # how the names of safetensors' types of 8 bits and fewer begin
 SHARD_TABLE = ".metadata"
-_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
+OWN_MODEL_TYPE = "maecli"  # in a config.json; transformers' is "vit_mae"
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+_SUFFIXES = (*TORCH_SUFFIXES, ".safetensors")
 _HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
 _OTHER_FILES = {
     b"\x89PNG": "a PNG image",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae.checkpoints.container import GET_IT_AGAIN, Container, container_of, find_file
+from mae.checkpoints.container import GET_IT_AGAIN, OWN_MODEL_TYPE, Container, container_of, find_file
 from mae.checkpoints.dialects import foreign_layout, from_hugging_face, hugging_face_dialect, is_hugging_face, unwrap
 from mae.checkpoints.hub import LICENCE_NOTE, fetch, release_named, release_of
 from mae.checkpoints.pos_tables import grid_of
@@ -249,8 +249,8 @@ def _declared(path: Path, dialect: str, others: Mapping[str, Any]) -> Declared:
             norm_pix_loss=bool(stated.get("norm_pix_loss", False)) if stated else known,
         )
     own = others.get("maecli")
-    config = own.get("config") if isinstance(own, Mapping) else None
-    if isinstance(config, Mapping):
+    config = own.get("config") if isinstance(own, Mapping) else _beside(path, OWN_MODEL_TYPE)
+    if isinstance(config, Mapping) and config:
         normalised = config.get("norm_pix_loss")
         return Declared(
             img_size=_size(config.get("img_size")),
@@ -279,13 +279,13 @@ def _count(stated: Any) -> int | None:
     return stated if type(stated) is int and stated > 0 else None
 
 
-def _beside(path: Path) -> dict[str, Any]:
-    """The config.json of a Hugging Face folder, {} where there is none."""
+def _beside(path: Path, model_type: str = "vit_mae") -> dict[str, Any]:
+    """The config.json of a folder with a model of that type, {} where there is none."""
     try:
         stated = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return stated if isinstance(stated, dict) and stated.get("model_type") == "vit_mae" else {}
+    return stated if isinstance(stated, dict) and stated.get("model_type") == model_type else {}
 
 
 def _hub_name(path: Path) -> str:

@@ -1,10 +1,11 @@
-"""Writing a checkpoint that the official scripts read as their own."""
+"""Writing a checkpoint that the official scripts read as their own, and weights alone."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import errno
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mae.checkpoints.container import OWN_MODEL_TYPE, TORCH_SUFFIXES
 from mae.config import MAEConfig
 from mae.errors import CheckpointError
 from mae.io.files import resolve_target, temporary_beside, write_atomically
@@ -74,6 +76,41 @@ def checkpoint_document(
     document |= extra or {}
     document["maecli"] = {"config": dataclasses.asdict(config)} | dict(document.get("maecli", {}))
     return document
+
+
+def save_pretrained(model: MaskedAutoencoder, path: str | Path) -> Path:
+    """Write a model's weights, under the official release's names, so that ``from_pretrained`` gives it back.
+
+    Args:
+        model: The model.
+        path: A file that ends in .safetensors, .pth or .pt; or else a folder, made where there is none, for
+            ``model.safetensors`` and ``config.json``.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        CheckpointError: It cannot be written.
+    """
+    path = Path(path)
+    # Weights that were read from a file are its pages; torch.save would write all of it with each tensor.
+    state = {key: tensor.detach().cpu().clone() for key, tensor in model.state_dict().items()}
+    document = checkpoint_document(state, model.config)
+    if path.suffix.lower() in TORCH_SUFFIXES and not path.is_dir():
+        save(path, document)
+        return path
+    entry = {"maecli": json.dumps(document["maecli"])}
+    if path.suffix.lower() == ".safetensors" and not path.is_dir():
+        save_safetensors(path, state, entry)
+        return path
+    settings = json.dumps({"model_type": OWN_MODEL_TYPE, **dataclasses.asdict(model.config)}, indent=2) + "\n"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomically(path / "config.json", lambda file: file.write(settings.encode()))
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error.strerror}") from None
+    save_safetensors(path / "model.safetensors", state, entry)
+    return path
 
 
 def save(path: Path, document: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mae.errors import ConfigError
 from mae.options import option
-from mae.reconstruction.config import IMAGE_FORMATS
+from mae.reconstruction.config import check_suffix
 
 REFERENCES = ("auto", "builtin", "transformers", "timm")
 
@@ -50,7 +50,6 @@ class CompareConfig:
                 hint=f"did you mean {' or '.join(near)}?" if near else None,
             )
         if self.out is not None:
-            if self.out.suffix.lower() not in IMAGE_FORMATS:
-                raise ConfigError(f"--out {self.out}: the name must end in {', '.join(IMAGE_FORMATS)}")
+            check_suffix(self.out, "--out")
             if self.checkpoint is None:
                 raise ConfigError("--out draws two reconstructions side by side, so it needs --checkpoint")

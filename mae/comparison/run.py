@@ -27,6 +27,7 @@ from mae.data.transforms import crop_to, image_to_tensor, normalise
 from mae.errors import ConfigError
 from mae.io.download import obeys_offline
 from mae.io.files import refuse_input, refuse_place
+from mae.io.notebook import DrawnPage, Table
 from mae.io.text import a_few
 from mae.mae import MaskedAutoencoder
 
@@ -82,8 +83,8 @@ class FileReport:
 
 
 @dataclasses.dataclass(frozen=True)
-class CompareResult:
-    """Everything that was found.
+class CompareResult(DrawnPage):
+    """Everything that was found; a notebook shows the verdict and the largest differences.
 
     Attributes:
         official: The examined file.
@@ -111,6 +112,25 @@ class CompareResult:
     def equal(self) -> bool:
         """Whether nothing is wrong."""
         return not self.problems
+
+    def _table(self) -> Table:
+        reports = [report for report in (self.official, self.checkpoint) if report]
+        rows: list[tuple[object, ...]] = [
+            ("kind", *(f"{one.kind}, {one.dialect} names" for one in reports)),
+            ("variant", *(one.variant for one in reports)),
+            ("encoder, width/blocks/heads", *(one.encoder for one in reports)),
+            ("decoder", *(one.decoder for one in reports)),
+            ("predicts", *(one.target for one in reports)),
+            ("parameters", *(one.parameters for one in reports)),
+        ]
+        computations = [(f"against {one.reference}, {one.precision}", one) for one in self.computations]
+        computations += [("the files against each other", self.between)] if self.between else []
+        rows += [
+            (label, f"largest relative difference {one.largest:.1e} (tolerance {one.tolerance:.0e})")
+            for label, one in computations
+        ]
+        rows += [("problem", problem) for problem in self.problems]
+        return Table(self.verdict, rows, ("file", *(one.path.name for one in reports)))
 
 
 @obeys_offline

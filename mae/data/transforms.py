@@ -40,13 +40,18 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 ONE_MEAN, ONE_STD = 0.449, 0.226
 
 
+def channel_statistics(in_chans: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std per channel on a scale of 0 to 1: ImageNet's for three channels."""
+    return (IMAGENET_MEAN, IMAGENET_STD) if in_chans == 3 else ((ONE_MEAN,) * in_chans, (ONE_STD,) * in_chans)
+
+
 def pixel_statistics(in_chans: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """Mean and deviation per channel on a scale of 0 to 1, each (C, 1, 1), float32.
 
     Filled in on the device: copied from the host, they would have the host wait for the accelerator at every batch.
     Nothing is kept between calls, so fake, meta and inference tensors never meet those of another mode.
     """
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if in_chans == 3 else ((ONE_MEAN,) * in_chans, (ONE_STD,) * in_chans)
+    mean, std = channel_statistics(in_chans)
     return _per_channel(mean, device), _per_channel(std, device)
 
 
@@ -58,8 +63,13 @@ def image_to_tensor(image: Image.Image) -> Tensor:
 
 def tensor_to_image(pixels: Tensor) -> Image.Image:
     """Pixels (C, H, W) on a scale of 0 to 1 as a PIL image, clipped and rounded to 8 bits."""
-    array = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    array = to_8_bits(pixels).permute(1, 2, 0).numpy()
     return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+
+
+def to_8_bits(pixels: Tensor) -> Tensor:
+    """Pixels on a scale of 0 to 1 as uint8, clipped and rounded."""
+    return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def normalise(imgs: Tensor) -> Tensor:

@@ -19,13 +19,14 @@ from mae.evaluation.store import PartStore, content_digest, part_images
 from mae.evaluation.writing import Embedding, check_writable, write_embedding
 from mae.io.download import obeys_offline
 from mae.io.files import refuse_input, refuse_place
+from mae.io.notebook import Drawn, Table
 from mae.io.text import shown
 from mae.system.device import resolve_device, resolve_precision
 from mae.system.distributed import Ranks, ranks_from_environment
 
 
 @dataclasses.dataclass(frozen=True)
-class EmbedResult:
+class EmbedResult(Drawn):
     """What was written.
 
     Attributes:
@@ -49,6 +50,18 @@ class EmbedResult:
     kept: int
     skipped: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
+
+    def _table(self) -> Table:
+        return Table(
+            "features of images",
+            [
+                ("file", self.out),
+                ("images", self.images),
+                ("of an image", f"{' x '.join(str(side) for side in self.shape)} {self.dtype}"),
+                ("classes", len(self.classes)),
+                ("skipped", len(self.skipped)),
+            ],
+        )
 
 
 @obeys_offline

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from mae.io.notebook import DrawnPage, Table
 from mae.io.text import shown
+
+HEADLINE_K = 20  # of several numbers of neighbours, tables show the nearest to this one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +126,8 @@ class Seconds:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateResult:
-    """All that was measured.
+class EvaluateResult(DrawnPage):
+    """All that was measured; a notebook shows the accuracies with all the labels that were used.
 
     Attributes:
         data: What was evaluated on.
@@ -153,6 +156,28 @@ class EvaluateResult:
     seconds: Seconds
     skipped: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
+
+    @property
+    def shown_k(self) -> int:
+        """Of the numbers of neighbours that were asked for, the one that tables show."""
+        ks = [k for row in self.rows for scores in row.scores for k in scores.knn or ()]
+        return min(ks, key=lambda k: (abs(k - HEADLINE_K), k)) if ks else HEADLINE_K
+
+    def _table(self) -> Table:
+        rows = []
+        for row in self.rows:
+            scores = row.scores[-1]
+            found = (
+                scores.knn and scores.knn.get(self.shown_k),
+                scores.linear and scores.linear.test,
+                scores.attentive and scores.attentive.test,
+            )
+            rows.append((row_name(row), *(one and percent(one) for one in found)))
+        return Table(
+            f"accuracy on {self.test_images:,} test images of {len(self.classes):,} classes, %",
+            rows,
+            ("features", f"k-NN ({self.shown_k})", "linear", "attentive"),
+        )
 
 
 def row_name(row: Row) -> str:

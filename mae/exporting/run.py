@@ -21,6 +21,7 @@ from mae.errors import CheckpointError, ConfigError, MaeError
 from mae.exporting.config import ExportConfig
 from mae.io.download import obeys_offline
 from mae.io.files import refuse_input, refuse_place, write_atomically
+from mae.io.notebook import Drawn, Table
 
 _SEED = 0  # of the image and the mask that the check computes with
 _MASK_RATIO = 0.75
@@ -28,7 +29,7 @@ _HUGGING_FACE_FILES = ("config.json", "model.safetensors")
 
 
 @dataclasses.dataclass(frozen=True)
-class ExportResult:
+class ExportResult(Drawn):
     """What was written and how it was checked.
 
     Attributes:
@@ -50,6 +51,19 @@ class ExportResult:
     output: str
     difference: float
     notes: tuple[str, ...]
+
+    def _table(self) -> Table:
+        return Table(
+            f"written for {self.to}",
+            [
+                ("file", self.out),
+                ("tensors", self.tensors),
+                ("parameters", self.parameters),
+                ("MB", self.size_bytes / 1e6),
+                ("checked by", self.checked_by),
+                (f"relative difference of the {self.output}", self.difference),
+            ],
+        )
 
 
 @obeys_offline

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from mae.config import MAEConfig
+from mae.config import MAEConfig, format_size
+from mae.io.notebook import DrawnPage, Table
 from mae.models.parameters import ParameterCounts, count_parameters, module_parameters
 from mae.profiling.accelerators import Accelerator, Check, find_accelerator
 from mae.profiling.config import ProfileConfig
@@ -91,8 +92,8 @@ class VariantProfile:
 
 
 @dataclasses.dataclass(frozen=True)
-class ProfileResult:
-    """Variants side by side, and the conditions that their figures hold for."""
+class ProfileResult(DrawnPage):
+    """Variants side by side, and the conditions that their figures hold for; a notebook shows the main ones."""
 
     image_size: tuple[int, int]
     in_chans: int
@@ -103,6 +104,27 @@ class ProfileResult:
     machine: MeasuredDevice | None
     variants: tuple[VariantProfile, ...]
     notes: tuple[str, ...]
+
+    def _table(self) -> Table:
+        figures: dict[str, Callable[[VariantProfile], object]] = {
+            "parameters, millions": lambda one: one.parameters.total / 1e6,
+            "of these in the encoder": lambda one: one.parameters.encoder / 1e6,
+            "forward, GFLOPs an image": lambda one: one.compute.forward / 1e9,
+            "training step, GFLOPs an image": lambda one: one.compute.training_step / 1e9,
+            "memory of training, GB": lambda one: one.training.peak / 1e9,
+            "with activation checkpointing, GB": lambda one: one.checkpointed_training.peak / 1e9,
+            "memory of encode, GB": lambda one: one.inference_peak / 1e9,
+        }
+        if any(one.measured and one.measured.training_step for one in self.variants):
+            figures["training, images/s here"] = lambda one: (
+                one.measured.training_step.images_per_second if one.measured and one.measured.training_step else None
+            )
+        return Table(
+            f"{format_size(self.image_size)} px, {self.mask_ratio:.0%} removed; batch {self.batch_size}, "
+            f"{self.precision} on {self.device}",
+            [(label, *(figure(one) for one in self.variants)) for label, figure in figures.items()],
+            ("", *(one.variant for one in self.variants)),
+        )
 
 
 def profile(config: ProfileConfig) -> ProfileResult:

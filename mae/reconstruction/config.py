@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from mae.config import DEFAULT_MASK_RATIO, parse_size
 from mae.errors import ConfigError
@@ -14,11 +15,21 @@ IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"
 DEFAULT_CHECKPOINT = Path("run")  # the folder where ``pretrain`` writes unless told otherwise
 
 
+def check_suffix(path: Path, label: str) -> None:
+    """Check that a name says a format that images are written in.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if path.suffix.lower() not in IMAGE_FORMATS:
+        raise ConfigError(f"{label} {path}: the name must end in {', '.join(IMAGE_FORMATS)}")
+
+
 @dataclasses.dataclass(frozen=True)
 class ReconstructConfig:
     """What to reconstruct, with which weights, and how to show it."""
 
-    images: tuple[Path, ...] = option(
+    images: tuple[Path | Any, ...] = option(  # a caller of the library may give images in memory
         dataclasses.MISSING,
         "Images, folders, archives or Parquet files, also by https URL; - reads one image from standard input.",
         positional=True,
@@ -31,7 +42,7 @@ class ReconstructConfig:
         "Weights with a decoder: a checkpoint file, a run folder or a released name.",
         official=("model", "resume"),
     )
-    out: Path = option(
+    out: Path | None = option(
         Path("reconstruction.png"),
         "Output image: .png, .jpg or .webp; - writes to standard output.",
         stream=True,
@@ -78,9 +89,9 @@ class ReconstructConfig:
     offline: bool = option(False, "Never download anything.", flags="--offline")
 
     def __post_init__(self) -> None:
-        if not self.to_stream and self.out.suffix.lower() not in IMAGE_FORMATS:
-            raise ConfigError(f"--out {self.out}: the name must end in {', '.join(IMAGE_FORMATS)}")
-        if not self.to_stream and self.format is not None:
+        if self.out is not None and not self.to_stream:
+            check_suffix(self.out, "--out")
+        if self.out is not None and not self.to_stream and self.format is not None:
             raise ConfigError(
                 f"--format {self.format} and --out {self.out}: the name's ending says the format",
                 hint="--format is for --out -, standard output",
@@ -98,8 +109,8 @@ class ReconstructConfig:
 
     @property
     def kind(self) -> str:
-        """The format of the image, as Pillow calls it."""
-        return IMAGE_FORMATS[f".{self.format or 'png'}" if self.to_stream else self.out.suffix.lower()]
+        """The format of the image on standard output, as Pillow calls it."""
+        return IMAGE_FORMATS[f".{self.format or 'png'}"]
 
     @property
     def ratios(self) -> tuple[float, ...]:

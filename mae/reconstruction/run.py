@@ -22,7 +22,7 @@ from mae.io.files import refuse_input, refuse_place
 from mae.io.text import shown
 from mae.mae import MaskedAutoencoder, patch_statistics
 from mae.masking import Masking, masking_from_order, random_masking, take_patches
-from mae.reconstruction.config import DEFAULT_CHECKPOINT, ReconstructConfig
+from mae.reconstruction.config import DEFAULT_CHECKPOINT, ReconstructConfig, check_suffix
 from mae.reconstruction.grid import Row, draw_grid, encode_image, write_image
 from mae.reconstruction.panels import FAINT_NOTE, TITLES, Panels, make_panels, predict
 from mae.system.device import resolve_device
@@ -57,17 +57,19 @@ class ImageResult:
 
 @dataclasses.dataclass(frozen=True)
 class ReconstructResult:
-    """What was written, and the numbers of every image.
+    """What was drawn, and the numbers of every image; a notebook shows the drawing.
 
     Attributes:
-        page: The image's bytes, where they are to go to standard output; nothing is written then.
+        out: The file that was written; None where none was asked for.
+        image: The drawing: rows of panels.
+        page: Its bytes, where they are to go to standard output; nothing is written then.
         norm_pix: Whether the predictions were un-normalised with the original patches' statistics.
         norm_pix_source: Why: ``option``, ``checkpoint`` or ``inferred``.
         skipped: Files of the given folders that could not be read, with the reasons.
         notes: What else the user should know.
     """
 
-    out: Path
+    out: Path | None
     checkpoint: Path
     variant: str | None
     norm_pix: bool
@@ -76,14 +78,29 @@ class ReconstructResult:
     skipped: tuple[tuple[Path, str], ...]
     separate: tuple[Path, ...]
     notes: tuple[str, ...]
+    image: Image.Image = dataclasses.field(repr=False)
     page: bytes | None = dataclasses.field(default=None, repr=False)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the drawing as .png, .jpg or .webp, by the name's ending.
+
+        Raises:
+            ConfigError: It has another ending, or cannot be written there.
+        """
+        path = Path(path)
+        check_suffix(path, "path")
+        write_image(path, self.image)
+        return path
+
+    def _repr_png_(self) -> bytes:
+        return encode_image(self.image, "PNG", "the page")
 
 
 @obeys_offline
 def reconstruct(
     config: ReconstructConfig, on_image: Callable[[int, int], None] = lambda done, total: None
 ) -> ReconstructResult:
-    """Mask images, reconstruct them and write a grid of panels.
+    """Mask images, reconstruct them and draw a grid of panels; it is written where ``config.out`` says so.
 
     Args:
         config: What to do.
@@ -92,10 +109,12 @@ def reconstruct(
     Raises:
         ConfigError: Options that do not fit the weights.
         DataError: An image cannot be read.
+        TypeError, ValueError: An image in memory is of a kind or shape that is none.
         CheckpointError: The weights cannot be used; in particular they have no decoder.
     """
-    if not config.to_stream:
-        refuse_place(config.out, "--out")
+    out = None if config.to_stream else config.out
+    if out is not None:
+        refuse_place(out, "--out")
     if config.separate is not None:
         refuse_place(config.separate, "--separate", folder=True)
     device = resolve_device(config.device)
@@ -106,8 +125,8 @@ def reconstruct(
     mask = [config.mask] if config.mask else []
     inputs = {"the image": given.files, "the mask": mask, "the checkpoint": [checkpoint.path]}
     folders = [*given.folders, checkpoint.path]
-    if not config.to_stream:
-        refuse_input(config.out, "--out", inputs, folders=folders)
+    if out is not None:
+        refuse_input(out, "--out", inputs, folders=folders)
     rows: list[Row] = []
     images: list[ImageResult] = []
     separate: dict[Path, Image.Image] = {}
@@ -131,8 +150,8 @@ def reconstruct(
         refuse_input(file, "--separate", inputs, folders=folders)
     if config.separate is not None:
         _write_separate(config.separate, separate)
-    if content is None:
-        write_image(config.out, page)
+    if out is not None:
+        write_image(out, page)
     return ReconstructResult(
         out=config.out,
         checkpoint=checkpoint.path,
@@ -143,6 +162,7 @@ def reconstruct(
         skipped=tuple(given.skipped),
         separate=tuple(separate),
         notes=(*checkpoint.notes, *given.notes, *reconstructor.notes, *(note for note in notes if note != FAINT_NOTE)),
+        image=page,
         page=content,
     )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from mae.data.decoding.image import load_image
 from mae.errors import ConfigError, DataError
 from mae.io.files import refuse_input, write_atomically
+from mae.io.notebook import Drawn, Table
 from mae.io.text import shown
 from mae.reporting.config import SUFFIXES, ReportConfig
 from mae.reporting.curves import MOST_POINTS, evenly
@@ -23,7 +24,7 @@ _JPEG_QUALITY = 82
 
 
 @dataclasses.dataclass(frozen=True)
-class ReportResult:
+class ReportResult(Drawn):
     """What was written, and the figures that it begins with; None where the run has none yet.
 
     Attributes:
@@ -58,6 +59,20 @@ class ReportResult:
     unreadable: int
     environment_recorded: bool
     notes: tuple[str, ...]
+
+    def _table(self) -> Table:
+        of = f" of {self.wanted_epochs:,}" if self.wanted_epochs else ""
+        return Table(
+            "report of a run",
+            [
+                ("page", self.out),
+                ("epochs", f"{self.epochs:,}{of}"),
+                ("loss of the first epoch", self.first_loss),
+                ("loss of the last epoch", self.last_loss),
+                ("PSNR of the newest preview, dB", self.psnr),
+                ("images/s", self.images_per_second),
+            ],
+        )
 
 
 def report(config: ReportConfig) -> ReportResult:

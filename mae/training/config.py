@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +240,26 @@ class PretrainConfig:
         if self.init is not None and not self.init.exists():  # the name of a released file
             values["init"] = str(self.init)
         return values
+
+
+def settings_of_resumed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """A resumed run has its settings in its folder: those that are not given anew.
+
+    Args:
+        given: Settings by name; {} is told where ``resume`` is not among them.
+
+    Raises:
+        ConfigError: There are none that can be read, or ``out`` is another folder.
+    """
+    if not given.get("resume"):
+        return {}
+    run = Path(given["resume"])
+    if given.get("out") and os.path.realpath(given["out"]) != os.path.realpath(run):
+        raise ConfigError(
+            f"--resume {shown(run)} goes on in its own folder, not in --out {shown(given['out'])}",
+            hint=f"leave --out out; --init {shown(run / 'checkpoint-last.pth')} starts a new run from the weights",
+        )
+    return read_run_settings(run)
 
 
 def read_run_settings(run: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from mae.config import MAEConfig
+from mae.io.notebook import Drawn, Table, html_image
 from mae.training.config import PretrainConfig
 from mae.training.plan import Advice, TrainingPlan
 
@@ -148,8 +149,8 @@ Event = Scanned | Started | Stepped | StepSkipped | RolledBack | EpochDone | Pre
 
 
 @dataclasses.dataclass(frozen=True)
-class PretrainResult:
-    """How a run ended.
+class PretrainResult(Drawn):
+    """How a run ended; a notebook shows it with the newest preview.
 
     Attributes:
         train_loss: Of the last epoch that was done; None where there is none, or it is no finite number.
@@ -183,3 +184,20 @@ class PretrainResult:
         if self.train_loss is None or self.zero_prediction_loss is None:
             return None
         return self.train_loss < LEARNT_SHARE * self.zero_prediction_loss
+
+    def _table(self) -> Table:
+        return Table(
+            "stopped and saved" if self.stopped else "pre-training is done",
+            [
+                ("checkpoint", self.checkpoint),
+                ("epochs", self.epochs),
+                ("steps", self.steps),
+                ("loss", self.train_loss),
+                ("loss of predicting zero", self.zero_prediction_loss),
+                ("PSNR of the previews, dB", self.psnr),
+                ("seconds", self.seconds),
+            ],
+        )
+
+    def _repr_html_(self) -> str:
+        return super()._repr_html_() + html_image(self.preview, "reconstructions")

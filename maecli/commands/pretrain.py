@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from mae.errors import ConfigError
 from mae.io.text import shown
-from mae.training.config import PretrainConfig, read_run_settings
+from mae.training.config import PretrainConfig, settings_of_resumed
 from mae.training.presets import PRESETS
 from maecli.options import command_from
 from maecli.output import Output, as_document
@@ -28,26 +27,13 @@ SWITCHES = {"dry_run": "Print the plan, with what may be wrong with it, and stop
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
-def _saved_config(typed: dict[str, Any]) -> dict[str, Any]:
-    """A resumed run has its settings in its folder."""
-    if not typed.get("resume"):
-        return {}
-    run = Path(typed["resume"])
-    if typed.get("out") and os.path.realpath(typed["out"]) != os.path.realpath(run):
-        raise ConfigError(
-            f"--resume {shown(run)} goes on in its own folder, not in --out {shown(typed['out'])}",
-            hint=f"leave --out out; --init {shown(run / 'checkpoint-last.pth')} starts a new run from the weights",
-        )
-    return read_run_settings(run)
-
-
 def _written_config(config: PretrainConfig) -> Path | None:
     """Where a new run writes its settings down; one that goes on has them there already."""
     return None if config.resume or config.auto_resume else config.out / "config.toml"
 
 
 @command_from(
-    PretrainConfig, toml=True, saved=_saved_config, written=_written_config, presets=PRESETS, switches=SWITCHES
+    PretrainConfig, toml=True, saved=settings_of_resumed, written=_written_config, presets=PRESETS, switches=SWITCHES
 )
 def pretrain(config: PretrainConfig, output: Output, *, dry_run: bool) -> None:
     """Train a masked autoencoder on a folder of images; labels are not needed.

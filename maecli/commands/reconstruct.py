@@ -84,5 +84,5 @@ def _show(console: Console, result: ReconstructResult) -> None:
     console.print(fitted(console, table))
     target = "normalised patches" if result.norm_pix else "raw pixels"
     console.print(f"{result.variant or 'model'} predicts {target}; loss and PSNR are over removed patches")
-    place = "the image to standard output" if result.page is not None else shown(result.out)
+    place = "the image to standard output" if result.page is not None else shown(str(result.out))
     console.print(f"wrote {place}", soft_wrap=True, markup=False)

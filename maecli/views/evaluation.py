@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from mae.evaluation.results import EvaluateResult, Row, Scores
 
-HEADLINE_K = 20
-
 
 def show(console: Console, result: EvaluateResult) -> None:
     """A table for each share of the labels, then the line that matters."""
@@ -52,16 +50,11 @@ def _table(console: Console, result: EvaluateResult, number: int) -> None:
         console.print(Text(f"{share.label_fraction:g} of the labels: {share.train_images:,} images", style="bold"))
     table = Table(box=None, padding=(0, 2), pad_edge=False)
     table.add_column("features")
-    for title in ("numbers", f"k-NN ({_k(result)})", "linear", "attentive", "RankMe", "alpha"):
+    for title in ("numbers", f"k-NN ({result.shown_k})", "linear", "attentive", "RankMe", "alpha"):
         table.add_column(title, justify="right")
     for row in result.rows:
-        table.add_row(Text(row_name(row)), f"{row.dimensions:,}", *_cells(row, row.scores[number], _k(result)))
+        table.add_row(Text(row_name(row)), f"{row.dimensions:,}", *_cells(row, row.scores[number], result.shown_k))
     console.print(fitted(console, table))
-
-
-def _k(result: EvaluateResult) -> int:
-    ks = [k for row in result.rows for scores in row.scores for k in scores.knn or ()]
-    return min(ks, key=lambda k: (abs(k - HEADLINE_K), k)) if ks else HEADLINE_K
 
 
 def _cells(row: Row, scores: Scores, k: int) -> list[str]:

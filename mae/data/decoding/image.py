@@ -133,6 +133,27 @@ def decode_image(
         raise ImageError(name, describe_failure(error, head)) from None
 
 
+def upright_image(opened: Image.Image, name: str | Path, in_chans: int = 3) -> Image.Image:
+    """An image of Pillow's, whether read yet or not, as ``decode_image`` would give it; a copy.
+
+    Args:
+        opened: Of any mode.
+        name: What messages call it.
+        in_chans: As ``decode_image``.
+
+    Raises:
+        DataError: It cannot be read.
+        ConfigError: No image has so many channels.
+    """
+    check_channels(in_chans)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _decode(opened, MODES[in_chans])
+    except Exception as error:  # as above
+        raise ImageError(name, describe_failure(error)) from None
+
+
 def _check_before_decoding(opened: ImageFile.ImageFile, file: IO[bytes], name: str | Path) -> None:
     check_size(name, opened)
     if opened.format in ("JPEG", "MPO") and "progressive" in opened.info:
@@ -150,9 +171,10 @@ def _check_before_decoding(opened: ImageFile.ImageFile, file: IO[bytes], name: s
         file.seek(place)
 
 
-def _decode(opened: ImageFile.ImageFile, mode: str) -> Image.Image:
+def _decode(opened: Image.Image, mode: str) -> Image.Image:
     """Decode the open image; the depth that Pillow reads past is taken from its header."""
-    rawmode = opened.tile[0].args if opened.format == "PNG" and opened.tile else None
+    tiles = getattr(opened, "tile", ())  # none of an image that has been decoded, or made in memory
+    rawmode = tiles[0].args if opened.format == "PNG" and tiles else None
     opened.load()
     most, inverted = _grey_scale(opened)
     clear = opened.info.get("transparency")

@@ -1,17 +1,18 @@
-"""The images that a command is asked to show: those that are named, and the first few of every folder or archive."""
+"""The images that are to be shown: those that are named or given, and the first few of every folder or archive."""
 
 from __future__ import annotations
 
 import io
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from PIL import Image
 
 from mae.data.decoding.formats import MAX_FILE_BYTES, ImageError, describe_failure
+from mae.data.decoding.in_memory import to_image
 from mae.data.sources.base import ImageSource
 from mae.data.sources.paths import ImagePaths
 from mae.data.sources.scan import expand_braces, holds_many, scan_images
@@ -35,10 +36,11 @@ class Given(NamedTuple):
 
 
 class GivenImages:
-    """What the paths of a command line stand for, found at once and decoded one after the other.
+    """What paths stand for, found at once and decoded one after the other.
 
     Args:
         paths: Images, folders, archives and tables of them (also by https URL), in any order; ``-`` is standard input.
+            Among them may be images in memory, as ``to_image`` takes them.
         limit: Most images of each folder, archive or table. Of names with braces that stand for several of them,
             all together.
 
@@ -52,16 +54,19 @@ class GivenImages:
         ConfigError: Standard input cannot be read here.
     """
 
-    def __init__(self, paths: Sequence[Path], limit: int) -> None:
+    def __init__(self, paths: Sequence[Path | Any], limit: int) -> None:
         self.skipped: list[tuple[Path, str]] = []
         self.notes: list[str] = []
         self.files: list[Path] = []
         self.folders: list[Path] = []
         self._groups: list[tuple[ImageSource, int, bool]] = []  # source, images wanted of it, by name
-        if paths.count(STANDARD_STREAM) > 1:
+        if [path for path in paths if isinstance(path, Path)].count(STANDARD_STREAM) > 1:
             raise ConfigError("IMAGE - twice: standard input can be read once")
-        for path in paths:
-            self._add(path, limit)
+        for number, path in enumerate(paths, start=1):
+            if isinstance(path, Path):
+                self._add(path, limit)
+            else:
+                self._groups.append((_InMemory(path, number), 1, True))
 
     def __len__(self) -> int:
         return sum(wanted for _, wanted, _ in self._groups)
@@ -137,6 +142,33 @@ class _StandardInput(ImageSource):
         if len(content) > MAX_FILE_BYTES:
             raise ImageError(self.NAME, f"is too large (at most {MAX_FILE_BYTES // 2**20} MiB are read)")
         return io.BytesIO(content)
+
+    def digest(self) -> str:
+        """It has no name that could change."""
+        return ""
+
+
+class _InMemory(ImageSource):
+    """One image that a caller of the library holds."""
+
+    def __init__(self, image: Any, number: int) -> None:
+        self._image = image
+        self._name = Path(Path(os.fsdecode(getattr(image, "filename", ""))).name or f"image {number}")
+
+    def __len__(self) -> int:
+        return 1
+
+    def name(self, index: int) -> Path:
+        """That of the file that Pillow opened, or its place among what was given."""
+        return self._name
+
+    def open(self, index: int) -> IO[bytes]:
+        """It is no file."""
+        raise ImageError(self._name, "is in memory and no file")
+
+    def load(self, index: int, in_chans: int, on_note: Callable[[str], None] | None = None) -> Image.Image:
+        """As ``to_image``."""
+        return to_image(self._image, in_chans, self._name)
 
     def digest(self) -> str:
         """It has no name that could change."""

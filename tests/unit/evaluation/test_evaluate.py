@@ -23,7 +23,7 @@ from mae.evaluation.extract import Progress
 from mae.evaluation.features import prune
 from mae.evaluation.knn import knn
 from mae.evaluation.linear import linear
-from mae.evaluation.results import EvaluateResult, Row
+from mae.evaluation.results import EvaluateResult, Row, percent
 from tests.golden import official
 from tests.unit.evaluation.small import checkpoint, class_folders
 
@@ -89,6 +89,15 @@ def test_what_is_asked_of_what(whole: EvaluateResult) -> None:
             assert (scores.knn is None) == (scores.linear is None) == attends
         assert (one.rank_me is None) == attends
     assert (whole.train_images, whole.test_images, whole.split) == (60, 18, "folders")
+
+
+def test_a_notebook_shows_the_accuracies(whole: EvaluateResult) -> None:
+    page = whole._repr_html_()
+    first = row(whole, "checkpoint", "mean").scores[-1]
+    assert first.knn is not None
+    assert first.linear is not None
+    for words in (f"k-NN ({whole.shown_k})", percent(first.knn[whole.shown_k]), percent(first.linear.test), "tiny.pth"):
+        assert words in page
 
 
 def test_colours_are_told_apart_by_pixels(whole: EvaluateResult) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import mae
 from mae.checkpoints import save_checkpoint
 from mae.errors import CheckpointError, ConfigError, DataError
 from mae.mae import MaskedAutoencoder
@@ -316,3 +317,44 @@ def test_refusals(config: ReconstructConfig, tmp_path: Path) -> None:
         dataclasses.replace(config, mask=tmp_path / "m.png", mask_ratio=(0.5, 0.6))
     with pytest.raises(ConfigError, match="leaves none"):
         reconstruct(dataclasses.replace(config, mask_ratio=(0.99,)))
+
+
+def test_images_in_memory_are_drawn_and_nothing_is_written(
+    image: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    expected = mae.reconstruct(image, checkpoint=weights, device="cpu")
+    pixels = np.asarray(opened(image))
+    given = [Image.fromarray(pixels), pixels, torch.from_numpy(pixels.copy()).permute(2, 0, 1)]
+    result = mae.reconstruct(given, image, checkpoint=weights, device="cpu")
+    assert [one.path.name for one in result.images] == ["image 1", "image 2", "image 3", "photo.png"]
+    assert {one.psnr for one in result.images} == {expected.images[0].psnr}
+    assert (result.out, result.page) == (None, None)
+    assert sorted(tmp_path.iterdir()) == before
+    with Image.open(image) as file:
+        assert mae.reconstruct(file, checkpoint=weights).images[0].path == Path("photo.png")
+
+
+def test_the_drawing_is_the_file(config: ReconstructConfig, tmp_path: Path) -> None:
+    result = mae.reconstruct(config)
+    page = np.asarray(opened(config.out))
+    assert (np.asarray(result.image) == page).all()
+    assert result.save(tmp_path / "again.png") == tmp_path / "again.png"
+    assert (tmp_path / "again.png").read_bytes() == config.out.read_bytes() == result._repr_png_()
+    with pytest.raises(ConfigError, match=r"the name must end in \.png"):
+        result.save(tmp_path / "again.gif")
+
+
+def test_what_goes_wrong_is_told_in_python(image: Path, weights: Path) -> None:
+    for options, message in (
+        ({"out": "grid.gif"}, "out grid.gif: the name must end in .png, .jpg, .jpeg, .webp"),
+        ({"mask": image, "mask_ratio": (0.5, 0.75)}, "mask and several mask_ratio: your own mask has one ratio"),
+        ({"norm_pix": "of"}, "norm_pix must be one of auto, on, off; got 'of'"),
+        ({"device": "cuda:9"}, "device must be one of auto, cuda, mps, cpu; got 'cuda:9'"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            mae.reconstruct(image, checkpoint=weights, **options)
+        assert caught.value.message.startswith(message)
+    with pytest.raises(TypeError, match="image 2: wanted a path, a PIL image"):
+        mae.reconstruct([image, 3], checkpoint=weights)

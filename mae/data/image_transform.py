@@ -1,0 +1,105 @@
+"""From any image to what a model takes, and back: the transform of a model as one object."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mae.config import MAEConfig
+from mae.data.decoding.in_memory import to_image, to_pixels
+from mae.data.eval_transform import EvalTransform
+from mae.data.transforms import channel_statistics, denormalise, normalise, to_8_bits
+from mae.mae import MaskedAutoencoder
+
+
+class ImageTransform:
+    """What is done to an image before a model sees it, as in the official evaluation and in ``embed``.
+
+    Decode it upright with the model's channels, scale it (bicubic), cut out the centre, normalise.
+
+    Args:
+        config: The model's sizes.
+        crop_pct: Share of each side that is kept; None for the official rule: 224/256 up to 224 pixels, 1 above.
+
+    Attributes:
+        size: The model's image size in pixels, (rows, columns).
+        in_chans: C, the model's channels.
+        mean, std: Per channel, on a scale of 0 to 1.
+    """
+
+    def __init__(self, config: MAEConfig, crop_pct: float | None = None) -> None:
+        if crop_pct is not None and not 0 < crop_pct <= 1:
+            raise ValueError(f"crop_pct must be above 0 and at most 1; got {crop_pct}")
+        self.size = config.img_size
+        self.in_chans = config.in_chans
+        self.mean, self.std = channel_statistics(config.in_chans)
+        self._framed = EvalTransform(config.img_size, crop_pct)
+
+    @property
+    def crop_pct(self) -> float:
+        """Share of each side that is kept."""
+        return self._framed.crop_pct
+
+    def __call__(self, image: Any) -> Tensor:
+        """One image -> (C, rows, columns), float32.
+
+        Args:
+            image: A path, a PIL image, a uint8 array (H, W) or (H, W, C), or a uint8 tensor (C, H, W). A tensor of
+                floats with the model's shape is normalised already and comes back as it is.
+
+        Raises:
+            TypeError, ValueError: It is something else, or of another shape.
+            DataError: It cannot be read as an image.
+        """
+        if isinstance(image, Tensor) and image.is_floating_point() and image.shape == (self.in_chans, *self.size):
+            return image
+        return normalise(self.pixels(image))
+
+    def pixels(self, image: Any) -> Tensor:
+        """The same before it is normalised: uint8 (C, rows, columns)."""
+        if not isinstance(image, str | Path | Image.Image):
+            pixels = to_pixels(image)
+            if pixels.shape == (self.in_chans, *self.size):  # with any number of channels, Pillow's or not
+                return pixels
+        return self._framed(to_image(image, self.in_chans))
+
+    def batch(self, images: Any) -> Tensor:
+        """One image or many -> (B, C, rows, columns), float32.
+
+        Args:
+            images: A list of what ``__call__`` takes, one of it, or uint8 in an array (B, H, W, C) or a tensor
+                (B, C, H, W).
+
+        Raises:
+            TypeError, ValueError, DataError: As ``__call__``; or there is no image.
+        """
+        many = isinstance(images, list | tuple) or (isinstance(images, np.ndarray | Tensor) and images.ndim == 4)
+        transformed = [self(image) for image in (images if many else [images])]
+        if not transformed:
+            raise ValueError("wanted one image or more; got none")
+        return torch.stack(transformed)
+
+    def invert(self, imgs: Tensor) -> Tensor:
+        """(..., C, H, W) normalised -> uint8 pixels of the same shape, clipped and rounded."""
+        return to_8_bits(denormalise(imgs))
+
+    def __repr__(self) -> str:
+        return (
+            f"ImageTransform(size={self.size}, in_chans={self.in_chans}, crop_pct={self.crop_pct:g}, "
+            f"mean={self.mean}, std={self.std})"
+        )
+
+
+def transforms(model: MaskedAutoencoder | MAEConfig, *, crop_pct: float | None = None) -> ImageTransform:
+    """The transform of a model's images: ``mae.transforms(model)(image)`` -> (C, rows, columns).
+
+    Args:
+        model: The model, or its sizes.
+        crop_pct: Share of each side that is kept; None for the official rule: 224/256 up to 224 pixels, 1 above.
+    """
+    return ImageTransform(model if isinstance(model, MAEConfig) else model.config, crop_pct)
