@@ -1,4 +1,4 @@
-"""Curves as inline SVG that stretches to any width, with labels that keep their size. Standard library only."""
+"""Curves as inline SVG that stretches to any width, with labels that keep their size."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from mae.reporting.html import Html, element, join
+from mae.reporting.render import SHARED, render
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 MOST_POINTS = 400  # of one curve: more than a screen has columns for
 LOGARITHMIC_FROM = 30.0  # largest over smallest
@@ -62,7 +66,7 @@ def chart(
     y_to: float | None = None,
     level: tuple[float, str] | None = None,
     may_be_logarithmic: bool = False,
-) -> Html:
+) -> Markup:
     """A figure of some curves over epochs; it says so where there is nothing to draw.
 
     Args:
@@ -75,41 +79,25 @@ def chart(
     """
     drawn = [curve for curve in curves if curve.points]
     if not drawn:
-        return element("figure", element("figcaption", title), element("p", "nothing logged yet"), class_="chart")
+        return render(SHARED / "chart.html", title=title, curves=(), logarithmic=False)
     ends = [value for curve in drawn for point in curve.points for value in (point.low, point.high)]
     ends += [value for value in (y_from, y_to) if value is not None] + ([level[0]] if level else [])
     low, high = min(ends), max(ends)
     logarithmic = may_be_logarithmic and low > 0 and high / low > LOGARITHMIC_FROM
     y_scale = _Scale(low, high, logarithmic=logarithmic)
     x_scale = _Scale(*x_range, logarithmic=False, exact=True)
-    shapes = [element("line", x1=0, x2=_WIDTH, y1=y, y2=y, class_="grid") for y in map(_up, y_scale.ticks.values())]
-    if level:
-        y = _up(y_scale(level[0]))
-        shapes.append(element("line", x1=0, x2=_WIDTH, y1=y, y2=y, class_="level"))
-    for number, curve in enumerate(drawn):
-        shapes += _shapes(curve, x_scale, y_scale, number)
-    names = [_legend(curve, number) for number, curve in enumerate(drawn)]
-    if level:
-        names.append(element("span", element("i", class_="key level"), level[1]))
-    return element(
-        "figure",
-        element("figcaption", title, " (logarithmic scale)" if logarithmic else ""),
-        element(
-            "div",
-            element("div", *(_label(tick, bottom=place) for tick, place in y_scale.ticks.items()), class_="ys"),
-            element(
-                "svg",
-                *shapes,
-                viewBox=f"0 0 {_WIDTH} {_HEIGHT}",
-                preserveAspectRatio="none",
-                role="img",
-                aria_label=f"{title}: from {drawn[-1].points[0].y:.4g} to {drawn[-1].points[-1].y:.4g}",
-            ),
-            element("div", *(_label(tick, left=place) for tick, place in x_scale.ticks.items()), class_="xs"),
-            class_="plot",
-        ),
-        element("p", *names, class_="legend"),
-        class_="chart",
+    return render(
+        SHARED / "chart.html",
+        title=title,
+        logarithmic=logarithmic,
+        curves=[_paths(curve, x_scale, y_scale) for curve in drawn],
+        level=(y_scale(level[0]), level[1]) if level else None,
+        told=f"from {drawn[-1].points[0].y:.4g} to {drawn[-1].points[-1].y:.4g}",
+        x_ticks=x_scale.ticks,
+        y_ticks=y_scale.ticks,
+        width=_WIDTH,
+        height=_HEIGHT,
+        up=_up,
     )
 
 
@@ -151,16 +139,16 @@ def _round_powers(low: float, high: float) -> Iterator[float]:
     return (10.0**power * factor for power in powers for factor in factors if low <= 10.0**power * factor <= high)
 
 
-def _shapes(curve: Curve, x_scale: _Scale, y_scale: _Scale, number: int) -> list[Html]:
+def _paths(curve: Curve, x_scale: _Scale, y_scale: _Scale) -> dict[str, str]:
+    """A curve as it is drawn and named; where points stand for several values, with the band of their range."""
     xs = [x_scale(point.x) for point in curve.points]
-    shapes = []
-    if curve.each > 1:
-        above = [(x, y_scale(point.high)) for x, point in zip(xs, curve.points, strict=True)]
-        below = [(x, y_scale(point.low)) for x, point in zip(xs, curve.points, strict=True)]
-        shapes.append(element("path", d=_path([*above, *reversed(below)]) + "Z", class_=f"band c{number}"))
-    line = [(x, y_scale(point.y)) for x, point in zip(xs, curve.points, strict=True)]
-    shapes.append(element("path", d=_path(line), class_=f"curve c{number}"))
-    return shapes
+    line = _path([(x, y_scale(point.y)) for x, point in zip(xs, curve.points, strict=True)])
+    if curve.each == 1:
+        return {"name": curve.name, "line": line, "band": ""}
+    above = [(x, y_scale(point.high)) for x, point in zip(xs, curve.points, strict=True)]
+    below = [(x, y_scale(point.low)) for x, point in zip(xs, curve.points, strict=True)]
+    name = f"{curve.name}; a point is the mean of {curve.each:,}, the band their range"
+    return {"name": name, "line": line, "band": _path([*above, *reversed(below)])}
 
 
 def _path(places: Sequence[tuple[float, float]]) -> str:
@@ -172,16 +160,6 @@ def _path(places: Sequence[tuple[float, float]]) -> str:
 
 def _up(share: float) -> str:
     return f"{(1 - share) * _HEIGHT:.1f}"
-
-
-def _legend(curve: Curve, number: int) -> Html:
-    thinned = f"; a point is the mean of {curve.each:,}, the band their range" if curve.each > 1 else ""
-    return element("span", element("i", class_=f"key c{number}"), join(curve.name, thinned))
-
-
-def _label(tick: str, **place: float) -> Html:
-    ((side, share),) = place.items()
-    return element("span", tick, style=f"{side}:{share:.2%}")
 
 
 def evenly(count: int, most: int) -> list[int]:

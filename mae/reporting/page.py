@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mae.reporting.curves import Curve, chart, evenly, thin, x_range_of
-from mae.reporting.html import Html, element, join
-from mae.reporting.run_log import RunLog
-from mae.reporting.style import STYLE
+from mae.reporting.render import LONGEST_TEXT, SHARED, render
+from mae.reporting.run_log import LoggedEpoch, RunLog
 
-# Even if something slipped through the escaping, it could run nothing and reach nobody.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
 MOST_ROWS = 50
 MOST_SETTINGS = 200  # that are shown; a real run has some 40
-LONGEST_TEXT = 1000
 WAITS_MUCH = 0.2  # share of the time spent waiting for images
 
 
@@ -27,6 +27,11 @@ class PreviewImage(NamedTuple):
     psnr: float
     data_uri: str
     size: tuple[int, int]
+
+    @property
+    def caption(self) -> str:
+        """What stands over it."""
+        return f"after {self.epoch:,} epochs" + (f", PSNR {self.psnr:.1f} dB" if math.isfinite(self.psnr) else "")
 
 
 def page(
@@ -42,43 +47,22 @@ def page(
         written: When the log was last written to, seconds since 1970.
         now: When the page is made.
     """
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", f"{name}: maecli report"),
-        element("style", Html(STYLE)),
+    return render(
+        SHARED / "report.html",
+        name=name,
+        standing=_standing(log, written, now),
+        tiles=_tiles(log),
+        warnings=[*_warnings(log), *notes],
+        charts=_charts(log),
+        images=images,
+        previews=len(log.previews),
+        epochs=len(log.epochs),
+        epoch_rows=[_epoch_row(log.epochs[number]) for number in evenly(len(log.epochs), MOST_ROWS)],
+        unreadable=log.unreadable,
+        most_rows=MOST_ROWS,
+        config=_table(log.config),
+        environment=_table(_flat(log.environment)),
     )
-    body = element(
-        "body",
-        element("h1", name),
-        element("p", _standing(log, written, now), class_="faint"),
-        _tiles(log),
-        *(
-            element("p", f"after epoch {one.epoch:,.4g}: {one.what}", class_="faint")
-            for one in log.changes[-MOST_ROWS:]
-        ),
-        *(element("p", line, class_="warn") for line in (*_warnings(log), *notes)),
-        element("h2", "Curves"),
-        _charts(log),
-        element("h2", "Reconstructions"),
-        _images(log, images),
-        element("h2", "Epochs"),
-        _epochs(log),
-        element("h2", "Unreadable images"),
-        _unreadable(log),
-        element("h2", "Configuration"),
-        _table(log.config) if log.config else element("p", "config.toml is missing or cannot be read"),
-        element("h2", "Environment"),
-        _table(_flat(log.environment))
-        if log.environment
-        else element(
-            "p", "unknown: the run has no environment.json, which would say on what and with which versions it ran"
-        ),
-    )
-    return "<!DOCTYPE html>\n" + element("html", head, body, lang="en") + "\n"
 
 
 def _standing(log: RunLog, written: float | None, now: float) -> str:
@@ -89,7 +73,7 @@ def _standing(log: RunLog, written: float | None, now: float) -> str:
     return f"{done}, {state}{last}; this page was made {_time(now)} by maecli report"
 
 
-def _tiles(log: RunLog) -> Html:
+def _tiles(log: RunLog) -> dict[str, str]:
     first = log.epochs[0] if log.epochs else None
     last = log.epochs[-1] if log.epochs else None
     loss = last.loss if last else log.steps[-1].loss if log.steps else math.nan
@@ -107,11 +91,7 @@ def _tiles(log: RunLog) -> Html:
     }
     if not log.finished and left is not None:
         tiles["left, at this pace"] = _duration(left)
-    return element(
-        "dl",
-        *(element("div", element("dt", key), element("dd", value)) for key, value in tiles.items()),
-        class_="tiles",
-    )
+    return tiles
 
 
 def _warnings(log: RunLog) -> list[str]:
@@ -142,13 +122,12 @@ def _help(log: RunLog) -> str:
     return " (helped by the original)" if log.config.get("norm_pix_loss") is True else ""
 
 
-def _charts(log: RunLog) -> Html:
+def _charts(log: RunLog) -> list[Markup]:
     steps = log.steps
     x_range = x_range_of([log.epochs_done, *(one.epoch for one in log.previews)])
     normalised = log.config.get("norm_pix_loss") is True
     psnr = thin("mean of the preview images", ((one.epoch, one.psnr) for one in log.previews))
-    return element(
-        "div",
+    return [
         chart(
             "Loss over epochs",
             [
@@ -173,8 +152,7 @@ def _charts(log: RunLog) -> Html:
         chart(
             "Share of the time spent waiting for images", _rates(log, "data_wait"), x_range=x_range, y_from=0, y_to=1
         ),
-        class_="charts",
-    )
+    ]
 
 
 def _rates(log: RunLog, field: str) -> list[Curve]:
@@ -189,69 +167,21 @@ def _means(log: RunLog, field: str) -> Curve:
     return thin("mean of an epoch", ((one.epoch - 0.5, getattr(one, field)) for one in log.epochs))
 
 
-def _images(log: RunLog, images: Sequence[PreviewImage]) -> Html:
-    if not images:
-        return element("p", "none yet" if not log.previews else f"{len(log.previews):,} there, none shown")
-    figures = []
-    for one in images:
-        caption = f"after {one.epoch:,} epochs" + (f", PSNR {one.psnr:.1f} dB" if math.isfinite(one.psnr) else "")
-        image = element("img", src=one.data_uri, width=one.size[0], height=one.size[1], alt=caption)
-        figures.append(element("figure", element("figcaption", caption), image))
-    of = f"{len(images):,} of {len(log.previews):,}, " if len(images) < len(log.previews) else ""
-    return join(
-        element("p", f"{of}as JPEG; the run's folder has the originals under previews", class_="faint"),
-        element("div", *figures, class_="images"),
+def _epoch_row(one: LoggedEpoch) -> tuple[str, ...]:
+    return (
+        f"{one.epoch:,}",
+        _figure(one.loss),
+        _figure(one.lr),
+        _figure(one.images_per_second),
+        _percent(one.data_wait),
+        _figure(one.seconds),
     )
 
 
-def _epochs(log: RunLog) -> Html:
-    if not log.epochs:
-        return element("p", "none is done yet")
-    titles = ("epoch", "loss", "learning rate", "images/s", "waiting", "seconds")
-    chosen = [log.epochs[number] for number in evenly(len(log.epochs), MOST_ROWS)]
-    rows = [
-        (
-            f"{one.epoch:,}",
-            _figure(one.loss),
-            _figure(one.lr),
-            _figure(one.images_per_second),
-            _percent(one.data_wait),
-            _figure(one.seconds),
-        )
-        for one in chosen
-    ]
-    table = element(
-        "table",
-        element("tr", *(element("th", title, class_="n") for title in titles)),
-        *(element("tr", *(element("td", value, class_="n") for value in row)) for row in rows),
-    )
-    summary = f"{len(chosen):,} of {len(log.epochs):,} epochs as a table"
-    return element("details", element("summary", summary), element("div", table, class_="sheet"))
-
-
-def _unreadable(log: RunLog) -> Html:
-    if not log.unreadable:
-        return element("p", "none")
-    rows = [
-        element("tr", element("td", name[:LONGEST_TEXT]), element("td", reason[:LONGEST_TEXT]))
-        for name, reason in log.unreadable[:MOST_ROWS]
-    ]
-    more = len(log.unreadable) - len(rows)
-    return join(
-        element("p", f"{len(log.unreadable):,} were passed over"),
-        element("table", *rows, class_="pairs"),
-        element("p", f"and {more:,} more, in the run's unreadable.tsv" if more else ""),
-    )
-
-
-def _table(values: Mapping[str, Any]) -> Html:
-    chosen = list(values.items())[:MOST_SETTINGS]
-    rows = [element("tr", element("th", name[:LONGEST_TEXT]), element("td", _value(value))) for name, value in chosen]
-    more = len(values) - len(chosen)
-    return join(
-        element("div", element("table", *rows, class_="pairs"), class_="columns"),
-        element("p", f"and {more:,} more" if more else ""),
-    )
+def _table(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The first settings as they read, and how many more there are."""
+    chosen = {name: _value(value) for name, value in itertools.islice(values.items(), MOST_SETTINGS)}
+    return {"shown": chosen, "more": len(values) - len(chosen)}
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:

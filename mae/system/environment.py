@@ -35,6 +35,8 @@ PACKAGES = (
     "transformers",
     "typer",
     "rich",
+    "filelock",
+    "jinja2",
 )
 
 

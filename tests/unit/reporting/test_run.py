@@ -15,7 +15,6 @@ from PIL import Image
 
 from mae.errors import ConfigError
 from mae.reporting.config import ReportConfig
-from mae.reporting.html import element, text
 from mae.reporting.run import report
 from tests.unit.reporting.runs import epoch_line, step_line, write_run
 
@@ -221,11 +220,3 @@ def test_an_output_that_cannot_be(out: str, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     with pytest.raises(ConfigError, match=r"--out"):
         report(ReportConfig(run=run, out=tmp_path / out))
-
-
-def test_elements_escape_all_but_elements() -> None:
-    inner = element("b", "1 < 2 & 'x'")
-    assert element("p", inner, " > ", title='"q"', class_="c", aria_label=None) == (
-        '<p title="&quot;q&quot;" class="c"><b>1 &lt; 2 &amp; &#x27;x&#x27;</b> &gt; </p>'
-    )
-    assert text("a\x00\x1b\ud800") == "a\\x00\\x1b\\ud800"
