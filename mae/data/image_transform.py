@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -11,10 +11,16 @@ from PIL import Image
 from torch import Tensor
 
 from mae.config import MAEConfig
+from mae.data.decoding.channels import MODES
 from mae.data.decoding.in_memory import to_image, to_pixels
 from mae.data.eval_transform import EvalTransform
 from mae.data.transforms import channel_statistics, denormalise, normalise, to_8_bits
-from mae.mae import MaskedAutoencoder
+
+
+class HasConfig(Protocol):
+    """A model, as far as its images are concerned."""
+
+    config: MAEConfig
 
 
 class ImageTransform:
@@ -66,6 +72,10 @@ class ImageTransform:
             pixels = to_pixels(image)
             if pixels.shape == (self.in_chans, *self.size):  # with any number of channels, Pillow's or not
                 return pixels
+        if self.in_chans not in MODES:
+            raise ValueError(
+                f"an image file has 1 to 4 channels; for {self.in_chans} give a uint8 tensor {(self.in_chans, *self.size)}"
+            )
         return self._framed(to_image(image, self.in_chans))
 
     def batch(self, images: Any) -> Tensor:
@@ -95,11 +105,17 @@ class ImageTransform:
         )
 
 
-def transforms(model: MaskedAutoencoder | MAEConfig, *, crop_pct: float | None = None) -> ImageTransform:
+def transforms(model: HasConfig | MAEConfig, *, crop_pct: float | None = None) -> ImageTransform:
     """The transform of a model's images: ``mae.transforms(model)(image)`` -> (C, rows, columns).
 
     Args:
         model: The model, or its sizes.
         crop_pct: Share of each side that is kept; None for the official rule: 224/256 up to 224 pixels, 1 above.
+
+    Raises:
+        TypeError: It is something else.
     """
-    return ImageTransform(model if isinstance(model, MAEConfig) else model.config, crop_pct)
+    config = model if isinstance(model, MAEConfig) else getattr(model, "config", None)
+    if not isinstance(config, MAEConfig):
+        raise TypeError(f"wanted a model of mae, or its MAEConfig; got {type(model).__name__}")
+    return ImageTransform(config, crop_pct)

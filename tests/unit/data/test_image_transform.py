@@ -39,6 +39,8 @@ def test_it_says_what_it_does() -> None:
     assert "size=(32, 24)" in repr(transform)
     with pytest.raises(ValueError, match=r"crop_pct must be above 0 and at most 1; got 1\.5"):
         mae.transforms(small_model(), crop_pct=1.5)
+    with pytest.raises(TypeError, match="wanted a model of mae, or its MAEConfig; got str"):
+        mae.transforms("vit_tiny")  # type: ignore[arg-type]
 
 
 def test_it_is_the_evaluation_transform(path: Path) -> None:
@@ -81,8 +83,15 @@ def test_encode_of_more_channels_than_pillow_knows() -> None:
     pixels = torch.randint(0, 256, (2, 5, 32, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(model.encode(pixels), model.encode(normalise(pixels)))
-    with pytest.raises(ValueError, match=r"an image has 1 to 4 channels.* got Tensor of uint8 \(5, 32, 32\)"):
-        model.encode(torch.zeros(5, 32, 32, dtype=torch.uint8))
+    for given in (torch.zeros(5, 32, 32, dtype=torch.uint8), PIXELS, "image.png"):
+        with pytest.raises(ValueError, match=r"for 5 give a uint8 tensor \(5, 32, 24\)"):
+            model.encode(given)
+
+
+def test_a_normalised_tensor_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mae.MaskedAutoencoder, "_transformed", lambda *_: pytest.fail("it was transformed"))
+    for number in (torch.float32, torch.float64, torch.bfloat16):
+        assert small_model().to(number).encode(torch.zeros(1, 3, 32, 24, dtype=number)).dtype == number
 
 
 @pytest.mark.parametrize(
