@@ -93,8 +93,7 @@ def save_pretrained(model: MaskedAutoencoder, path: str | Path) -> Path:
         CheckpointError: It cannot be written.
     """
     path = Path(path)
-    # Weights that were read from a file are its pages; torch.save would write all of it with each tensor.
-    state = {key: tensor.detach().cpu().clone() for key, tensor in model.state_dict().items()}
+    state = {key: tensor.cpu() for key, tensor in model.state_dict().items()}
     document = checkpoint_document(state, model.config)
     if path.suffix.lower() in TORCH_SUFFIXES and not path.is_dir():
         save(path, document)

@@ -74,7 +74,8 @@ class ImageTransform:
                 return pixels
         if self.in_chans not in MODES:
             raise ValueError(
-                f"an image file has 1 to 4 channels; for {self.in_chans} give a uint8 tensor {(self.in_chans, *self.size)}"
+                f"an image file has 1 to 4 channels; for {self.in_chans} give a uint8 tensor "
+                f"{(self.in_chans, *self.size)}"
             )
         return self._framed(to_image(image, self.in_chans))
 
