@@ -29,7 +29,7 @@ class MAEConfig:
         embed_dim, depth, num_heads: Encoder width, blocks and attention heads.
         decoder_embed_dim, decoder_depth, decoder_num_heads: The same of the decoder.
         mlp_ratio: Hidden width of a block's MLP over the block's width.
-        norm_pix_loss: Whether the target is each patch normalised by its own mean and deviation.
+        norm_pix_loss: Whether the target is each patch normalised by its own mean and std.
     """
 
     img_size: tuple[int, int] = (224, 224)

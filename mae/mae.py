@@ -46,7 +46,7 @@ class MaskedAutoencoder(nn.Module):
         embed_dim, depth, num_heads: Sizes of the encoder.
         decoder_embed_dim, decoder_depth, decoder_num_heads: Sizes of the decoder.
         mlp_ratio: Hidden width of a block's MLP over the block's width.
-        norm_pix_loss: Predict each patch normalised by its own mean and deviation.
+        norm_pix_loss: Predict each patch normalised by its own mean and std.
 
     Raises:
         ConfigError: Sizes that do not fit together.
@@ -233,7 +233,7 @@ class MaskedAutoencoder(nn.Module):
     def target(self, patches: Tensor) -> Tensor:
         """What the decoder is to predict for true patches (..., p * p * C).
 
-        The pixels themselves, or with ``norm_pix_loss`` each patch less its mean and over its deviation
+        The pixels themselves, or with ``norm_pix_loss`` each patch minus its mean, divided by its std
         (unbiased variance, plus 1e-6). (Paper: Section 3, "Reconstruction target".)
         """
         if not self.config.norm_pix_loss:
@@ -316,7 +316,7 @@ class MaskedAutoencoder(nn.Module):
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each patch (..., p * p * C), both (..., 1); unbiased variance plus 1e-6."""
+    """Mean and std of each patch (..., p * p * C), both (..., 1); unbiased variance plus 1e-6."""
     mean = patches.mean(dim=-1, keepdim=True)
     variance = patches.var(dim=-1, keepdim=True)
     return mean, (variance + 1e-6).sqrt()

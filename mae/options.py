@@ -256,7 +256,7 @@ def _check(label: str, value: Any, hint: Any, declared: Option) -> Any:
     for word in value if isinstance(value, tuple) else (value,):
         if isinstance(word, Path) and word == STANDARD_STREAM and not declared.stream:
             raise ConfigError(
-                f"{label} - stands for standard input or output, which cannot be used here",
+                f"{label} - means standard input or output, which cannot be used here",
                 hint=f"wanted: {declared.help[0].lower()}{declared.help[1:].rstrip('.')}",
             )
         if declared.choices and word not in declared.choices:

@@ -78,7 +78,7 @@ def command_from(
                 refuse_both(config_class, values)
                 from_run = current_names(config_class, saved(values))
                 if preset is not None and from_run:
-                    raise ConfigError(f"--preset {preset}: a run that goes on keeps its settings", hint="drop --preset")
+                    raise ConfigError(f"--preset {preset}: a resumed run keeps its settings", hint="drop --preset")
                 layers = [
                     (f"the preset {preset}", {} if preset is None else preset_values(preset, presets)),
                     ("the run's config.toml", from_run),

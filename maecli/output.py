@@ -107,7 +107,7 @@ class Output:
             ConfigError: It is a terminal, or ``--json`` has it.
         """
         if self.as_json:
-            raise ConfigError("--out - and --json both write to standard output", hint="leave one of them out")
+            raise ConfigError("--out - and --json both write to standard output", hint="drop one of them")
         if sys.stdout.isatty():
             raise ConfigError(
                 "--out - writes an image to standard output, which is a terminal here",
@@ -181,7 +181,7 @@ def show_error(error: MaeError) -> None:
 
 
 def warn_skipped(output: Output, skipped: Sequence[tuple[str | Path, str]]) -> None:
-    """Name the images that were passed over and why, the first of many."""
+    """Name the skipped images and the reasons, the first of many."""
     for name, reason in skipped[:_SKIPPED_SHOWN]:
         output.warn(f"skipped {shown(name)}: {reason}")
     if len(skipped) > _SKIPPED_SHOWN:

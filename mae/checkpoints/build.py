@@ -163,7 +163,7 @@ def fit_tables(checkpoint: Checkpoint, grid: tuple[int, int]) -> tuple[dict[str,
             continue
         if follows_formula(table, old):
             state[key] = sincos_2d(table.shape[-1], grid, dtype=table.dtype)
-            how = "computed anew by the sine-cosine formula"
+            how = "recomputed by the sine-cosine formula"
         else:
             state[key] = resize_table(table, old, grid)
             how = "resampled (bicubic), since the file's is not the sine-cosine table"

@@ -13,7 +13,7 @@ _KEPT = re.compile(rf"checkpoint-(\d+){re.escape(WHOLE)}")
 
 
 def run_states(folder: Path) -> list[Path]:
-    """The states that a run could go on from, the newest first; none where there is no run's folder."""
+    """The states that a run could resume from, newest first; none where there is no run's folder."""
     slots: list[tuple[int, bool, str]] = []
     kept: list[tuple[int, str]] = []
     for name in os.listdir(folder) if folder.is_dir() else ():  # noqa: PTH208 - names are all that is needed

@@ -15,7 +15,7 @@ REFERENCES = ("auto", "builtin", "transformers", "timm")
 
 @dataclasses.dataclass(frozen=True)
 class CompareConfig:
-    """Which file, held against what."""
+    """Which file, and what it is compared with."""
 
     official: Path = option(
         dataclasses.MISSING,

@@ -140,7 +140,7 @@ def linear(x: Tensor, state: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def standardised(patches: Tensor) -> Tensor:
-    """Each patch less its mean, over its deviation: unbiased variance plus 1e-6."""
+    """Each patch minus its mean, divided by its std: unbiased variance plus 1e-6."""
     centred = patches - patches.mean(dim=2, keepdim=True)
     variance = (centred * centred).sum(dim=2, keepdim=True) / (patches.shape[2] - 1)
     return centred / torch.sqrt(variance + EPS)

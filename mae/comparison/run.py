@@ -19,7 +19,7 @@ from mae.comparison.files import FilesReport, compare_files
 from mae.comparison.libraries import LIBRARIES, why_not
 from mae.comparison.reference import Sizes, run_reference
 from mae.comparison.side_by_side import draw_side_by_side
-from mae.comparison.stages import TOLERANCES, StageDifference, first_beyond, hold_against, own_stages
+from mae.comparison.stages import TOLERANCES, StageDifference, compare_stages, first_beyond, own_stages
 from mae.comparison.weights import WeightsReport, inspect_weights
 from mae.config import format_size
 from mae.data.decoding.image import check_channels, load_image
@@ -271,12 +271,12 @@ def _arrived(tensor: Tensor, loaded: Tensor) -> bool:
 
 
 def _references(asked: str, checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
-    """Which references to run, and which were passed over and why."""
+    """Which references to run, and which are not available and why."""
     reasons = {library: why_not(library, checkpoint) for library in LIBRARIES if asked in ("auto", library)}
     if reasons.get(asked):
         raise ConfigError(f"--reference {asked}: {reasons[asked]}", hint="--reference builtin is always there")
     if asked == "auto":
-        notes = [f"not held against {library}: {reason}" for library, reason in reasons.items() if reason]
+        notes = [f"not compared with {library}: {reason}" for library, reason in reasons.items() if reason]
         return ["builtin", *(library for library, reason in reasons.items() if not reason)], notes
     if asked not in ("builtin", *LIBRARIES):
         check_clone(Path(asked), checkpoint)
@@ -284,7 +284,7 @@ def _references(asked: str, checkpoint: Checkpoint) -> tuple[list[str], list[str
 
 
 def _computation(reference: str, precision: str, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> Computation:
-    stages = hold_against(ours, theirs)
+    stages = compare_stages(ours, theirs)
     tolerance = TOLERANCES[precision]
     return Computation(reference, precision, tolerance, stages, first_beyond(stages, tolerance))
 
@@ -295,7 +295,7 @@ def _between(first: Checkpoint, second: Checkpoint, scene: _Scene, precisions: s
     tolerance = TOLERANCES["float64"]
     if len(precisions) > 1:
         tolerance = max(TOLERANCES[name] for name in precisions if name in TOLERANCES)
-    found = hold_against(ours, theirs)
+    found = compare_stages(ours, theirs)
     return Computation("the first file", "float64", tolerance, found, first_beyond(found, tolerance))
 
 

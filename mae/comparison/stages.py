@@ -1,4 +1,4 @@
-"""The stages of a forward pass: caught in a running model, and held against another model's."""
+"""The stages of a forward pass: recorded from a running model, and compared with another model's."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class StageDifference:
     relative: float
 
 
-def hold_against(ours: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> tuple[StageDifference, ...]:
+def compare_stages(ours: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> tuple[StageDifference, ...]:
     """The differences at every stage of the reference, in its order."""
     return tuple(_difference(name, ours.get(name), theirs) for name, theirs in reference.items())
 

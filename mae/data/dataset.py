@@ -22,7 +22,7 @@ NEXT_TRIED, MOST_TRIES = 8, 16
 
 
 class Sample(NamedTuple):
-    """A decoded, augmented image (H, W, C) uint8, and the files that had to be passed over for it.
+    """A decoded, augmented image (H, W, C) uint8, and the unreadable files that were tried first.
 
     There is none where every file that was tried is unreadable.
     """

@@ -23,11 +23,11 @@ SECONDS_TO_DIE = 2.0
 
 
 class Batch(NamedTuple):
-    """Images, and the files that had to be passed over.
+    """Images, and the unreadable files met on the way.
 
     Attributes:
         images: (B, C, H, W) uint8 with channels last in memory; none if one of them could not be had.
-        unreadable: All files that were passed over.
+        unreadable: All files that could not be read.
         not_replaced: Those that were tried for an image that could not be had.
         cached: How many of the images were decoded already, as ``--cache`` had kept them.
     """

@@ -46,7 +46,7 @@ def channel_statistics(in_chans: int) -> tuple[tuple[float, ...], tuple[float, .
 
 
 def pixel_statistics(in_chans: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Mean and deviation per channel on a scale of 0 to 1, each (C, 1, 1), float32.
+    """Mean and std per channel on a scale of 0 to 1, each (C, 1, 1), float32.
 
     Filled in on the device: copied from the host, they would have the host wait for the accelerator at every batch.
     Nothing is kept between calls, so fake, meta and inference tensors never meet those of another mode.
@@ -73,7 +73,7 @@ def to_8_bits(pixels: Tensor) -> Tensor:
 
 
 def normalise(imgs: Tensor) -> Tensor:
-    """uint8 (..., C, H, W) -> float32 with the data set's mean 0 and deviation 1, on the same device."""
+    """uint8 (..., C, H, W) -> float32 with the data set's mean 0 and std 1, on the same device."""
     mean, std = pixel_statistics(imgs.shape[-3], imgs.device)
     # In place: a batch is large, and fresh memory costs more than the arithmetic.
     return imgs.float().div_(255).sub_(mean).div_(std)

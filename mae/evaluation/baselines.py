@@ -1,4 +1,4 @@
-"""What a number is held against: pixels as they are and whitened. (An untrained encoder is in ``frozen``.)"""
+"""Baselines: raw and whitened pixels. (An untrained encoder is in ``frozen``.)"""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class PixelExtractor:
 
 
 def whiten(train: Tensor, test: Tensor, components: int) -> tuple[Tensor, Tensor]:
-    """Both along the training images' first principal components, each over its standard deviation.
+    """Both along the training images' first principal components, each divided by its std.
 
     Args:
         train, test: (N, D), (M, D).

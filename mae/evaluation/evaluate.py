@@ -249,7 +249,7 @@ class _Asked:
         self.total = sum(len(one.views) + (one.patches is not None) if one.encoder else 2 for one in features.kept)
 
     def rows(self) -> list[Row]:
-        """In the order of a table: encoders as given, then what they are held against."""
+        """In the order of a table: encoders as given, then the baselines."""
         rows = []
         self.on_progress(Progress("probing", 0, self.total, unit="kinds of features"))
         for one in self.features.kept:

@@ -119,7 +119,7 @@ def extract(
 
     Raises:
         DataError: A loader process died, or a part cannot be written.
-        CheckpointError: Features are no finite numbers.
+        CheckpointError: Features are non-finite.
     """
     wanted: dict[int, list[Job]] = {}
     for job in jobs:
@@ -173,7 +173,7 @@ class _Collected:
                 row = int(np.flatnonzero(~finite)[0])
                 of = f" of {shown(dataset.source.name(batch.indices[row]))}" if len(array) == len(batch.indices) else ""
                 raise CheckpointError(
-                    f"{self.job.extractor.name}: its features ({name}){of} are no finite numbers",
+                    f"{self.job.extractor.name}: its features ({name}){of} are non-finite",
                     hint="--precision fp32 and --dtype float32 rule out an overflow; else its training had diverged",
                 )
             self._pieces.setdefault(name, []).append(array)

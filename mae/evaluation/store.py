@@ -97,7 +97,7 @@ class PartStore:
             changed = "; ".join(f"{name} was {before.get(name)} and is {self.settings.get(name)}" for name in names)
             raise ConfigError(
                 f"{label}: {shown(self.folder)} holds parts of other features: {changed}",
-                hint=f"go on with the settings of before, or delete {shown(self.folder)}",
+                hint=f"use the previous settings, or delete {shown(self.folder)}",
             )
 
     def info(self, part: int) -> PartInfo | None:
@@ -132,7 +132,7 @@ class PartStore:
         except OSError as error:
             raise DataError(
                 f"cannot write features to {shown(self.folder)}: {error.strerror}",
-                hint="parts that are written are kept: the same command goes on from them",
+                hint="the parts written so far are kept: the same command continues from them",
             ) from None
 
     def read(self, part: int, name: str) -> NDArray[Any]:

@@ -36,8 +36,8 @@ class ExportResult(Drawn):
         out: The file, or the folder for transformers.
         tensors, parameters: How many were written.
         size_bytes: Of the file with the weights.
-        checked_by: Whose forward pass was held against ours: a library, or our own reading of the file.
-        output: What was held against each other: "prediction" or "features".
+        checked_by: Whose forward pass was compared with ours: a library, or our own reading of the file.
+        output: What was compared: "prediction" or "features".
         difference: Largest relative difference of that output, in float64.
         notes: What a user should know.
     """

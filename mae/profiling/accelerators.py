@@ -1,6 +1,6 @@
 """Peak rates, memory and power of accelerators. Standard library only.
 
-Every line says which of the maker's documents holds its figures, and how far they were held against it (``Check``).
+Every line says which of the maker's documents holds its numbers, and how far they were checked against it (``Check``).
 
 Rates are dense: a data sheet's figure "with sparsity" is twice that and no training reaches it. For
 GeForce cards they are those with float32 accumulation, which is what PyTorch computes with.

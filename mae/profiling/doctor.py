@@ -1,4 +1,4 @@
-"""Say what a machine has for this toolkit and what would hurt on it. Loads torch only inside functions."""
+"""Hardware, packages and likely problems of a machine. Loads torch only inside functions."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Diagnosis:
         encoding: Of standard output and of file names.
         disk_free_bytes: Where the current folder is.
         shared_memory_free_bytes: In /dev/shm.
-        warnings: What would hurt, each with what to do.
+        warnings: Likely problems, each with what to do.
     """
 
     maecli: str
@@ -114,7 +114,7 @@ def examine(config: DoctorConfig) -> Diagnosis:
             try:
                 found = dataclasses.replace(found, speed=_speed(str(found.device), str(found.precision)))
             except RuntimeError as error:
-                warnings.append(f"the speed cannot be measured: {_without_home(error)}")
+                warnings.append(f"the speed could not be measured: {_without_home(error)}")
     return dataclasses.replace(found, warnings=(*_warnings(found), *warnings))
 
 
@@ -184,7 +184,7 @@ def _speed(device_name: str, precision: str) -> Speed:
 
 
 def _warnings(found: Diagnosis) -> list[str]:
-    """What would hurt, from what was found."""
+    """Likely problems, from what was found."""
     warnings = [found.torch_failure] if found.torch_failure else []
     version = re.match(r"(\d+)\.(\d+)", found.packages["torch"] or "")
     if version and (int(version[1]), int(version[2])) < OLDEST_TORCH:

@@ -205,7 +205,7 @@ def _run_thrice(request: dict[str, Any], run: Callable[[Subject], object]) -> No
 
 
 def _forget_resident_peak() -> int:
-    """Start the resident size's peak anew where the system can (Linux); the resident size now, in bytes."""
+    """Reset the peak of the resident size where the system can (Linux); the resident size now, in bytes."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS") or _resident_peak()

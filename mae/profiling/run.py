@@ -161,7 +161,7 @@ def profile(config: ProfileConfig) -> ProfileResult:
 def _notes(config: ProfileConfig, variants: Sequence[VariantProfile]) -> Iterator[str]:
     """What a reader of the figures has to know."""
     if not config.variant:
-        yield from (f"left out {name}: {reason}" for name, reason in config.left_out())
+        yield from (f"skipped {name}: {reason}" for name, reason in config.left_out())
     accelerator = None if config.gpu is None else find_accelerator(config.gpu)
     if accelerator is not None and accelerator.bf16 is None and config.precision == "auto":
         yield (

@@ -99,7 +99,7 @@ class ReconstructConfig:
         if self.mask is not None and self.mask_ratio:
             several = "several " if len(self.mask_ratio) > 1 else ""
             raise ConfigError(
-                f"--mask and {several}--mask-ratio: your own mask has one ratio, its own", hint="leave one of them out"
+                f"--mask and {several}--mask-ratio: your own mask has one ratio, its own", hint="drop one of them"
             )
 
     @property

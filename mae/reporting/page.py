@@ -105,9 +105,9 @@ def _warnings(log: RunLog) -> list[str]:
     losses = [*(one.loss for one in log.steps), *(one.loss for one in log.epochs)]
     lost = sum(not math.isfinite(loss) for loss in losses)
     if lost:
-        warnings.append(f"{lost:,} lines of the log have a loss that is no finite number; the curves leave them out")
+        warnings.append(f"{lost:,} lines of the log have a non-finite loss; the curves omit them")
     if log.left_out:
-        warnings.append(f"{log.left_out:,} steps were left out, since their loss or gradient was no finite number")
+        warnings.append(f"{log.left_out:,} steps were skipped because of a non-finite loss or gradient")
     if log.rollbacks:
         warnings.append(f"the run went back to a saved state {log.rollbacks:,} times")
     if log.other_lines:

@@ -38,7 +38,7 @@ class ReportResult(Drawn):
         psnr: Of the newest preview, dB.
         images_per_second, data_wait: Of the last epoch.
         images: Shown.
-        unreadable: Images that the run passed over.
+        unreadable: Images that the run could not read.
         environment_recorded: Whether the run's folder says what it ran on.
         notes: What could not be read.
     """

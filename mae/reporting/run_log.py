@@ -73,12 +73,12 @@ class RunLog:
     """What a run's folder tells.
 
     Attributes:
-        steps, epochs: In order, each once; a value that is no finite number is NaN.
+        steps, epochs: In order, each once; a non-finite value is NaN.
         previews: Images that are there, in order.
         config: From ``config.toml``; empty where there is none that can be read.
         environment: From ``environment.json``; empty where there is none that can be read.
-        unreadable: (name, reason) of images that were passed over.
-        left_out: Steps that were not applied, since their loss or gradient was no finite number.
+        unreadable: (name, reason) of unreadable images.
+        left_out: Steps that were skipped because of a non-finite loss or gradient.
         rollbacks: How often the run went back to a saved state.
         changes: Settings that decide the numbers and that the run went on with other values of.
         other_lines: Lines of the log that are whole and of no known kind.
@@ -146,7 +146,7 @@ def read_run(run: Path) -> RunLog:
     for entry in _log_entries(run / "log.jsonl", books, notes):
         books.add(entry)
         if len(books.steps) + len(books.epochs) >= MOST_LINES:
-            notes.append(f"log.jsonl has more than {MOST_LINES:,} lines; the others are left out")
+            notes.append(f"log.jsonl has more than {MOST_LINES:,} lines; the others are ignored")
             break
     return RunLog(
         steps=tuple(books.steps[step] for step in sorted(books.steps)),

@@ -162,7 +162,7 @@ class Ranks:
         """What to say when the others no longer answer."""
         return TrainingError(
             f"process {self.rank} of {self.size} lost contact with another one: {_first_line(error)}",
-            hint="the process that failed first says why; --resume goes on from the last checkpoint",
+            hint="the process that failed first says why; --resume continues from the last checkpoint",
         )
 
 

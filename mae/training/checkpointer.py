@@ -1,4 +1,4 @@
-"""A run's states: written while training goes on, and read back from the newest one that is whole."""
+"""A run's states: written while training continues, and read back from the newest complete one."""
 
 from __future__ import annotations
 

@@ -218,7 +218,7 @@ class PretrainConfig:
         if self.shard and self.precision == "fp16":
             raise ConfigError("--shard does not go with --precision fp16", hint="take bf16")
         if self.shard and self.compile:
-            raise ConfigError("--shard does not go with --compile", hint="leave one of them out")
+            raise ConfigError("--shard does not go with --compile", hint="drop one of them")
 
     def model_config(self) -> MAEConfig:
         """The architecture that these settings describe."""
@@ -256,7 +256,7 @@ def settings_of_resumed(given: Mapping[str, Any]) -> dict[str, Any]:
     run = Path(given["resume"])
     if given.get("out") and os.path.realpath(given["out"]) != os.path.realpath(run):
         raise ConfigError(
-            f"--resume {shown(run)} goes on in its own folder, not in --out {shown(given['out'])}",
+            f"--resume {shown(run)} continues in its own folder, not in --out {shown(given['out'])}",
             hint=f"leave --out out; --init {shown(run / 'checkpoint-last.pth')} starts a new run from the weights",
         )
     return read_run_settings(run)
@@ -271,7 +271,7 @@ def read_run_settings(run: Path) -> dict[str, Any]:
     if run.is_file():
         raise ConfigError(
             f"--resume {shown(run)} is a file; a run's folder is wanted",
-            hint=f"--resume {shown(run.parent)} goes on with the run in it; --init {shown(run)} starts a new one from "
+            hint=f"--resume {shown(run.parent)} resumes the run in it; --init {shown(run)} starts a new run from "
             "its weights",
         )
     try:

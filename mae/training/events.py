@@ -88,7 +88,7 @@ class Stepped:
 
 @dataclasses.dataclass(frozen=True)
 class StepSkipped:
-    """A step was not applied, since its loss or gradient is no finite number.
+    """A step was skipped because its loss or gradient is non-finite.
 
     Attributes:
         in_a_row: Steps up to this one that were left out, one after the other.
@@ -104,7 +104,7 @@ class StepSkipped:
 
 @dataclasses.dataclass(frozen=True)
 class RolledBack:
-    """The run went back to a saved state and goes on from there in another order."""
+    """The run went back to a saved state and continues from there with another image order."""
 
     checkpoint: Path
     step: int
@@ -138,14 +138,14 @@ class Previewed:
 
 
 @dataclasses.dataclass(frozen=True)
-class PassedOver:
+class ImageUnreadable:
     """An image could not be decoded and another one took its place."""
 
     path: Path
     reason: str
 
 
-Event = Scanned | Started | Stepped | StepSkipped | RolledBack | EpochDone | Previewed | PassedOver
+Event = Scanned | Started | Stepped | StepSkipped | RolledBack | EpochDone | Previewed | ImageUnreadable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +153,7 @@ class PretrainResult(Drawn):
     """How a run ended; a notebook shows it with the newest preview.
 
     Attributes:
-        train_loss: Of the last epoch that was done; None where there is none, or it is no finite number.
+        train_loss: Of the last epoch that was done; None if there is none, or it is non-finite.
         stopped: Whether it was asked to stop before its last epoch.
         zero_prediction_loss: What predicting zero everywhere costs on this data: a run that ends there learnt nothing;
             None where nothing was done.

@@ -1,4 +1,4 @@
-"""What torch raises when a run cannot go on, in a user's words."""
+"""Errors of torch that end a run, explained to the user."""
 
 from __future__ import annotations
 

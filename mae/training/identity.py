@@ -13,7 +13,7 @@ from mae.training.plan import TrainingPlan
 
 
 class OnResume(enum.Enum):
-    """What becomes of a run that goes on with another value of a setting."""
+    """What happens when a run is resumed with another value of a setting."""
 
     FREE = "no number of it changes"
     ROUNDING = "its numbers change as if they were rounded otherwise: allowed, and said"

@@ -56,17 +56,17 @@ def give_up(
 def _error(run: Run, failed: FailedStep, files: list[str], how_to_look: str) -> TrainingError:
     step, loss, _ = failed
     named = ", ".join(files[:NAMES_IN_AN_ERROR]) + (", ..." if len(files) > NAMES_IN_AN_ERROR else "")
-    what = f"the loss became {loss}" if not math.isfinite(loss) else "the gradient is no finite number"
+    what = f"the loss became {loss}" if not math.isfinite(loss) else "the gradient is non-finite"
     if math.isfinite(loss) and run.config.precision == "fp16":
-        what = f"fp16 gradients are not finite even at a loss scale of {LEAST_LOSS_SCALE:g} or less"
+        what = f"fp16 gradients are non-finite even at a loss scale of {LEAST_LOSS_SCALE:g} or less"
     return TrainingError(
         f"{what} at step {step.after.step}, epoch {step.before.epoch}, lr {step.lr:.3g}, "
-        f"and {run.config.nan_limit} steps in a row were left out; its images: {named}",
+        f"and {run.config.nan_limit} steps in a row were skipped; its images: {named}",
         hint=how_to_look
-        + "--resume may go on"
+        + "--resume may continue"
         + (" with --precision bf16" if run.config.precision == "fp16" else "")
         + (" with --on-nan rollback" if run.config.on_nan == "stop" else "")
-        + "; a new run, with --init and another --out, takes a lower --base-lr or a longer --warmup-epochs",
+        + "; or start a new run with --init, another --out and a lower --base-lr or a longer --warmup-epochs",
     )
 
 

@@ -16,7 +16,7 @@ RECIPE_BATCH = 4096  # Paper: Appendix A.1, Table 8; its learning rate there is 
 RECIPE_LR = 2.4e-3
 
 # Rules of thumb, not measurements of anyone's data; docs/choosing.md says where each comes from.
-FEWEST_STEPS = 1_000  # fifteen photographs learnt by heart took 1,600
+FEWEST_STEPS = 1_000  # fifteen photographs, memorised, took 1,600
 ENOUGH_STEPS = 10_000
 LEAST_LR, MOST_LR = 1e-4, 6e-3  # of a run from scratch with AdamW
 MOST_PARAMETERS_PER_IMAGE = 5_000  # ViT-B on 22,000 images; the published ViT-L on ImageNet has 257

@@ -151,7 +151,7 @@ def _ignore(event: Event) -> None:
 
 
 def _resumption(start: _Start) -> Resumption:
-    """Where the run goes on from, the same for all processes."""
+    """Where the run resumes from, the same for all processes."""
     found = take_up(start.folder, start.config, start.recorded, start.ranks.size) if start.folder.resume else None
     resumption = found or Resumption()
     start.ranks.check_same("the saved step", resumption.position.step)
@@ -345,7 +345,7 @@ def _plan(start: _Start, resumption: Resumption, scan: ImageScan) -> TrainingPla
 
 
 def _record_changes(run: Run, resumption: Resumption, logged: Logged) -> None:
-    """Let the folder tell with what settings the run goes on, and the log from where on."""
+    """Record in the folder with which settings the run is resumed, and in the log from which step on."""
     if resumption.recorded is None or resumption.recorded.as_plain() != run.config.as_plain():
         run.folder.write_config(run.config)
     entry = resumption.log_entry(run.config, run.plan)

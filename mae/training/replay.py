@@ -1,4 +1,4 @@
-"""A step that gave no finite number: kept in a file, and taken again to see where the number was lost."""
+"""A step with a non-finite loss or gradient: saved in a file, and re-run to find the module it came from."""
 
 from __future__ import annotations
 

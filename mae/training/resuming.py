@@ -115,8 +115,9 @@ class Rescheduled:
 
     def __str__(self) -> str:
         what = "stretched" if self.epochs > self.epochs_before else "shortened"
-        return f"epochs {self.epochs_before} -> {self.epochs}: the cosine is {what}; the learning rate goes on at " + (
-            f"{self.lr:.3g}" if self.lr == self.lr_before else f"{self.lr:.3g} instead of {self.lr_before:.3g}"
+        return (
+            f"epochs {self.epochs_before} -> {self.epochs}: the cosine is {what}; the learning rate continues at "
+            + (f"{self.lr:.3g}" if self.lr == self.lr_before else f"{self.lr:.3g} instead of {self.lr_before:.3g}")
         )
 
 
@@ -183,7 +184,7 @@ def another_run(rows: Iterable[tuple[str, Any, Any]], saved: SavedState | None, 
     if saved is not None:
         hint = f"put it back, or start a new run from its weights with --init {shown(saved.path)} and another --out"
     else:
-        hint = f"put it back, or start anew: nothing is saved in {shown(config.out)} yet, so --out may name it"
+        hint = f"restore it, or start again: nothing is saved in {shown(config.out)} yet, so --out may name it"
     table = _table([("option", "before", "now"), *((name, _text(before), _text(now)) for name, before, now in rows)])
     return ConfigError(f"{_flag(config)} would not be the same run; what differs:", hint=hint, details=table)
 

@@ -116,7 +116,7 @@ class RunFolder:
         if not resume and self.states():
             raise ConfigError(
                 f"{path} already holds a run",
-                hint=f"--resume {path} goes on with it, --auto-resume does so whenever there is one; "
+                hint=f"--resume {path} resumes it, --auto-resume does so whenever there is one; "
                 "--out starts one elsewhere",
             )
 
@@ -187,7 +187,7 @@ class RunFolder:
         return self.path / (STATE + WHOLE)
 
     def states(self) -> list[Path]:
-        """The states that the run could go on from, the newest first."""
+        """The states that the run could resume from, newest first."""
         return run_states(self.path)
 
     def place(self, written: Path, kind: str, keep_last: int) -> Path:
@@ -277,7 +277,7 @@ class RunFolder:
             write_in_run(self.path / ENVIRONMENT_FILE, lambda file: file.write(text.encode()))
 
     def start_log(self, position: Position) -> None:
-        """Drop what a run that was killed had logged past the state that it goes on from."""
+        """Drop what a killed run had logged after the state that it resumes from."""
         log = self.path / LOG_FILE
         if not self.writes or not log.exists():
             return
@@ -323,7 +323,7 @@ class RunFolder:
                 yield line, entry
 
     def log(self, entry: dict[str, Any]) -> None:
-        """Append one object to ``log.jsonl``; what is no finite number becomes null, as JSON has none."""
+        """Append one object to ``log.jsonl``; non-finite numbers become null, as JSON has none."""
         if not self.writes:
             return
         values = {
@@ -337,7 +337,7 @@ class RunFolder:
             raise TrainingError(f"{self.path / LOG_FILE}: {error.strerror}") from None
 
     def start_unreadable(self, files: Sequence[Unreadable]) -> None:
-        """Begin ``unreadable.tsv``, the images that were passed over and why; a run that goes on keeps its lines."""
+        """Begin ``unreadable.tsv``, the unreadable images and the reasons; a resumed run keeps its lines."""
         if not self.writes:
             return
         path = self.path / UNREADABLE_FILE
@@ -351,7 +351,7 @@ class RunFolder:
                 path.unlink()
 
     def report_unreadable(self, files: Sequence[Unreadable]) -> None:
-        """Add images that were passed over to ``unreadable.tsv``.
+        """Add unreadable images to ``unreadable.tsv``.
 
         Each is a line at its end, which the system brings to the disk when it likes: where a hundred thousand are
         unreadable, writing the file again for each would take days.
@@ -385,7 +385,7 @@ def _whole_lines(path: Path) -> list[str]:
 
 
 def holds_run(path: Path) -> bool:
-    """Whether a folder holds a state that a run can go on from."""
+    """Whether a folder holds a state that a run can resume from."""
     return bool(RunFolder(path, resume=True).states())
 
 

@@ -77,7 +77,7 @@ class TrainingStep:
         return loss.detach()
 
     def update(self, lr: float | None = None) -> Tensor:
-        """Step along the gradients, unless one of them is no finite number, and forget them.
+        """Take an optimiser step, unless a gradient is non-finite, and clear the gradients.
 
         Returns:
             The gradients' norm, not waited for; where it is not finite, weights and moments are as they were.

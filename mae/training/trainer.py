@@ -162,7 +162,7 @@ class Trainer:
         self.run.on_event(self.last_preview)
 
     def save(self, *, keep: bool = False, wait: bool = False) -> None:
-        """Write the newest state, and with ``keep`` one that stays; training goes on meanwhile unless ``wait``."""
+        """Write the newest state, and with ``keep`` one that stays; training continues meanwhile unless ``wait``."""
         self.read_losses()
         self.checkpointer.save(self.state.position, keep=keep, wait=wait)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from mae.data.sources.scan import Unreadable
 from mae.errors import DataError
 from mae.io.text import shown
-from mae.training.events import PassedOver
+from mae.training.events import ImageUnreadable
 from mae.training.run import Run
 from mae.training.run_folder import UNREADABLE_FILE, RunFolder
 
@@ -38,7 +38,7 @@ class UnreadableFiles:
             return
         for bad in new:
             self.known.add(bad.path)
-            self.run.on_event(PassedOver(bad.path, bad.reason))
+            self.run.on_event(ImageUnreadable(bad.path, bad.reason))
         if not self.run.ranks.alone:
             self._to_share += new
         self.run.folder.report_unreadable(new)

@@ -41,7 +41,7 @@ def _show(console: Console, found: Diagnosis) -> None:
     for warning in found.warnings:
         console.print(f"warning: {warning}", soft_wrap=True, markup=False)
     if not found.warnings:
-        console.print("nothing that would hurt was found")
+        console.print("no problems found")
 
 
 def _lines(found: Diagnosis) -> dict[str, str]:

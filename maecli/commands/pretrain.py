@@ -65,13 +65,13 @@ def pretrain(config: PretrainConfig, output: Output, *, dry_run: bool) -> None:
     except (KeyboardInterrupt, SystemExit):
         if stop.asked and speaks:
             output.note(
-                f"left at once, without saving; go on from the last save with: maecli pretrain --resume {shown(run)}"
+                f"stopped at once, without saving; resume the last state with: maecli pretrain --resume {shown(run)}"
             )
         raise
     if speaks:
         output.result(lambda: _document(result), lambda console: _show(console, result), result.checkpoint)
         if result.stopped:
-            output.note(f"stopped and saved; go on with: maecli pretrain --resume {shown(result.run)}")
+            output.note(f"stopped and saved; resume with: maecli pretrain --resume {shown(result.run)}")
         if result.was_finished:
             output.note(
                 f"{shown(result.run)} is finished, so nothing was done; to make it longer: "

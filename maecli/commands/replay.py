@@ -36,7 +36,7 @@ def _show(console: Console, result: Replay) -> None:
     from rich.table import Table
 
     console.print(f"step {result.step}, lr {result.lr:.3g}: the run had a loss of {result.loss}")
-    table = Table("precision", "loss", "gradient norm", "bad gradients", "first module to fail")
+    table = Table("precision", "loss", "gradient norm", "non-finite gradients", "first non-finite module")
     for one in result.passes:
         table.add_row(
             one.precision, f"{one.loss:.4g}", f"{one.grad_norm:.4g}", str(one.bad_gradients), one.first_module or "none"
@@ -50,7 +50,7 @@ def _show(console: Console, result: Replay) -> None:
 def _verdict(result: Replay) -> str:
     failed = {one.precision for one in result.passes if one.bad_gradients or one.first_module}
     if not failed:
-        return "the step is finite here, so the cause lies with the device it ran on, or with an earlier kernel"
+        return "the step is finite here: the cause is the device it ran on, or an earlier kernel"
     if "fp32" in failed:
-        return "it fails in fp32 too: the weights have grown out of hand; a lower learning rate, or --on-nan rollback"
-    return f"it fails in {', '.join(sorted(failed))} only: --precision fp32 would pass this step"
+        return "it is non-finite in fp32 too: training has diverged; use a lower learning rate, or --on-nan rollback"
+    return f"it is non-finite in {', '.join(sorted(failed))} only: use --precision fp32"

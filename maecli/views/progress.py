@@ -13,7 +13,7 @@ from mae.io.text import shown
 from mae.training.events import (
     EpochDone,
     Event,
-    PassedOver,
+    ImageUnreadable,
     Previewed,
     RolledBack,
     Scanned,
@@ -52,13 +52,13 @@ class TrainingView:
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
-        if isinstance(event, PassedOver):
-            self.output.warn(f"passed over {shown(event.path)}: {event.reason}")
+        if isinstance(event, ImageUnreadable):
+            self.output.warn(f"unreadable: {shown(event.path)}: {event.reason}")
         elif isinstance(event, StepSkipped):
             what = "loss" if not math.isfinite(event.loss) else "gradient"
             value = event.loss if not math.isfinite(event.loss) else event.grad_norm
             self.output.warn(
-                f"step {event.step} was left out: its {what} is {value} (lr {event.lr:.2e}, {event.in_a_row} in a row)"
+                f"step {event.step} was skipped: its {what} is {value} (lr {event.lr:.2e}, {event.in_a_row} in a row)"
             )
         elif isinstance(event, RolledBack):
             self.output.warn(f"went back to {event.checkpoint}, step {event.step}; the images come in another order")

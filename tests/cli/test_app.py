@@ -218,7 +218,7 @@ def test_ctrl_c_saves_and_resume_finishes(images: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     done = finish(process)
     assert done.returncode == 130
-    assert f"go on with: maecli pretrain --resume {run}" in done.stderr
+    assert f"resume with: maecli pretrain --resume {run}" in done.stderr
     assert "Traceback" not in done.stderr
     steps = [entry["step"] for entry in map(json.loads, log.read_text().splitlines()) if "lr" in entry]
     assert steps == list(range(1, len(steps) + 1))

@@ -127,7 +127,7 @@ def test_a_preset_is_for_a_new_run(photos: Path, here: Path) -> None:
     assert run_at("pretrain", photos, *SHORT, "--epochs", "1").code == 0
     seen = run_at("pretrain", "--resume", "run", "--preset", "small")
     assert seen.code == 2
-    assert "error: --preset small: a run that goes on keeps its settings\nhint: drop --preset\n" in seen.err
+    assert "error: --preset small: a resumed run keeps its settings\nhint: drop --preset\n" in seen.err
 
 
 def test_a_run_that_learnt_nothing_says_so(photos: Path, here: Path) -> None:

@@ -91,7 +91,7 @@ def test_variants_that_do_not_fit_the_image_are_left_out_unless_named() -> None:
     code, out, err = maecli("--image-size", "160x288", "--json")
     assert code == 0
     assert [one["variant"] for one in json.loads(out)["variants"]] == list(VARIANTS)[:-1]
-    assert "note: left out vit_huge: an image of 160x288 pixels is not a whole number of patches of 14" in err
+    assert "note: skipped vit_huge: an image of 160x288 pixels is not a whole number of patches of 14" in err
     code, _, err = maecli("--image-size", "160x288", "--variant", "vit_base", "--variant", "vit_huge")
     assert code == 2
     assert "error: an image of 160x288" in err

@@ -86,7 +86,7 @@ def test_what_tells_of_a_run_agrees_on_its_length(run: Path) -> None:
     [
         (["--resume", "{run}/checkpoint-last.pth"], "is a file; a run's folder is wanted", "--resume {run} goes on"),
         (["--resume", "{run}/previews"], "previews/config.toml: No such file", "--resume takes the folder of a run"),
-        (["--resume", "{run}", "--out", "{run}-2"], "goes on in its own folder, not in --out {run}-2", "leave --out"),
+        (["--resume", "{run}", "--out", "{run}-2"], "continues in its own folder, not in --out {run}-2", "leave --out"),
         (["--resume", "{run}", "--epochs", "0"], "--epochs must be at least 1", ""),
     ],
 )

@@ -156,7 +156,7 @@ def test_elsewhere_a_line_says_what_is_wanted(command: str, flag: str, text: str
     if command == "pretrain" and flag == "--resume":  # its folder holds the settings, which come first
         assert "error: --resume - reads no standard input" in said
         return
-    assert "- stands for standard input or output, which cannot be used here" in said
+    assert "- means standard input or output, which cannot be used here" in said
     assert " ".join(text[1:].rstrip(".").split()) in said
 
 

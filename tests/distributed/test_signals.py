@@ -28,7 +28,7 @@ def test_a_signal_saves_and_says_which_it_was(tmp_path: Path, name: str, code: i
     done = finish(process)
     talk = done.stderr
     assert done.returncode == code, talk
-    assert f"stopped and saved; go on with: maecli pretrain --resume {tmp_path / 'run'}" in talk
+    assert f"stopped and saved; resume with: maecli pretrain --resume {tmp_path / 'run'}" in talk
     position = load_checkpoint(tmp_path / "run" / "checkpoint-last.pth").extra["maecli"]["position"]
     assert position["step"] == max(entry.get("step", 0) for entry in logged(tmp_path / "run"))
 
@@ -57,5 +57,5 @@ def test_a_second_signal_leaves_at_once(tmp_path: Path) -> None:
     talk = done.stderr
     assert done.returncode == 143  # that of the second
     assert "Traceback" not in talk
-    assert f"go on from the last save with: maecli pretrain --resume {tmp_path / 'run'}" in talk
+    assert f"resume the last state with: maecli pretrain --resume {tmp_path / 'run'}" in talk
     assert not (tmp_path / "run" / "checkpoint-last.pth").exists()

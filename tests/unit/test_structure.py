@@ -57,6 +57,10 @@ BANNED = {
     "nobody_reads": "SIGPIPE",
     "leave_out": "skip",
     "nothing_learnt": "zero prediction",
+    "passed_over": "skipped, or unreadable",
+    "hold_against": "compare",
+    "no_number": "non-finite",
+    "anew": "again",
 }
 # Spellings that files and command lines written before still use.
 OLD_SPELLINGS: dict[str, set[str]] = {}
@@ -203,6 +207,31 @@ def test_processes_are_started_where_they_are_ended_too() -> None:
         called = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
         where = path.relative_to(ROOT / "tests").as_posix()
         assert where in STARTERS or not called & calls, f"tests/{where}: start it with tests/processes.py"
+
+
+# Riddles in what a user or a reader of the code is told, by the plain words.
+UNCLEAR = {
+    r"passed over": "skipped, or unreadable",
+    r"(held|hold|holds) against": "compared with",
+    r"no finite numbers?": "non-finite",
+    r"would hurt": "is likely to be a problem",
+    r"learnt by heart": "memorised",
+    r"ends the watching": "stops watching",
+    r"deviation": "std",
+    r"steps? (was|were) left out": "skipped",
+}
+
+
+def test_texts_use_plain_words() -> None:
+    wrong = [
+        f"{module}: {text[:60]!r} (say {plain})"
+        for module, path in sources()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(text := node.value, str)
+        for unclear, plain in UNCLEAR.items()
+        if re.search(rf"\b{unclear}\b", text)
+    ]
+    assert not wrong
 
 
 def names_in(tree: ast.AST, inside: str = "") -> Iterator[str]:

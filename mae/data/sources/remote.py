@@ -57,7 +57,7 @@ def fetch_shard(url: str) -> Path:
     except (DownloadError, OSError, ValueError) as error:
         raise DataError(
             f"{shown(url)} cannot be downloaded: {getattr(error, 'strerror', None) or error}",
-            hint="what was received is kept; the same command goes on from there",
+            hint="the part received so far is kept; the same command continues from there",
         ) from None
     return path
 

@@ -92,9 +92,7 @@ def test_another_image_size_computes_the_tables_anew(path: Path) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         checkpoint.state["pos_embed"] = official.weights(TINY)["pos_embed"].to(dtype)
         model, notes = build_model(checkpoint, img_size=(32, 96))
-        assert any(
-            "pos_embed is computed anew" in note and "8x8 patches in the file, 4x12 here" in note for note in notes
-        )
+        assert any("pos_embed is recomputed" in note and "8x8 patches in the file, 4x12 here" in note for note in notes)
         wanted = torch.from_numpy(official.position_table(128, (4, 12))).to(dtype).float()
         assert torch.allclose(model.pos_embed, wanted, atol=1e-6)
     assert torch.equal(model.state_dict()["norm.weight"], official.weights(TINY)["norm.weight"])
@@ -116,7 +114,7 @@ def test_exchanged_halves_are_not_the_formula(tmp_path: Path) -> None:
     state["pos_embed"] = state["pos_embed"].roll(64, dims=-1)
     notes = build_model(load_checkpoint(saved(tmp_path, state), decoder_num_heads=4), img_size=128)[1]
     assert any(note.startswith("pos_embed is resampled") for note in notes)
-    assert any(note.startswith("decoder_pos_embed is computed anew") for note in notes)
+    assert any(note.startswith("decoder_pos_embed is recomputed") for note in notes)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -138,7 +136,7 @@ def test_an_encoder_alone_is_refused_with_the_file_to_get(tmp_path: Path) -> Non
 def test_weights_into_a_model_that_exists(path: Path, tmp_path: Path) -> None:
     model = create_model(TINY.replace(img_size=128))
     notes = load_weights(model, load_checkpoint(path))
-    assert any("computed anew" in note for note in notes)
+    assert any("recomputed" in note for note in notes)
     assert torch.equal(model.state_dict()["decoder_pred.bias"], official.weights(TINY)["decoder_pred.bias"])
 
     torch.save(official.checkpoint(TINY, "encoder"), tmp_path / "encoder.pth")

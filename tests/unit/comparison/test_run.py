@@ -22,7 +22,7 @@ from mae.comparison.clone import run_clone
 from mae.comparison.config import CompareConfig
 from mae.comparison.reference import run_reference
 from mae.comparison.run import CompareResult, compare
-from mae.comparison.stages import hold_against
+from mae.comparison.stages import compare_stages
 from mae.errors import CheckpointError, ConfigError, DataError
 from mae.mae import MaskedAutoencoder
 from mae.models import create_model
@@ -334,11 +334,11 @@ def test_float32_has_its_own_tolerance(tmp_path: Path, monkeypatch: pytest.Monke
 def test_differences_by_hand() -> None:
     theirs = {"a": torch.tensor([3.0, 4.0]), "b": torch.zeros(2), "c": torch.ones(2), "d": torch.ones(2)}
     ours = {"a": torch.tensor([3.0, 4.5]), "b": torch.zeros(2), "c": torch.ones(3)}
-    a, b, c, d = hold_against(ours, theirs)
+    a, b, c, d = compare_stages(ours, theirs)
     assert (a.name, a.largest, a.relative) == ("a", 0.5, pytest.approx(0.1))
     assert (b.largest, b.relative) == (0.0, 0.0)
     assert c.relative == d.relative == float("inf")
-    (nan,) = hold_against({"a": torch.tensor([float("nan"), 4.0])}, {"a": theirs["a"]})
+    (nan,) = compare_stages({"a": torch.tensor([float("nan"), 4.0])}, {"a": theirs["a"]})
     assert not nan.relative <= 1e9
 
 
@@ -522,4 +522,4 @@ def test_a_library_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
     result = compared(path, reference="auto")
     assert result.equal
     assert {one.reference for one in result.computations} == {"builtin"}
-    assert any("not held against transformers: transformers is not installed" in note for note in result.notes)
+    assert any("not compared with transformers: transformers is not installed" in note for note in result.notes)

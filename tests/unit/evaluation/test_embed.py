@@ -225,7 +225,7 @@ def test_files_without_a_decoder_and_other_sizes(world: Path, tmp_path: Path) ->
     assert np.array_equal(np.load(tmp_path / "f.npz")["features"], np.load(tmp_path / "g.npz")["features"])
     result = run(world, tmp_path / "h.npz", image_size=(24, 32), pool="patches")
     assert result.shape == (12, 32)
-    assert any("pos_embed is computed anew" in note for note in result.notes)
+    assert any("pos_embed is recomputed" in note for note in result.notes)
 
 
 def test_a_fine_tuned_file_uses_its_own_norm(world: Path, tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_weights_that_overflow_are_named(world: Path, tmp_path: Path) -> None:
     state = {key: tensor.clone() for key, tensor in found.state.items()}
     state["norm.bias"][0] = 1e6
     torch.save({"model": state, "maecli": found.extra["maecli"]}, tmp_path / "wild.pth")
-    with pytest.raises(CheckpointError, match=r"wild\.pth: its features .*\.png are no finite numbers") as error:
+    with pytest.raises(CheckpointError, match=r"wild\.pth: its features .*\.png are non-finite") as error:
         run(world, tmp_path / "f.npz", checkpoint=tmp_path / "wild.pth", dtype="float16")
     assert "float32" in str(error.value.hint)
 

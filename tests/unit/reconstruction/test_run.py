@@ -287,7 +287,7 @@ def test_an_own_mask_has_its_own_ratio(config: ReconstructConfig, tmp_path: Path
     for ratios in ((0.75,), (0.5, 0.6)):
         with pytest.raises(ConfigError, match=r"--mask and (several )?--mask-ratio") as caught:
             dataclasses.replace(config, mask=tmp_path / "m.png", mask_ratio=ratios)
-        assert caught.value.hint == "leave one of them out"
+        assert caught.value.hint == "drop one of them"
 
 
 def test_a_page_for_standard_output(config: ReconstructConfig, tmp_path: Path) -> None:

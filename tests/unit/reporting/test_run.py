@@ -194,10 +194,10 @@ def test_waiting_and_lost_numbers_are_pointed_out(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text("nonsense\nmore\n" + "".join(json.dumps(line) + "\n" for line in lines))
     text = page_of(tmp_path, tmp_path / "page.html").text
     assert "70% of the time is spent waiting for images" in text
-    assert "1 lines of the log have a loss that is no finite number" in text
+    assert "1 lines of the log have a non-finite loss" in text
     assert "2 lines of the log are of a kind that this page does not show" in text
     assert "2 lines of the log cannot be read" in text
-    assert "1 steps were left out" in text
+    assert "1 steps were skipped" in text
     assert "went back to a saved state 1 times" in text
 
 

@@ -128,7 +128,7 @@ def test_a_log_without_end_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("mae.reporting.run_log.MOST_LINES", 5)
     log = read_run(write_run(tmp_path / "run"))
     assert len(log.steps) + len(log.epochs) == 5
-    assert log.notes == ("log.jsonl has more than 5 lines; the others are left out",)
+    assert log.notes == ("log.jsonl has more than 5 lines; the others are ignored",)
 
 
 def test_unreadable_images(tmp_path: Path) -> None:

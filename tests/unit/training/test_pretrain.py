@@ -24,7 +24,7 @@ from mae.training import checkpointer as saving_module
 from mae.training import monitor
 from mae.training import run_folder as run_folder_module
 from mae.training.config import PretrainConfig, ReplayConfig
-from mae.training.events import EpochDone, Event, PassedOver, RolledBack, Started, Stepped, StepSkipped
+from mae.training.events import EpochDone, Event, ImageUnreadable, RolledBack, Started, Stepped, StepSkipped
 from mae.training.parallel import PretrainingLoss
 from mae.training.pretrain import pretrain
 from mae.training.replay import replay
@@ -232,7 +232,7 @@ def test_gradients_that_no_loss_scale_makes_finite_end_the_run(
     monkeypatch.setattr(TrainingStep, "__init__", noting(TrainingStep.__init__, before))
     with pytest.raises(
         TrainingError,
-        match=r"fp16 gradients are not finite even at a loss scale of 1 or less at step 19.* 3 steps in a row",
+        match=r"fp16 gradients are non-finite even at a loss scale of 1 or less at step 19.* 3 steps in a row",
     ) as caught:
         pretrain(dataclasses.replace(config, accum_iter=1, epochs=90))
     assert tried == [2.0**power for power in range(16, -3, -1)]
@@ -523,7 +523,7 @@ def test_broken_images_are_passed_over_and_reported(config: PretrainConfig, imag
     (images / "3.png").write_bytes(whole[: len(whole) // 2])
     events: list[Event] = []
     pretrain(dataclasses.replace(config, max_unreadable=0.2), events.append)
-    assert {event.path.name for event in events if isinstance(event, PassedOver)} == {"3.png"}
+    assert {event.path.name for event in events if isinstance(event, ImageUnreadable)} == {"3.png"}
     report = (config.out / "unreadable.tsv").read_text().splitlines()
     assert report[0] == "file\treason"
     assert [Path(line.split("\t")[0]).name for line in report[1:]] == ["empty.jpg", "3.png"]

@@ -212,7 +212,9 @@ def test_a_longer_run_is_recorded_and_a_bare_resume_goes_on_with_it(
     """Extended, stopped and gone on with, it is the run that was extended and not stopped."""
     longer = dataclasses.replace(finished, epochs=5)
     said = started(longer, 11)
-    assert said.changes == ("epochs 3 -> 5: the cosine is stretched; the learning rate goes on at 0.001 instead of 0",)
+    assert said.changes == (
+        "epochs 3 -> 5: the cosine is stretched; the learning rate continues at 0.001 instead of 0",
+    )
     assert said.plan.total_steps == 15
     log = read_run(finished.out)
     assert (log.wanted_epochs, log.finished, settings(finished.out)["epochs"]) == (5, False, 5)
@@ -311,7 +313,7 @@ def test_a_run_without_a_state_is_not_another_one(parted: PretrainConfig) -> Non
         path.unlink()
     with pytest.raises(ConfigError, match=r"--seed +0 +1") as refused:
         pretrain(dataclasses.replace(parted, seed=1))
-    assert "start anew" in (refused.value.hint or "")
+    assert "start again" in (refused.value.hint or "")
     (parted.out / "config.toml").unlink()
     with pytest.raises(ConfigError, match=r"no checkpoint-last\.pth and no config\.toml"):
         pretrain(parted)
