@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from mae.errors import ConfigError
-from mae.options import brief
+from mae.options import brief, option
 
 DEFAULT_MASK_RATIO = 0.75
 MOST_PATCHES = 2**18  # of an image; 8192x8192 pixels in patches of 16, whose position tables alone take gigabytes
@@ -157,3 +157,52 @@ def parse_size(value: Any) -> tuple[int, int]:
     if len(sides) != 2 or not all(type(side) is int and 0 < side < 10**9 for side in sides):
         raise ValueError(f"wanted pixels as S or HxW, for instance 224 or 224x320; got {brief(value)}")
     return sides[0], sides[1]
+
+
+_SHARED: dict[str, dict[str, Any]] = {
+    "image_size": {
+        "default": None,
+        "help": "Image size in pixels, S or HxW (height first).",
+        "parse": parse_size,
+        "metavar": "S|HxW",
+        "default_text": "the checkpoint's",
+        "official": ("input_size",),
+    },
+    "patch_size": {"default": None, "help": "Patch size in pixels.", "low": 1, "default_text": "the variant's"},
+    "num_heads": {
+        "default": None,
+        "help": "Attention heads of the encoder.",
+        "low": 1,
+        "default_text": "from the checkpoint or the width",
+    },
+    "max_unreadable": {
+        "default": 0.1,
+        "help": "Stop if more than this fraction of the images is unreadable.",
+        "low": 0,
+        "below": 1,
+    },
+    "workers": {
+        "default": None,
+        "help": "Number of processes that load and decode images.",
+        "low": 0,
+        "high": 1024,
+        "default_text": "from the number of cores",
+        "official": ("num_workers",),
+    },
+    "device": {
+        "default": "auto",
+        "help": "Where to compute; auto is the best available.",
+        "choices": ("auto", "cuda", "mps", "cpu"),
+    },
+    "precision": {
+        "default": "auto",
+        "help": "Number format of the computation; auto is bf16 if the hardware supports it, else fp32.",
+        "choices": ("auto", "fp32", "bf16", "fp16"),
+    },
+    "offline": {"default": False, "help": "Never download anything.", "flags": "--offline"},
+}
+
+
+def shared_option(name: str, **changes: Any) -> Any:
+    """An option that several commands have, in the same words; ``changes`` are what one of them has differently."""
+    return option(**(_SHARED[name] | changes))

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 from pathlib import Path
 
+from mae.config import shared_option
 from mae.errors import ConfigError
 from mae.options import option
 from mae.reconstruction.config import check_suffix
@@ -33,14 +34,10 @@ class CompareConfig:
     )
     mask_ratio: float = option(0.75, "Fraction of the patches that is masked.", low=0, below=1)
     seed: int = option(2, "Seed of the mask and of the generated image.", low=0)
-    num_heads: int | None = option(
-        None, "Attention heads of the encoder.", low=1, default_text="from the checkpoint or the width"
-    )
-    decoder_num_heads: int | None = option(
-        None, "Attention heads of the decoder.", low=1, default_text="from the checkpoint or the width"
-    )
+    num_heads: int | None = shared_option("num_heads")
+    decoder_num_heads: int | None = shared_option("num_heads", help="Attention heads of the decoder.")
     out: Path | None = option(None, "With --checkpoint: write both reconstructions side by side: .png, .jpg or .webp.")
-    offline: bool = option(False, "Never download anything.", flags="--offline")
+    offline: bool = shared_option("offline")
 
     def __post_init__(self) -> None:
         if self.reference not in REFERENCES and not Path(self.reference).is_dir():

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from mae.config import parse_size
+from mae.config import shared_option
 from mae.errors import ConfigError
 from mae.options import brief, option
 from mae.reconstruction.config import DEFAULT_CHECKPOINT
@@ -20,58 +20,23 @@ _ENCODER = "Encoder"
 _COMPUTING = "Computing"
 
 
-def _shared(name: str) -> Any:
-    """Options that both commands have, in the same words."""
-    return {
-        "image_size": option(
-            None,
-            "Image size in pixels, S or HxW; position embeddings are adapted.",
-            parse=parse_size,
-            metavar="S|HxW",
-            default_text="the checkpoint's",
-            panel=_IMAGES,
-        ),
-        "crop_pct": option(
-            None,
-            "Fraction of each side that the centre crop keeps.",
-            above=0,
-            high=1,
-            default_text="224/256 up to 224 px, 1 above",
-            panel=_IMAGES,
-        ),
-        "max_unreadable": option(
-            0.1, "Stop if more than this fraction of the images is unreadable.", low=0, below=1, panel=_IMAGES
-        ),
-        "layer": option(
-            None,
-            "Take the output of this encoder block, counted from 1.",
-            low=1,
-            default_text="the last block",
-            panel=_ENCODER,
-        ),
-        "batch_size": option(64, "Images per batch.", low=1, high=65536, panel=_COMPUTING),
-        "workers": option(
-            None,
-            "Number of processes that load and decode images.",
-            low=0,
-            high=1024,
-            default_text="from the number of cores",
-            panel=_COMPUTING,
-        ),
-        "device": option(
-            "auto",
-            "Where to compute; auto is the best available.",
-            choices=("auto", "cuda", "mps", "cpu"),
-            panel=_COMPUTING,
-        ),
-        "precision": option(
-            "auto",
-            "Number format of the computation; auto is bf16 if the hardware supports it, else fp32.",
-            choices=("auto", "fp32", "bf16", "fp16"),
-            panel=_COMPUTING,
-        ),
-        "offline": option(False, "Never download anything.", flags="--offline", panel=_COMPUTING),
-    }[name]
+_LAYER: dict[str, Any] = {
+    "default": None,
+    "help": "Take the output of this encoder block, counted from 1.",
+    "low": 1,
+    "default_text": "the last block",
+    "panel": _ENCODER,
+}
+_CROP_PCT: dict[str, Any] = {
+    "default": None,
+    "help": "Fraction of each side that the centre crop keeps.",
+    "above": 0,
+    "high": 1,
+    "default_text": "224/256 up to 224 px, 1 above",
+    "panel": _IMAGES,
+}
+_BATCH_SIZE: dict[str, Any] = {"default": 64, "help": "Images per batch.", "low": 1, "high": 65536, "panel": _COMPUTING}
+_IMAGE_SIZE_HELP = "Image size in pixels, S or HxW; position embeddings are adapted."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +62,7 @@ class EmbedConfig:
         choices=POOLS,
         panel=_ENCODER,
     )
-    layer: int | None = _shared("layer")
+    layer: int | None = option(**_LAYER)
     feature_norm: str = option(
         "final",
         "Whether to apply the encoder's final norm; k-NN accuracy can halve or double with it.",
@@ -105,14 +70,14 @@ class EmbedConfig:
         panel=_ENCODER,
     )
     dtype: str = option("float32", "Number format of the file.", choices=("float32", "float16"), panel=_ENCODER)
-    image_size: tuple[int, int] | None = _shared("image_size")
-    crop_pct: float | None = _shared("crop_pct")
-    max_unreadable: float = _shared("max_unreadable")
-    batch_size: int = _shared("batch_size")
-    workers: int | None = _shared("workers")
-    device: str = _shared("device")
-    precision: str = _shared("precision")
-    offline: bool = _shared("offline")
+    image_size: tuple[int, int] | None = shared_option("image_size", help=_IMAGE_SIZE_HELP, panel=_IMAGES)
+    crop_pct: float | None = option(**_CROP_PCT)
+    max_unreadable: float = shared_option("max_unreadable", panel=_IMAGES)
+    batch_size: int = option(**_BATCH_SIZE)
+    workers: int | None = shared_option("workers", panel=_COMPUTING)
+    device: str = shared_option("device", panel=_COMPUTING)
+    precision: str = shared_option("precision", panel=_COMPUTING)
+    offline: bool = shared_option("offline", panel=_COMPUTING)
 
     def __post_init__(self) -> None:
         if self.out.suffix.lower() not in FEATURE_FILES:
@@ -176,10 +141,10 @@ class EvaluateConfig:
         0.2, "Fraction of each class to test on if DATA has no test/ or val/.", above=0, below=1, panel=_PROBES
     )
     seed: int = option(0, "Seed of splits, label fractions and initial weights.", low=0, panel=_PROBES)
-    layer: int | None = _shared("layer")
-    image_size: tuple[int, int] | None = _shared("image_size")
-    crop_pct: float | None = _shared("crop_pct")
-    max_unreadable: float = _shared("max_unreadable")
+    layer: int | None = option(**_LAYER)
+    image_size: tuple[int, int] | None = shared_option("image_size", help=_IMAGE_SIZE_HELP, panel=_IMAGES)
+    crop_pct: float | None = option(**_CROP_PCT)
+    max_unreadable: float = shared_option("max_unreadable", panel=_IMAGES)
     report: Path | None = option(None, "Also write an HTML report: .html or .htm.")
     cache: Path | None = option(
         None, "Folder for cached features.", default_text="the user's cache folder", panel=_COMPUTING
@@ -190,11 +155,11 @@ class EvaluateConfig:
         above=0,
         panel=_COMPUTING,
     )
-    batch_size: int = _shared("batch_size")
-    workers: int | None = _shared("workers")
-    device: str = _shared("device")
-    precision: str = _shared("precision")
-    offline: bool = _shared("offline")
+    batch_size: int = option(**_BATCH_SIZE)
+    workers: int | None = shared_option("workers", panel=_COMPUTING)
+    device: str = shared_option("device", panel=_COMPUTING)
+    precision: str = shared_option("precision", panel=_COMPUTING)
+    offline: bool = shared_option("offline", panel=_COMPUTING)
 
     def __post_init__(self) -> None:
         if self.report is not None and self.report.suffix.lower() not in REPORT_FILES:

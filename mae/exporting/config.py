@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from mae.config import shared_option
 from mae.options import option
 
 TARGETS = ("official", "encoder", "timm", "hf", "safetensors")
@@ -31,10 +32,6 @@ class ExportConfig:
     out: Path | None = option(
         None, "Output file or folder.", default_text="beside the checkpoint", official=("output_dir",)
     )
-    num_heads: int | None = option(
-        None, "Attention heads of the encoder.", low=1, default_text="from the checkpoint or the width"
-    )
-    decoder_num_heads: int | None = option(
-        None, "Attention heads of the decoder.", low=1, default_text="from the checkpoint or the width"
-    )
-    offline: bool = option(False, "Never download anything.", flags="--offline")
+    num_heads: int | None = shared_option("num_heads")
+    decoder_num_heads: int | None = shared_option("num_heads", help="Attention heads of the decoder.")
+    offline: bool = shared_option("offline")

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from typing import Any
 
-from mae.config import MAEConfig, parse_size
+from mae.config import MAEConfig, shared_option
 from mae.errors import ConfigError
 from mae.models import VARIANTS, variant_config, variant_name
 from mae.options import option
@@ -47,31 +47,21 @@ class ProfileConfig:
         panel=_MODEL,
         official=("model",),
     )
-    image_size: tuple[int, int] = option(
-        (224, 224),
-        "Image size in pixels, S or HxW (height first).",
-        parse=parse_size,
-        metavar="S|HxW",
-        default_text="224",
-        panel=_MODEL,
-        official=("input_size",),
-    )
-    patch_size: int | None = option(None, "Patch size in pixels.", low=1, default_text="the variant's", panel=_MODEL)
+    image_size: tuple[int, int] = shared_option("image_size", default=(224, 224), default_text="224", panel=_MODEL)
+    patch_size: int | None = shared_option("patch_size", panel=_MODEL)
     in_chans: int = option(3, "Input channels.", low=1, panel=_MODEL)
     mask_ratio: float = option(0.75, "Fraction of the patches that is masked.", above=0, below=1, panel=_MODEL)
     batch_size: int | None = option(
         None, "Images per batch.", low=1, default_text="64; 8 to measure on a CPU", panel=_MODEL
     )
-    precision: str = option(
-        "auto",
-        "Number format; auto is what pretrain uses: bf16 if the --gpu, or this processor, supports it, else fp32.",
-        choices=("auto", "fp32", "bf16", "fp16"),
+    precision: str = shared_option(
+        "precision",
+        help="Number format; auto is what pretrain uses: bf16 if the --gpu, or this processor, supports it, else fp32.",
         panel=_MODEL,
     )
-    device: str = option(
-        "auto",
-        "Device to estimate for; auto is a GPU, or with --measure the best available here.",
-        choices=("auto", "cuda", "mps", "cpu"),
+    device: str = shared_option(
+        "device",
+        help="Device to estimate for; auto is a GPU, or with --measure the best available here.",
         panel=_MODEL,
     )
     depth: int | None = option(None, "Also list parameters and FLOPs by module, this many levels deep.", low=1)

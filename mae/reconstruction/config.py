@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from mae.config import DEFAULT_MASK_RATIO, parse_size
+from mae.config import DEFAULT_MASK_RATIO, shared_option
 from mae.errors import ConfigError
 from mae.options import STANDARD_STREAM, option
 
@@ -68,14 +68,7 @@ class ReconstructConfig:
         flags="--resize/--crop",
         default_text="crop",
     )
-    image_size: tuple[int, int] | None = option(
-        None,
-        "Image size in pixels, S or HxW.",
-        parse=parse_size,
-        metavar="S|HxW",
-        default_text="the checkpoint's",
-        official=("input_size",),
-    )
+    image_size: tuple[int, int] | None = shared_option("image_size")
     norm_pix: str = option(
         "auto",
         "Whether the model predicts normalised patches; auto reads it from the checkpoint.",
@@ -83,10 +76,8 @@ class ReconstructConfig:
         official=("norm_pix_loss",),
     )
     separate: Path | None = option(None, "Also write every panel as a separate file into this folder.")
-    device: str = option(
-        "auto", "Where to compute; auto is the best available.", choices=("auto", "cuda", "mps", "cpu")
-    )
-    offline: bool = option(False, "Never download anything.", flags="--offline")
+    device: str = shared_option("device")
+    offline: bool = shared_option("offline")
 
     def __post_init__(self) -> None:
         if self.out is not None and not self.to_stream:

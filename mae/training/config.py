@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mae.config import MAEConfig, parse_size
+from mae.config import MAEConfig, shared_option
 from mae.errors import ConfigError
 from mae.io.text import shown
 from mae.io.toml import read_toml
@@ -42,16 +42,14 @@ class PretrainConfig:
     variant: str = option(
         "vit_base", "vit_tiny, vit_small, vit_base, vit_large or vit_huge.", panel=_MODEL, official=("model",)
     )
-    image_size: tuple[int, int] = option(
-        (224, 224),
-        "Size of the training crops in pixels, S or HxW (height first).",
-        parse=parse_size,
-        metavar="S|HxW",
+    image_size: tuple[int, int] = shared_option(
+        "image_size",
+        default=(224, 224),
+        help="Size of the training crops in pixels, S or HxW (height first).",
         default_text="224",
         panel=_MODEL,
-        official=("input_size",),
     )
-    patch_size: int | None = option(None, "Patch size in pixels.", low=1, default_text="the variant's", panel=_MODEL)
+    patch_size: int | None = shared_option("patch_size", panel=_MODEL)
     in_chans: int = option(
         3, "Input channels: 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha.", low=1, high=4, panel=_MODEL
     )
@@ -119,15 +117,7 @@ class PretrainConfig:
         (3 / 4, 4 / 3), "Smallest and largest aspect ratio of a random crop, width / height.", above=0, panel=_DATA
     )
     hflip: bool = option(True, "Flip crops horizontally with probability 0.5.", panel=_DATA)
-    workers: int | None = option(
-        None,
-        "Number of processes that load and decode images.",
-        low=0,
-        high=1024,
-        default_text="from the number of cores",
-        panel=_DATA,
-        official=("num_workers",),
-    )
+    workers: int | None = shared_option("workers", panel=_DATA)
     decoder: str = option(
         "auto",
         "JPEG decoder; auto is simplejpeg if it is installed (about twice as fast).",
@@ -166,15 +156,8 @@ class PretrainConfig:
         False, "Resume the run in --out if there is one, else start it: for jobs that a scheduler restarts.", panel=_RUN
     )
     seed: int = option(0, "Seed of weights, order, crops, flips and masks.", low=0, panel=_RUN)
-    device: str = option(
-        "auto", "Where to compute; auto is the best available.", choices=("auto", "cuda", "mps", "cpu"), panel=_RUN
-    )
-    precision: str = option(
-        "auto",
-        "Number format of the computation; auto is bf16 if the hardware supports it, else fp32.",
-        choices=("auto", "fp32", "bf16", "fp16"),
-        panel=_RUN,
-    )
+    device: str = shared_option("device", panel=_RUN)
+    precision: str = shared_option("precision", panel=_RUN)
     save_every: int = option(20, "Keep a checkpoint every so many epochs.", low=1, panel=_RUN)
     save_minutes: float = option(
         5.0, "Save the state every so many minutes; 0 saves after every step.", low=0, panel=_RUN
@@ -199,7 +182,7 @@ class PretrainConfig:
         None, "Images to reconstruct for the previews: a folder or a file.", default_text="4 images of DATA", panel=_RUN
     )
     log_every: int = option(20, "Write a line to log.jsonl every so many steps; 0 for epochs only.", low=0, panel=_RUN)
-    offline: bool = option(False, "Never download anything.", flags="--offline", panel=_RUN)
+    offline: bool = shared_option("offline", panel=_RUN)
     tensorboard: bool = option(
         False, "Also write TensorBoard events into the run's folder.", panel=_RUN, official=("log_dir",)
     )
@@ -291,11 +274,7 @@ class ReplayConfig:
     """Which step to re-run, and how."""
 
     file: Path = option(dataclasses.MISSING, "The replay.pth in the run's folder.", positional=True, metavar="FILE")
-    device: str = option(
-        "auto", "Where to compute; auto is the best available.", choices=("auto", "cuda", "mps", "cpu")
-    )
-    precision: str = option(
-        "auto",
-        "Precision to re-run in; auto is the run's, and fp32 for comparison.",
-        choices=("auto", "fp32", "bf16", "fp16"),
+    device: str = shared_option("device")
+    precision: str = shared_option(
+        "precision", help="Precision to re-run in; auto is the run's, and fp32 for comparison."
     )
