@@ -119,11 +119,6 @@ class Output:
         with _writing():
             print(lines, flush=True)
 
-    def talk(self, renderable: Any) -> None:
-        """Show a panel or a line to the person at the terminal; ``--quiet`` keeps it back."""
-        if not self.quiet:
-            make_console(sys.stderr).print(renderable)
-
     def say(self, line: str) -> None:
         """Show one line as it stands to the person at the terminal; ``--quiet`` keeps it back."""
         if not self.quiet:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from mae.data.decoding.formats import ImageError
 from mae.data.eval_transform import EvalTransform
-from mae.data.loader import Batch, Batches
+from mae.data.loader import Batches, loader_of
 from mae.data.sources.base import ImageSource
 
 
@@ -64,18 +63,9 @@ def eval_batches(
     Raises:
         DataError: A loader process died.
     """
-    loader: DataLoader[EvalSample] = DataLoader(
-        dataset,
-        batch_sampler=batches,  # type: ignore[arg-type] # any sequence of numbers is one batch
-        num_workers=workers,
-        collate_fn=_Collate(dataset),
-        worker_init_fn=_ignore_interrupt,
-        pin_memory=pin_memory,
-        prefetch_factor=4 if workers else None,
-        # Its base seed would otherwise be drawn from torch's global stream.
-        generator=torch.Generator().manual_seed(0),
-    )
-    return cast(Iterator[EvalBatch], Batches(cast(DataLoader[Batch], loader)))
+    generator = torch.Generator().manual_seed(0)
+    loader = loader_of(dataset, batches, _Collate(dataset), generator, workers=workers, pin_memory=pin_memory)
+    return cast(Iterator[EvalBatch], Batches(loader))
 
 
 class _Collate:
@@ -91,8 +81,3 @@ class _Collate:
             torch.stack(images) if images else torch.empty(self.shape, dtype=torch.uint8),
             tuple((sample.number, sample.reason) for sample in samples if sample.image is None),
         )
-
-
-def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches the whole process group; the main process alone decides when workers end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

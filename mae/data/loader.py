@@ -17,6 +17,7 @@ from mae.data.dataset import ImageDataset, Sample
 from mae.data.sampler import EpochBatches
 from mae.data.sources.scan import Unreadable
 from mae.errors import DataError
+from mae.system.environment import usable_cores
 from mae.system.seeding import stream
 
 SECONDS_TO_DIE = 2.0
@@ -42,16 +43,30 @@ def make_loader(
     dataset: ImageDataset, batches: EpochBatches, *, workers: int, pin_memory: bool = False
 ) -> DataLoader[Batch]:
     """A loader over all the run's batches; the same batches whatever the number of workers."""
+    generator = stream(batches.seed, "loader")
+    return loader_of(dataset, batches, collate, generator, workers=workers, pin_memory=pin_memory)
+
+
+def loader_of(
+    dataset: Any, batches: Any, collate: Any, generator: torch.Generator, *, workers: int, pin_memory: bool
+) -> DataLoader[Any]:
+    """Torch's loader over batches of a dataset's indices, with what all loaders here have in common.
+
+    Args:
+        dataset, batches, collate: As torch's loader takes them.
+        generator: What the loader draws its base seed from; else that would come from torch's global stream.
+        workers: Loader processes.
+        pin_memory: Whether batches lie in pinned memory.
+    """
     return DataLoader(
-        dataset,  # type: ignore[arg-type]
+        dataset,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
         worker_init_fn=_ignore_interrupt,
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
-        # Its base seed would otherwise be drawn from torch's global stream.
-        generator=stream(batches.seed, "loader"),
+        generator=generator,
     )
 
 
@@ -59,7 +74,7 @@ def loader_workers(wanted: int | None, device: torch.device) -> int:
     """Loader processes: a core for each, but one for the training process, which on a CPU needs them itself."""
     if wanted is not None:
         return wanted
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = int(usable_cores() or 1)
     return 1 if device.type == "cpu" else max(1, min(16, cores // local_processes() - 1))
 
 
@@ -117,7 +132,7 @@ class Batches(Iterator[Batch]):
 
 
 def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches the whole process group; the training process alone decides when workers end."""
+    """Ctrl-C reaches the whole process group; the main process alone decides when workers end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 NEIGHBOURS = (10, 20, 100, 200)
-HEADLINE = 20  # what DINO and DINOv2 report
 TEMPERATURE = 0.07
 _CHUNK_NUMBERS = 2**24  # of similarities that are held at once
 # Two float32 similarities nearer than this may be in either order.
@@ -76,11 +75,6 @@ def knn(
 def usable_ks(ks: Sequence[int], images: int) -> tuple[int, ...]:
     """Those that there are enough training images for; at least one."""
     return tuple(k for k in sorted(set(ks)) if k <= images) or (images,)
-
-
-def headline_k(ks: Sequence[int]) -> int:
-    """The number of neighbours that a table shows: 20, or the nearest to it that there is."""
-    return min(ks, key=lambda k: (abs(k - HEADLINE), k))
 
 
 def _votes(similarity: Tensor, labels: Tensor, classes: int, temperature: float) -> Tensor:

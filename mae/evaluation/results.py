@@ -8,7 +8,7 @@ from pathlib import Path
 from mae.io.notebook import DrawnPage, Table
 from mae.io.text import shown
 
-HEADLINE_K = 20  # of several numbers of neighbours, tables show the nearest to this one
+HEADLINE_K = 20  # of several numbers of neighbours, tables show the nearest to DINO's and DINOv2's
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,7 +49,7 @@ def values_of(config_class: Any) -> st.SearchStrategy[dict[str, Any]]:
 
 def _value(name: str, hint: Any, declared: Any) -> st.SearchStrategy[Any]:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
+        (hint,) = (part for part in typing.get_args(hint) if part not in (type(None), Any))
     if typing.get_origin(hint) is tuple:
         if name == "image_size":
             return _SIZES

@@ -32,8 +32,8 @@ ON_PAPER = "arithmetic on sizes, with no device; tests/unit/profiling holds it a
 
 LISTED = {
     "mae/attention.py attend": Covered(1, STEP),
+    "mae/config.py": Covered(2, CHOICES),
     "mae/checkpoints/load.py _refuse_inflated": Covered(1, "files are read to the host, whatever the machine has"),
-    "mae/reconstruction/config.py ReconstructConfig": Covered(2, CHOICES),
     "mae/data/loader.py loader_workers": Covered(1, "only a number of processes, by cores"),
     "mae/system/device.py _multiplies_bf16": Covered(3, TWO),
     "mae/system/device.py resolve_device": Covered(
@@ -43,12 +43,10 @@ LISTED = {
     "mae/profiling/doctor.py _warnings": Covered(3, "advice for machines that compute on a CPU"),
     "mae/profiling/doctor.py _with_torch": Covered(2, GPU + "test_doctor_measures_the_gpu"),
     "mae/system/environment.py graphics_cards": Covered(3, TWO),
-    "mae/evaluation/config.py _shared": Covered(2, CHOICES),
     "mae/evaluation/evaluate.py _probe_device": Covered(1, "an Apple GPU computes no float64, so the host does"),
     "mae/evaluation/extract.py extract": Covered(1, GPU + "test_embed_gives_the_features_of_a_cpu"),
     "mae/mae.py MaskedAutoencoder.forward_loss": Covered(1, FAKE + "test_using_a_model_does_not_wait_either"),
     "mae/system/precision.py choose_precision": Covered(1, "fp16 is refused on a CPU and nowhere else"),
-    "mae/profiling/config.py ProfileConfig": Covered(2, CHOICES),
     "mae/profiling/config.py ProfileConfig._native_bf16": Covered(2, ON_PAPER),
     "mae/profiling/config.py ProfileConfig.assumed_device": Covered(1, ON_PAPER),
     "mae/profiling/measuring.py": Covered(2, GPU + "test_profile_measures_the_gpu", "only sides of matrices"),
@@ -69,8 +67,6 @@ LISTED = {
     "mae/profiling/run.py _plan": Covered(1, GPU + "test_profile_measures_the_gpu"),
     "mae/profiling/run.py profile": Covered(1, GPU + "test_profile_measures_the_gpu"),
     "mae/profiling/tape.py Tape.__init__": Covered(1, ON_PAPER),
-    "mae/training/config.py PretrainConfig": Covered(2, CHOICES),
-    "mae/training/config.py ReplayConfig": Covered(2, CHOICES),
     "mae/training/data_module.py DataModule.__init__": Covered(1, TWO),
     "mae/training/optim.py make_optimizer": Covered(1, STEP),
     "mae/training/plan.py check_time": Covered(1, "a warning of a run that takes days on a CPU"),

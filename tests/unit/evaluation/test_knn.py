@@ -10,7 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from mae.evaluation import knn as module
-from mae.evaluation.knn import NEIGHBOURS, headline_k, knn, usable_ks
+from mae.evaluation.knn import NEIGHBOURS, knn, usable_ks
 
 
 def clouds(seed: int, count: int, classes: int = 7, width: int = 12) -> tuple[Tensor, Tensor]:
@@ -79,5 +79,3 @@ def test_equal_votes_go_to_the_lower_class() -> None:
 def test_few_training_images() -> None:
     assert usable_ks(NEIGHBOURS, 50) == (10, 20)
     assert usable_ks(NEIGHBOURS, 6) == (6,)
-    assert headline_k((10, 20, 100)) == 20
-    assert headline_k((6,)) == 6
