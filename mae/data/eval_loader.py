@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
 
@@ -12,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mae.data.decoding.formats import ImageError
 from mae.data.eval_transform import EvalTransform
-from mae.data.loader import Batch, Batches
+from mae.data.loader import Batch, Batches, start_worker
 from mae.data.sources.base import ImageSource
 
 
@@ -69,7 +68,7 @@ def eval_batches(
         batch_sampler=batches,  # type: ignore[arg-type] # any sequence of numbers is one batch
         num_workers=workers,
         collate_fn=_Collate(dataset),
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=start_worker,
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
         # Its base seed would otherwise be drawn from torch's global stream.
@@ -91,8 +90,3 @@ class _Collate:
             torch.stack(images) if images else torch.empty(self.shape, dtype=torch.uint8),
             tuple((sample.number, sample.reason) for sample in samples if sample.image is None),
         )
-
-
-def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches the whole process group; the main process alone decides when workers end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
