@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import torch
@@ -63,7 +65,7 @@ def loader_of(
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=start_worker,
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
         generator=generator,
@@ -131,9 +133,19 @@ class Batches(Iterator[Batch]):
         )
 
 
-def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches the whole process group; the main process alone decides when workers end."""
+def start_worker(worker: int) -> None:
+    """Put a loader process in order: the main process alone decides when it ends, and says why.
+
+    Ctrl-C reaches the whole process group; and a main process that ends at once closes the connection over which it
+    was being given a batch.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _say_unless_left
+
+
+def _say_unless_left(kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
+    if not isinstance(error, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, at)
 
 
 def collate(samples: list[Sample]) -> Batch:

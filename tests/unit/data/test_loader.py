@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import signal
+import sys
 from collections.abc import Container
 from pathlib import Path
 from typing import IO
@@ -15,7 +17,7 @@ from PIL import Image
 from mae.data.augment import Augmentation
 from mae.data.dataset import MOST_TRIES, ImageDataset
 from mae.data.decoding.formats import ImageError
-from mae.data.loader import make_loader
+from mae.data.loader import make_loader, start_worker
 from mae.data.sampler import Draw, EpochBatches
 from mae.data.sources.base import ImageSource
 from mae.data.sources.paths import ImagePaths
@@ -200,3 +202,21 @@ def test_a_row_group_is_decoded_once_an_epoch(tmp_path: Path, monkeypatch: pytes
     dataset = ImageDataset(images, Augmentation((8, 8), 3), seed=0)
     assert sum(len(batch.images) for batch in make_loader(dataset, draws, workers=workers)) == 1600
     assert sorted(count.read_bytes()) == list(range(80))
+
+
+def test_a_worker_says_nothing_of_a_training_process_that_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second Ctrl-C ends that process while it is being given a batch."""
+    interrupted = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    try:
+        start_worker(0)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, interrupted)
+    for error in (ConnectionResetError(104, "Connection reset by peer"), EOFError(), BrokenPipeError()):
+        sys.excepthook(type(error), error, None)
+    assert capsys.readouterr().err == ""
+    sys.excepthook(ValueError, ValueError("a bug"), None)
+    assert "ValueError: a bug" in capsys.readouterr().err
