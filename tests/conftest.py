@@ -1,9 +1,10 @@
-"""What holds for every test: one thread, a time limit, and no process left behind."""
+"""What holds for every test: one thread, a time limit, a cache of its own, and no process left behind."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,11 +15,26 @@ from tests import processes
 SLOW = 3600.0  # seconds; the limit of what is run only when asked for
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes for whole folders; none but this one for files by name, and for what is slow and may be timed."""
+    named = any(Path(word.partition("::")[0]).is_file() for word in config.args)
+    return 0 if named or "not slow" not in config.option.markexpr else 2
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give tests that are marked slow or fuzz longer than ``timeout`` in pyproject.toml."""
     for item in items:
-        if item.get_closest_marker("slow") or item.get_closest_marker("fuzz"):
+        asked_for = item.get_closest_marker("slow") or item.get_closest_marker("fuzz")
+        if asked_for and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _what_is_kept_for_later_goes_with_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Neither are the user's scans, features and downloads found, nor are others left there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True)
