@@ -16,7 +16,8 @@ from mae.system.seeding import stream
 
 PENALTIES = tuple(10.0 ** (exponent / 2) for exponent in range(-10, 1))  # 1e-5 ... 1, of the mean loss
 TENTHS = 10
-ENOUGH_TO_CHOOSE = 2_000  # images held out; where a tenth is fewer, more tenths are asked, one after the other
+ENOUGH_IN_A_TENTH = 1_000  # images; where a tenth is fewer, more tenths are asked, one after the other
+ENOUGH_TO_CHOOSE = 2_000  # of those together
 MOST_TO_CHOOSE_BY = 50_000  # images; a penalty need not be chosen by more
 MOST_STEPS = 100
 GRADIENT_TOLERANCE = 1e-5  # the largest of the mean loss's
@@ -93,7 +94,8 @@ def tenths(labels: NDArray[np.int64], seed: int) -> list[NDArray[np.bool_]]:
         held = place == tenth
         if held.any() and set(np.unique(labels[held])) <= set(np.unique(labels[~held])):
             parts.append(held)
-        if sum(int(part.sum()) for part in parts) >= ENOUGH_TO_CHOOSE:
+        enough = ENOUGH_IN_A_TENTH if len(parts) == 1 else ENOUGH_TO_CHOOSE
+        if sum(int(part.sum()) for part in parts) >= enough:
             break
     return parts
 

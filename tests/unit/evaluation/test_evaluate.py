@@ -45,7 +45,7 @@ def few_steps() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attentive_module, "MOST_EPOCHS", 12)
         patch.setattr(linear_module, "MOST_STEPS", 8)
-        patch.setattr(linear_module, "ENOUGH_TO_CHOOSE", 10)
+        patch.setattr(linear_module, "ENOUGH_IN_A_TENTH", 1)
         yield
 
 
