@@ -95,10 +95,9 @@ class MAEConfig:
 
     def differences(self, other: MAEConfig) -> tuple[tuple[str, Any, Any], ...]:
         """The fields in which two models differ: (name, this one's value, the other's)."""
-        pairs = (
-            (field.name, getattr(self, field.name), getattr(other, field.name)) for field in dataclasses.fields(self)
-        )
-        return tuple(pair for pair in pairs if pair[1] != pair[2])
+        names = [field.name for field in dataclasses.fields(self)]
+        values = ((name, getattr(self, name), getattr(other, name)) for name in names)
+        return tuple((name, own, others) for name, own, others in values if own != others)
 
     def replace(self, **changes: Any) -> MAEConfig:
         """A copy with some fields changed; ``img_size`` may be one number for a square.

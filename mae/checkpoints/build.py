@@ -186,8 +186,8 @@ def compare_shapes(
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor is free of NaN and infinity; one pass, no copy."""
-    return bool(tensor.sum(dtype=torch.float32).isfinite())
+    """Whether a tensor is free of NaN and infinity in float32; one pass and no copy, unless its sum overflows."""
+    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.float().isfinite().all())
 
 
 def _known(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:

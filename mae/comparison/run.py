@@ -94,6 +94,7 @@ class CompareResult(DrawnPage):
         between: Our model with the one file's weights against our model with the other's.
         out: The image that was drawn.
         problems: What is wrong, the gravest first; nothing if the file is what it is taken for.
+        warnings: What is unusual in the weights and may be right; nothing fails for it.
         verdict: The same in one line.
         notes: What else a user should know.
     """
@@ -105,6 +106,7 @@ class CompareResult(DrawnPage):
     between: Computation | None
     out: Path | None
     problems: tuple[str, ...]
+    warnings: tuple[str, ...]
     verdict: str
     notes: tuple[str, ...]
 
@@ -158,6 +160,7 @@ def compare(config: CompareConfig, on_step: Callable[[str], None] = lambda step:
         refuse_input(config.out, "--out", inputs, folders=[*read_from, Path(config.reference)])
     reports = [_report(checkpoint) for checkpoint in (first, second) if checkpoint]
     problems = [f"{report.path.name}: {problem}" for report in reports for problem in report.weights.problems]
+    warnings = [f"{report.path.name}: {warning}" for report in reports for warning in report.weights.warnings]
     scene = _Scene(config, first)
     notes: list[str] = []
 
@@ -197,7 +200,8 @@ def compare(config: CompareConfig, on_step: Callable[[str], None] = lambda step:
         between=between,
         out=out,
         problems=tuple(problems),
-        verdict=_verdict(reports, computations, files, problems),
+        warnings=tuple(warnings),
+        verdict=_verdict(reports, computations, files, problems, warnings),
         notes=tuple(notes),
     )
 
@@ -366,7 +370,11 @@ def _report(checkpoint: Checkpoint) -> FileReport:
 
 
 def _verdict(
-    reports: list[FileReport], computations: tuple[Computation, ...], files: FilesReport | None, problems: list[str]
+    reports: list[FileReport],
+    computations: tuple[Computation, ...],
+    files: FilesReport | None,
+    problems: list[str],
+    warnings: list[str],
 ) -> str:
     report = reports[0]
     if problems:
@@ -379,9 +387,12 @@ def _verdict(
     second = "; both files hold the same weights" if files is not None else ""
     if files is not None and files.differing:
         second = "; the files differ by rounding alone"
+    more = f" (and {len(warnings) - 1} more)" if len(warnings) > 1 else ""
+    suspicious = f"; suspicious: {warnings[0]}{more}" if warnings else ""
     return (
         f"equal: {name}, {report.kind}, {report.weights.matched} tensors, computes as {names}{_assumption(reports)} "
-        f"(largest relative difference {largest:.1e} in float64, tolerance {TOLERANCES['float64']:.0e}){second}"
+        f"(largest relative difference {largest:.1e} in float64, tolerance {TOLERANCES['float64']:.0e})"
+        f"{second}{suspicious}"
     )
 
 

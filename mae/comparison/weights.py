@@ -12,10 +12,12 @@ from torch import Tensor
 from mae.checkpoints import Checkpoint
 from mae.checkpoints.build import compare_shapes, is_decoder, is_finite
 from mae.checkpoints.pos_tables import follows_formula
+from mae.comparison.damage import find_damage
 from mae.io.text import a_few, shown
 from mae.models import create_model
 from mae.pos_embed import sincos_2d
 
+_NEVER = "never trained, or not loaded"
 _SAMPLE = 4096  # numbers of a tensor that are looked at to tell a rounded one
 TABLES = ("pos_embed", "decoder_pos_embed")
 _HEADS = ("head.", "fc_norm.")  # what fine-tuning adds
@@ -51,6 +53,7 @@ class WeightsReport:
         precision: What the numbers really are, for instance "bfloat16, stored as float32".
         groups: Statistics by part.
         problems: What is wrong, the gravest first.
+        warnings: What is unusual and may be right.
         notes: What is worth knowing and not wrong.
     """
 
@@ -63,11 +66,12 @@ class WeightsReport:
     precision: str
     groups: tuple[Group, ...]
     problems: tuple[str, ...]
+    warnings: tuple[str, ...]
     notes: tuple[str, ...]
 
 
 def inspect_weights(checkpoint: Checkpoint) -> WeightsReport:
-    """Look at every tensor of a file: names, shapes, tables, NaN, precision, and signs of an untrained part."""
+    """Look at every tensor of a file: names, shapes, tables, NaN, precision, damage, and parts never trained."""
     state = checkpoint.state
     with torch.device("meta"):
         wanted = create_model(checkpoint.config).state_dict()
@@ -85,7 +89,17 @@ def inspect_weights(checkpoint: Checkpoint) -> WeightsReport:
     # Fine-tuning trains the table; everywhere else it is fixed.
     wrong = [f"{key}: {what}" for key, what in tables.items() if what != "formula"]
     problems += [] if checkpoint.kind == "fine-tuned" else wrong
-    problems += _untrained(state)
+    untrained = _untrained(state)
+    intact = {key: state[key] for key in wanted if key in state and key not in not_finite}
+    intact = {key: tensor for key, tensor in intact.items() if tensor.shape == wanted[key].shape}
+    # A part that was never trained is said once, not once for every tensor of it.
+    findings = [one for one in find_damage(intact) if not any(one.tensor.startswith(prefix) for prefix, _ in untrained)]
+    notes = [f"precision: {precision}"] if precision != "float32" else []
+    if _steps(checkpoint) in (0, 1):  # the first step's learning rate is 0 where there is a warm-up
+        notes += [f"{text}, as the file itself says" for _, text in untrained if text.endswith(_NEVER)]
+        untrained = [(prefix, text) for prefix, text in untrained if not text.endswith(_NEVER)]
+    problems += list(dict.fromkeys(text for _, text in untrained))
+    problems += [str(one) for one in findings if one.sure]
     return WeightsReport(
         matched=len(wanted) - len(missing) - len(misshapen),
         missing=tuple(missing),
@@ -96,7 +110,8 @@ def inspect_weights(checkpoint: Checkpoint) -> WeightsReport:
         precision=precision,
         groups=tuple(_groups(state)),
         problems=tuple(problems),
-        notes=(f"precision: {precision}",) if precision != "float32" else (),
+        warnings=tuple(str(one) for one in findings if not one.sure),
+        notes=tuple(dict.fromkeys(notes)),
     )
 
 
@@ -147,8 +162,20 @@ def _precision(checkpoint: Checkpoint) -> str:
     return stored
 
 
-def _untrained(state: Mapping[str, Tensor]) -> list[str]:
-    """Parts at their initial values: every bias 0 and every norm 1, which no training leaves behind."""
+def _steps(checkpoint: Checkpoint) -> int | None:
+    """The training steps that our own trainer wrote into the file; None where nothing is said."""
+    own = checkpoint.extra.get("maecli")
+    position = own.get("position") if isinstance(own, Mapping) else None
+    steps = position.get("step") if isinstance(position, Mapping) else None
+    return steps if type(steps) is int else None
+
+
+def _untrained(state: Mapping[str, Tensor]) -> list[tuple[str, str]]:
+    """Parts at their initial values: every bias 0 and every norm 1, which no training leaves behind.
+
+    Returns:
+        How the names of such a part's tensors begin, and what is to be said.
+    """
     parts: dict[str, list[str]] = {}
     for key in state:
         match = re.match(r"(decoder_)?blocks\.\d+\.", key)
@@ -159,15 +186,12 @@ def _untrained(state: Mapping[str, Tensor]) -> list[str]:
     for name, prefix in (("encoder", ""), ("decoder", "decoder_")):
         own = {part for part in parts if part.startswith("decoder_") == bool(prefix)}
         if own and own <= fresh:
-            found.append(
-                f"the {name} is at its initial values (every bias 0, every norm 1): never trained, or not loaded"
-            )
-        elif own & fresh:
+            text = f"the {name} is at its initial values (every bias 0, every norm 1): {_NEVER}"
+        else:
             names = sorted((part.rstrip(".") for part in own & fresh), key=_by_number)
-            found.append(f"{', '.join(names[:4])}{' ...' if len(names) > 4 else ''}: at initial values, half-loaded?")
-    for key in ("cls_token", "mask_token", "patch_embed.proj.weight"):
-        if key in state and not state[key].any():
-            found.append(f"{key}: all zeros, never loaded")
+            text = f"{', '.join(names[:4])}{' ...' if len(names) > 4 else ''}: at initial values, half-loaded?"
+        found += [(part, text) for part in sorted(own & fresh)]
+        found += [(f"the {name}", text)] if own and own <= fresh else []
     return found
 
 

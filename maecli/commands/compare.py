@@ -31,7 +31,8 @@ _BAR = 7  # characters of a full bar
 def compare(config: CompareConfig, output: Output) -> None:
     """Check a checkpoint, and this implementation, against a reference implementation stage by stage.
 
-    The exit code is 0 if nothing differs, 1 if something differs, 4 if the file cannot be read.
+    The exit code is 0 if nothing differs (suspicious weights are reported), 1 if something differs, 4 if the file
+    cannot be read.
 
     Examples:
       maecli compare --official mae_visualize_vit_base.pth
@@ -90,6 +91,8 @@ def _show(console: Console, result: CompareResult) -> None:
     console.print()
     for problem in result.problems:
         console.print(f"[red]✗[/red] {escape(problem)}", soft_wrap=True)
+    for warning in result.warnings:
+        console.print(f"[yellow]![/yellow] {escape(warning)}", soft_wrap=True)
     console.print(f"[bold {'green' if result.equal else 'red'}]{escape(result.verdict)}", soft_wrap=True)
 
 

@@ -59,6 +59,18 @@ def test_assumed_heads_are_shown_where_the_sizes_are(path: Path) -> None:
     assert json.loads(out)["official"]["assumed"] == {"num_heads": 2, "decoder_num_heads": 2}
 
 
+def test_a_suspicion_is_shown_and_ends_with_0(tmp_path: Path) -> None:
+    document = official.checkpoint(TINY.replace(depth=6))
+    document["model"]["blocks.2.mlp.fc1.weight"] *= 5
+    torch.save(document, tmp_path / "odd.pth")
+    code, out, _ = maecli("compare", "--official", tmp_path / "odd.pth", *HEADS, "--reference", "builtin")
+    assert code == 0
+    assert "! odd.pth: blocks.2.mlp.fc1.weight: its size is 0.44; about 0.089 is usual beside it" in out
+    assert "; suspicious: odd.pth: blocks.2" in out.splitlines()[-1]
+    code, out, _ = maecli("compare", "--official", tmp_path / "odd.pth", *HEADS, "--reference", "builtin", "--json")
+    assert len(json.loads(out)["warnings"]) == 1
+
+
 def test_one_document(path: Path) -> None:
     code, out, err = maecli("compare", "--official", path, *HEADS, "--reference", "builtin", "--json")
     document = json.loads(out)

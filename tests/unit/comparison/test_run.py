@@ -128,6 +128,83 @@ def test_what_one_file_shows(name: str, tmp_path: Path) -> None:
     assert not any(one.first_beyond for one in result.computations)
 
 
+def _zero_rows(state: dict[str, Tensor]) -> None:
+    state["blocks.1.mlp.fc1.weight"][:256] = 0
+
+
+def _wild_element(state: dict[str, Tensor]) -> None:
+    state["decoder_pred.weight"][5, 6] += 100
+
+
+def _exchanged_norm(state: dict[str, Tensor]) -> None:
+    state["norm.weight"], state["norm.bias"] = state["norm.bias"], state["norm.weight"]
+
+
+def _vanished(state: dict[str, Tensor]) -> None:
+    state["patch_embed.proj.weight"] *= 1e-40
+
+
+def _fresh_with_biases(state: dict[str, Tensor]) -> None:
+    _fresh(("decoder_", "mask_token"))(state)
+    for name in state:
+        if name.startswith("decoder_") and name.endswith("bias"):
+            state[name] = 0.01 * torch.randn(state[name].shape)
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        (_zero_rows, "blocks.1.mlp.fc1.weight: 256 of its 512 rows are zeros"),
+        (_wild_element, "decoder_pred.weight: element [5, 6] is 10"),
+        (_exchanged_norm, "norm.weight: 5"),
+        (_vanished, "patch_embed.proj.weight: its size is"),
+        (_fresh_with_biases, "the decoder: all of its matrices are spread evenly over the bounds of their initial"),
+    ],
+)
+def test_damage_fails(change: Callable[[dict[str, Tensor]], None], wanted: str, tmp_path: Path) -> None:
+    """The kinds of damage themselves: tests/unit/comparison."""
+    state = official.weights(TINY)
+    change(state)
+    result = compared(written(tmp_path, state))
+    assert not result.equal
+    assert wanted in result.official.weights.problems[0]
+    assert result.verdict.startswith("different: file.pth: ")
+    assert result.computations  # it computes as the references do, which are given the same weights
+
+
+def test_what_is_suspicious_is_said_and_fails_nothing(tmp_path: Path) -> None:
+    state = official.weights(TINY.replace(depth=6))
+    state["blocks.2.mlp.fc1.weight"] *= 5
+    result = compared(written(tmp_path, state))
+    assert result.equal
+    (warning,) = result.warnings
+    assert warning.startswith("file.pth: blocks.2.mlp.fc1.weight: its size is 0.44; about 0.089 is usual beside it")
+    assert result.verdict.startswith("equal: ")
+    assert result.verdict.endswith(f"; suspicious: {warning}")
+
+
+def test_a_fresh_model_is_no_damage_where_the_file_says_so(tmp_path: Path) -> None:
+    model = create_model(TINY)
+    save_checkpoint(tmp_path / "new.pth", model)
+    untold = compared(tmp_path / "new.pth")
+    assert len(untold.problems) == 2
+    assert "never trained, or not loaded" in untold.verdict
+    save_checkpoint(tmp_path / "new.pth", model, extra={"maecli": {"position": {"step": 0}}})
+    told = compared(tmp_path / "new.pth")
+    assert told.equal, told.verdict
+    assert sum("as the file itself says" in note for note in told.official.weights.notes) == 2
+    save_checkpoint(tmp_path / "new.pth", model, extra={"maecli": {"position": {"step": 500}}})
+    assert not compared(tmp_path / "new.pth").equal
+
+
+def test_large_finite_numbers_are_not_called_infinite(tmp_path: Path) -> None:
+    state = official.weights(TINY)
+    state["blocks.1.mlp.fc1.weight"][0, :2] = 3e38
+    result = compared(written(tmp_path, state))
+    assert result.official.weights.not_finite == ()
+    assert "blocks.1.mlp.fc1.weight" in result.official.weights.problems[0]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("stored_as", ["itself", "float32"])
 def test_rounded_weights_are_a_precision_not_a_failure(dtype: torch.dtype, stored_as: str, tmp_path: Path) -> None:

@@ -1,0 +1,160 @@
+"""One tensor against what no training leaves, and against its fellows: zeros, constants, stuck bits, wild numbers.
+
+The bounds leave room for what trained vision transformers have: a few outlier channels far beyond the others, norms
+with some negative weights, biases of any small size, sizes that drift with depth.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from mae.comparison.findings import Finding
+from mae.comparison.measures import Measures
+
+_VANISHED = -57.0  # logarithm of a root mean square of 1e-25, which no training leaves, and float32 can hardly hold
+_VAST = 9.0  # of 8000, likewise
+_FAR_FROM_INITIAL = (math.log(20), math.log(300))  # a matrix's size over its initial one: suspicious, sure
+_UNUSUAL = "no training leaves that"
+
+
+def beyond_bounds(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
+    """What is wrong with one tensor.
+
+    Args:
+        one: What was measured of it.
+        fellows: The same of other blocks, where there are any.
+    """
+    for rule in _RULES:
+        yield from rule(one, fellows)
+
+
+def _zeros(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
+    unit, usual = one.unit, _usual([other.zeros for other in fellows])
+    if one.constant == 0:
+        # Biases start at zero, so that only those of trained neighbours tell.
+        is_bias = unit.role.endswith((".bias", ".bias queries", ".bias values"))
+        if unit.is_matrix or unit.is_norm_weight or unit.role.endswith("_token"):
+            yield Finding(unit.label, "all zeros", _UNUSUAL, True)
+        elif is_bias and fellows and not _most(fellows, lambda other: other.constant == 0):
+            yield Finding(unit.label, "all zeros", f"in the other blocks their size is about {_rms(fellows)}", True)
+    elif one.zero_rows and not _most(fellows, lambda other: other.zero_rows > 0):
+        yield Finding(unit.label, f"{one.zero_rows} of its {one.shape[0]} rows are zeros", _UNUSUAL, True)
+    elif one.zero_columns and not _most(fellows, lambda other: other.zero_columns > 0):
+        text = f"{one.zero_columns} of its {one.shape[1]} columns are zeros"
+        # An image's channel that was added without weights makes such columns.
+        yield Finding(unit.label, text, _UNUSUAL, unit.role != "patch_embed.proj.weight")
+    elif one.zeros > 8 * usual + (1e-5 if unit.is_matrix else 0.02) and unit.role != "attn.qkv.bias keys":
+        count = round(one.zeros * one.size)
+        wanted = f"{usual:.1%} are in the other blocks" if fellows else _UNUSUAL
+        if count >= (16 if unit.is_matrix else 2):
+            sure = unit.is_matrix or one.zeros > 0.1
+            yield Finding(unit.label, f"{count} of its {one.size} numbers are exactly zero", wanted, sure)
+
+
+def _constants(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
+    unit = one.unit
+    if one.constant is not None and one.constant != 0:
+        # Norms start at 1, and in a short type they stay there until they have gone some steps of its resolution.
+        is_start = unit.is_norm_weight and abs(one.constant - 1) < 0.05
+        if one.size > 1 and not (is_start and not _most(fellows, lambda other: abs(other.largest - 1) > 0.15)):
+            yield Finding(unit.label, f"every number is {one.constant:.4g}", _UNUSUAL, True)
+    elif one.constant_rows and unit.is_matrix and not _most(fellows, lambda other: other.constant_rows > 0):
+        rows = f"{one.constant_rows} of its {one.shape[0]} rows hold one number throughout"
+        yield Finding(unit.label, rows, _UNUSUAL, True)
+
+
+def _few_values(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
+    """Numbers coarser than bfloat16 would leave them."""
+    if one.constant is None and _is_coarse(one):
+        found = f"{one.repeated:.0%} of the numbers in a row are there twice, as if rounded to few values"
+        wanted = f"bfloat16 would leave {one.repeated_in_bfloat16:.0%}"
+        yield Finding(one.unit.label, found, wanted, bool(fellows) and not _most(fellows, _is_coarse))
+
+
+def _is_coarse(one: Measures) -> bool:
+    # A norm's weights start at 1, and stay there to the bit for a while in a short type.
+    least = 0.1 if one.unit.is_matrix else 0.3
+    return one.size >= 64 and one.repeated > least + 1.5 * one.repeated_in_bfloat16
+
+
+def _bits(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
+    explained = one.constant is not None or one.zero_rows or one.constant_rows or _is_coarse(one)
+    if one.stuck and not explained and not _most(fellows, lambda other: other.stuck is not None):
+        yield Finding(one.unit.label, one.stuck, "it does in the others", True)
+
+
+def _size(one: Measures, _: Sequence[Measures]) -> Iterator[Finding]:
+    unit = one.unit
+    if one.constant == 0:
+        return
+    if not _VANISHED < one.level < _VAST:
+        yield Finding(unit.label, f"its size is {math.exp(one.level):.1e}", _UNUSUAL, True)
+    elif unit.is_matrix or unit.is_norm_weight:
+        initial = -math.log(unit.fan / 2) / 2 if unit.is_matrix else 0.0
+        suspicious, sure = (abs(one.level - initial) > far for far in _FAR_FROM_INITIAL)
+        if suspicious:
+            wanted = f"{math.exp(initial):.2g} is what training starts from"
+            yield Finding(unit.label, f"its size is {math.exp(one.level):.2g}", wanted, sure)
+
+
+def _outlier(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
+    """One number far beyond all others of its tensor, and beyond those of its fellows: outlier channels are usual in
+    trained models, and are the same ones in all blocks.
+    """
+    unit, size = one.unit, abs(one.largest)
+    peak = _peak(one)
+    least_size, sure_size = (0.5, 20) if unit.is_matrix else (10, 50)
+    usual_size = max((abs(fellow.largest) for fellow in fellows), default=0.0)
+    usual_peak = max((_peak(fellow) for fellow in fellows), default=math.inf)
+    alone = (peak > 60 and one.gap > 4) or (peak > max(20, 4 * usual_peak) and one.gap > 3)
+    if one.constant is not None or size < max(least_size, 4 * usual_size) or not alone:
+        return
+    place = ", ".join(str(index) for index in one.place)
+    found = f"element [{place}] is {one.largest:.4g}, {one.gap:.3g} times the next largest"
+    yield Finding(unit.label, found, f"the usual size there is {one.spread:.2g}", peak > 200 and size > sure_size)
+
+
+def _peak(one: Measures) -> float:
+    """The furthest number's distance in spreads; a spread that rounding made zero counts as a hundredth."""
+    return abs(one.largest) / max(one.spread, 0.01 * abs(one.median), 1e-30)
+
+
+def _signs(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
+    unit = one.unit
+    share = f"{one.positive:.0%} of its numbers are positive"
+    if one.constant is not None or one.size < 32:
+        return
+    if unit.is_matrix:
+        if not 0.1 < one.positive < 0.9 and not _most(fellows, lambda other: not 0.3 < other.positive < 0.7):
+            yield Finding(unit.label, share, "half of a weight matrix is", True)
+    elif unit.is_norm_weight:
+        if one.positive < 0.75 and not _most(fellows, lambda other: other.positive < 0.9):
+            wanted = "a norm's weights stay around their level, above zero"
+            yield Finding(unit.label, share, wanted, one.positive < 0.65)
+    elif (
+        not 0.02 < one.positive < 0.98
+        and abs(one.median) > max(0.1, 3 * one.spread)
+        and fellows
+        and not _most(fellows, lambda other: not 0.1 < other.positive < 0.9)
+    ):
+        yield Finding(unit.label, f"{share}, around {one.median:.2g}", "such numbers lie around zero", True)
+
+
+def _most(fellows: Sequence[Measures], has: Callable[[Measures], bool]) -> bool:
+    """Whether it is usual among the fellows; where there are none, nothing is."""
+    return 2 * sum(has(fellow) for fellow in fellows) > len(fellows)
+
+
+def _usual(numbers: Sequence[float]) -> float:
+    return float(np.median(numbers)) if numbers else 0.0
+
+
+def _rms(fellows: Sequence[Measures]) -> str:
+    return f"{math.exp(_usual([other.level for other in fellows])):.2g}"
+
+
+# The first that fits explains most.
+_RULES = (_zeros, _constants, _outlier, _size, _few_values, _bits, _signs)

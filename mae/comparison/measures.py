@@ -1,0 +1,296 @@
+"""What is measured of every tensor of a file: one pass each, and a few numbers that are left of it.
+
+NumPy's, since short sums of one thread are faster here than those that wait for each other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = NDArray[np.floating[Any]]
+
+_SAMPLE = 65_536  # numbers of a tensor that quantiles are taken of
+_SHARES = 8  # contiguous shares of the rows, and of the columns, that are measured apart
+_BLOCK = re.compile(r"((?:decoder_)?blocks)\.(\d+)\.(.+)")
+THIRDS = ("queries", "keys", "values")
+_CACHED = 65_536  # numbers that stay in the processor's cache
+_MANTISSA = (1 << 23) - 1
+ROUNDING = 1 / 128  # of bfloat16, relative
+_TINY = 1e-300
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """A tensor, or the third of a tensor that makes queries, keys or values.
+
+    Attributes:
+        tensor: Its official name.
+        third: "queries", "keys", "values", or "" for a whole tensor.
+        role: What it is in its block, or its name outside one: "attn.proj.weight", "attn.qkv.weight queries".
+        part: "blocks", "decoder_blocks" or "".
+        block: The block's number, or None.
+        values: (rows, columns), float32; a vector is one row.
+        fan: Inputs plus outputs of the whole tensor, by which its initial values are scaled; 0 for a vector.
+    """
+
+    tensor: str
+    third: str
+    role: str
+    part: str
+    block: int | None
+    values: Array
+    fan: int
+
+    @property
+    def label(self) -> str:
+        """What a user is told."""
+        return f"{self.tensor} ({self.third})" if self.third else self.tensor
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is a weight matrix, and not a bias, a norm or a token."""
+        return self.fan > 0
+
+    @property
+    def is_norm_weight(self) -> bool:
+        """Whether it is a norm's weight, which starts at 1."""
+        return "norm" in self.role and self.role.endswith("weight")
+
+
+@dataclasses.dataclass(frozen=True)
+class Measures:
+    """What is left of a unit once it was looked at.
+
+    Attributes:
+        unit: The unit, without its values.
+        shape: Its rows and columns.
+        size: How many numbers.
+        zeros: Share of exact zeros.
+        zero_rows, zero_columns: Of a matrix: how many are zero throughout.
+        constant_rows: Of a matrix: how many rows hold one number only, other than zero.
+        constant: The number that all are, or None.
+        repeated: Share of a row's numbers that another one of the row equals to the bit, in a sample.
+        repeated_in_bfloat16: What that share would be, had the numbers been rounded to bfloat16.
+        level: Logarithm of the root mean square.
+        median: The middle number.
+        spread: Robust standard deviation.
+        positive: Share above zero.
+        largest: The number furthest from the median, of a matrix from zero.
+        gap: Its distance over the second largest one.
+        place: Its index in the unit.
+        flatness: Mean absolute number over the root mean square: 0.866 for uniform, 0.798 for normal numbers.
+        reach: Largest absolute number over the bound of Xavier's uniform initial values.
+        rows, columns: Logarithm of the root mean square of each row and column; a vector has columns only.
+        flat_rows: Flatness of each row.
+        outside: Share of the numbers beyond that bound by more than rounding to bfloat16 can have moved them.
+        share_flatness, share_reach: Flatness and reach of eight contiguous shares of the rows.
+        stuck: Which bit never changes, and where, or None.
+    """
+
+    unit: Unit
+    shape: tuple[int, int]
+    size: int
+    zeros: float
+    zero_rows: int
+    zero_columns: int
+    constant_rows: int
+    constant: float | None
+    repeated: float
+    repeated_in_bfloat16: float
+    level: float
+    median: float
+    spread: float
+    positive: float
+    largest: float
+    gap: float
+    place: tuple[int, ...]
+    flatness: float
+    reach: float
+    outside: float
+    rows: Array
+    columns: Array
+    flat_rows: Array
+    share_flatness: Array
+    share_reach: Array
+    stuck: str | None
+
+
+def units_of(state: Mapping[str, Tensor]) -> Iterator[Unit]:
+    """Every tensor under its official name, one at a time; ``attn.qkv`` in thirds."""
+    for name, tensor in state.items():
+        match = _BLOCK.fullmatch(name)
+        part, block, role = (match[1], int(match[2]), match[3]) if match else ("", None, name)
+        is_matrix = tensor.ndim > 1 and not name.endswith(("_token", "pos_embed"))
+        numbers = tensor.detach().float()
+        values = (numbers.flatten(1) if is_matrix else numbers.reshape(1, -1)).numpy()
+        fan = sum(values.shape) if is_matrix else 0
+        if role.startswith("attn.qkv.") and max(tensor.shape[0], 1) % 3 == 0:
+            thirds = np.split(values, 3, axis=0 if is_matrix else 1)
+            for third, share in zip(THIRDS, thirds, strict=True):
+                yield Unit(name, third, f"{role} {third}", part, block, share, fan)
+        else:
+            yield Unit(name, "", role, part, block, values, fan)
+
+
+def measure(unit: Unit) -> Measures:
+    """Look at a unit's numbers, which must be finite and at least one."""
+    values = unit.values
+    rows, columns = values.shape
+    sample = _sample(values).astype(np.float64)  # the difference of two float32 numbers may be none
+    median = float(np.median(sample))
+    spread = float(np.median(np.abs(sample - median))) / 0.6745
+    bound = math.sqrt(6 / unit.fan) if unit.is_matrix else math.inf
+    sums = _sums(values, bound * (1 + ROUNDING))
+    rms = math.sqrt(sums.row_squares.sum() / values.size)
+    largest, gap, place = _furthest(values, 0.0 if unit.is_matrix else median, sums.row_largest)
+    starts = share_starts(rows)
+    share_counts = np.diff([*starts, rows]) * columns
+    # Within rows, since a matrix that was quantised row by row takes few values in each and many in all.
+    rows_shown = values[:: max(1, rows // 16)][:16, :1024]
+    constant_rows = values[:, 0] == values[:, -1]
+    constant_rows[constant_rows] = (values[constant_rows] == values[constant_rows, :1]).all(1)
+    return Measures(
+        unit=dataclasses.replace(unit, values=np.empty((0, 0), np.float32)),
+        shape=(rows, columns),
+        size=values.size,
+        zeros=sums.zeros / values.size,
+        zero_rows=int((sums.row_largest == 0).sum()) if unit.is_matrix else 0,
+        zero_columns=_zero_columns(values, sums.column_squares) if unit.is_matrix else 0,
+        constant_rows=int((constant_rows & (sums.row_largest > 0)).sum()) if columns > 1 else 0,
+        constant=float(values[0, 0]) if constant_rows.all() and (values[:, 0] == values[0, 0]).all() else None,
+        repeated=_repeated(rows_shown),
+        repeated_in_bfloat16=_repeated(_as_bfloat16(rows_shown)),
+        level=math.log(max(rms, _TINY)),
+        median=median,
+        spread=spread,
+        positive=float((sample > 0).mean()),
+        largest=largest,
+        gap=gap,
+        place=place if unit.is_matrix else place[1:],
+        flatness=float(sums.row_absolutes.sum()) / values.size / max(rms, _TINY),
+        reach=float(sums.row_largest.max()) / bound,
+        outside=sums.outside / values.size,
+        rows=_log_root(sums.row_squares / columns),
+        columns=_log_root(sums.column_squares / rows),
+        flat_rows=_flatness(sums.row_absolutes, sums.row_squares, columns),
+        share_flatness=_flatness(
+            np.add.reduceat(sums.row_absolutes, starts), np.add.reduceat(sums.row_squares, starts), share_counts
+        ),
+        share_reach=np.maximum.reduceat(sums.row_largest, starts) / bound,
+        stuck=_stuck(unit),
+    )
+
+
+@dataclasses.dataclass
+class _Sums:
+    row_squares: Array
+    row_absolutes: Array
+    row_largest: Array
+    column_squares: Array
+    zeros: int = 0
+    outside: int = 0
+
+
+def _sums(values: Array, limit: float) -> _Sums:
+    """Sums over rows and columns in float64, made in pieces of rows that stay in the processor's cache."""
+    rows, columns = values.shape
+    sums = _Sums(np.zeros(rows), np.zeros(rows), np.zeros(rows), np.zeros(columns))
+    step = max(1, _CACHED // columns)
+    for start in range(0, rows, step):
+        magnitude = np.abs(values[start : start + step])
+        here = slice(start, start + len(magnitude))
+        sums.row_largest[here] = magnitude.max(axis=1)
+        if sums.row_largest[here].max() > limit:
+            sums.outside += int((magnitude > limit).sum())
+        if magnitude.min() == 0:
+            sums.zeros += int((magnitude == 0).sum())
+        if not 1e-12 < sums.row_largest[here].max() < 1e12:
+            magnitude = magnitude.astype(np.float64)  # their squares are none of float32
+        sums.row_absolutes[here] = magnitude.sum(axis=1)
+        np.square(magnitude, out=magnitude)
+        sums.row_squares[here] = magnitude.sum(axis=1)
+        sums.column_squares += magnitude.sum(axis=0)
+    return sums
+
+
+def _sample(values: Array) -> Array:
+    flat = values.reshape(-1)
+    # An odd stride does not keep to one column of a matrix of an even width.
+    return flat[:: max(1, flat.size // _SAMPLE) | 1]
+
+
+def share_starts(count: int) -> list[int]:
+    """Where the contiguous shares of so many rows begin."""
+    shares = min(_SHARES, count)
+    return [count * number // shares for number in range(shares)]
+
+
+def _flatness(absolutes: Array, squares: Array, counts: int | NDArray[np.integer[Any]]) -> Array:
+    return absolutes / counts / np.maximum(np.sqrt(squares / counts), _TINY)
+
+
+def _log_root(mean_square: Array) -> Array:
+    return np.log(np.maximum(mean_square, _TINY)) / 2
+
+
+def _zero_columns(values: Array, squares: Array) -> int:
+    small = np.flatnonzero(squares < _TINY)
+    return int((values[:, small] == 0).all(axis=0).sum()) if len(small) else 0
+
+
+def _furthest(values: Array, middle: float, row_largest: Array) -> tuple[float, float, tuple[int, ...]]:
+    """The number furthest from the middle, its distance over that of the second furthest, and its place."""
+    best = row_largest.copy()
+    row = int(best.argmax())
+    distance = np.abs(values[row].astype(np.float64) - middle)
+    column = int(distance.argmax())
+    best[row] = np.delete(distance, column).max(initial=0)
+    return float(values[row, column]), float(distance[column]) / max(float(best.max()), _TINY), (row, column)
+
+
+def _repeated(rows: Array) -> float:
+    ordered = np.sort(rows, axis=1)
+    return float((ordered[:, 1:] == ordered[:, :-1]).mean()) if rows.shape[1] > 1 else 0.0
+
+
+def _as_bfloat16(values: Array) -> Array:
+    """The nearest bfloat16, ties away from zero, as float32."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    return ((bits + np.uint32(1 << 15)) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def _stuck(unit: Unit) -> str | None:
+    """The bit that is the same throughout a matrix, or a row of it, and not just because it was rounded away.
+
+    A row of 48 numbers shows each of the mantissa's 23 bits as 0 and as 1, one of 128 around zero those of the
+    exponent's lowest two, and a whole matrix those of its lowest three.
+    """
+    rows, columns = unit.values.shape
+    if not unit.is_matrix or columns < 48:
+        return None
+    bits = np.ascontiguousarray(unit.values).view(np.int32)
+    step = max(1, _CACHED // columns)
+    pieces = [bits[start : start + step] for start in range(0, rows, step)]
+    ones = np.concatenate([np.bitwise_or.reduce(piece, axis=1) for piece in pieces])
+    shared = np.concatenate([np.bitwise_and.reduce(piece, axis=1) for piece in pieces])
+    any_one, all_ones = int(np.bitwise_or.reduce(ones)), int(np.bitwise_and.reduce(shared))
+    used = any_one & _MANTISSA
+    # The low end that rounding to a shorter type has left zero tells nothing.
+    changing = ~((used & -used) - 1) if used else ~_MANTISSA
+    if rows * columns >= 4096 and (frozen := (~any_one | all_ones) & (_MANTISSA | 7 << 23) & changing):
+        return f"bit {frozen.bit_length() - 1} of its numbers never changes"
+    looked_at = (_MANTISSA | (3 << 23 if columns >= 128 else 0)) & changing
+    in_rows = (~ones | shared) & np.int32(looked_at)
+    where = np.flatnonzero(in_rows)
+    if not len(where):
+        return None
+    bit = int(in_rows[where[0]]).bit_length() - 1
+    return f"bit {bit} of its numbers never changes in {len(where)} of {rows} rows, the first {where[0]}"

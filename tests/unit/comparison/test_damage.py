@@ -1,0 +1,237 @@
+"""Damage is found and named, healthy files are not taken for damaged, and nothing else is claimed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mae.comparison.copies import find_copies
+from mae.comparison.damage import find_damage
+from mae.comparison.findings import Finding, gravest
+from mae.comparison.measures import measure, units_of
+from mae.comparison.neighbours import residuals
+from mae.config import MAEConfig
+from tests.golden import official
+from tests.unit.comparison import damages
+from tests.unit.comparison.damages import DAMAGES, DEEP, SHALLOW, State, examine
+
+TINY = official.GOLDEN["golden_tiny"]
+SMALL = MAEConfig((32, 32), 8, 3, 64, 6, 2, 48, 4, 2)
+# What no file shows whose tensors are not tied to each other by training, and what nothing shows for sure.
+ONLY_TRAINED = {
+    "kernels in another order", "kernels' channels rolled", "queries and values exchanged", "thirds rolled",
+    "queries and keys exchanged", "thirds of two blocks exchanged", "a projection transposed", "rows shuffled",
+    "all numbers shuffled", "a matrix exchanged with another block", "a bias exchanged with another block",
+    "two blocks exchanged", "a matrix negated",
+}  # fmt: skip
+SUSPICIOUS = {
+    "a matrix x 50", "half of a matrix x 3", "an element x 100", "an exponent's bit stuck at 1",
+    "4 bits a row outside the blocks",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bases() -> dict[str, State]:
+    rng = np.random.default_rng(3)
+    return {"golden": damages.golden(SMALL, rng), "simulated": damages.simulated(SMALL, rng)}
+
+
+@pytest.mark.parametrize("kind", sorted(DAMAGES.keys() - ONLY_TRAINED - SUSPICIOUS))
+def test_damage_fails_and_is_named(kind: str, bases: dict[str, State]) -> None:
+    state = dict(bases["simulated" if len(kind) % 2 else "golden"])  # the slow test tries each on both
+    name = DAMAGES[kind](state, np.random.default_rng(11))
+    sure, _ = examine(state)
+    assert any(name in one for one in sure), (name, sure)
+
+
+@pytest.mark.parametrize("kind", ["a matrix x 50", "an element x 100", "4 bits a row outside the blocks"])
+def test_what_may_be_right_is_suspicious(kind: str, bases: dict[str, State]) -> None:
+    state = dict(bases["golden"])
+    name = DAMAGES[kind](state, np.random.default_rng(11))
+    sure, suspicious = examine(state)
+    assert any(name in one for one in sure + suspicious), (name, sure, suspicious)
+
+
+@pytest.mark.parametrize("config", [SMALL, SHALLOW, DEEP.replace(decoder_depth=1)], ids=["small", "shallow", "one"])
+@pytest.mark.parametrize("kind", ["golden", "simulated", "fresh"])
+def test_a_healthy_file_shows_nothing(kind: str, config: MAEConfig) -> None:
+    state = getattr(damages, kind)(config, np.random.default_rng(5))
+    assert examine(state) == ([], [])
+    assert examine({name: tensor.bfloat16().float() for name, tensor in state.items()}) == ([], [])
+    encoder = {name: tensor for name, tensor in state.items() if not official.is_decoder(name)}
+    assert examine(encoder) == ([], [])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 12])
+def test_a_few_steps_of_training_show_nothing(steps: int) -> None:
+    state = damages.trained(SHALLOW, np.random.default_rng(0), steps)
+    assert examine(state) == ([], [])
+    assert examine({name: tensor.bfloat16().float() for name, tensor in state.items()}) == ([], [])
+
+
+@pytest.fixture(scope="module")
+def tied() -> State:
+    """A file whose tensors are tied as training ties them, more clearly than by chance."""
+    return damages.simulated(MAEConfig((32, 32), 8, 3, 192, 6, 3, 128, 4, 4), np.random.default_rng(1))
+
+
+@pytest.mark.parametrize("kind", ["thirds rolled", "a projection transposed", "all numbers shuffled"])
+def test_a_broken_tie_is_suspicious(kind: str, tied: State) -> None:
+    assert examine(tied) == ([], [])
+    state = dict(tied)
+    name = DAMAGES[kind](state, np.random.default_rng(2))
+    sure, suspicious = examine(state)
+    assert any(name in one for one in sure + suspicious), (name, sure, suspicious)
+
+
+def test_kernels_in_another_order_are_seen(tied: State) -> None:
+    state = dict(tied)
+    assert DAMAGES["kernels in another order"](state, np.random.default_rng(0)) == "patch_embed.proj.weight"
+    sure, suspicious = examine(state)
+    assert "smooth in the order (row, column, channel)" in " ".join(sure + suspicious)
+
+
+# Each finding says which tensor, what was found and what was expected.
+def _said(state: State) -> list[str]:
+    return [str(one) for one in find_damage(state)]
+
+
+def test_what_is_said() -> None:
+    state = official.weights(TINY)
+    largest = float(state["blocks.1.mlp.fc1.weight"].abs().max())
+    state["blocks.1.mlp.fc1.weight"][7, 11] += 1e6
+    state["blocks.2.attn.proj.weight"][:64] = 0
+    state["decoder_blocks.0.norm2.weight"] = -state["decoder_blocks.0.norm2.weight"]
+    state["blocks.0.mlp.fc2.weight"] *= 1e-40
+    state["norm.bias"] = state["blocks.0.norm1.bias"].clone()
+    assert set(_said(state)) == {
+        f"blocks.1.mlp.fc1.weight: element [7, 11] is 1e+06, {1e6 / largest:.3g} times the next largest; "
+        "the usual size there is 0.088",
+        "blocks.2.attn.proj.weight: 64 of its 128 rows are zeros; no training leaves that",
+        "decoder_blocks.0.norm2.weight: 0% of its numbers are positive; a norm's weights stay around their level, "
+        "above zero",
+        "blocks.0.mlp.fc2.weight: its size is 4.4e-42; no training leaves that",
+        "norm.bias: bit-identical to blocks.0.norm1.bias; no two are alike after training",
+    }  # fmt: skip
+
+
+def test_identical_blocks_are_one_finding() -> None:
+    state = official.weights(TINY)
+    for name in [name for name in state if name.startswith("blocks.1.")]:
+        state[name] = state[name.replace("blocks.1.", "blocks.2.", 1)].clone()
+    matrices = [one for one in find_copies(state) if "matrices" in one.found]
+    assert [(one.tensor, one.found) for one in matrices] == [
+        ("blocks.2", "all of its matrices are bit-identical to those of blocks.1")
+    ]
+    assert "blocks.2: all of its matrices are bit-identical to those of blocks.1" in _said(state)[0]
+
+
+def test_a_twin_row_a_twin_column_and_a_part_of_a_bias() -> None:
+    state = official.weights(TINY)
+    state["blocks.1.mlp.fc1.weight"][5] = state["blocks.0.attn.qkv.weight"][9]
+    state["blocks.2.mlp.fc2.weight"][:, 3] = state["blocks.2.mlp.fc2.weight"][:, 40]
+    state["blocks.0.mlp.fc1.bias"][32:64] = state["blocks.2.mlp.fc1.bias"][96:128]
+    said = " ".join(_said(state))
+    assert "row 9 of blocks.0.attn.qkv.weight" in said or "row 5 of blocks.1.mlp.fc1.weight" in said
+    assert "blocks.2.mlp.fc2.weight: column 40 is column 3 of its own" in said
+    assert "run of 16 numbers" in said
+    assert len(_said(state)) == 3
+
+
+def test_numbers_that_may_agree_by_chance_are_no_copies() -> None:
+    """After few steps in a short type, norms take a handful of values, and biases are mostly zero."""
+    rng = np.random.default_rng(0)
+    state: State = {}
+    for block in range(6):
+        state[f"blocks.{block}.norm1.weight"] = torch.from_numpy(rng.choice([0.996, 1.0, 1.008], 64)).float()
+        state[f"blocks.{block}.norm1.bias"] = torch.from_numpy(rng.choice([0.0, 1e-4, -1e-4], 64)).float()
+    assert find_copies(state) == []
+
+
+def test_one_finding_for_each_tensor_and_the_sure_ones_first() -> None:
+    found = gravest(
+        [
+            Finding("b (keys)", "odd", "even", False),
+            Finding("a", "odd", "even", False),
+            Finding("b", "zeros", "numbers", True),
+            Finding("a", "again", "even", False),
+        ]
+    )
+    assert [(one.tensor, one.found) for one in found] == [("b", "zeros"), ("a", "odd")]
+
+
+def test_outlier_channels_that_all_blocks_share_are_usual() -> None:
+    state = official.weights(DEEP)
+    for name in state:
+        if "blocks" in name and name.endswith(("norm1.weight", "norm1.bias", "mlp.fc2.bias")):
+            state[name] = state[name].clone()
+            state[name][13] = 25.0
+    assert find_damage(state) == ()
+    state["blocks.3.norm1.bias"][20] = 700.0
+    (finding,) = find_damage(state)
+    assert finding.sure
+    assert str(finding).startswith("blocks.3.norm1.bias: element [20] is 700, 28 times the next largest")
+
+
+def test_measures_by_hand() -> None:
+    matrix = torch.tensor([[3.0, -4.0, 0.0], [0.0, 0.0, 0.0]])
+    (unit,) = units_of({"decoder_pred.weight": matrix})
+    one = measure(unit)
+    assert (one.size, one.zero_rows, one.zero_columns, one.constant) == (6, 1, 1, None)
+    assert (one.largest, one.place) == (-4.0, (0, 1))
+    assert one.gap == pytest.approx(4 / 3)
+    assert np.exp(one.level) == pytest.approx((25 / 6) ** 0.5)
+    assert np.exp(one.rows[0]) == pytest.approx((25 / 3) ** 0.5)
+    assert np.exp(one.columns[1]) == pytest.approx(8**0.5)
+    assert one.flatness == pytest.approx((7 / 6) / (25 / 6) ** 0.5)
+    assert one.zeros == pytest.approx(4 / 6)
+    queries, keys, values = units_of({"blocks.4.attn.qkv.bias": torch.arange(9.0)})
+    assert [unit.values.tolist() for unit in (queries, keys, values)] == [[[0, 1, 2]], [[3, 4, 5]], [[6, 7, 8]]]
+    assert (keys.label, keys.part, keys.block) == ("blocks.4.attn.qkv.bias (keys)", "blocks", 4)
+
+
+def test_neighbours_by_hand() -> None:
+    """One block that is off moves neither what is expected of the others nor their scatter by much."""
+    found = residuals([1.0, 2.0, 3.0, 40.0, 5.0, 6.0, 7.0])
+    assert [residual.expected for residual in found] == [4.0, 4.0, 3.5, 4.0, 6.5, 6.0, 5.5]
+    assert found[3].off == 36.0
+    assert found[3].scatter < 3
+    assert found[3].beyond(10, 5)
+    assert not found[2].beyond(10, 5)
+    assert [residual.at_end for residual in found] == [True, False, False, False, False, False, True]
+
+
+@pytest.mark.parametrize("content", [0.0, 1.0, 1e-45, 3e38])
+def test_any_content_is_judged_without_an_error(content: float) -> None:
+    for config in (official.GOLDEN["golden_gray"], SMALL):
+        state = official.weights(config)
+        for name in ("norm.weight", "blocks.1.attn.qkv.weight", "blocks.1.mlp.fc1.bias", "patch_embed.proj.weight"):
+            changed = {name: torch.full_like(state[name], content)}
+            changed[name].view(-1)[::2] *= -1
+            assert content in (0.0, 1.0) or any(name in str(one) for one in find_damage(state | changed)), name
+        find_damage({name: torch.full_like(tensor, content) for name, tensor in state.items()})
+    find_damage({})
+    find_damage({name: tensor[:0] for name, tensor in official.weights(SMALL).items()})
+
+
+@pytest.mark.slow
+def test_rates() -> None:
+    """The table of docs/parity.md, with a margin: over many draws, what is found and what is not taken for damage."""
+    seeds = range(20)
+    for kind in ("golden", "simulated", "fresh"):
+        for config in (DEEP, SHALLOW, DEEP.replace(decoder_depth=1)):
+            alarms = [examine(getattr(damages, kind)(config, np.random.default_rng([7, seed]))) for seed in seeds]
+            assert not any(sure for sure, _ in alarms), (kind, alarms)
+            assert sum(bool(suspicious) for _, suspicious in alarms) <= 1, (kind, alarms)
+    for steps in (1, 3, 10, 40, 150):
+        state = damages.trained(DEEP, np.random.default_rng(steps), steps)
+        assert examine(state) == ([], [])
+        for dtype in (torch.bfloat16, torch.float16):
+            assert examine({name: tensor.to(dtype).float() for name, tensor in state.items()}) == ([], [])
+    for healthy in (damages.golden, damages.simulated):
+        for kind, failed, found, named in damages.rates(healthy(DEEP, np.random.default_rng(0)), 1, 8):
+            if kind not in ONLY_TRAINED | SUSPICIOUS:
+                assert (failed, named) == (1, 1), kind
+            elif kind in SUSPICIOUS:
+                assert found > 0.6, kind
