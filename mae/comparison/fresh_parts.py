@@ -33,7 +33,7 @@ def find_fresh(measured: Sequence[Measures]) -> list[Finding]:
         parts["decoder" if one.unit.tensor.startswith("decoder_") else "encoder"].append(one)
     for name, own in parts.items():
         if len(own) < len(matrices) and all(one in fresh for one in own):
-            found = f"all of its matrices are spread evenly over the bounds of their initial values"
+            found = "all of its matrices are spread evenly over the bounds of their initial values"
             return [Finding(f"the {name}", found, "never trained, or not loaded", True)]
     findings = [
         Finding(one.unit.label, "spread evenly over the bounds of its initial values", _INITIAL, True) for one in fresh
