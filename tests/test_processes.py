@@ -116,3 +116,18 @@ def test_a_test_past_its_time_ends_with_its_processes(tmp_path: Path) -> None:
     assert time.monotonic() - began < 60
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_a_stranger_with_the_number_of_an_ended_process_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers are given out again: what is killed by one that ended may be somebody's shell."""
+    killed: list[int] = []
+    monkeypatch.setattr(os, "killpg", lambda group, number: killed.append(group))
+    process = start_python("-c", "pass")
+    assert finish(process).returncode == 0
+    process.pid = os.getpid()
+    end_all()
+    assert killed == []
+    process = start_python("-c", "pass")
+    finish(process)
+    end_all()
+    assert killed == [process.pid]
