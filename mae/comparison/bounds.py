@@ -114,12 +114,12 @@ def _outlier(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
         return
     place = ", ".join(str(index) for index in one.place)
     found = f"element [{place}] is {one.largest:.4g}, {one.gap:.3g} times the next largest"
-    yield Finding(unit.label, found, f"the usual size there is {one.spread:.2g}", peak > 200 and size > sure_size)
+    yield Finding(unit.label, found, f"the usual size there is {one.robust_std:.2g}", peak > 200 and size > sure_size)
 
 
 def _peak(one: Measures) -> float:
-    """The furthest number's distance in spreads; a spread that rounding made zero counts as a hundredth."""
-    return abs(one.largest) / max(one.spread, 0.01 * abs(one.median), 1e-30)
+    """The furthest number's distance in robust stds; one that rounding made zero counts as a hundredth."""
+    return abs(one.largest) / max(one.robust_std, 0.01 * abs(one.median), 1e-30)
 
 
 def _signs(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
@@ -136,7 +136,7 @@ def _signs(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
             yield Finding(unit.label, share, wanted, one.positive < 0.65)
     elif (
         not 0.02 < one.positive < 0.98
-        and abs(one.median) > max(0.1, 3 * one.spread)
+        and abs(one.median) > max(0.1, 3 * one.robust_std)
         and fellows
         and not _most(fellows, lambda other: not 0.1 < other.positive < 0.9)
     ):

@@ -1,6 +1,6 @@
 """Damage that a file's own numbers show: every tensor against what no training leaves, and against its neighbours.
 
-No list of accidents is looked for. Each tensor is measured (``measures``), and what was measured is held against
+No list of accidents is looked for. Each tensor is measured (``measures``), and what was measured is compared with
 bounds that hold for any fresh or trained model (``bounds``), against the same tensor of the neighbouring blocks
 (``neighbours``), against the tensors that training ties to it (``ties``), against initial values (``fresh_parts``)
 and against every other row of the file (``copies``).

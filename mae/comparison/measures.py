@@ -81,7 +81,7 @@ class Measures:
         repeated_in_bfloat16: What that share would be, had the numbers been rounded to bfloat16.
         level: Logarithm of the root mean square.
         median: The middle number.
-        spread: Robust standard deviation.
+        robust_std: Robust std.
         positive: Share above zero.
         largest: The number furthest from the median, of a matrix from zero.
         gap: Its distance over the second largest one.
@@ -107,7 +107,7 @@ class Measures:
     repeated_in_bfloat16: float
     level: float
     median: float
-    spread: float
+    robust_std: float
     positive: float
     largest: float
     gap: float
@@ -146,7 +146,7 @@ def measure(unit: Unit) -> Measures:
     rows, columns = values.shape
     sample = _sample(values).astype(np.float64)  # the difference of two float32 numbers may be none
     median = float(np.median(sample))
-    spread = float(np.median(np.abs(sample - median))) / 0.6745
+    robust_std = float(np.median(np.abs(sample - median))) / 0.6745
     bound = math.sqrt(6 / unit.fan) if unit.is_matrix else math.inf
     sums = _sums(values, bound * (1 + ROUNDING))
     rms = math.sqrt(sums.row_squares.sum() / values.size)
@@ -170,7 +170,7 @@ def measure(unit: Unit) -> Measures:
         repeated_in_bfloat16=_repeated(_as_bfloat16(rows_shown)),
         level=math.log(max(rms, _TINY)),
         median=median,
-        spread=spread,
+        robust_std=robust_std,
         positive=float((sample > 0).mean()),
         largest=largest,
         gap=gap,

@@ -54,7 +54,7 @@ class Residual:
     Attributes:
         expected: The median of its nearest neighbours.
         off: The number less what is expected.
-        scatter: Robust standard deviation of the other blocks' own ``off``.
+        scatter: Robust std of the other blocks' own ``off``.
         at_end: Whether it is the first block or the last, which differ from the others by nature.
     """
 

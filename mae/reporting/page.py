@@ -52,6 +52,7 @@ def page(
         name=name,
         standing=_standing(log, written, now),
         tiles=_tiles(log),
+        changes=[f"after epoch {one.epoch:,.4g}: {one.what}" for one in log.changes[-MOST_ROWS:]],
         warnings=[*_warnings(log), *notes],
         charts=_charts(log),
         images=images,
