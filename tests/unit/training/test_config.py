@@ -10,7 +10,10 @@ import pytest
 from mae.checkpoints import load_checkpoint
 from mae.errors import ConfigError
 from mae.options import build_config
+from mae.system.distributed import Ranks
 from mae.training.config import PretrainConfig
+from mae.training.identity import official_args
+from mae.training.plan import make_plan
 from mae.training.pretrain import pretrain
 
 SIZES = {"embed_dim": 48, "depth": 2, "num_heads": 4, "decoder_embed_dim": 32, "decoder_depth": 1}
@@ -24,6 +27,12 @@ def test_sizes_are_the_variants_unless_given() -> None:
     assert (model.depth, model.embed_dim, model.decoder_depth) == (3, 192, 4)
     with pytest.raises(ConfigError, match="embed_dim 100 is not a multiple of num_heads 3"):
         PretrainConfig(data=(Path(),), variant="vit_tiny", embed_dim=100)
+
+
+@pytest.mark.parametrize(("sizes", "name"), [({}, "mae_vit_tiny_patch16"), ({"depth": 3}, "custom")])
+def test_a_checkpoint_names_the_official_model_where_it_is_one(sizes: dict[str, int], name: str) -> None:
+    config = PretrainConfig(data=(Path(),), variant="vit_tiny", **sizes)  # type: ignore[arg-type]
+    assert official_args(config, make_plan(config, 100), Ranks())["model"] == name
 
 
 def test_any_architecture_is_trained_and_repeated_by_config_toml(config: PretrainConfig, tmp_path: Path) -> None:

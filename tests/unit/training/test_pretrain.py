@@ -98,7 +98,7 @@ def test_the_official_layout_of_a_checkpoint(config: PretrainConfig) -> None:
     checkpoint = load_checkpoint(config.out / "checkpoint-last.pth")
     assert checkpoint.epoch == 2
     assert checkpoint.args["norm_pix_loss"] is True
-    assert checkpoint.args["model"] == "mae_vit_tiny_patch16"
+    assert checkpoint.args["model"] == "custom"  # the tests' models are smaller than the variant
     assert checkpoint.config == config.model_config()
     assert checkpoint.norm_pix_loss is True
     groups = checkpoint.optimizer["param_groups"] if checkpoint.optimizer else []
