@@ -87,7 +87,7 @@ def test_every_result_draws_itself(tmp_path: Path) -> None:
         assert words in page
         assert "<i>" not in page
     assert mae.pretrain(resume=run.run).steps == run.steps  # its settings are in its folder
-    with pytest.raises(ConfigError, match=r"^resume .* goes on in its own folder, not in out "):
+    with pytest.raises(ConfigError, match=r"^resume .* continues in its own folder, not in out "):
         mae.pretrain(resume=run.run, out=tmp_path)
     assert mae.reconstruct(tmp_path / "<i>photos", **weights)._repr_png_().startswith(b"\x89PNG")
     assert (drawn[-1][0].save(tmp_path / "profile.html")).read_text().count("<table>") == 1
