@@ -126,13 +126,17 @@ def _shares(family: Sequence[Measures]) -> Iterator[Finding]:
 
 
 def _shares_of(profile: Array) -> Array:
-    """What is usual in each contiguous share; medians, since a few channels stand out in every trained model."""
-    return np.array([np.median(share) for share in np.split(profile, share_starts(len(profile))[1:])])
+    """The median of each contiguous share, which the few outlier channels of a trained model do not move."""
+    starts = share_starts(len(profile))
+    if len(profile) % len(starts) == 0:  # as it nearly always is; one call of NumPy's in place of eight
+        medians: Array = np.median(profile.reshape(len(starts), -1), axis=1)
+        return medians
+    return np.array([np.median(share) for share in np.split(profile, starts[1:])])
 
 
 def _step(profile: Array) -> tuple[float, int]:
     """The largest difference between the means on both sides of a place, and the place."""
-    sides = range(1, len(profile))
-    differences = [abs(float(profile[:place].mean() - profile[place:].mean())) for place in sides]
+    before, places = np.cumsum(profile), np.arange(1, len(profile))
+    differences = np.abs(before[:-1] / places - (before[-1] - before[:-1]) / (len(profile) - places))
     place = int(np.argmax(differences))
-    return differences[place], place + 1
+    return float(differences[place]), place + 1

@@ -101,7 +101,9 @@ def test_a_difference_ends_with_1(path: Path, tmp_path: Path) -> None:
     assert code == 1
     assert "73 tensors are the same in both files, 1 differ" in out
     assert "only in the second file (1): [red]markup" in out
-    code, out, _ = maecli("compare", "--official", tmp_path / "changed.pth", *HEADS, "--quiet")
+    code, out, _ = maecli(
+        "compare", "--official", tmp_path / "changed.pth", *HEADS, "--reference", "builtin", "--quiet"
+    )
     assert (code, out) == (1, "different\n")
 
 

@@ -204,7 +204,7 @@ def test_neighbours_by_hand() -> None:
 
 @pytest.mark.parametrize("content", [0.0, 1.0, 1e-45, 3e38])
 def test_any_content_is_judged_without_an_error(content: float) -> None:
-    for config in (official.GOLDEN["golden_gray"], SMALL):
+    for config in (MAEConfig((16, 16), 8, 1, 16, 2, 1, 16, 1, 2), MAEConfig((16, 16), 8, 3, 32, 5, 2, 32, 4, 2)):
         state = official.weights(config)
         for name in ("norm.weight", "blocks.1.attn.qkv.weight", "blocks.1.mlp.fc1.bias", "patch_embed.proj.weight"):
             changed = {name: torch.full_like(state[name], content)}

@@ -15,20 +15,20 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+import mae.comparison.clone
 import mae.comparison.run
 from mae.checkpoints import Checkpoint, save_checkpoint
 from mae.checkpoints.build import build_usable
-from mae.comparison.clone import run_clone
 from mae.comparison.config import CompareConfig
 from mae.comparison.reference import run_reference
 from mae.comparison.run import CompareResult, compare
 from mae.comparison.stages import compare_stages
+from mae.config import MAEConfig
 from mae.errors import CheckpointError, ConfigError, DataError
 from mae.mae import MaskedAutoencoder
 from mae.models import create_model
 from mae.patch_embed import patchify
 from tests.golden import official
-from tests.processes import run_forked
 
 TINY = official.GOLDEN["golden_tiny"]
 CLONE = Path(__file__).parents[2] / "golden/clone"
@@ -246,11 +246,13 @@ def test_a_fine_tuned_file(tmp_path: Path) -> None:
     assert result.computations[0].stages[-1].name == "encoder block 2"
 
 
-@pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 5), (2, 3, 4, 5, 6)])
-def test_a_tensor_of_any_other_shape_is_named(shape: tuple[int, ...], tmp_path: Path) -> None:
-    small = official.GOLDEN["golden_gray"]
-    for key in official.weights(small):
-        path = written(tmp_path, official.weights(small) | {key: torch.ones(shape)})
+@pytest.mark.parametrize("first", [0, *(pytest.param(first, marks=pytest.mark.slow) for first in range(1, 5))])
+def test_a_tensor_of_any_other_shape_is_named(first: int, tmp_path: Path) -> None:
+    """One shape for each tensor; all shapes for every tensor in the slow runs together."""
+    shapes: list[tuple[int, ...]] = [(), (0,), (1,), (3, 5), (2, 3, 4, 5, 6)]
+    state = official.weights(MAEConfig((16, 16), 8, 1, 16, 1, 1, 16, 1, 2))
+    for number, key in enumerate(state, first):
+        path = written(tmp_path, state | {key: torch.ones(shapes[number % 5])})
         try:
             said = compared(path, num_heads=1, decoder_num_heads=2).verdict
         except CheckpointError as error:
@@ -428,41 +430,65 @@ def test_the_reference_shares_no_code_with_the_model() -> None:
 
 
 # A clone of the official repository.
-def test_a_users_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the clone's process here, where timm is imported once; what it changes is put back."""
+    vision_transformer = pytest.importorskip("timm.models.vision_transformer")
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        assert command[:3] == [sys.executable, "-m", "mae.comparison.clone"]
+        with monkeypatch.context() as patch:
+            patch.setattr(vision_transformer, "Block", vision_transformer.Block)
+            patch.setattr(np, "float", float, raising=False)
+            patch.setattr(torch, "rand", torch.rand)
+            patch.setattr(sys, "path", list(sys.path))
+            try:
+                mae.comparison.clone._child(*command[3:])
+            except Exception as error:
+                return subprocess.CompletedProcess(command, 1, "", f"{type(error).__name__}: {error}\n")
+            finally:
+                sys.modules.pop("models_mae", None)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+
+
+@pytest.mark.parametrize("name", ["golden_tiny", "golden_gray"])
+def test_a_users_clone(name: str, tmp_path: Path, in_this_process: None) -> None:
+    config = official.GOLDEN[name]
+    heads = {"num_heads": config.num_heads, "decoder_num_heads": config.decoder_num_heads}
+    result = compared(written(tmp_path, official.weights(config)), reference=str(CLONE), **heads)
+    assert result.equal, result.verdict
+    (one,) = result.computations
+    assert one.reference == "the clone"
+    assert one.largest < 1e-12
+    assert len(one.stages) == (14 if config.in_chans == 3 else 10)  # its loss knows three channels only
+
+
+@pytest.mark.slow
+def test_a_users_clone_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
     pytest.importorskip("timm")
-    for name, run in (("golden_tiny", subprocess.run), ("golden_gray", run_forked)):
-        monkeypatch.setattr(subprocess, "run", run)
-        config = official.GOLDEN[name]
-        path = written(tmp_path, official.weights(config), f"{name}.pth")
-        heads = {"num_heads": config.num_heads, "decoder_num_heads": config.decoder_num_heads}
-        result = compared(path, reference=str(CLONE), **heads)
-        assert result.equal, result.verdict
-        (one,) = result.computations
-        assert one.reference == "the clone"
-        assert one.largest < 1e-12
-        assert len(one.stages) == (14 if config.in_chans == 3 else 10)  # its loss knows three channels only
+    assert compared(written(tmp_path, official.weights(TINY)), reference=str(CLONE)).equal
     assert "models_mae" not in sys.modules
+    (tmp_path / "models_mae.py").write_text("raise OSError('no disk')")
+    with pytest.raises(ConfigError, match="the clone's model cannot run: OSError: no disk"):
+        compared(tmp_path / "file.pth", reference=str(tmp_path))
 
 
-def test_a_clone_that_differs_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("timm")
-    monkeypatch.setattr(subprocess, "run", run_forked)
+def test_a_clone_that_differs_is_caught(tmp_path: Path, in_this_process: None) -> None:
     source = (CLONE / "models_mae.py").read_text()
     (tmp_path / "models_mae.py").write_text(source.replace("self.decoder_norm(x)", "self.decoder_norm(x.relu())"))
     result = compared(written(tmp_path, official.weights(TINY)), reference=str(tmp_path))
     assert result.computations[0].first_beyond == "decoder norm"
 
 
-def test_a_clone_that_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("timm")
-    monkeypatch.setattr(subprocess, "run", run_forked)
+def test_a_clone_that_cannot_run(tmp_path: Path, in_this_process: None) -> None:
     path = written(tmp_path, official.weights(TINY))
     with pytest.raises(ConfigError, match=r"no clone of the official repository \(it has no models_mae\.py\)"):
         compared(path, reference=str(tmp_path))
     (tmp_path / "models_mae.py").write_text("raise OSError('no disk')")
     with pytest.raises(ConfigError, match="the clone's model cannot run: OSError: no disk"):
         compared(path, reference=str(tmp_path))
-    assert callable(run_clone)
 
 
 # Two files.
