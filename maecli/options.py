@@ -31,14 +31,33 @@ from mae.options import (
 from maecli.completion import completion_of
 from maecli.output import Output
 
-# Options of the official pre-training script without a counterpart, and why none is needed.
-NOT_NEEDED = {
-    "start_epoch": "drop it: the checkpoint stores the epoch; --resume RUN continues where the run stopped",
-    **dict.fromkeys(("pin_mem", "no_pin_mem"), "drop it: memory is pinned for CUDA and nowhere else"),
-    **dict.fromkeys(
-        ("world_size", "local_rank", "dist_on_itp", "dist_url"),
-        "drop it: the launcher sets it: torchrun --nproc-per-node 8 -m maecli pretrain ...",
-    ),
+# Options of the official scripts without a counterpart in a command, and what to do instead.
+_PINNED = dict.fromkeys(("pin_mem", "no_pin_mem"), "drop it: memory is pinned for CUDA and nowhere else")
+_LAUNCHED = ("world_size", "local_rank", "dist_on_itp", "dist_url", "dist_eval")
+_FROZEN = {
+    **_PINNED,
+    "nb_classes": "drop it: the class folders tell the number of classes",
+    "eval": "drop it: maecli evaluate trains its probes and tests them in one call",
+}
+NOT_NEEDED: dict[str, dict[str, str]] = {
+    "PretrainConfig": {
+        **_PINNED,
+        "start_epoch": "drop it: the checkpoint stores the epoch; --resume RUN continues where the run stopped",
+        **dict.fromkeys(_LAUNCHED, "drop it: the launcher sets it: torchrun --nproc-per-node 8 -m maecli pretrain ..."),
+    },
+    "EmbedConfig": {
+        **_FROZEN,
+        **dict.fromkeys(_LAUNCHED, "drop it: the launcher sets it: torchrun --nproc-per-node 8 -m maecli embed ..."),
+    },
+    "EvaluateConfig": {
+        **_FROZEN,
+        **dict.fromkeys(_LAUNCHED, "drop it: evaluate runs in one process"),
+        **dict.fromkeys(("cls_token", "global_pool"), "drop it: the class token and the mean of the patches are both evaluated"),
+        **dict.fromkeys(
+            ("epochs", "blr", "lr", "min_lr", "warmup_epochs", "weight_decay", "accum_iter"),
+            "drop it: the probes choose their own settings on held-out training images",
+        ),
+    },
 }
 _VERBOSE = "Print every setting, elapsed time, peak memory and the traceback of an error to stderr."
 _METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
@@ -136,7 +155,7 @@ def hint_for_unknown(command: Any, option: str) -> str | None:
     here = named_here(config_class, option) if config_class is not None else None
     if here is None:
         name = option.lstrip("-").replace("-", "_")
-        return NOT_NEEDED.get(name) if getattr(config_class, "__name__", "") == "PretrainConfig" else None
+        return NOT_NEEDED.get(getattr(config_class, "__name__", ""), {}).get(name)
     declared = option_of(here)
     if declared.positional:
         return f"{option} is no option here but an argument, maecli {command.name} {declared.metavar}: {declared.help}"

@@ -55,12 +55,15 @@ class EmbedConfig:
         "Weights, with or without a decoder: a checkpoint file, a run folder or a released name.",
         official=("model", "resume", "finetune"),
     )
-    out: Path = option(Path("features.npz"), "Output file: .npz, .parquet, .csv or .pt.")
+    out: Path = option(
+        Path("features.npz"), "Output file: .npz, .parquet, .csv or .pt.", official=("output_dir", "log_dir")
+    )
     pool: str = option(
         "mean",
         "Features: the class token, the mean of the patch tokens, or all patch tokens.",
         choices=POOLS,
         panel=_ENCODER,
+        official=("cls_token", "global_pool"),
     )
     layer: int | None = option(**_LAYER)
     feature_norm: str = option(
@@ -120,9 +123,13 @@ class EvaluateConfig:
         "Class folders or an archive of them, below train/ and test/ (or val/), or without a split.",
         positional=True,
         metavar="DATA",
+        official=("data_path",),
     )
     checkpoint: tuple[Path, ...] = option(
-        (DEFAULT_CHECKPOINT,), "Weights, as for embed; repeat it to compare several.", metavar="PATH"
+        (DEFAULT_CHECKPOINT,),
+        "Weights, as for embed; repeat it to compare several.",
+        metavar="PATH",
+        official=("model", "resume", "finetune"),
     )
     probe: tuple[str, ...] = option(
         PROBES, "Probe to train on the features; repeat it for several.", choices=PROBES, panel=_PROBES
@@ -145,7 +152,9 @@ class EvaluateConfig:
     image_size: tuple[int, int] | None = shared_option("image_size", help=_IMAGE_SIZE_HELP, panel=_IMAGES)
     crop_pct: float | None = option(**_CROP_PCT)
     max_unreadable: float = shared_option("max_unreadable", panel=_IMAGES)
-    report: Path | None = option(None, "Also write an HTML report: .html or .htm.")
+    report: Path | None = option(
+        None, "Also write an HTML report: .html or .htm.", official=("output_dir", "log_dir")
+    )
     cache: Path | None = option(
         None, "Folder for cached features.", default_text="the user's cache folder", panel=_COMPUTING
     )

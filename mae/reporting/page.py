@@ -119,14 +119,13 @@ def _warnings(log: RunLog) -> list[str]:
 
 
 def _help(log: RunLog) -> str:
-    """A model of normalised patches is drawn with the original's brightness and contrast, which lifts its PSNR."""
-    return " (helped by the original)" if log.config.get("norm_pix_loss") is True else ""
+    return " (helped by the original)" if log.psnr_uses_original else ""
 
 
 def _charts(log: RunLog) -> list[Markup]:
     steps = log.steps
     x_range = x_range_of([log.epochs_done, *(one.epoch for one in log.previews)])
-    normalised = log.config.get("norm_pix_loss") is True
+    normalised = log.psnr_uses_original
     psnr = thin("mean of the preview images", ((one.epoch, one.psnr) for one in log.previews))
     return [
         chart(

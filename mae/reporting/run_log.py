@@ -115,6 +115,11 @@ class RunLog:
         """With a fraction where steps are logged; 0 at the start."""
         return max(self.epochs[-1].epoch if self.epochs else 0.0, self.steps[-1].epoch if self.steps else 0.0)
 
+    @property
+    def psnr_uses_original(self) -> bool:
+        """Whether removed patches were drawn with the original's mean and std, which raises the previews' PSNR."""
+        return self.config.get("norm_pix_loss") is True
+
     def seconds_left(self) -> float | None:
         """At the pace of the last epochs; None where it cannot be told."""
         paces = sorted(one.seconds for one in self.epochs[-9:] if math.isfinite(one.seconds))

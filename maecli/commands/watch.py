@@ -97,9 +97,18 @@ def _facts(log: RunLog) -> dict[str, str]:
         "learning rate": f"{rates.lr:.2e}" if rates else "-",
         "images/s": f"{rates.images_per_second:,.0f}" if rates else "-",
         "waiting for data": f"{rates.data_wait:.0%}" if rates else "-",
-        "PSNR": f"{log.previews[-1].psnr:.1f} dB" if log.previews and math.isfinite(log.previews[-1].psnr) else "-",
+        "PSNR": _psnr(log),
     }
     return facts | ({"left": f"about {duration(left)}"} if left and not log.finished else {})
+
+
+def _psnr(log: RunLog) -> str:
+    """Of the newest preview."""
+    from maecli.views.progress import helped_text
+
+    if not (log.previews and math.isfinite(log.previews[-1].psnr)):
+        return "-"
+    return f"{log.previews[-1].psnr:.1f} dB{helped_text(log.psnr_uses_original)}"
 
 
 def _text(run: Path, log: RunLog) -> str:
@@ -127,5 +136,6 @@ def _document(run: Path, log: RunLog) -> dict[str, Any]:
         "step": log.steps[-1].step if log.steps else None,
         "loss": _loss(log),
         "psnr": log.previews[-1].psnr if log.previews else None,
+        "psnr_uses_original": log.psnr_uses_original,
         "seconds_left": log.seconds_left(),
     }

@@ -179,9 +179,14 @@ def plan_panel(event: Started) -> Panel:
     return Panel(table, title="pretrain", expand=False)
 
 
+def helped_text(helped: bool) -> str:
+    """What is added to a PSNR whose removed patches were drawn with the original's mean and std."""
+    return " (helped by the original's mean and std)" if helped else ""
+
+
 def psnr_text(psnr: float, *, helped: bool) -> str:
     """A PSNR, and whether the original's brightness and contrast were lent to it."""
-    return f"PSNR {psnr:.1f} dB on removed patches" + (" (helped by the original's mean and std)" if helped else "")
+    return f"PSNR {psnr:.1f} dB on removed patches{helped_text(helped)}"
 
 
 def duration(seconds: float) -> str:

@@ -282,6 +282,16 @@ def start(*arguments: str | Path, **streams: Any) -> subprocess.Popen[str]:
     return start_python("-m", "maecli", *arguments, **streams)
 
 
+@pytest.mark.parametrize("normalised", [True, False])
+def test_watch_marks_a_psnr_that_the_original_helped(normalised: bool, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", done=3)
+    settings = (run / "config.toml").read_text().replace("= true", f"= {str(normalised).lower()}", 1)
+    (run / "config.toml").write_text(settings)
+    psnr = "12.0 dB" + (" (helped by the original's mean and std)" if normalised else "")
+    assert psnr in run_at("watch", run, "--once").out.splitlines()[-2]
+    assert json.loads(run_at("watch", run, "--once", "--json").out)["psnr_uses_original"] is normalised
+
+
 def test_ctrl_c_ends_the_watching(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", done=3, epochs=10)
     process = start("watch", run, "--every", "0.1")
@@ -313,6 +323,7 @@ def test_watch_ends_with_the_run(tmp_path: Path) -> None:
         "step": 24,
         "loss": 0.125,
         "psnr": 12.0,
+        "psnr_uses_original": True,
         "seconds_left": 0.0,
     }
 

@@ -361,6 +361,75 @@ def _hidden_nan(tensor: Tensor, rng: Rng) -> Tensor:
     return tensor
 
 
+def _noisy(share: float) -> Callable[[Tensor, Rng], Tensor]:
+    """Gaussian noise, by its std as a share of the tensor's own."""
+
+    def changed(tensor: Tensor, rng: Rng) -> Tensor:
+        return tensor + share * float(tensor.std()) * torch.from_numpy(rng.standard_normal(tuple(tensor.shape))).float()
+
+    return changed
+
+
+def _replaced_by_noise(tensor: Tensor, rng: Rng) -> Tensor:
+    return float(tensor.std()) * torch.from_numpy(rng.standard_normal(tuple(tensor.shape))).float()
+
+
+def _bytes_swapped(tensor: Tensor, rng: Rng) -> Tensor:
+    """As if written on a big-endian machine, without the few that would be NaN or infinite."""
+    swapped = torch.from_numpy(tensor.contiguous().numpy().byteswap())
+    return torch.where(swapped.isfinite(), swapped, 0.0)
+
+
+def _zero_column(tensor: Tensor, rng: Rng) -> Tensor:
+    tensor[:, int(rng.integers(tensor.shape[1]))] = 0
+    return tensor
+
+
+def _twin_columns(tensor: Tensor, rng: Rng) -> Tensor:
+    one, other = rng.choice(tensor.shape[1], 2, replace=False)
+    tensor[:, one] = tensor[:, other]
+    return tensor
+
+
+def _scaled_row(tensor: Tensor, rng: Rng) -> Tensor:
+    tensor[int(rng.integers(len(tensor)))] *= 1000
+    return tensor
+
+
+def _rank_one(tensor: Tensor, rng: Rng) -> Tensor:
+    u, s, v = torch.linalg.svd(tensor, full_matrices=False)
+    return (u[:, :1] * s[:1]) @ v[:1]
+
+
+def _second_half_is_first(tensor: Tensor, rng: Rng) -> Tensor:
+    half = len(tensor) // 2
+    return torch.cat([tensor[:half], tensor[:half], tensor[2 * half :]])
+
+
+def _zero_channel(state: State, rng: Rng) -> str:
+    name = "patch_embed.proj.weight"
+    state[name] = state[name].clone()
+    state[name][:, int(rng.integers(state[name].shape[1]))] = 0
+    return name
+
+
+def _heads_exchanged(state: State, rng: Rng) -> str:
+    """Two runs of 16 rows of the queries, which the keys, values and projection do not follow."""
+    name = _one(state, rng, ("attn.qkv.weight",))
+    tensor = state[name]
+    state[name] = torch.cat([tensor[16:32], tensor[:16], tensor[32:]])
+    return name
+
+
+def _blocks_reversed(state: State, rng: Rng) -> str:
+    blocks = [block for block in _blocks(state) if block.startswith("blocks.")]
+    old = dict(state)
+    for one, other in zip(blocks, reversed(blocks), strict=True):
+        for name in [name for name in old if name.startswith(f"{one}.")]:
+            state[name] = old[name.replace(one, other, 1)]
+    return "blocks."
+
+
 DAMAGES: dict[str, Damage] = {
     "a matrix of zeros": _changed(MATRICES, lambda t, _: torch.zeros_like(t)),
     "a block of zeros": _zero_block,
@@ -406,6 +475,25 @@ DAMAGES: dict[str, Damage] = {
     "a mantissa's bit stuck at 1": _changed(MATRICES, _bit(20, 1)),
     "4096 bytes garbled": _changed(MATRICES, _garbled),
     "a hidden NaN": _changed((*MATRICES, *BIASES), _hidden_nan),
+    "a row x 1000": _changed(MATRICES, _scaled_row),
+    "a column of zeros": _changed(MATRICES, _zero_column),
+    "a column twice": _changed(MATRICES, _twin_columns),
+    "the second half of the rows is the first": _changed(MATRICES, _second_half_is_first),
+    "an input channel of zeros": _zero_channel,
+    "bytes in reverse order": _changed(MATRICES, _bytes_swapped),
+    "a bias + 10": _changed(BIASES, lambda t, _: t + 10),
+    "an identity matrix": _changed(("attn.proj.weight",), lambda t, _: torch.eye(len(t))),
+    "clipped at one std": _changed(MATRICES, lambda t, _: t.clamp(-float(t.std()), float(t.std()))),
+    "a matrix of rank 1": _changed(("attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight"), _rank_one),
+    "a matrix replaced by noise of its size": _changed(MATRICES, _replaced_by_noise),
+    "noise of twice its size added": _changed(MATRICES, _noisy(2)),
+    "noise of a tenth of its size added": _changed(MATRICES, _noisy(0.1)),
+    "a bias replaced by noise of its size": _changed(BIASES, _replaced_by_noise),
+    "a bias negated": _changed(BIASES, lambda t, _: -t),
+    "rows rolled by one": _changed(MATRICES, lambda t, _: t.roll(1, dims=0)),
+    "columns rolled by one": _changed(MATRICES, lambda t, _: t.roll(1, dims=1)),
+    "heads of the queries exchanged": _heads_exchanged,
+    "all blocks in reverse order": _blocks_reversed,
     "kernels in another order": _kernel_order,
     "kernels' channels rolled": _channels_rolled,
     "queries and values exchanged": _thirds((2, 1, 0)),
