@@ -80,6 +80,23 @@ def _is_coarse(one: Measures) -> bool:
     return one.size >= 64 and one.repeated > least + 1.5 * one.repeated_in_bfloat16
 
 
+def _clipped(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
+    """Numbers that pile up at the largest magnitude, and not just because they were rounded there."""
+    if one.unit.is_matrix and _is_clipped(one) and not _most(fellows, _is_clipped):
+        found = f"{one.at_limit:.1%} of its numbers are exactly {abs(one.largest):.3g} or -{abs(one.largest):.3g}"
+        yield Finding(one.unit.label, found, "its largest number is clipped; no training leaves that", True)
+
+
+def _is_clipped(one: Measures) -> bool:
+    few_below = one.at_limit > 4 * one.near_limit
+    return one.constant is None and one.at_limit * one.size > 32 and one.at_limit > 1e-3 and few_below
+
+
+def _low_rank(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
+    if one.rank is not None and not _most(fellows, lambda other: other.rank is not None):
+        yield Finding(one.unit.label, f"its rank is about {one.rank}", "training leaves no exact low rank", True)
+
+
 def _bits(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
     explained = one.constant is not None or one.zero_rows or one.constant_rows or _is_coarse(one)
     if one.stuck and not explained and not _most(fellows, lambda other: other.stuck is not None):
@@ -157,4 +174,4 @@ def _rms(fellows: Sequence[Measures]) -> str:
 
 
 # The first that fits explains most.
-_RULES = (_zeros, _constants, _outlier, _size, _few_values, _bits, _signs)
+_RULES = (_zeros, _constants, _outlier, _size, _few_values, _clipped, _bits, _signs, _low_rank)

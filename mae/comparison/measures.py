@@ -18,6 +18,7 @@ from torch import Tensor
 Array = NDArray[np.floating[Any]]
 
 _SAMPLE = 65_536  # numbers of a tensor that quantiles are taken of
+_SPECTRUM = 128  # rows and columns that the spectrum is taken of
 _SHARES = 8  # contiguous shares of the rows, and of the columns, that are measured apart
 _BLOCK = re.compile(r"((?:decoder_)?blocks)\.(\d+)\.(.+)")
 THIRDS = ("queries", "keys", "values")
@@ -93,6 +94,11 @@ class Measures:
         outside: Share of the numbers beyond that bound by more than rounding to bfloat16 can have moved them.
         share_flatness, share_reach: Flatness and reach of eight contiguous shares of the rows.
         stuck: Which bit never changes, and where, or None.
+        at_limit: Share of the numbers whose magnitude is the largest one, in a sample.
+        near_limit: Share within a hundredth below it.
+        rank: Of 32 rows of a matrix, if it is 16 or less, where 32 is usual; else None.
+        structure: By how much fewer directions carry a matrix's energy than random numbers would have: logarithm of
+            the participation ratio of random singular values over that of its own; 0 for a fresh matrix.
     """
 
     unit: Unit
@@ -121,6 +127,10 @@ class Measures:
     share_flatness: Array
     share_reach: Array
     stuck: str | None
+    at_limit: float
+    near_limit: float
+    rank: int | None
+    structure: float
 
 
 def units_of(state: Mapping[str, Tensor]) -> Iterator[Unit]:
@@ -151,6 +161,10 @@ def measure(unit: Unit) -> Measures:
     sums = _sums(values, bound * (1 + ROUNDING))
     rms = math.sqrt(sums.row_squares.sum() / values.size)
     largest, gap, place = _furthest(values, 0.0 if unit.is_matrix else median, sums.row_largest)
+    limit = float(sums.row_largest.max())
+    near_limit = np.abs(sample) > 0.99 * limit
+    at_limit = np.abs(sample) == limit
+    rank, structure = _spectrum(values) if unit.is_matrix else (None, 0.0)
     starts = share_starts(rows)
     share_counts = np.diff([*starts, rows]) * columns
     # Within rows, since a matrix that was quantised row by row takes few values in each and many in all.
@@ -176,7 +190,7 @@ def measure(unit: Unit) -> Measures:
         gap=gap,
         place=place if unit.is_matrix else place[1:],
         flatness=float(sums.row_absolutes.sum()) / values.size / max(rms, _TINY),
-        reach=float(sums.row_largest.max()) / bound,
+        reach=limit / bound,
         outside=sums.outside / values.size,
         rows=_log_root(sums.row_squares / columns),
         columns=_log_root(sums.column_squares / rows),
@@ -186,6 +200,10 @@ def measure(unit: Unit) -> Measures:
         ),
         share_reach=np.maximum.reduceat(sums.row_largest, starts) / bound,
         stuck=_stuck(unit),
+        at_limit=float(at_limit.mean()),
+        near_limit=float((near_limit & ~at_limit).mean()),
+        rank=rank,
+        structure=structure,
     )
 
 
@@ -219,6 +237,22 @@ def _sums(values: Array, limit: float) -> _Sums:
         sums.row_squares[here] = magnitude.sum(axis=1)
         sums.column_squares += magnitude.sum(axis=0)
     return sums
+
+
+def _spectrum(values: Array) -> tuple[int | None, float]:
+    """Rank, where it is low, and structure of evenly spaced rows and columns."""
+    rows, columns = (max(1, count // _SPECTRUM) for count in values.shape)
+    part = values[::rows, ::columns][:_SPECTRUM, :_SPECTRUM].astype(np.float64)
+    part /= max(float(np.abs(part).max()), _TINY)
+    gram = part @ part.T
+    energy = float(gram.trace())
+    if min(part.shape) < 32 or not energy > 0:
+        return None, 0.0
+    eigenvalues = np.linalg.eigvalsh(gram[:32, :32])
+    rank = int((eigenvalues > 1e-11 * eigenvalues[-1]).sum())  # rounding to float32 leaves 1e-14
+    participation = energy**2 / float(np.square(gram).sum()) / len(part)
+    random = part.shape[1] / sum(part.shape)  # of independent numbers: m / (n + m) for n rows and m columns
+    return rank if rank <= 16 else None, math.log(random / participation)
 
 
 def _sample(values: Array) -> Array:

@@ -20,6 +20,7 @@ _NEAREST = 4
 # Factors of a root mean square: suspicious, and sure. Biases start at zero and grow to very different sizes; weights
 # and norms start at a size and stay near it.
 _LEVELS = {"matrix": (2.5, 20.0), "norm": (5.0, 50.0), "vector": (50.0, 3000.0)}
+_STRUCTURED = 0.3  # structure that training has left beyond doubt
 _TIMES = (8.0, 14.0)  # the scatter of the neighbours: suspicious, and sure
 # What is compared of contiguous shares of a matrix, and from which step between them on it is suspicious, and sure.
 _SHARES: tuple[tuple[str, Callable[[Measures], Array], float, float], ...] = (
@@ -45,6 +46,7 @@ def unlike_neighbours(family: Sequence[Measures]) -> Iterator[Finding]:
     if len(family) >= FEWEST:
         yield from _levels(family)
         yield from _shares(family)
+        yield from _structures(family)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +104,15 @@ def _levels(family: Sequence[Measures]) -> Iterator[Finding]:
             found = f"its size is {math.exp(one.level):.2g}"
             wanted = f"about {math.exp(residual.expected):.2g} is usual beside it"
             yield Finding(one.unit.label, found, wanted, residual.beyond(sure, _TIMES[1]))
+
+
+def _structures(family: Sequence[Measures]) -> Iterator[Finding]:
+    """A matrix whose singular values are those of random numbers, though all other blocks but one have left them."""
+    for number, one in enumerate(family):
+        others = sorted(other.structure for other in (*family[:number], *family[number + 1 :]))
+        if one.unit.is_matrix and one.constant is None and others[1] > _STRUCTURED and one.structure < others[1] / 4:
+            found = "its singular values are spread as those of random numbers"
+            yield Finding(one.unit.label, found, "those of the other blocks are not", False)
 
 
 def _shares(family: Sequence[Measures]) -> Iterator[Finding]:

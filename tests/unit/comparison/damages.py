@@ -413,11 +413,11 @@ def _zero_channel(state: State, rng: Rng) -> str:
     return name
 
 
-def _heads_exchanged(state: State, rng: Rng) -> str:
-    """Two runs of 16 rows of the queries, which the keys, values and projection do not follow."""
+def _halves_of_queries_exchanged(state: State, rng: Rng) -> str:
+    """Heads of the queries in another order than those of keys and values."""
     name = _one(state, rng, ("attn.qkv.weight",))
-    tensor = state[name]
-    state[name] = torch.cat([tensor[16:32], tensor[:16], tensor[32:]])
+    queries, *rest = state[name].chunk(3)
+    state[name] = torch.cat([*reversed(queries.chunk(2)), *rest])
     return name
 
 
@@ -492,7 +492,7 @@ DAMAGES: dict[str, Damage] = {
     "a bias negated": _changed(BIASES, lambda t, _: -t),
     "rows rolled by one": _changed(MATRICES, lambda t, _: t.roll(1, dims=0)),
     "columns rolled by one": _changed(MATRICES, lambda t, _: t.roll(1, dims=1)),
-    "heads of the queries exchanged": _heads_exchanged,
+    "heads of the queries exchanged": _halves_of_queries_exchanged,
     "all blocks in reverse order": _blocks_reversed,
     "kernels in another order": _kernel_order,
     "kernels' channels rolled": _channels_rolled,
