@@ -52,7 +52,9 @@ NOT_NEEDED: dict[str, dict[str, str]] = {
     "EvaluateConfig": {
         **_FROZEN,
         **dict.fromkeys(_LAUNCHED, "drop it: evaluate runs in one process"),
-        **dict.fromkeys(("cls_token", "global_pool"), "drop it: the class token and the mean of the patches are both evaluated"),
+        **dict.fromkeys(
+            ("cls_token", "global_pool"), "drop it: the class token and the mean of the patches are both evaluated"
+        ),
         **dict.fromkeys(
             ("epochs", "blr", "lr", "min_lr", "warmup_epochs", "weight_decay", "accum_iter"),
             "drop it: the probes choose their own settings on held-out training images",

