@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from mae.evaluation.evaluate import evaluate as _evaluate
     from mae.exporting.config import ExportConfig
     from mae.exporting.run import export as _export
+    from mae.inspection.config import InspectConfig
+    from mae.inspection.run import inspect as _inspect
     from mae.mae import MaskedAutoencoder as MaskedAutoencoder
     from mae.models import VARIANTS as VARIANTS
     from mae.models import create_model as create_model
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     embed = plain_call(EmbedConfig, _embed)
     evaluate = plain_call(EvaluateConfig, _evaluate)
     export = plain_call(ExportConfig, _export)
+    inspect = plain_call(InspectConfig, _inspect)
     pretrain = plain_call(PretrainConfig, _pretrain)
     profile = plain_call(ProfileConfig, _profile)
     reconstruct = plain_call(ReconstructConfig, _reconstruct)
@@ -85,6 +88,7 @@ _CALLS = {
     "embed": ("mae.evaluation.embed", "mae.evaluation.config", "EmbedConfig"),
     "evaluate": ("mae.evaluation.evaluate", "mae.evaluation.config", "EvaluateConfig"),
     "export": ("mae.exporting.run", "mae.exporting.config", "ExportConfig"),
+    "inspect": ("mae.inspection.run", "mae.inspection.config", "InspectConfig"),
     "pretrain": ("mae.training.pretrain", "mae.training.config", "PretrainConfig"),
     "profile": ("mae.profiling.run", "mae.profiling.config", "ProfileConfig"),
     "reconstruct": ("mae.reconstruction.run", "mae.reconstruction.config", "ReconstructConfig"),

@@ -6,9 +6,11 @@ import dataclasses
 from pathlib import Path
 
 from mae.config import shared_option
+from mae.errors import ConfigError
 from mae.options import option
 
-TARGETS = ("official", "encoder", "timm", "hf", "safetensors")
+GRAPHS = ("onnx", "torch-export")  # what runs without this package
+TARGETS = ("official", "encoder", "timm", "hf", "safetensors", *GRAPHS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,13 +27,26 @@ class ExportConfig:
     to: str = option(
         dataclasses.MISSING,
         "Format: official (.pth for the official scripts), encoder (without the decoder), timm, hf (a folder for "
-        "transformers) or safetensors (official names).",
+        "transformers), safetensors (official names); onnx or torch-export (.pt2) for a graph that needs no maecli.",
         choices=TARGETS,
         metavar="TARGET",
     )
     out: Path | None = option(
         None, "Output file or folder.", default_text="beside the checkpoint", official=("output_dir",)
     )
+    dtype: str | None = option(
+        None,
+        "Number format to write; the loss of accuracy is measured and printed.",
+        choices=("fp32", "fp16", "bf16"),
+        default_text="the checkpoint's",
+    )
     num_heads: int | None = shared_option("num_heads")
     decoder_num_heads: int | None = shared_option("num_heads", help="Attention heads of the decoder.")
     offline: bool = shared_option("offline")
+
+    def __post_init__(self) -> None:
+        if self.to == "onnx" and self.dtype == "bf16":
+            raise ConfigError(
+                "--to onnx --dtype bf16: onnxruntime has no bf16 on a CPU, so the file could not be checked",
+                hint="take --dtype fp16, or --to torch-export",
+            )

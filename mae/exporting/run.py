@@ -18,11 +18,16 @@ from mae.checkpoints.save import save, save_safetensors
 from mae.comparison.libraries import hugging_face_config, is_installed, load_transformers, timm_model
 from mae.comparison.stages import TOLERANCES
 from mae.errors import CheckpointError, ConfigError, MaeError
-from mae.exporting.config import ExportConfig
+from mae.exporting.config import GRAPHS, ExportConfig
+from mae.exporting.graphs import data_file, read_graph, refuse_missing, write_graph
+from mae.exporting.served import served
 from mae.io.download import obeys_offline
 from mae.io.files import refuse_input, refuse_place, write_atomically
 from mae.io.notebook import Drawn, Table
 
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_BATCHES = (1, 3)  # images that a graph is run on
+GRAPH_TOLERANCES = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-1}
 _SEED = 0  # of the image and the mask that the check computes with
 _MASK_RATIO = 0.75
 _HUGGING_FACE_FILES = ("config.json", "model.safetensors")
@@ -37,8 +42,11 @@ class ExportResult(Drawn):
         tensors, parameters: How many were written.
         size_bytes: Of the file with the weights.
         checked_by: Whose forward pass was compared with ours: a library, or our own reading of the file.
-        output: What was compared: "prediction" or "features".
-        difference: Largest relative difference of that output, in float64.
+        output: What was compared: "prediction", "features" or "logits".
+        difference: Largest relative difference of that output: in float64, and of a graph in the precision it has.
+        dtype: The number formats of what was written, for instance "float32".
+        rounding: The relative difference of that output from the checkpoint's own, where ``--dtype`` changed it;
+            a graph computes in its format, and of other files the rounded weights alone count.
         notes: What a user should know.
     """
 
@@ -51,6 +59,8 @@ class ExportResult(Drawn):
     output: str
     difference: float
     notes: tuple[str, ...]
+    dtype: str = "float32"
+    rounding: float | None = None
 
     def _table(self) -> Table:
         return Table(
@@ -60,8 +70,10 @@ class ExportResult(Drawn):
                 ("tensors", self.tensors),
                 ("parameters", self.parameters),
                 ("MB", self.size_bytes / 1e6),
+                ("number format", self.dtype),
                 ("checked by", self.checked_by),
                 (f"relative difference of the {self.output}", self.difference),
+                *([("loss of accuracy", self.rounding)] if self.rounding is not None else []),
             ],
         )
 
@@ -69,6 +81,9 @@ class ExportResult(Drawn):
 @obeys_offline
 def export(config: ExportConfig, on_step: Callable[[str], None] = lambda step: None) -> ExportResult:
     """Write a checkpoint in another layout and check it: every tensor bit for bit, and a forward pass.
+
+    A graph (ONNX, torch.export) takes normalised images, a batch of any size, and gives the encoder's features; of a
+    fine-tuned file the logits. It is run and compared with the model.
 
     Args:
         config: What to write.
@@ -84,13 +99,33 @@ def export(config: ExportConfig, on_step: Callable[[str], None] = lambda step: N
         config.checkpoint, num_heads=config.num_heads, decoder_num_heads=config.decoder_num_heads
     )
     _refuse_misfit(config.to, checkpoint)
+    if config.to in GRAPHS:
+        refuse_missing(config.to)
     out = config.out or checkpoint.path.with_name(f"{checkpoint.path.stem}{_ENDINGS[config.to]}")
     refuse_place(out, "--out", folder=config.to == "hf")
     for file in [out / name for name in _HUGGING_FACE_FILES] if config.to == "hf" else [out]:
         refuse_input(file, "--out", _inputs(checkpoint), folders=[checkpoint.path])
-    without_decoder = config.to in ("encoder", "timm")
-    state = {key: tensor for key, tensor in checkpoint.state.items() if not (without_decoder and is_decoder(key))}
+    if config.to == "onnx":
+        refuse_input(data_file(out), "--out", _inputs(checkpoint), folders=[checkpoint.path])
     build_usable(checkpoint)  # refuses a broken file before anything is written
+    result = (_export_graph if config.to in GRAPHS else _export_state)(config, checkpoint, out, on_step)
+    tolerance = GRAPH_TOLERANCES[_DTYPES[config.dtype or "fp32"]] if config.to in GRAPHS else TOLERANCES["float64"]
+    if not result.difference <= tolerance:
+        raise MaeError(
+            f"{out} is written, but {result.checked_by} computes another {result.output} with it (relative difference "
+            f"{result.difference:.1e}; tolerance {tolerance:.0e})"
+        )
+    return result
+
+
+def _export_state(
+    config: ExportConfig, checkpoint: Checkpoint, out: Path, on_step: Callable[[str], None]
+) -> ExportResult:
+    """Write the tensors in another layout, read them back, and compute with them."""
+    without_decoder = config.to in ("encoder", "timm")
+    kept = {key: tensor for key, tensor in checkpoint.state.items() if not (without_decoder and is_decoder(key))}
+    state = {key: _in_format(tensor, config.dtype) for key, tensor in kept.items()}
+    written_as = dataclasses.replace(checkpoint, state=state)
 
     on_step("writing")
     written = _WRITERS[config.to](out, state, checkpoint)
@@ -99,12 +134,11 @@ def export(config: ExportConfig, on_step: Callable[[str], None] = lambda step: N
         out, num_heads=checkpoint.config.num_heads, decoder_num_heads=checkpoint.config.decoder_num_heads
     )
     _check_bits(out, state, again.state)
-    checked_by, output, difference = _check_forward(config.to, out, checkpoint, again)
-    if not difference <= TOLERANCES["float64"]:
-        raise MaeError(
-            f"{out} is written, but {checked_by} computes another {output} with it (relative difference "
-            f"{difference:.1e}; tolerance {TOLERANCES['float64']:.0e})"
-        )
+    checked_by, output, difference = _check_forward(config.to, out, written_as, again)
+    rounding = None
+    if any(state[key].dtype != tensor.dtype for key, tensor in kept.items()):
+        before = dataclasses.replace(checkpoint, state=kept)
+        rounding = _difference(_own_output(written_as), _own_output(before))
     return ExportResult(
         out=out,
         to=config.to,
@@ -115,7 +149,51 @@ def export(config: ExportConfig, on_step: Callable[[str], None] = lambda step: N
         output=output,
         difference=difference,
         notes=(*checkpoint.notes, *_unknown_target(config.to, checkpoint)),
+        dtype=" ".join(written_as.dtypes),
+        rounding=rounding,
     )
+
+
+@torch.no_grad()
+def _export_graph(
+    config: ExportConfig, checkpoint: Checkpoint, out: Path, on_step: Callable[[str], None]
+) -> ExportResult:
+    """Trace the encoder, or the classifier, write the graph, and run it on batches of other sizes."""
+    dtype = _DTYPES[config.dtype or "fp32"]
+    on_step("tracing")
+    model = served(checkpoint, dtype)
+    written = write_graph(config.to, out, model)
+    on_step("checking")
+    run = read_graph(config.to, out)
+    stream = torch.Generator().manual_seed(_SEED)
+    shape = (checkpoint.config.in_chans, *checkpoint.config.img_size)
+    batches = [torch.randn(count, *shape, generator=stream) for count in _BATCHES]
+    outputs = [run(images) for images in batches]
+    difference = max(_difference(got, model(images).double()) for got, images in zip(outputs, batches, strict=True))
+    tensors = model.state_dict().values()
+    size, output = written.stat().st_size, model.output
+    parameters = sum(tensor.numel() for tensor in tensors)
+    rounding = None
+    if dtype != torch.float32:
+        model = served(checkpoint, torch.float32)
+        rounding = _difference(outputs[-1], model(batches[-1]).double())
+    return ExportResult(
+        out=out,
+        to=config.to,
+        tensors=len(tensors),
+        parameters=parameters,
+        size_bytes=size,
+        checked_by={"onnx": "onnxruntime", "torch-export": "torch.export"}[config.to],
+        output=output,
+        difference=difference,
+        notes=checkpoint.notes,
+        dtype=str(dtype).removeprefix("torch."),
+        rounding=rounding,
+    )
+
+
+def _in_format(tensor: Tensor, dtype: str | None) -> Tensor:
+    return tensor.to(_DTYPES[dtype]) if dtype is not None and tensor.is_floating_point() else tensor
 
 
 def _inputs(checkpoint: Checkpoint) -> dict[str, list[Path]]:
@@ -183,6 +261,8 @@ _ENDINGS = {
     "timm": "-timm.safetensors",
     "hf": "-hf",
     "safetensors": ".safetensors",
+    "onnx": ".onnx",
+    "torch-export": ".pt2",
 }
 _WRITERS: dict[str, Callable[[Path, Mapping[str, Tensor], Checkpoint], Path]] = {
     "official": _write_pth,
@@ -206,22 +286,35 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
 @torch.no_grad()
 def _check_forward(to: str, out: Path, checkpoint: Checkpoint, again: Checkpoint) -> tuple[str, str, float]:
     """Who computed, what, and how far it is from ours."""
-    stream = torch.Generator().manual_seed(_SEED)
-    sizes = checkpoint.config
-    imgs = torch.randn(1, sizes.in_chans, *sizes.img_size, generator=stream, dtype=torch.float64)
-    noise = torch.rand(1, sizes.num_patches, generator=stream)
-    ours = build_usable(checkpoint).double()
+    imgs, noise = _check_inputs(checkpoint)
     output = "prediction" if again.has_decoder else "features"
-    wanted = ours(imgs, _MASK_RATIO, noise)[1] if again.has_decoder else ours.encode(imgs)
-    del ours  # the other one needs the room
+    wanted = _own_output(checkpoint)
     if to == "hf" and is_installed("transformers"):
         checked_by, got = "transformers", load_transformers(out)(imgs, noise=noise).logits
     elif to == "timm" and is_installed("timm") and "norm.weight" in again.state:
-        model = timm_model(sizes)
+        model = timm_model(checkpoint.config)
         model.load_state_dict({key: again.state[key] for key in model.state_dict()}, assign=True)
         checked_by, got = "timm", model.eval().double().forward_features(imgs)
     else:
-        model = build_usable(again).double()
-        checked_by = "our own reading"
-        got = model(imgs, _MASK_RATIO, noise)[1] if again.has_decoder else model.encode(imgs)
-    return checked_by, output, float((got - wanted).norm() / wanted.norm())
+        checked_by, got = "our own reading", _own_output(again)
+    return checked_by, output, _difference(got, wanted)
+
+
+def _check_inputs(checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
+    """An image and the noise that decides its mask."""
+    stream = torch.Generator().manual_seed(_SEED)
+    sizes = checkpoint.config
+    imgs = torch.randn(1, sizes.in_chans, *sizes.img_size, generator=stream, dtype=torch.float64)
+    return imgs, torch.rand(1, sizes.num_patches, generator=stream)
+
+
+@torch.no_grad()
+def _own_output(checkpoint: Checkpoint) -> Tensor:
+    """What our model computes with these weights, in float64: the prediction, or without a decoder the features."""
+    imgs, noise = _check_inputs(checkpoint)
+    model = build_usable(checkpoint).double()
+    return model(imgs, _MASK_RATIO, noise)[1] if checkpoint.has_decoder else model.encode(imgs)
+
+
+def _difference(got: Tensor, wanted: Tensor) -> float:
+    return float((got - wanted).norm() / wanted.norm())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mae.exporting.config import ExportConfig
+from mae.exporting.config import GRAPHS, ExportConfig
 from mae.io.text import shown
 from maecli.options import command_from
 from maecli.output import Output, as_document
@@ -25,6 +25,8 @@ def export(config: ExportConfig, output: Output) -> None:
       maecli export run/checkpoint-last.pth --to hf --out my-vit-mae
 
       maecli export mae_visualize_vit_base.pth --to encoder --out encoder.pth
+
+      maecli export run/checkpoint-last.pth --to onnx --dtype fp16
     """
     from mae.checkpoints.hub import announce_downloads
     from mae.exporting.run import export as use_case
@@ -37,15 +39,26 @@ def export(config: ExportConfig, output: Output) -> None:
 
 
 def _show(console: Console, result: ExportResult) -> None:
-    console.print(
+    _say(
+        console,
         f"wrote {shown(result.out)}: {result.tensors} tensors, {result.parameters:,} parameters, "
         f"{result.size_bytes / 1e6:,.1f} MB",
-        soft_wrap=True,
-        markup=False,
     )
-    console.print(
-        f"checked: every tensor reads back bit for bit, and {result.checked_by} computes the same {result.output} "
-        f"(relative difference {result.difference:.1e} in float64)",
-        soft_wrap=True,
-        markup=False,
+    read_back = "" if result.to in GRAPHS else "every tensor reads back bit for bit, and "
+    precision = result.dtype if result.to in GRAPHS else "float64"
+    _say(
+        console,
+        f"checked: {read_back}{result.checked_by} computes the same {result.output} "
+        f"(relative difference {result.difference:.1e} in {precision})",
     )
+    if result.rounding is not None:
+        how = "computing in" if result.to in GRAPHS else "the weights in"
+        _say(
+            console,
+            f"loss of accuracy: {how} {result.dtype} changes the {result.output} by {result.rounding:.2%} "
+            "(relative to their norm, on random images)",
+        )
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, soft_wrap=True, markup=False)

@@ -17,7 +17,7 @@ import mae.exporting.run
 from mae.checkpoints import load_checkpoint, save_checkpoint
 from mae.checkpoints.build import build_usable
 from mae.errors import ConfigError, MaeError
-from mae.exporting.config import TARGETS, ExportConfig
+from mae.exporting.config import GRAPHS, TARGETS, ExportConfig
 from mae.exporting.run import export
 from mae.models import create_model
 from maecli.app import app
@@ -25,6 +25,7 @@ from tests.golden import official
 
 TINY = official.GOLDEN["golden_tiny"]
 WEIGHTS = official.weights(TINY)
+LAYOUTS = [name for name in TARGETS if name not in GRAPHS]
 HEADS: dict[str, Any] = {"num_heads": 2, "decoder_num_heads": 4}
 
 
@@ -46,7 +47,7 @@ def same(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     assert all(state[key].dtype == tensor.dtype and torch.equal(state[key], tensor) for key, tensor in wanted.items())
 
 
-@pytest.mark.parametrize("to", TARGETS)
+@pytest.mark.parametrize("to", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_round_trips_are_bit_equal(to: str, dtype: torch.dtype, tmp_path: Path) -> None:
     state = {key: tensor.to(dtype) for key, tensor in WEIGHTS.items()}
@@ -64,7 +65,7 @@ def test_round_trips_are_bit_equal(to: str, dtype: torch.dtype, tmp_path: Path) 
     same(torch.load(back.out, weights_only=True)["model"], wanted)
 
 
-@pytest.mark.parametrize("to", TARGETS)
+@pytest.mark.parametrize("to", LAYOUTS)
 def test_permissions_are_the_users(to: str, path: Path) -> None:
     out = export(ExportConfig(checkpoint=path, to=to, **HEADS)).out
     reference = path.parent / "reference"
@@ -147,6 +148,19 @@ def test_a_failed_check_is_said(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         export(ExportConfig(checkpoint=path, to="hf", **HEADS))
 
 
+@pytest.mark.parametrize(("dtype", "most"), [("fp16", 1e-3), ("bf16", 1e-2)])
+def test_other_number_formats_and_what_they_cost(dtype: str, most: float, path: Path) -> None:
+    result = export(ExportConfig(checkpoint=path, to="safetensors", dtype=dtype, **HEADS))
+    wanted = {"fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
+    same(load_checkpoint(result.out).state, {key: tensor.to(wanted) for key, tensor in WEIGHTS.items()})
+    assert result.dtype == str(wanted).removeprefix("torch.")
+    assert result.size_bytes < path.stat().st_size / 2
+    assert result.rounding is not None
+    assert most / 20 < result.rounding < most
+    again = export(ExportConfig(checkpoint=result.out, to="timm", dtype=dtype, out=path.with_name("x")))
+    assert again.rounding is None  # it had that format
+
+
 def test_refusals(tmp_path: Path, path: Path) -> None:
     torch.save(official.checkpoint(TINY, "encoder"), tmp_path / "encoder.pth")
     rectangle = TINY.replace(img_size=(32, 48))
@@ -179,7 +193,7 @@ def test_the_command(path: Path, tmp_path: Path) -> None:
     for arguments, message in (
         ([path], "missing --to"),
         (["--to", "timm"], "missing CKPT"),
-        ([path, "--to", "onnx"], "--to must be one of official, encoder, timm, hf, safetensors; got 'onnx'"),
+        ([path, "--to", "gguf"], "--to must be one of official, encoder, timm, hf, safetensors, onnx, torch-export; got"),
     ):
         code, _, err = maecli("export", *arguments)
         assert code == 2

@@ -22,7 +22,7 @@ LAYERS = (
     ("maecli",),
     ("mae.exporting", "mae.profiling"),
     ("mae.comparison", "mae.training"),
-    ("mae.evaluation",),
+    ("mae.evaluation", "mae.inspection"),
     ("mae.reporting", "mae.reconstruction"),
     ("mae.checkpoints",),
     ("mae.data",),

@@ -1,0 +1,124 @@
+"""What is exported as a graph: from normalised images to the encoder's features, or to a classifier's logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mae.checkpoints import Checkpoint
+from mae.checkpoints.build import build_encoder
+from mae.config import LAYER_NORM_EPS, MAEConfig
+from mae.errors import CheckpointError
+from mae.mae import MaskedAutoencoder
+
+_LINEAR_PROBE_EPS = 1e-6  # of the batch norm before the official linear probe's layer
+
+
+class Served(nn.Module):
+    """The encoder on whole images, in a precision of its own; images and outputs are float32 in any.
+
+    Args:
+        model: Gives the patch embedding, the class token and the blocks.
+        dtype: What is computed in.
+    """
+
+    output = "features"
+
+    def __init__(self, model: MaskedAutoencoder, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config: MAEConfig = model.config
+        self.patch_embed = model.patch_embed
+        self.cls_token = nn.Parameter(model.cls_token.detach())
+        self.register_buffer("pos_embed", model.pos_embed)
+        self.encoder = model.encoder
+        self.dtype = dtype
+
+    def finish(self) -> Served:
+        """In its precision, and without anything that changes between two calls."""
+        return self.to(self.dtype).eval().requires_grad_(False)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, 1 + L, D), what the first block takes."""
+        pos_embed = self.get_buffer("pos_embed")
+        patches = self.patch_embed(images.to(self.cls_token.dtype)) + pos_embed[:, 1:]
+        class_token = (self.cls_token + pos_embed[:, :1]).expand(patches.shape[0], -1, -1)
+        return torch.cat([class_token, patches], dim=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, 1 + L, D)."""
+        features: Tensor = self.encoder(self.tokens(images))
+        return features.to(images.dtype)
+
+
+class ServedClassifier(Served):
+    """With the head of a fine-tuned model, or of a linear probe.
+
+    Args:
+        model: As above.
+        dtype: As above.
+        norm: Of the averaged patches (``fc_norm``), or None: then the class token after the encoder's norm is taken.
+        head: From (B, D) to logits.
+    """
+
+    output = "logits"
+
+    def __init__(
+        self, model: MaskedAutoencoder, dtype: torch.dtype, norm: nn.LayerNorm | None, head: nn.Module
+    ) -> None:
+        super().__init__(model, dtype)
+        self.fc_norm = norm
+        self.head = head
+        if norm is not None:
+            self.encoder.norm = nn.Identity()  # type: ignore[assignment] # a mean of patches is normalised, not they
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, classes)."""
+        features = self.encoder(self.tokens(images))
+        pooled = features[:, 0] if self.fc_norm is None else self.fc_norm(features[:, 1:].mean(dim=1))
+        logits: Tensor = self.head(pooled)
+        return logits.to(images.dtype)
+
+
+def served(checkpoint: Checkpoint, dtype: torch.dtype) -> Served:
+    """The classifier of a file that has a head, else the encoder.
+
+    Raises:
+        CheckpointError: A tensor is missing or has another shape.
+    """
+    model = build_encoder(checkpoint)[0]
+    state = checkpoint.state
+    if not any(key.startswith("head.") for key in state):
+        return Served(model, dtype).finish()
+    norm = None
+    if "fc_norm.weight" in state:
+        norm = nn.LayerNorm(checkpoint.config.embed_dim, eps=LAYER_NORM_EPS)
+        _fill(norm, checkpoint, "fc_norm.")
+    return ServedClassifier(model, dtype, norm, _head(checkpoint)).finish()
+
+
+def _head(checkpoint: Checkpoint) -> nn.Module:
+    """``head`` of a fine-tuned file; of a linear probe the batch norm ``head.0`` and the layer ``head.1``."""
+    width = checkpoint.config.embed_dim
+    name = "head." if "head.weight" in checkpoint.state else "head.1."
+    weight = checkpoint.state.get(f"{name}weight")
+    if weight is None or weight.ndim != 2:
+        raise CheckpointError(f"{checkpoint.path}: its head is not one linear layer, which alone can be exported")
+    layer = nn.Linear(width, weight.shape[0])
+    _fill(layer, checkpoint, name)
+    if name == "head.":
+        return layer
+    norm = nn.BatchNorm1d(width, affine=False, eps=_LINEAR_PROBE_EPS)
+    _fill(norm, checkpoint, "head.0.")
+    return nn.Sequential(norm, layer)
+
+
+def _fill(module: nn.Module, checkpoint: Checkpoint, prefix: str) -> None:
+    part = {key.removeprefix(prefix): value for key, value in checkpoint.state.items() if key.startswith(prefix)}
+    for name, wanted in module.state_dict().items():
+        got = part.get(name)
+        if got is None or got.shape != wanted.shape:
+            raise CheckpointError(
+                f"{checkpoint.path}: {prefix}{name} must be {tuple(wanted.shape)}; "
+                f"got {'nothing' if got is None else tuple(got.shape)}"
+            )
+    module.load_state_dict({name: part[name] for name in module.state_dict()})

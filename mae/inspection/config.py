@@ -1,0 +1,43 @@
+"""What ``inspect`` is asked for. Standard library only."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from mae.config import shared_option
+from mae.errors import ConfigError
+from mae.options import option
+
+PAGES = (".html", ".htm")
+SHEETS = (".jpg", ".jpeg", ".png", ".webp")
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectConfig:
+    """Which images, how closely they are looked at, and where the findings go."""
+
+    data: tuple[Path, ...] = option(
+        dataclasses.MISSING,
+        "Folders of images, archives (.tar, .zip), Parquet files, or URLs of these: whatever pretrain reads.",
+        positional=True,
+        metavar="DATA",
+        official=("data_path",),
+    )
+    decode: int = option(
+        2000,
+        "Number of images to decode in full, spaced evenly over the data: finds files that break off in the middle, "
+        "and gives mean and std.",
+        low=0,
+    )
+    duplicates: bool = option(True, "Look for images whose files are the same byte for byte; reads every file whole.")
+    images: int = option(48, "Number of images on the contact sheet and the page.", low=1, high=1000)
+    sheet: Path | None = option(None, "Write a contact sheet: .jpg, .png or .webp.")
+    report: Path | None = option(None, "Write an HTML page: .html or .htm.")
+    workers: int | None = shared_option("workers")
+    offline: bool = shared_option("offline")
+
+    def __post_init__(self) -> None:
+        for flag, path, endings in (("--sheet", self.sheet, SHEETS), ("--report", self.report, PAGES)):
+            if path is not None and path.suffix.lower() not in endings:
+                raise ConfigError(f"{flag} {path}: the name must end in {', '.join(endings[:-1])} or {endings[-1]}")

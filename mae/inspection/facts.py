@@ -1,0 +1,151 @@
+"""What one image file is: its format, channels and size, a hash of its bytes, and whether it decodes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from typing import IO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import Dataset
+
+from mae.data.decoding.formats import FORMATS, HEAD_BYTES, ImageError, describe_failure, metered
+from mae.data.decoding.image import decode_image
+from mae.data.sources.base import ImageSource
+
+HASH_BYTES = 16
+_THUMBNAIL = 192  # pixels of its longer side
+_JPEG_QUALITY = 80
+
+# What a file holds, by Pillow's word for it.
+_CHANNELS = {
+    "1": "grey, 1 bit",
+    "L": "grey",
+    "LA": "grey + alpha",
+    "P": "palette",
+    "PA": "palette + alpha",
+    "RGB": "RGB",
+    "RGBA": "RGB + alpha",
+    "CMYK": "CMYK",
+    "YCbCr": "YCbCr",
+    "I": "grey, 32 bits",
+    "F": "grey, floating point",
+}
+
+
+class Decoded(NamedTuple):
+    """An image that was decoded.
+
+    Attributes:
+        mean, square: Per channel of RGB, the mean and the mean square of its pixels on a scale of 0 to 1.
+        thumbnail: As JPEG.
+    """
+
+    mean: NDArray[np.float64]
+    square: NDArray[np.float64]
+    thumbnail: bytes
+
+
+class Facts(NamedTuple):
+    """What was seen of one image.
+
+    Attributes:
+        number: Which one of the source.
+        size_bytes: Of its file.
+        digest: Of its file's bytes; empty if it was not asked for.
+        format, channels: In words; empty for one that cannot be read.
+        width, height: In pixels, as stored.
+        reason: Why it cannot be read, or empty.
+        decoded: If that was asked for.
+    """
+
+    number: int
+    size_bytes: int
+    digest: bytes
+    format: str = ""
+    channels: str = ""
+    width: int = 0
+    height: int = 0
+    reason: str = ""
+    decoded: Decoded | None = None
+
+
+class FactsDataset(Dataset[Facts]):
+    """The images of a source, looked at.
+
+    Args:
+        source: Of all.
+        duplicates: Whether to hash every file.
+        decode: Numbers of those to decode.
+    """
+
+    def __init__(self, source: ImageSource, *, duplicates: bool, decode: frozenset[int]) -> None:
+        self.source = source
+        self.duplicates = duplicates
+        self.decode = decode
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, number: int) -> Facts:
+        try:
+            with self.source.open(number) as file:
+                return self._look(number, file)
+        except ImageError as error:
+            return Facts(number, 0, b"", reason=error.reason)
+        except OSError as error:
+            return Facts(number, 0, b"", reason=describe_failure(error))
+
+    def _look(self, number: int, file: IO[bytes]) -> Facts:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        digest = b""
+        if self.duplicates:
+            digest = _digest(file)
+        name, head = self.source.name(number), b""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # as in ``decode_image``
+                head = file.read(HEAD_BYTES)
+                file.seek(0)
+                with Image.open(metered(file, name), formats=FORMATS) as image:
+                    kind, channels = image.format or "", _channels(image)
+                    width, height = image.size
+            decoded = None
+            if number in self.decode:
+                file.seek(0)
+                decoded = _decoded(decode_image(file, name))
+        except Exception as error:  # a damaged file can raise almost anything from inside a decoder
+            return Facts(number, size, digest, reason=describe_failure(error, head))
+        return Facts(number, size, digest, kind, channels, width, height, decoded=decoded)
+
+
+def _digest(file: IO[bytes]) -> bytes:
+    """Of all its bytes, read in pieces; where the file is read next is its beginning again."""
+    digest = hashlib.blake2b(digest_size=HASH_BYTES)
+    while piece := file.read(1 << 20):
+        digest.update(piece)
+    file.seek(0)
+    return digest.digest()
+
+
+def _channels(image: Image.Image) -> str:
+    return "grey, 16 bits" if image.mode.startswith("I;16") else _CHANNELS.get(image.mode, image.mode)
+
+
+def _decoded(image: Image.Image) -> Decoded:
+    histogram = np.array(image.histogram(), np.float64).reshape(3, 256)
+    values = np.arange(256) / 255
+    shares = histogram / histogram.sum(axis=1, keepdims=True)
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=_JPEG_QUALITY)
+    return Decoded(shares @ values, shares @ values**2, file.getvalue())
+
+
+def as_list(facts: list[Facts]) -> list[Facts]:
+    """How a loader puts them together: it does not."""
+    return facts

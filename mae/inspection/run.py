@@ -1,0 +1,326 @@
+"""Look at every image of a data set: a config in, a table and perhaps a contact sheet and a page out."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mae.data.loader import Batches, loader_of
+from mae.data.sources.base import ImageSource
+from mae.data.sources.scan import ImageScan, scan_images
+from mae.errors import ConfigError
+from mae.inspection.config import InspectConfig
+from mae.inspection.facts import HASH_BYTES, Facts, FactsDataset, as_list
+from mae.inspection.page import page
+from mae.inspection.sheet import Tile, contact_sheet
+from mae.io.files import refuse_input, refuse_place, write_atomically
+from mae.io.notebook import Drawn, Table
+from mae.io.text import shown
+from mae.system.environment import usable_cores
+
+MOST_GROUPS = 100  # of equal files that are named
+MOST_NAMES = 10  # of one group
+MOST_UNREADABLE = 1000  # that are named
+MOST_SIZES = 10
+USUAL_SIDE = 224  # pixels of a training crop
+_AT_ONCE = 64  # images handed from one process to another
+
+
+@dataclasses.dataclass(frozen=True)
+class DuplicateGroup:
+    """Images whose files are the same.
+
+    Attributes:
+        files: How many.
+        names: The first of them.
+    """
+
+    files: int
+    names: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Of images in pixels, as they are stored.
+
+    Attributes:
+        short_side, long_side: Smallest, median and largest.
+        below_usual: Images whose shorter side is less than 224 pixels.
+        widest: The largest ratio of the longer to the shorter side.
+        most_common: (width, height, images) of the most frequent sizes.
+    """
+
+    short_side: tuple[int, int, int]
+    long_side: tuple[int, int, int]
+    below_usual: int
+    widest: float
+    most_common: tuple[tuple[int, int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectResult(Drawn):
+    """What a data set holds.
+
+    Attributes:
+        data: What was looked at.
+        images: That can be read, so far as they were looked at.
+        unreadable_files: Named like images and cannot be read.
+        unreadable: The first of those, (name, reason).
+        others: Files that are no images.
+        size_bytes: Of all images' files.
+        formats, channels: Images of each kind, the most frequent first.
+        sizes: None where there is no image.
+        duplicates: Images that could go, since their file is there already; None if that was not asked for.
+        duplicate_groups: The largest groups of equal files.
+        decoded: Images that were decoded in full.
+        mean, std: Per channel over the decoded images, on a scale of 0 to 1.
+        seconds: What it took.
+        sheet, report: What was written.
+    """
+
+    data: tuple[str, ...]
+    images: int
+    unreadable_files: int
+    unreadable: tuple[tuple[str, str], ...]
+    others: int
+    size_bytes: int
+    formats: dict[str, int]
+    channels: dict[str, int]
+    sizes: Sizes | None
+    duplicates: int | None
+    duplicate_groups: tuple[DuplicateGroup, ...]
+    decoded: int
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    seconds: float
+    sheet: Path | None = None
+    report: Path | None = None
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What a person is shown, title and value."""
+        rows = [
+            ("images", f"{self.images:,}, {_bytes(self.size_bytes)}"),
+            ("unreadable", f"{self.unreadable_files:,}"),
+            ("other files", f"{self.others:,}"),
+            ("formats", _counts(self.formats, self.images)),
+            ("channels", _counts(self.channels, self.images)),
+        ]
+        if self.sizes is not None:
+            rows += [
+                ("shorter side", "{:,} to {:,} pixels, median {:,}".format(*_low_high_middle(self.sizes.short_side))),
+                ("longer side", "{:,} to {:,} pixels, median {:,}".format(*_low_high_middle(self.sizes.long_side))),
+                (f"shorter side below {USUAL_SIDE}", _share(self.sizes.below_usual, self.images)),
+                ("longer : shorter side", f"at most {self.sizes.widest:.2f}"),
+            ]
+        if self.duplicates is not None:
+            rows.append(("duplicates", f"{_share(self.duplicates, self.images)}, byte for byte"))
+        if self.mean is not None and self.std is not None:
+            figures = (" ".join(f"{value:.3f}" for value in values) for values in (self.mean, self.std))
+            rows.append(("mean, std (R G B)", ", ".join(figures)))
+        rows.append(("decoded in full", _share(self.decoded, self.images)))
+        return rows
+
+    def _table(self) -> Table:
+        return Table(f"inspection of {' '.join(self.data)}", self.rows())
+
+
+def inspect(config: InspectConfig, on_progress: Callable[[int, int], None] = lambda done, total: None) -> InspectResult:
+    """Look at every image of a data set: formats, channels, sizes, duplicates, and what cannot be read.
+
+    Every file is opened; so many are decoded in full as ``config.decode`` says, spaced evenly over the data. Memory
+    does not grow with the files, but for 24 bytes an image and its name.
+
+    Args:
+        config: What to look at.
+        on_progress: Told how many images of how many were looked at; before that of the files seen, of 0.
+
+    Raises:
+        DataError: There is no image there.
+        ConfigError: The contact sheet or the page cannot be written.
+    """
+    begun = time.monotonic()
+    for flag, path in (("--sheet", config.sheet), ("--report", config.report)):
+        if path is not None:
+            refuse_place(path, flag)
+            refuse_input(path, flag, {"one of the data": config.data}, folders=config.data)
+    scan = scan_images(config.data, lambda files: on_progress(files, 0), offline=config.offline)
+    shown_images = _evenly(len(scan.images), config.images if config.sheet or config.report else 0)
+    decode = frozenset([*_evenly(len(scan.images), config.decode), *shown_images])
+    dataset = FactsDataset(scan.images, duplicates=config.duplicates, decode=decode)
+    tally = _Tally(scan, frozenset(shown_images), len(decode))
+    for facts in _looked_at(dataset, config.workers):
+        tally.add(facts)
+        on_progress(tally.seen, len(scan.images))
+    result = tally.result(config, time.monotonic() - begun)
+    if config.sheet is not None:
+        _write("--sheet", config.sheet, contact_sheet(tally.tiles, config.sheet.suffix.lower()))
+    if config.report is not None:
+        _write("--report", config.report, page(result, tally.tiles, time.time()).encode())
+    return result
+
+
+def _looked_at(dataset: FactsDataset, workers: int | None) -> Iterator[list[Facts]]:
+    if workers is None:
+        workers = int(usable_cores() or 1) if len(dataset) > 4 * _AT_ONCE else 0
+    loader = loader_of(
+        dataset, _Chunks(len(dataset)), as_list, torch.Generator().manual_seed(0), workers=workers, pin_memory=False
+    )
+    batches: Iterator[Any] = Batches(loader)
+    return batches
+
+
+class _Chunks:
+    """All numbers in order, some at a time; none is kept."""
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in range(0, self.images, _AT_ONCE):
+            yield list(range(start, min(start + _AT_ONCE, self.images)))
+
+    def __len__(self) -> int:
+        return (self.images + _AT_ONCE - 1) // _AT_ONCE
+
+
+class _Tally:
+    """Counts what was seen.
+
+    Args:
+        scan: Of all files.
+        shown_images: Numbers of those that are kept as thumbnails.
+        decoded: How many are decoded.
+    """
+
+    def __init__(self, scan: ImageScan, shown_images: frozenset[int], decoded: int) -> None:
+        self.source: ImageSource = scan.images
+        self.others = scan.others
+        self.unreadable = [(str(one.path), one.reason) for one in scan.unreadable[:MOST_UNREADABLE]]
+        self.unreadable_files = len(scan.unreadable)
+        self.shown_images = shown_images
+        images = len(scan.images)
+        self.digests = np.zeros((images, HASH_BYTES // 8), np.uint64)
+        self.sizes = np.zeros((images, 2), np.int32)
+        self.formats: Counter[str] = Counter()
+        self.channels: Counter[str] = Counter()
+        self.size_bytes = self.seen = self.decoded = 0
+        self.sums = np.zeros((2, 3))
+        self.tiles: list[Tile] = []
+
+    def add(self, facts: Iterable[Facts]) -> None:
+        """Count some more."""
+        for one in facts:
+            self.seen += 1
+            if one.digest:
+                self.digests[one.number] = np.frombuffer(one.digest, np.uint64)
+            if one.reason:
+                self.unreadable_files += 1
+                if len(self.unreadable) < MOST_UNREADABLE:
+                    self.unreadable.append((str(self.source.name(one.number)), one.reason))
+                continue
+            self.size_bytes += one.size_bytes
+            self.formats[one.format] += 1
+            self.channels[one.channels] += 1
+            self.sizes[one.number] = one.width, one.height
+            if one.decoded is not None:
+                self.decoded += 1
+                self.sums += one.decoded.mean, one.decoded.square
+                if one.number in self.shown_images:
+                    name = str(self.source.name(one.number))
+                    self.tiles.append(Tile(name, one.width, one.height, one.decoded.thumbnail))
+
+    def result(self, config: InspectConfig, seconds: float) -> InspectResult:
+        """All of it."""
+        good = self.sizes[:, 0] > 0
+        duplicates, groups = self._duplicates(good) if config.duplicates else (None, ())
+        mean, square = self.sums / max(1, self.decoded)
+        return InspectResult(
+            data=tuple(str(path) for path in config.data),
+            images=int(good.sum()),
+            unreadable_files=self.unreadable_files,
+            unreadable=tuple(self.unreadable),
+            others=self.others,
+            size_bytes=self.size_bytes,
+            formats=dict(self.formats.most_common()),
+            channels=dict(self.channels.most_common()),
+            sizes=_sizes(self.sizes[good]) if good.any() else None,
+            duplicates=duplicates,
+            duplicate_groups=groups,
+            decoded=self.decoded,
+            mean=tuple(mean.tolist()) if self.decoded else None,
+            std=tuple(np.sqrt(np.maximum(square - mean**2, 0)).tolist()) if self.decoded else None,
+            seconds=seconds,
+            sheet=config.sheet,
+            report=config.report,
+        )
+
+    def _duplicates(self, good: NDArray[np.bool_]) -> tuple[int, tuple[DuplicateGroup, ...]]:
+        """How many images could go, and the largest groups; sorting brings equal ones beside each other."""
+        numbers = np.flatnonzero(good)
+        if not len(numbers):
+            return 0, ()
+        keys = self.digests[numbers]
+        order = np.lexsort((numbers, *keys.T))
+        numbers, keys = numbers[order], keys[order]
+        begins = np.flatnonzero(np.r_[True, (keys[1:] != keys[:-1]).any(axis=1)])
+        counts = np.diff(np.r_[begins, len(numbers)])
+        largest = [group for group in np.argsort(-counts, kind="stable")[:MOST_GROUPS] if counts[group] > 1]
+        groups = tuple(
+            DuplicateGroup(int(counts[group]), self._names(numbers[begins[group] :][: counts[group]]))
+            for group in largest
+        )
+        return int((counts - 1).sum()), groups
+
+    def _names(self, numbers: NDArray[np.intp]) -> tuple[str, ...]:
+        return tuple(str(self.source.name(int(number))) for number in numbers[:MOST_NAMES])
+
+
+def _sizes(sizes: NDArray[np.int32]) -> Sizes:
+    short, long = sizes.min(axis=1), sizes.max(axis=1)
+    pairs, counts = np.unique(sizes, axis=0, return_counts=True)
+    common = np.argsort(-counts, kind="stable")[:MOST_SIZES]
+    return Sizes(
+        short_side=(int(short.min()), int(np.median(short)), int(short.max())),
+        long_side=(int(long.min()), int(np.median(long)), int(long.max())),
+        below_usual=int((short < USUAL_SIDE).sum()),
+        widest=float((long / short).max()),
+        most_common=tuple((int(pairs[at][0]), int(pairs[at][1]), int(counts[at])) for at in common),
+    )
+
+
+def _evenly(images: int, count: int) -> list[int]:
+    """At most so many numbers from all over."""
+    return sorted({number * images // count for number in range(count)}) if count < images else list(range(images))
+
+
+def _write(flag: str, path: Path, content: bytes) -> None:
+    try:
+        write_atomically(path, lambda file: file.write(content))
+    except OSError as error:
+        raise ConfigError(f"{flag} {shown(path)}: {error.strerror or error}") from None
+
+
+def _low_high_middle(values: tuple[int, int, int]) -> tuple[int, int, int]:
+    return values[0], values[2], values[1]
+
+
+def _counts(counts: dict[str, int], images: int) -> str:
+    return ", ".join(f"{name} {_share(count, images)}" for name, count in counts.items()) or "-"
+
+
+def _share(count: int, images: int) -> str:
+    if not count or count == images:
+        return f"{count:,}" if count != 1 or images != 1 else "1"
+    return f"{count:,} ({count / images:.1%})"
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"

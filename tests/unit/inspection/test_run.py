@@ -1,0 +1,164 @@
+"""``inspect``: counts that are known, whatever the images lie in."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import mae
+from mae.data.decoding.formats import ImageError
+from mae.errors import ConfigError, DataError
+from mae.inspection.config import InspectConfig
+from mae.inspection.run import InspectResult, inspect
+from maecli.app import app
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Five images of which two files are equal, one that breaks off, one that is none, and a text."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    stream = np.random.default_rng(0)
+    for number, (width, height) in enumerate([(40, 30), (40, 30), (300, 240)]):
+        pixels = stream.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.jpg")
+    (folder / "more" / "copy.jpg").write_bytes((folder / "0.jpg").read_bytes())
+    Image.new("L", (32, 32), 255).save(folder / "white.png")
+    (folder / "cut.jpg").write_bytes((folder / "2.jpg").read_bytes()[:-20_000])
+    (folder / "page.jpg").write_bytes(b"<html>no</html>")
+    (folder / "notes.txt").write_text("none")
+    return folder
+
+
+def check(result: InspectResult) -> None:
+    assert (result.images, result.others) == (5, 1)
+    assert result.formats == {"JPEG": 4, "PNG": 1}
+    assert result.channels == {"RGB": 4, "grey": 1}
+    assert result.sizes is not None
+    assert result.sizes.short_side == (30, 30, 240)
+    assert result.sizes.long_side == (32, 40, 300)
+    assert (result.sizes.below_usual, result.sizes.widest) == (4, pytest.approx(4 / 3))
+    assert result.sizes.most_common[0] == (40, 30, 3)
+    assert result.duplicates == 1
+    (group,) = result.duplicate_groups
+    assert (group.files, [Path(name).name for name in group.names]) == (2, ["0.jpg", "copy.jpg"])
+    assert result.unreadable_files == 2
+    reasons = {Path(name).name: reason for name, reason in result.unreadable}
+    assert "breaks off" in reasons["cut.jpg"] or "truncated" in reasons["cut.jpg"]
+    assert "web page" in reasons["page.jpg"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_folder(workers: int, photos: Path) -> None:
+    result = inspect(InspectConfig(data=(photos,), workers=workers))
+    check(result)
+    assert result.decoded == 5
+    assert result.size_bytes == sum(
+        path.stat().st_size for path in photos.rglob("*.*g") if path.name not in ("cut.jpg", "page.jpg")
+    )
+    assert result.mean is not None
+    assert result.std is not None
+    values = [
+        np.asarray(Image.open(path).convert("RGB"), np.float64) / 255
+        for path in (
+            photos / "0.jpg",
+            photos / "1.jpg",
+            photos / "2.jpg",
+            photos / "more/copy.jpg",
+            photos / "white.png",
+        )
+    ]
+    mean = np.mean([one.mean(axis=(0, 1)) for one in values], axis=0)
+    square = np.mean([(one**2).mean(axis=(0, 1)) for one in values], axis=0)
+    assert result.mean == pytest.approx(mean, abs=1e-9)
+    assert result.std == pytest.approx(np.sqrt(square - mean**2), abs=1e-9)
+
+
+def test_a_tar_of_the_same(photos: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "photos.tar", "w") as tar:
+        tar.add(photos, "photos")
+    check(inspect(InspectConfig(data=(tmp_path / "photos.tar",), workers=0)))
+
+
+def test_what_is_not_asked_for_is_not_done(photos: Path) -> None:
+    result = inspect(InspectConfig(data=(photos,), workers=0, decode=0, duplicates=False))
+    assert (result.duplicates, result.duplicate_groups, result.decoded, result.mean) == (None, (), 0, None)
+    assert result.images == 6  # the one that breaks off is found only by decoding
+    assert [Path(name).name for name, _ in result.unreadable] == ["page.jpg"]
+
+
+def test_an_image_that_is_gone_by_then(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(self: object, number: int) -> object:
+        raise ImageError("x", "no such file")
+
+    monkeypatch.setattr("mae.data.sources.paths.ImagePaths.open", gone)
+    result = inspect(InspectConfig(data=(photos,), workers=0))
+    assert (result.images, result.unreadable_files, result.sizes) == (0, 7, None)
+
+
+def test_sheet_page_and_command(photos: Path, tmp_path: Path) -> None:
+    sheet, page = tmp_path / "sheet.png", tmp_path / "page.html"
+    arguments = ["inspect", str(photos), "--sheet", str(sheet), "--report", str(page), "--workers", "0"]
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "JPEG 4 (80.0%), PNG 1 (20.0%)" in result.stdout
+    assert "the same twice: " in result.stdout
+    with Image.open(sheet) as image:
+        assert image.size == (2 * 12 + 3 * 200 - 8, 2 * 12 + 2 * 218 - 8)
+        assert image.convert("RGB").getpixel((20, 20)) == (255, 255, 255)
+    text = page.read_text()
+    assert text.count("data:image/jpeg;base64,") == 5
+    assert "copy.jpg" in text
+    assert "web page" in text
+    document = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
+    assert (document["images"], document["duplicates"], document["sheet"]) == (5, 1, str(sheet))
+    assert {Path(one["path"]).name for one in document["unreadable"]} == {"cut.jpg", "page.jpg"}
+    assert mae.inspect(photos, workers=0).images == 5
+
+
+def test_refusals(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--sheet .*: the name must end in \.jpg"):
+        InspectConfig(data=(photos,), sheet=Path("x.pdf"))
+    with pytest.raises(ConfigError, match="there is no folder"):
+        inspect(InspectConfig(data=(photos,), report=tmp_path / "no" / "x.html"))
+    with pytest.raises(ConfigError, match="lies in"):
+        inspect(InspectConfig(data=(photos,), sheet=photos / "0.jpg"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no image in"):
+        inspect(InspectConfig(data=(tmp_path / "empty",)))
+
+
+def test_memory_per_image_is_bounded(tmp_path: Path) -> None:
+    """What is kept of an image is 16 bytes of hash and 8 of size, and no name."""
+    from mae.data.sources.base import ImageSource
+    from mae.data.sources.scan import ImageScan
+    from mae.inspection.facts import Facts
+    from mae.inspection.run import _Chunks, _Tally
+
+    class Many(ImageSource):
+        def __len__(self) -> int:
+            return 1_000_000
+
+        def name(self, index: int) -> Path:
+            raise AssertionError("no name is made of an image that is well")
+
+        def open(self, index: int) -> io.BytesIO:
+            raise AssertionError
+
+        def digest(self) -> str:
+            return ""
+
+    tally = _Tally(ImageScan(Many(), (), 0), frozenset(), 0)
+    for chunk in _Chunks(1_000_000):
+        if chunk[0] % 64_000 == 0:  # the others cost time alone
+            tally.add(Facts(number, 1, number.to_bytes(16, "big"), "JPEG", "RGB", 2, 2) for number in chunk)
+    arrays = [value for value in vars(tally).values() if isinstance(value, np.ndarray)]
+    assert sum(array.nbytes for array in arrays) <= 24.1 * len(tally.source)
+    assert tally.result(InspectConfig(data=(tmp_path,)), 0.0).duplicates == 0
