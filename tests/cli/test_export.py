@@ -193,7 +193,7 @@ def test_the_command(path: Path, tmp_path: Path) -> None:
     for arguments, message in (
         ([path], "missing --to"),
         (["--to", "timm"], "missing CKPT"),
-        ([path, "--to", "gguf"], "--to must be one of official, encoder, timm, hf, safetensors, onnx, torch-export; got"),
+        ([path, "--to", "gguf"], "--to must be one of official, encoder, timm, hf, safetensors, onnx, torch-export"),
     ):
         code, _, err = maecli("export", *arguments)
         assert code == 2
