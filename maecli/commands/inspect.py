@@ -24,7 +24,7 @@ def inspect(config: InspectConfig, output: Output) -> None:
     Examples:
       maecli inspect photos
 
-      maecli inspect photos scans --report data.html
+      maecli inspect photos --report photos.html
 
       maecli inspect photos --sheet photos.jpg --decode 100000 --json
     """
