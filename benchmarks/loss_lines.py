@@ -70,7 +70,7 @@ def lines(imgs: Tensor, side: int) -> dict[str, dict[str, float]]:
         return colours.repeat(1, 1, side * side).expand(-1, count, -1)
 
     rules = {
-        "zero: nothing learnt": torch.zeros_like(patches),
+        "zero": torch.zeros_like(patches),
         "mean colour of what is visible": flat(visible_mean),
         "nearest visible patch's mean colour": flat(neighbour_colours),
         "nearest visible patch's pixels": neighbour,
@@ -81,7 +81,7 @@ def lines(imgs: Tensor, side: int) -> dict[str, dict[str, float]]:
     target = (patches - mean) / std
     neighbour_mean, neighbour_deviation = patch_statistics(neighbour)
     normal = {
-        "zero: nothing learnt": torch.zeros_like(patches),
+        "zero": torch.zeros_like(patches),
         "nearest visible patch's pixels": (neighbour - neighbour_mean) / neighbour_deviation,
         "own mean colour (an oracle)": (flat(own_colours) - mean) / std,
         "own mean colour and slope (an oracle)": (slopes(patches, side) - mean) / std,

@@ -160,7 +160,7 @@ def hint_for_unknown(command: Any, option: str) -> str | None:
         return NOT_NEEDED.get(getattr(config_class, "__name__", ""), {}).get(name)
     declared = option_of(here)
     if declared.positional:
-        return f"{option} is no option here but an argument, maecli {command.name} {declared.metavar}: {declared.help}"
+        return f"{option} is an argument here, not an option: maecli {command.name} {declared.metavar}: {declared.help}"
     return f"{option} is {flag_name(here.name)} here: {declared.help}"
 
 

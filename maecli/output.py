@@ -111,7 +111,7 @@ class Output:
         if sys.stdout.isatty():
             raise ConfigError(
                 "--out - writes an image to standard output, which is a terminal here",
-                hint="lead it on with > grid.png or into another program with |",
+                hint="redirect it with > grid.png, or pipe it into another program with |",
             )
 
     def text(self, lines: str) -> None:

@@ -14,7 +14,7 @@ def version_lines() -> list[str]:
     return [
         f"maecli {mae.__version__}",
         f"torch {torch}",
-        f"device: {device} (at a glance; maecli doctor asks torch)",
+        f"device: {device} (detected without torch; maecli doctor asks torch)",
         f"processor: {processor_name()}, {f'{cores:g} cores' if cores else 'cores unknown'}"
         + "".join(f" {feature}" for feature in cpu_features()),
     ]

@@ -71,7 +71,7 @@ def find_file(path: Path) -> Path:
             hint=f"it holds {', '.join(found[:5])}" if found else "it holds no .pth or .safetensors file",
         )
     if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path} is no file but a device, a pipe or a socket")
+        raise CheckpointError(f"{path} is a device, a pipe or a socket, not a file")
     if not path.exists():
         names = [file.name for file in path.parent.iterdir() if file.is_file()] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, names, n=3) or difflib.get_close_matches(str(path), RELEASES, n=3)

@@ -84,9 +84,11 @@ def fetch(release: Release) -> Path:
     path = cache_folder() / release.file_name
     if path.is_file():
         return path
-    by_hand = f"get {release.url} by any means and save it as {path} ({LICENCE_NOTE})"
+    by_hand = f"get {release.url} another way and save it as {path} ({LICENCE_NOTE})"
     if is_offline():
-        raise CheckpointError(f"{release.name} is not in the cache, and the network is not to be used", hint=by_hand)
+        raise CheckpointError(
+            f"{release.name} is not in the cache, and downloads are disabled (--offline)", hint=by_hand
+        )
     try:
         download(
             release.name, release.url, path, largest=LARGEST_FILE, check=lambda received: _check(release, received)

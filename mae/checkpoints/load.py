@@ -111,7 +111,7 @@ def _newest_readable(states: Sequence[Path], load: Callable[[Path], Checkpoint])
         except CheckpointError as error:
             broken.append(error)
         else:
-            notes = tuple(f"{error.message}; {state} is read in its place" for error in broken)
+            notes = tuple(f"{error.message}; {state} is read instead" for error in broken)
             return replace(checkpoint, notes=(*notes, *checkpoint.notes))
     raise broken[0]
 
@@ -207,7 +207,7 @@ def _refuse_inflated(path: Path, tensors: Mapping[str, Tensor]) -> None:
     room = path.stat().st_size
     for key, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.device.type != "cpu":
-            raise CheckpointError(f"{path} is refused: {shown(key, 80)} is no plain tensor")
+            raise CheckpointError(f"{path} is refused: {shown(key, 80)} is not a plain tensor")
         room -= tensor.numel() * tensor.element_size()
         if room < 0:
             raise CheckpointError(

@@ -69,7 +69,7 @@ def config_from_shapes(shapes: Shapes, declared: Declared) -> ReadSizes:
         + [shape[-1] for key, shape in shapes.items() if re.match(r"blocks\.\d+\.norm\d\.", key) and shape]
     )
     if embed_dim is None:
-        raise CheckpointError("the file holds no tensor that tells the encoder's width")
+        raise CheckpointError("no tensor of the file gives the encoder's width")
     decoder_dim = _majority(
         [_last(shapes, "mask_token"), _last(shapes, "decoder_pos_embed"), _last(shapes, "decoder_embed.bias")]
         + [shape[-1] for key, shape in shapes.items() if re.match(r"decoder_blocks\.\d+\.norm\d\.", key) and shape]
@@ -108,7 +108,7 @@ def _refuse_vast(config: MAEConfig, numbers: int, *, has_decoder: bool) -> None:
     """A few small tensors can tell of a model that no memory holds."""
     if max(config.depth, config.decoder_depth) > MOST_BLOCKS:
         raise CheckpointError(
-            f"the tensors' names tell of {max(config.depth, config.decoder_depth):,} blocks; {MOST_BLOCKS} can be read"
+            f"the tensor names describe {max(config.depth, config.decoder_depth):,} blocks; {MOST_BLOCKS} can be read"
         )
     width = config.embed_dim + (config.decoder_embed_dim if has_decoder else 0)
     if (1 + config.num_patches) * width > numbers:

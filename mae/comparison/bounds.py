@@ -17,7 +17,7 @@ from mae.comparison.measures import Measures
 _VANISHED = -57.0  # logarithm of a root mean square of 1e-25, which no training leaves, and float32 can hardly hold
 _VAST = 9.0  # of 8000, likewise
 _FAR_FROM_INITIAL = (math.log(20), math.log(300))  # a matrix's size over its initial one: suspicious, sure
-_UNUSUAL = "no training leaves that"
+_UNUSUAL = "training does not produce this"
 
 
 def beyond_bounds(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
@@ -84,7 +84,7 @@ def _clipped(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
     """Numbers that pile up at the largest magnitude, and not just because they were rounded there."""
     if one.unit.is_matrix and _is_clipped(one) and not _most(fellows, _is_clipped):
         found = f"{one.at_limit:.1%} of its numbers are exactly {abs(one.largest):.3g} or -{abs(one.largest):.3g}"
-        yield Finding(one.unit.label, found, "its largest number is clipped; no training leaves that", True)
+        yield Finding(one.unit.label, found, "its largest number is clipped; training does not produce this", True)
 
 
 def _is_clipped(one: Measures) -> bool:
@@ -94,13 +94,14 @@ def _is_clipped(one: Measures) -> bool:
 
 def _low_rank(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
     if one.rank is not None and not _most(fellows, lambda other: other.rank is not None):
-        yield Finding(one.unit.label, f"its rank is about {one.rank}", "training leaves no exact low rank", True)
+        found = f"its rank is about {one.rank}"
+        yield Finding(one.unit.label, found, "training leaves no matrix of exactly low rank", True)
 
 
 def _bits(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
     explained = one.constant is not None or one.zero_rows or one.constant_rows or _is_coarse(one)
     if one.stuck and not explained and not _most(fellows, lambda other: other.stuck is not None):
-        yield Finding(one.unit.label, one.stuck, "it does in the others", True)
+        yield Finding(one.unit.label, one.stuck, "it changes in the other blocks", True)
 
 
 def _size(one: Measures, _: Sequence[Measures]) -> Iterator[Finding]:
@@ -146,10 +147,10 @@ def _signs(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
         return
     if unit.is_matrix:
         if not 0.1 < one.positive < 0.9 and not _most(fellows, lambda other: not 0.3 < other.positive < 0.7):
-            yield Finding(unit.label, share, "half of a weight matrix is", True)
+            yield Finding(unit.label, share, "about half of a weight matrix is positive", True)
     elif unit.is_norm_weight:
         if one.positive < 0.75 and not _most(fellows, lambda other: other.positive < 0.9):
-            wanted = "a norm's weights stay around their level, above zero"
+            wanted = "the weights of a norm stay positive"
             yield Finding(unit.label, share, wanted, one.positive < 0.65)
     elif (
         not 0.02 < one.positive < 0.98
@@ -157,7 +158,7 @@ def _signs(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
         and fellows
         and not _most(fellows, lambda other: not 0.1 < other.positive < 0.9)
     ):
-        yield Finding(unit.label, f"{share}, around {one.median:.2g}", "such numbers lie around zero", True)
+        yield Finding(unit.label, f"{share}, around {one.median:.2g}", "biases are distributed around zero", True)
 
 
 def _most(fellows: Sequence[Measures], has: Callable[[Measures], bool]) -> bool:

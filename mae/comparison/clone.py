@@ -36,7 +36,7 @@ def check_clone(path: Path, checkpoint: Checkpoint) -> None:
     """
     reason = why_not("the clone", checkpoint)
     if reason:
-        raise ConfigError(f"--reference {path}: {reason}", hint="--reference builtin is always there")
+        raise ConfigError(f"--reference {path}: {reason}", hint="--reference builtin is always available")
     if not (path / f"{MODULE}.py").is_file():
         raise ConfigError(
             f"--reference {path}: no clone of the official repository (it has no {MODULE}.py)",
@@ -59,7 +59,7 @@ def run_clone(path: Path, checkpoint: Checkpoint, imgs: Tensor, noise: Tensor, m
         search = os.pathsep.join(filter(None, [PACKAGE_HOME, os.environ.get("PYTHONPATH")]))
         run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": search})
         if run.returncode:
-            last = (run.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+            last = (run.stderr.strip().splitlines() or ["it ended without a message"])[-1]
             raise ConfigError(f"--reference {path}: the clone's model cannot run: {last}")
         stages: dict[str, Tensor] = torch.load(answer, weights_only=True)
         return stages

@@ -14,7 +14,7 @@ from mae.comparison.findings import Finding
 
 _PIECE = 16  # consecutive numbers of a vector that are looked for elsewhere
 _FEWEST_VALUES = 8  # different ones in a row or piece; fewer may agree by chance
-_NEVER = "no two are alike after training"
+_NEVER = "training does not produce two identical ones"
 
 Place = tuple[str, int]  # a tensor's name, and the row, column or piece in it
 

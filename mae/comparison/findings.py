@@ -14,7 +14,7 @@ class Finding:
         tensor: Its official name, with its third where one alone is meant; or a block's.
         found: What it holds.
         wanted: What it would hold otherwise, or what its neighbours hold.
-        sure: Whether no training leaves that behind; else it is only suspicious.
+        sure: Whether training does not produce this behind; else it is only suspicious.
     """
 
     tensor: str

@@ -11,7 +11,7 @@ from mae.comparison.findings import Finding
 from mae.comparison.measures import ROUNDING, Measures
 
 _UNIFORM = 0.8660  # mean absolute number over the root mean square of uniform numbers
-_INITIAL = "a matrix that was trained has gone beyond them, as the others have"
+_INITIAL = "trained matrices exceed these bounds, as the others here do"
 _OUTSIDE = 20  # numbers that would be beyond the bounds by chance, where none is
 
 

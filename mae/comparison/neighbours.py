@@ -102,7 +102,7 @@ def _levels(family: Sequence[Measures]) -> Iterator[Finding]:
     for one, residual in zip(family, residuals([one.level for one in family]), strict=True):
         if residual.beyond(suspicious, _TIMES[0]):
             found = f"its size is {math.exp(one.level):.2g}"
-            wanted = f"about {math.exp(residual.expected):.2g} is usual beside it"
+            wanted = f"about {math.exp(residual.expected):.2g} is usual in the blocks next to it"
             yield Finding(one.unit.label, found, wanted, residual.beyond(sure, _TIMES[1]))
 
 

@@ -278,7 +278,7 @@ def _references(asked: str, checkpoint: Checkpoint) -> tuple[list[str], list[str
     """Which references to run, and which are not available and why."""
     reasons = {library: why_not(library, checkpoint) for library in LIBRARIES if asked in ("auto", library)}
     if reasons.get(asked):
-        raise ConfigError(f"--reference {asked}: {reasons[asked]}", hint="--reference builtin is always there")
+        raise ConfigError(f"--reference {asked}: {reasons[asked]}", hint="--reference builtin is always available")
     if asked == "auto":
         notes = [f"not compared with {library}: {reason}" for library, reason in reasons.items() if reason]
         return ["builtin", *(library for library, reason in reasons.items() if not reason)], notes

@@ -110,11 +110,11 @@ def find_broken_ties(measured: Sequence[Measures], state: Mapping[str, Tensor]) 
         if votes[suspect] < 2 and not overwhelming and not gone.turned:
             continue
         others = [other for other in gone.tie.labels if other != suspect]
-        partner = " and ".join(others) if others else "the same of the blocks beside it"
+        partner = " and ".join(others) if others else "the same tensor of the blocks next to it"
         findings.append(
             Finding(
                 suspect,
-                f"it does not go with {partner} (correlation {gone.tie.correlation:.2f})",
+                f"it does not match {partner} (correlation {gone.tie.correlation:.2f})",
                 f"about {gone.usual:.2f} is usual in this file",
                 votes[suspect] > 1 and overwhelming and not gone.tie.at_end,
             )

@@ -196,7 +196,7 @@ def _check_classes(split: Split, features: FeatureSet, where: str) -> None:
         if (counts == 0).any():
             name = shown(split.classes[int(counts.argmin())])
             raise DataError(
-                f"{where}: no {part} image of {name} can be read", hint="mend the images, or take the folder out"
+                f"{where}: no {part} image of {name} can be read", hint="repair the images, or remove the folder"
             )
 
 

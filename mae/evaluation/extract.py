@@ -198,5 +198,5 @@ def check_unreadable(skipped: Sequence[tuple[str, str]], images: int, most: floa
         name, reason = skipped[0]
         raise DataError(
             f"{len(skipped):,} of {images:,} images cannot be read, for instance {shown(name)}: {reason}",
-            hint="mend or remove them, or allow more with --max-unreadable",
+            hint="repair or remove them, or allow more with --max-unreadable",
         )

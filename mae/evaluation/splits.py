@@ -27,7 +27,7 @@ class Labels:
 
     Attributes:
         classes: Names of the class folders, sorted.
-        label: (N,) int64, a number in ``classes``; -1 where an image lies in no class folder.
+        label: (N,) int64, a number in ``classes``; -1 where an image is in no class folder.
         part: (N,) int64, a number in ``parts``; -1 for all where there are no parts.
         parts: Names of the folders above the class folders, such as ("test", "train"); empty where there are none.
     """
@@ -159,8 +159,8 @@ def _drawn(source: ImageSource, labels: Labels, where: str, seed: int, test_shar
         own = np.flatnonzero(labels.label == number)
         if len(own) < 2:
             raise DataError(
-                f"{where}/{shown(name)} has one image only, and one must teach and one test",
-                hint="add images to it, or take it out",
+                f"{where}/{shown(name)} has only one image; training and testing need one each",
+                hint="add images to it, or remove it",
             )
         order = own[_order(len(own), seed, "test", name)]
         held = min(len(own) - 1, max(1, round(test_share * len(own))))
@@ -187,13 +187,13 @@ def _refuse_unlabelled(source: ImageSource, labels: Labels, chosen: NDArray[np.i
     bad = chosen[labels.label[chosen] < 0]
     if len(bad):
         others = f" (and {len(bad) - 1:,} more)" if len(bad) > 1 else ""
-        raise DataError(f"{shown(source.name(int(bad[0])))}{others} lies in no class folder", hint=LABELS_HINT)
+        raise DataError(f"{shown(source.name(int(bad[0])))}{others} is in no class folder", hint=LABELS_HINT)
 
 
 def _refuse_few(kept: Sequence[int], labels: Labels, where: str) -> None:
     if len(kept) < 2:
         raise DataError(
-            f"{where}: there is one class only, {shown(labels.classes[kept[0]])}; two are the least", hint=LABELS_HINT
+            f"{where}: there is only one class, {shown(labels.classes[kept[0]])}; two are needed", hint=LABELS_HINT
         )
 
 

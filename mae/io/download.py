@@ -109,7 +109,7 @@ def download(
         OSError: It cannot be written.
     """
     if is_offline():
-        raise DownloadError("the network is not to be used")
+        raise DownloadError("downloads are disabled (--offline)")
     _check_scheme(url)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
@@ -177,10 +177,10 @@ def _receive(what: str, url: str, part: Path, largest: int) -> None:
     except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
         reason = getattr(error, "reason", None) or error
         if isinstance(reason, ssl.SSLCertVerificationError):
-            raise DownloadError(f"the server's certificate is not to be trusted ({reason.verify_message})") from None
+            raise DownloadError(f"the server's certificate is not trusted ({reason.verify_message})") from None
         raise _PassingError(str(getattr(reason, "strerror", None) or reason)) from None
     if total is not None and (done := part.stat().st_size) != total:
-        raise _PassingError(f"the download broke off at {done:,} of {total:,} bytes")
+        raise _PassingError(f"the download stopped at {done:,} of {total:,} bytes")
 
 
 def _copy(what: str, response: Any, file: IO[bytes], done: int, total: int | None, largest: int) -> int:

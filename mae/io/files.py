@@ -44,7 +44,7 @@ def refuse_place(path: Path, label: str, *, folder: bool = False) -> None:
         raise ConfigError(f"{name} is a device, a pipe or a socket; a file is wanted")
     if not has_folder:
         raise ConfigError(
-            f"{name}: {shown(above)} is a file and no folder"
+            f"{name}: {shown(above)} is a file, not a folder"
             if above.exists()
             else f"{name}: there is no folder {shown(above)}"
         )
@@ -125,7 +125,7 @@ def resolve_target(path: Path) -> Path:
     """Where a file of this name is written: behind links, and never in a device's or a pipe's place.
 
     Raises:
-        OSError: It is no regular file, or links lead in a circle.
+        OSError: It is not a regular file, or links lead in a circle.
     """
     try:
         target = path.resolve()

@@ -25,21 +25,21 @@ def read_toml(path: Path, flag: str) -> dict[str, Any]:
         raise ConfigError(f"{flag} - reads no standard input", hint="give its name on this machine")
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
-            raise ConfigError(f"{where} is no file but a device, a pipe or a socket")
+            raise ConfigError(f"{where} is a device, a pipe or a socket, not a file")
         with path.open("rb") as file:
             content = file.read(LARGEST_TOML + 1)
     except (OSError, ValueError) as error:  # no path may hold a zero byte
         raise ConfigError(f"{where}: {getattr(error, 'strerror', None) or error}") from None
     if len(content) > LARGEST_TOML:
         raise ConfigError(
-            f"{where} is larger than {LARGEST_TOML // 1000} kB, so it is no file of settings",
+            f"{where} is larger than {LARGEST_TOML // 1000} kB, so it is not a settings file",
             hint="give the TOML file, not a checkpoint or data",
         )
     try:
         values = tomllib.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"{where} is not TOML: its byte {error.start} is no UTF-8", hint="save it as text in UTF-8"
+            f"{where} is not TOML: its byte {error.start} is not UTF-8", hint="save it as text in UTF-8"
         ) from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, a nest of thousands of brackets
         reason = str(error).splitlines()[0] if isinstance(error, tomllib.TOMLDecodeError) else "too long or too deep"

@@ -107,7 +107,7 @@ class ProfileConfig:
         if self.gpu is not None:
             find_accelerator(self.gpu).peak_flops(precision)
         elif self.price is not None and not self.measure:
-            raise ConfigError("--price needs --gpu or --measure: without them there are no hours to pay for")
+            raise ConfigError("--price needs --gpu or --measure: without them the hours are unknown")
 
     def models(self) -> tuple[tuple[str, MAEConfig], ...]:
         """Names and sizes in the order asked for, each once; or all those whose patches divide the image.

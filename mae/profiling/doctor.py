@@ -144,7 +144,7 @@ def _with_torch(found: Diagnosis) -> Diagnosis:
         gpus=tuple(graphics_cards()),
         device=device.type,
         precision=precision,
-        precision_reason=reasons.get((device.type, precision), "what this device is known to do well"),
+        precision_reason=reasons.get((device.type, precision), "what this device supports"),
         threads=torch.get_num_threads(),
     )
 

@@ -135,7 +135,7 @@ def _charts(log: RunLog) -> list[Markup]:
                 _means(log, "loss"),
             ],
             x_range=x_range,
-            level=(1.0, "nothing learnt: about 1 for normalised patches") if normalised else None,
+            level=(1.0, "predicting zero: about 1 for normalised patches") if normalised else None,
             may_be_logarithmic=True,
         ),
         chart(

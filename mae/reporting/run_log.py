@@ -223,7 +223,7 @@ def _log_entries(path: Path, books: _LogState, notes: list[str]) -> Iterator[dic
         notes.append("there is no log.jsonl yet")
         return
     if not path.is_file():  # a pipe would never end
-        notes.append("log.jsonl is no regular file")
+        notes.append("log.jsonl is not a regular file")
         return
     try:
         with path.open("rb") as file:
@@ -287,10 +287,10 @@ def _text(path: Path) -> str:
 
     Raises:
         OSError: It cannot be opened.
-        ValueError: It is no regular file, too large, or no UTF-8.
+        ValueError: It is not a regular file, too large, or no UTF-8.
     """
     if path.exists() and not path.is_file():
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
     with path.open("rb") as file:
         content = file.read(LONGEST_FILE + 1)
     if len(content) > LONGEST_FILE:

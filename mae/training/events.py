@@ -15,7 +15,7 @@ LEARNT_SHARE = 0.9  # of the loss of predicting zero; the first hundred useful s
 
 @dataclasses.dataclass(frozen=True)
 class Scanned:
-    """Files looked at so far."""
+    """Files scanned so far."""
 
     files: int
 

@@ -179,6 +179,6 @@ def _show(console: Console, result: PretrainResult) -> None:
         console.print(f"cache       {result.cache_hits:.0%} of the last epoch's images were in it", soft_wrap=True)
     if result.learnt is False:
         console.print(
-            "It has learnt next to nothing: it takes more steps (--epochs), or a higher learning rate (--lr).",
+            "The model has learnt almost nothing: train for more steps (--epochs) or at a higher learning rate (--lr).",
             soft_wrap=True,
         )

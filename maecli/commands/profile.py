@@ -35,7 +35,7 @@ def profile(config: ProfileConfig, output: Output) -> None:
         output.note(note)
     for one in result.variants:
         for failure in one.measured.failures if one.measured else ():
-            output.warn(f"{one.variant}: {failure}; the estimate stands")
+            output.warn(f"{one.variant}: {failure}; only the estimate is shown")
     if config.csv:
         output.text(_csv(result))
         return

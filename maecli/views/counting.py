@@ -54,7 +54,7 @@ class CountingView:
         self.stage, self.started, self.before = progress.stage, time.monotonic(), progress.done
         self.spoke = self.spoke or self.started
         if progress.kept:
-            self.output.note(f"{progress.kept:,} of {progress.total:,} images are there from before")
+            self.output.note(f"{progress.kept:,} of {progress.total:,} images were already done")
         if can_redraw(sys.stderr):
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 

@@ -61,7 +61,7 @@ class TrainingView:
                 f"step {event.step} was skipped: its {what} is {value} (lr {event.lr:.2e}, {event.in_a_row} in a row)"
             )
         elif isinstance(event, RolledBack):
-            self.output.warn(f"went back to {event.checkpoint}, step {event.step}; the images come in another order")
+            self.output.warn(f"went back to {event.checkpoint}, step {event.step}; the image order is different now")
         elif isinstance(event, Started) and self.output.quiet:
             for warning in event.warnings:
                 self.output.warn(warning)
@@ -69,7 +69,7 @@ class TrainingView:
             return
         elif isinstance(event, Scanned):
             if event.files % 8192 == 0:
-                self.output.note(f"{event.files:,} files looked at")
+                self.output.note(f"{event.files:,} files scanned")
         elif isinstance(event, Started):
             self._start(event)
         elif isinstance(event, Stepped):
@@ -159,16 +159,16 @@ def plan_panel(event: Started) -> Panel:
         "images": f"{plan.images:,} found{skipped}{others}",
         "model": f"{variant}, {event.parameters:,} parameters, {format_size(model.img_size)} px, patches of "
         f"{model.patch_size}, {model.in_chans} channels",
-        "target": f"{target}, {config.mask_ratio:.0%} removed; nothing learnt is a loss of "
+        "target": f"{target}, {config.mask_ratio:.0%} removed; predicting zero gives a loss of "
         f"{event.zero_prediction_loss:.3f}",
         "batch": f"{plan.batch_size}{shared}{accumulated}",
         "learning rate": f"{plan.lr:.3g} ({scaled}), warm-up {config.warmup_epochs:g} of {config.epochs} epochs, then "
         f"cosine to {config.min_lr:g}",
         "steps": f"{plan.total_steps:,} ({plan.steps_per_epoch:,} an epoch)"
-        + (f", going on after {event.first_step:,}" if event.first_step else ""),
+        + (f", resuming after step {event.first_step:,}" if event.first_step else ""),
         "computing": f"{event.device}, {event.precision}, {event.workers} loader processes",
         "time": f"about {duration(event.seconds)}, "
-        + ("if loading keeps up" if event.seconds_left is None else "at the pace of its log"),
+        + ("if data loading keeps up" if event.seconds_left is None else "at the rate in its log"),
         "folder": shown(config.out),
     }
     if event.changes:

@@ -95,7 +95,7 @@ def test_pretrain_and_reconstruct_print_one_document(images: Path, tmp_path: Pat
     document = json.loads(out)
     assert document["epochs"] == 1
     assert document["checkpoint"] == str(run / "checkpoint-last.pth")
-    assert "nothing learnt is a loss of" in err
+    assert "predicting zero gives a loss of" in err
     code, out, _ = maecli(
         "reconstruct", images / "0.png", "--checkpoint", run / "checkpoint-last.pth", "--out", grid, "--json"
     )

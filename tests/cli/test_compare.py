@@ -65,7 +65,7 @@ def test_a_suspicion_is_shown_and_ends_with_0(tmp_path: Path) -> None:
     torch.save(document, tmp_path / "odd.pth")
     code, out, _ = maecli("compare", "--official", tmp_path / "odd.pth", *HEADS, "--reference", "builtin")
     assert code == 0
-    assert "! odd.pth: blocks.2.mlp.fc1.weight: its size is 0.44; about 0.089 is usual beside it" in out
+    assert "! odd.pth: blocks.2.mlp.fc1.weight: its size is 0.44; about 0.089 is usual in the blocks next to it" in out
     assert "; suspicious: odd.pth: blocks.2" in out.splitlines()[-1]
     code, out, _ = maecli("compare", "--official", tmp_path / "odd.pth", *HEADS, "--reference", "builtin", "--json")
     assert len(json.loads(out)["warnings"]) == 1
@@ -146,7 +146,7 @@ def test_released_names_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     for command in commands:
         code, out, err = maecli(*command, "--offline")
         assert (code, out) == (4, "")
-        assert "is not in the cache, and the network is not to be used" in err
+        assert "is not in the cache, and downloads are disabled (--offline)" in err
         assert "save it as" in err
 
 

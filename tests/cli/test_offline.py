@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 IMAGE = str(ROOT / "sample_images/cat.jpg")
 URL = "https://host.invalid/train-{0..1}.tar"
 SMALL = ("--variant", "vit_tiny", "--image-size", "32", "--epochs", "1", "--warmup-epochs", "0", "--workers", "0")
-NOT_CACHED = "is not in the cache, and the network is not to be used"
+NOT_CACHED = "is not in the cache, and downloads are disabled (--offline)"
 # What is typed ({file} is a checkpoint, {out} a new name), the exit code, and what is said.
 CASES = [
     (("pretrain", URL), 3, NOT_CACHED),

@@ -136,7 +136,7 @@ def test_a_run_that_learnt_nothing_says_so(photos: Path, here: Path) -> None:
     assert "where predicting zero costs 0.99" in seen.out
     assert "(helped by the original's mean and std)" in seen.out
     assert "(helped by the original's mean and std)" in seen.err  # where the image is announced
-    assert seen.out.splitlines()[-1].startswith("It has learnt next to nothing: ")
+    assert seen.out.splitlines()[-1].startswith("The model has learnt almost nothing: ")
     document = json.loads(run_at("pretrain", photos, *SHORT, "--lr", "1e-9", "--out", "again", "--json").out)
     assert document["learnt"] is False
     assert document["psnr_uses_original"] is True
@@ -148,7 +148,7 @@ def test_a_run_that_learnt_something_does_not(photos: Path, here: Path) -> None:
     more = ["--epochs", "20", "--lr", "2e-3", "--no-norm-pix-loss", "--preview-every", "20"]
     seen = run_at("pretrain", photos, *SHORT, *more)
     assert seen.code == 0
-    assert "next to nothing" not in seen.out
+    assert "almost nothing" not in seen.out
     assert "helped by the original" not in seen.both
     lines = [json.loads(line) for line in (here / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["psnr_uses_original"] for line in lines if "preview" in line] == [False]

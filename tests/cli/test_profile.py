@@ -261,7 +261,7 @@ def test_out_of_memory_leaves_the_estimate(monkeypatch: pytest.MonkeyPatch) -> N
     measured_stand_in(monkeypatch, "cpu", failed)
     code, out, err = maecli("--variant", "vit_huge", "--measure")
     assert code == 0
-    assert "warning: vit_huge: training time: out of memory (too much); the estimate stands" in err
+    assert "warning: vit_huge: training time: out of memory (too much); only the estimate is shown" in err
     assert "290.99" in out
     assert "training, images/s" not in out
 

@@ -103,7 +103,7 @@ def test_an_image_from_standard_input_is_named(weights: Path, tmp_path: Path) ->
     assert (tmp_path / "panels/001-stdin-original.png").is_file()
     code, out, err = maecli("reconstruct", *words, piped=b"no image")
     assert (code, out) == (3, b"")
-    assert "error: stdin: is no image that Pillow knows" in err
+    assert "error: stdin: is not an image format that Pillow reads" in err
     code, out, err = maecli("reconstruct", *words, piped=b"")
     assert (code, out) == (3, b"")
     assert "error: stdin: is empty" in err

@@ -340,7 +340,7 @@ def _hostile() -> Iterator[Case]:
     samples = _tiff(np.zeros((ROWS, COLUMNS), np.uint8), 8, 1).replace(
         struct.pack("<HHII", 277, 3, 1, 1), struct.pack("<HHII", 277, 3, 1, 2570)
     )
-    yield Case("many_samples.tiff", _written(samples), refused="is no image that Pillow knows")
+    yield Case("many_samples.tiff", _written(samples), refused="is not an image format that Pillow reads")
     loop = bytearray(_bytes(Image.fromarray(photo()), "tiff"))
     entries = struct.unpack_from("<H", loop, struct.unpack_from("<I", loop, 4)[0])[0]
     first = struct.unpack_from("<I", loop, 4)[0]

@@ -192,7 +192,7 @@ def _written(path: Path, suffix: str) -> bool:
 
 
 _REFUSED = (
-    ("below a file", _below_a_file, "file is a file and no folder|Not a directory"),
+    ("below a file", _below_a_file, "file is a file, not a folder|Not a directory"),
     ("a name of 300 letters", _long_name, "File name too long"),
     ("in a folder of 300 letters", _in_a_long_folder, "File name too long"),
     ("a link to itself", _looping_link, "Too many levels of symbolic links|leads back to itself|Symlink loop"),

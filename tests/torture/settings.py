@@ -75,9 +75,9 @@ FILES: dict[str, tuple[str | bytes, str]] = {
     "JSON": ('{"epochs": 3}', "is not TOML: Invalid statement"),
     "a web page": ("<!DOCTYPE html><html>404</html>", "is not TOML: Invalid statement"),
     "a deep nest": ("a = " + "[" * 50_000 + "]" * 50_000, "is not TOML: too long or too deep"),
-    "not UTF-8": (b'out = "\xff\xfe"', "is not TOML: its byte 7 is no UTF-8"),
-    "UTF-16": ("epochs = 1".encode("utf-16"), "is not TOML: its byte 0 is no UTF-8"),
-    "an image": (b"\x89PNG\r\n\x1a\n" + bytes(99), "is not TOML: its byte 0 is no UTF-8"),
+    "not UTF-8": (b'out = "\xff\xfe"', "is not TOML: its byte 7 is not UTF-8"),
+    "UTF-16": ("epochs = 1".encode("utf-16"), "is not TOML: its byte 0 is not UTF-8"),
+    "an image": (b"\x89PNG\r\n\x1a\n" + bytes(99), "is not TOML: its byte 0 is not UTF-8"),
     "zeros": (bytes(5000), "is not TOML: Invalid statement"),
 }
 
@@ -144,8 +144,8 @@ def all_settings() -> Iterator[Trial]:
     yield Trial("settings: a file of 100 MB", _with_vast_file, 2, "is larger than 1000 kB")
     yield Trial("settings: no file", lambda s: _pretrain("--config", s.folder / "none.toml"), 2, "No such file")
     yield Trial("settings: a folder", lambda s: _pretrain("--config", s.folder), 2, "Is a directory")
-    yield Trial("settings: a FIFO", _with_fifo, 2, "is no file but a device, a pipe or a socket")
-    yield Trial("settings: a device", lambda s: _pretrain("--config", "/dev/zero"), 2, "is no file but a device")
+    yield Trial("settings: a FIFO", _with_fifo, 2, "is a device, a pipe or a socket, not a file")
+    yield Trial("settings: a device", lambda s: _pretrain("--config", "/dev/zero"), 2, "is a device, a pipe")
     yield Trial("settings: a link to itself", _with_loop, 2, "Too many levels of symbolic links")
     yield Trial("settings: a name of 300 letters", lambda s: _pretrain("--config", "x" * 300), 2, "File name too long")
     for url in ("http://host/train-{00..09}.tar", "s3://bucket/train.tar"):

@@ -95,4 +95,4 @@ def test_what_pillow_logs_is_not_printed(corpus: dict[str, Path]) -> None:
         "print(probe_image(Path(sys.argv[1])))"
     )
     done = finish(fork("-c", code, corpus["many_samples.tiff"]))
-    assert (done.stdout, done.stderr) == ("is no image that Pillow knows\n", "")
+    assert (done.stdout, done.stderr) == ("is not an image format that Pillow reads\n", "")

@@ -38,7 +38,7 @@ MAX_SCANS = 100
 HEAD_BYTES = 64
 
 _NO_DATA = "is empty (0 bytes)"
-_UNKNOWN = "is no image that Pillow knows"
+_UNKNOWN = "is not an image format that Pillow reads"
 _FOREIGN_HEADS = (
     (b"version https://git-lfs", "is a Git LFS pointer and not the image (git lfs pull fetches it)"),
     (b"<!doctype", "is a web page saved under an image's name"),
@@ -50,10 +50,10 @@ _FOREIGN_HEADS = (
 )
 _KINDS = (
     (stat.S_ISDIR, "is a folder"),
-    (stat.S_ISFIFO, "is a FIFO and no file"),
-    (stat.S_ISSOCK, "is a socket and no file"),
-    (stat.S_ISCHR, "is a device and no file"),
-    (stat.S_ISBLK, "is a device and no file"),
+    (stat.S_ISFIFO, "is a FIFO, not a file"),
+    (stat.S_ISSOCK, "is a socket, not a file"),
+    (stat.S_ISCHR, "is a device, not a file"),
+    (stat.S_ISBLK, "is a device, not a file"),
 )
 
 
@@ -70,7 +70,7 @@ def open_regular(path: Path, *, limited: bool = True) -> IO[bytes]:
 
     Raises:
         OSError: It cannot be opened; ``describe_failure`` puts the reason in words.
-        DataError: It is no regular file, or ``limited`` and over 512 MiB.
+        DataError: It is not a regular file, or ``limited`` and over 512 MiB.
     """
     _check_regular(path, path.stat(), limited)
     # Not to hang should it become a FIFO just now.
@@ -85,7 +85,7 @@ def open_regular(path: Path, *, limited: bool = True) -> IO[bytes]:
 
 def _check_regular(name: Path, info: os.stat_result, limited: bool) -> None:
     if not stat.S_ISREG(info.st_mode):
-        kind = next((words for is_kind, words in _KINDS if is_kind(info.st_mode)), "is no regular file")
+        kind = next((words for is_kind, words in _KINDS if is_kind(info.st_mode)), "is not a regular file")
         raise ImageError(name, kind)
     if limited and info.st_size > MAX_FILE_BYTES:
         raise ImageError(name, f"is too large ({info.st_size / 2**20:,.0f} MiB; at most 512 are read)")

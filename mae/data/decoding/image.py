@@ -63,7 +63,7 @@ def open_image(path: Path, *, limited: bool = True) -> IO[bytes]:
     """Open a file for ``decode_image``; ``limited`` refuses one over 512 MiB.
 
     Raises:
-        DataError: It cannot be opened, or is no regular file.
+        DataError: It cannot be opened, or is not a regular file.
     """
     try:
         return open_regular(path, limited=limited)

@@ -121,7 +121,7 @@ def _tar_members(path: Path, file: IO[bytes]) -> Iterator[_Member]:
                     yield _Member(name, member.offset_data, member.size, -1, "is cut off" if cut else "")
     except tarfile.TarError as error:
         if file.tell() <= 512:
-            raise DataError(f"{shown(path)} is no tar: {error}") from None
+            raise DataError(f"{shown(path)} is not a tar file: {error}") from None
         yield _Member(b"", 0, 0, -1, f"breaks off: {error}")
 
 
@@ -130,7 +130,7 @@ def _zip_members(path: Path, file: IO[bytes]) -> Iterator[_Member]:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise DataError(f"{shown(path)} is no zip file that can be read: {error}") from None
+        raise DataError(f"{shown(path)} is not a readable zip file: {error}") from None
     for member in members:
         name = os.fsencode(member.filename)
         if not name or member.is_dir() or _is_hidden(name):
@@ -145,7 +145,7 @@ def _zip_members(path: Path, file: IO[bytes]) -> Iterator[_Member]:
         elif member.flag_bits & 1:
             reason = "is encrypted"
         elif not stored and member.compress_type != zipfile.ZIP_DEFLATED:
-            reason = "is packed in another way than deflate"
+            reason = "is compressed with a method other than deflate"
         elif member.file_size > MAX_FILE_BYTES:
             reason = f"is too large ({member.file_size / 2**20:,.0f} MiB; at most 512 are read)"
         offset = member.header_offset + _LOCAL_HEADER + after
@@ -202,7 +202,7 @@ def _read(file: IO[bytes], offset: int, size: int, check: int) -> bytes:
     unpacker = zlib.decompressobj(-15)
     data = unpacker.decompress(data, MAX_FILE_BYTES)
     if not unpacker.eof or zlib.crc32(data) != check:
-        raise ValueError("its checksum is another")
+        raise ValueError("its checksum does not match")
     return data
 
 
@@ -210,7 +210,7 @@ def open_archive(path: Path) -> IO[bytes]:
     """Open an archive of any size for reading.
 
     Raises:
-        DataError: It cannot be opened, or is no regular file.
+        DataError: It cannot be opened, or is not a regular file.
     """
     return open_image(path, limited=False)
 

@@ -164,7 +164,7 @@ class _InMemory(ImageSource):
 
     def open(self, index: int) -> IO[bytes]:
         """It is no file."""
-        raise ImageError(self._name, "is in memory and no file")
+        raise ImageError(self._name, "is an image in memory, not a file")
 
     def load(self, index: int, in_chans: int, on_note: Callable[[str], None] | None = None) -> Image.Image:
         """As ``to_image``."""

@@ -61,7 +61,7 @@ class TableSource(ImageSource):
                     rows = [group.num_rows for group in groups]
                     largest = max([largest, *(_size(group, self._columns[-1]) for group in groups)])
             except (OSError, ValueError) as error:
-                raise DataError(f"{shown(path)} is no Parquet file that can be read: {error}") from None
+                raise DataError(f"{shown(path)} is not a readable Parquet file: {error}") from None
             places += [(number, group, count) for group, count in enumerate(rows) if count]
             self._digests.append(f"{path.name} {rows}")
         self._places = places

@@ -49,8 +49,8 @@ def fetch_shard(url: str) -> Path:
         return path
     if is_offline():
         raise DataError(
-            f"{shown(url)} is not in the cache, and the network is not to be used",
-            hint=f"get it by any means and save it as {path}, or give its name on this machine",
+            f"{shown(url)} is not in the cache, and downloads are disabled (--offline)",
+            hint=f"get it another way and save it as {path}, or give its name on this machine",
         )
     try:
         download(name, url, path, largest=LARGEST_SHARD)

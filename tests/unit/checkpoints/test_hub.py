@@ -132,7 +132,7 @@ def test_offline_says_where_to_put_the_file(
 ) -> None:
     if how == "environment":
         monkeypatch.setenv("MAECLI_OFFLINE", "1")
-    with pytest.raises(CheckpointError, match="not in the cache, and the network is not to be used") as caught:
+    with pytest.raises(CheckpointError, match="not in the cache, and downloads are disabled") as caught:
         load_checkpoint("mae_visualize_vit_base", offline=how == "option")
     assert caught.value.hint is not None
     assert str(tmp_path / "cache/mae_visualize_vit_base.pth") in caught.value.hint
@@ -156,7 +156,7 @@ def test_no_network(release: Release, server: Server, tmp_path: Path, monkeypatc
     ("change", "message"),
     [
         ({"content": b"<html>"}, "is not the released file"),
-        ({"stated_size": 10**7}, "broke off at 3,0.* of 10,000,000 bytes|IncompleteRead"),
+        ({"stated_size": 10**7}, "stopped at 3,0.* of 10,000,000 bytes|IncompleteRead"),
         ({"stated_size": 10**10}, "more than 4,000,000,000 bytes"),
         ({"status": 404}, "cannot be downloaded"),
         ({"redirect": "ftp://127.0.0.1/file"}, "only https is used"),

@@ -94,7 +94,7 @@ def test_a_broken_newest_state_is_passed_over_aloud(run: Path) -> None:
     assert first_value(checkpoint) == 1
     (note,) = checkpoint.notes
     assert f"{run}/checkpoint-last.pth is cut short or damaged" in note
-    assert note.endswith(f"{run}/checkpoint-last-1.pth is read in its place")
+    assert note.endswith(f"{run}/checkpoint-last-1.pth is read instead")
     for path in run_states(run):
         path.write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"checkpoint-last\.pth is empty"):

@@ -178,7 +178,8 @@ def test_what_is_suspicious_is_said_and_fails_nothing(tmp_path: Path) -> None:
     result = compared(written(tmp_path, state))
     assert result.equal
     (warning,) = result.warnings
-    assert warning.startswith("file.pth: blocks.2.mlp.fc1.weight: its size is 0.44; about 0.089 is usual beside it")
+    wanted = "its size is 0.44; about 0.089 is usual in the blocks next to it"
+    assert warning.startswith(f"file.pth: blocks.2.mlp.fc1.weight: {wanted}")
     assert result.verdict.startswith("equal: ")
     assert result.verdict.endswith(f"; suspicious: {warning}")
 

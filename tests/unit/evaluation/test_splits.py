@@ -110,8 +110,8 @@ def flat_parts(root: Path) -> None:
     ("make", "words"),
     [
         (none, "d: there are no class folders"),
-        (one, "d: there is one class only, red"),
-        (loose, "stray.png lies in no class folder"),
+        (one, "d: there is only one class, red"),
+        (loose, "stray.png is in no class folder"),
         (missing_in_test, "d/test has no folder green with images, and d/train has"),
         (missing_in_train, "d/train has no folder green with images, and d/test has"),
         (single, "d/rare has one image only"),

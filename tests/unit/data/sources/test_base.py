@@ -156,8 +156,8 @@ def test_damaged_archives_are_met_with_one_line(tmp_path: Path) -> None:
     (tmp_path / "text.zip").write_text("words " * 500)
     (tmp_path / "empty.tar").touch()
     for name, words in (
-        ("squeezed.tar", "is a compressed tar"), ("text.tar", "is no tar"), ("text.zip", "is no zip"),
-        ("empty.tar", "is no tar"),
+        ("squeezed.tar", "is a compressed tar"), ("text.tar", "is not a tar file"),
+        ("text.zip", "is not a readable zip"), ("empty.tar", "is not a tar file"),
     ):  # fmt: skip
         with pytest.raises(DataError, match=words):
             scan_images([tmp_path / name])
@@ -203,7 +203,7 @@ def test_tables_without_images_and_rows_without_one(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"row 1: holds no image"):
         source.load(1, 3)
     (tmp_path / "d.parquet").write_text("words")
-    with pytest.raises(DataError, match="is no Parquet file"):
+    with pytest.raises(DataError, match="is not a readable Parquet file"):
         scan_images([tmp_path / "d.parquet"])
 
 

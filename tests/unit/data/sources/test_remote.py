@@ -171,7 +171,7 @@ def test_a_file_that_changed_in_between_is_fetched_anew(server: Server) -> None:
         (["vast"], "the server sends more than 64,000,000,000 bytes; stopped"),
         (["to http://127.0.0.1/x.tar"], "refused to download over http: only https is used"),
         (["to file:///etc/passwd"], "only https is used|not allowed"),
-        (["break"] * 5, r"broke off at 2,500 of [\d,]+ bytes \(5 attempts\)"),
+        (["break"] * 5, r"the download stopped at 2,500 of [\d,]+ bytes \(5 attempts\)"),
     ],
 )
 def test_what_cannot_be_had_is_named(faults: list[str], message: str, server: Server) -> None:
@@ -214,7 +214,7 @@ def test_no_server(server: Server) -> None:
 def test_offline_says_where_to_put_the_file(how: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     if how == "environment":
         monkeypatch.setenv("MAECLI_OFFLINE", "1")
-    with pytest.raises(DataError, match="not in the cache, and the network is not to be used") as caught:
+    with pytest.raises(DataError, match="not in the cache, and downloads are disabled") as caught:
         scan_images([Path(server.url("train-00.tar"))], offline=how == "argument")
     assert server.asked == []
     place = Path(re.findall(r"save it as (\S+),", caught.value.hint or "")[0])
@@ -281,7 +281,7 @@ def test_images_of_a_shard_are_decoded(server: Server) -> None:
 def test_pretrain_offline_is_refused(server: Server) -> None:
     done = CliRunner().invoke(app, ["pretrain", server.url("train-00.tar"), *map(str, TINY), "--offline"])
     assert done.exit_code == 3
-    assert "not in the cache, and the network is not to be used" in done.stderr
+    assert "not in the cache, and downloads are disabled" in done.stderr
     assert server.asked == []
 
 
