@@ -114,7 +114,7 @@ def flat_parts(root: Path) -> None:
         (loose, "stray.png is in no class folder"),
         (missing_in_test, "d/test has no folder green with images, and d/train has"),
         (missing_in_train, "d/train has no folder green with images, and d/test has"),
-        (single, "d/rare has one image only"),
+        (single, "d/rare has only one image"),
         (flat_parts, "d: there are no class folders"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

@@ -100,7 +100,7 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     piped(monkeypatch, CONTENT["05.png"])
     given = GivenImages([folder / "01.png", Path("-")], 8)
     assert [(path.name, image.width) for path, image in given.decode(3)] == [("01.png", 25), ("stdin", 29)]
-    for content, reason in ((b"", "is empty"), (b"hello", "is no image"), (BROKEN, "stdin: ")):
+    for content, reason in ((b"", "is empty"), (b"hello", "is not an image"), (BROKEN, "stdin: ")):
         piped(monkeypatch, content)
         with pytest.raises(ImageError, match=reason):
             names(GivenImages([Path("-")], 8))

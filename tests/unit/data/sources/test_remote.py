@@ -200,7 +200,7 @@ def test_a_full_disk_is_seen_before(server: Server, monkeypatch: pytest.MonkeyPa
 
 def test_a_stranger_in_the_middle_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SSL_CERT_FILE")
-    with pytest.raises(DataError, match="certificate is not to be trusted"):
+    with pytest.raises(DataError, match="certificate is not trusted"):
         fetch_shard(server.url("train-00.tar"))
     assert server.asked == []
 
