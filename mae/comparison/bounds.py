@@ -127,7 +127,9 @@ def _outlier(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
     least_size, sure_size = (0.5, 20) if unit.is_matrix else (10, 50)
     usual_size = max((abs(fellow.largest) for fellow in fellows), default=0.0)
     usual_peak = max((_peak(fellow) for fellow in fellows), default=math.inf)
-    alone = (peak > 60 and one.gap > 4) or (peak > max(20, 4 * usual_peak) and one.gap > 3)
+    # Single channels of biases and norms can be large in trained models.
+    alone = peak > (60 if unit.is_matrix else 200) and one.gap > 4
+    alone = alone or (unit.is_matrix and peak > max(20, 4 * usual_peak) and one.gap > 3)
     if one.constant is not None or size < max(least_size, 4 * usual_size) or not alone:
         return
     place = ", ".join(str(index) for index in one.place)
