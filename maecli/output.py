@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -204,6 +204,23 @@ def _columns(stream: Any) -> int | None:
     if not stream.isatty():
         return _COLUMNS
     return None if can_redraw(stream) else shutil.get_terminal_size().columns
+
+
+def width_of(stream: Any) -> int:
+    """Columns of a stream, as ``make_console`` counts them."""
+    return _columns(stream) or shutil.get_terminal_size().columns
+
+
+def print_styled(lines: Iterable[Sequence[tuple[str, str]]]) -> None:
+    """Print lines of words with styles ("bold", "bold cyan", "dim" or none) to standard output, without rich."""
+    terminal = can_redraw(sys.stdout) and (sys.platform != "win32" or "WT_SESSION" in os.environ)
+    coloured = (terminal or "FORCE_COLOR" in os.environ) and not os.environ.get("NO_COLOR")
+    codes = {"bold": "1", "bold cyan": "1;36", "dim": "2"} if coloured else {}
+    with _writing():
+        for line in lines:
+            words = (f"\x1b[{codes[style]}m{word}\x1b[0m" if style in codes else word for word, style in line)
+            print(" ".join(words).rstrip())
+        sys.stdout.flush()
 
 
 def fitted(console: Console, table: Table) -> RenderableType:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from mae.errors import ConfigError, DataError, TrainingError
 TIMEOUT = datetime.timedelta(minutes=10)
 # While one looks through the images of a machine, or fetches them, its others have nothing to do but wait.
 STARTUP_TIMEOUT = datetime.timedelta(hours=24)
+GRACE = 1.0  # seconds between losing contact and ending because of it
 
 
 class Ranks:
@@ -159,7 +161,12 @@ class Ranks:
         return slice(self.rank * part, (self.rank + 1) * part)
 
     def lost(self, error: Exception) -> TrainingError:
-        """What to say when the others no longer answer."""
+        """What to say when the others no longer answer, some time after they stopped.
+
+        Torchrun looks for ended processes ten times a second, and of those that it finds together it reports the one of
+        the lowest rank as the root cause: the process that failed must be found before this one ends.
+        """
+        time.sleep(GRACE)
         return TrainingError(
             f"process {self.rank} of {self.size} lost contact with another one: {_first_line(error)}",
             hint="the process that failed first says why; --resume continues from the last checkpoint",

@@ -1,19 +1,20 @@
-"""``--help`` that no width cuts: an option's name is always whole, on a line of its own where columns are few."""
+"""``--help`` that no width cuts: an option's name is always whole, on a line of its own where columns are few.
+
+Without rich, whose import takes as long as all the rest of ``maecli --help``.
+"""
 
 from __future__ import annotations
 
 import inspect
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
 from maecli.commands import SUMMARIES, Commands
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.text import Text
+Line = list[tuple[str, str]]  # words or texts with their styles, to be joined by spaces
 
 _WIDEST_NAMES = 30
 _NARROW = 70  # columns; below that, descriptions go under the names
@@ -40,74 +41,82 @@ class Group(TyperGroup):
 
 
 def _print_help(command: Any, ctx: Any, commands: Sequence[tuple[str, str]] = ()) -> None:
-    from rich.console import Group as Lines
-    from rich.text import Text
+    from maecli.output import print_styled, width_of
 
-    from maecli.output import make_console
-
-    console = make_console(sys.stdout)
-    lines: list[RenderableType] = [Text(), Text(command.get_usage(ctx), style="bold"), Text()]
+    width = width_of(sys.stdout)
+    lines: list[Line] = [[], *_wrapped([(command.get_usage(ctx), "bold")], width), []]
     for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
-        lines += [_paragraph(paragraph), Text()]
+        lines += [*_paragraph(paragraph, width), []]
     if commands:
-        lines += _section("Commands", [(Text(name, style="bold cyan"), Text(text)) for name, text in commands], console)
-    sections: dict[str, list[tuple[Text, Text]]] = {}
+        lines += _section("Commands", [([(name, "bold cyan")], [(text, "")]) for name, text in commands], width)
+    sections: dict[str, list[tuple[Line, Line]]] = {}
     for parameter in command.get_params(ctx):
         if not getattr(parameter, "hidden", False):
             argument = parameter.param_type_name == "argument"
             panel = getattr(parameter, "rich_help_panel", None) or ("Arguments" if argument else "Options")
             sections.setdefault(panel, []).append((_name(parameter, argument=argument), _description(parameter)))
     for title in sorted(sections, key=lambda title: (title != "Arguments", title == "Options")):
-        lines += _section(title, sections[title], console)
-    console.print(Lines(*lines))
+        lines += _section(title, sections[title], width)
+    print_styled(lines)
 
 
-def _paragraph(paragraph: str) -> Text:
+def _paragraph(paragraph: str, width: int) -> Iterator[Line]:
     """Examples keep their lines, so that they can be copied; other text flows."""
-    from rich.text import Text
+    texts = paragraph.splitlines()
+    indented = any(text.startswith("  ") for text in texts)
+    for text in texts if indented else [" ".join(paragraph.split())]:
+        indent = len(text) - len(text.lstrip())
+        yield from _wrapped([(text, "")], width, indent=indent)
 
-    indented = any(line.startswith("  ") for line in paragraph.splitlines())
-    return Text(paragraph if indented else " ".join(paragraph.split()), overflow="fold")
 
-
-def _name(parameter: Any, *, argument: bool) -> Text:
-    from rich.text import Text
-
+def _name(parameter: Any, *, argument: bool) -> Line:
     metavar = parameter.metavar or ""
     if argument:
-        return Text(metavar or parameter.name.upper(), style="bold cyan")
-    names = " / ".join(
-        [", ".join(parameter.opts), *([", ".join(parameter.secondary_opts)] * bool(parameter.secondary_opts))]
-    )
-    name = Text(names, style="bold cyan")
-    return name.append(f" {metavar}", style="not bold default") if metavar else name
+        return [(metavar or parameter.name.upper(), "bold cyan")]
+    names = " / ".join(", ".join(names) for names in (parameter.opts, parameter.secondary_opts) if names)
+    return [(names, "bold cyan"), *([(metavar, "")] if metavar else [])]
 
 
-def _description(parameter: Any) -> Text:
-    from rich.text import Text
-
-    text = Text(parameter.help or "")
-    if isinstance(parameter.show_default, str):
-        text.append(f" [default: {parameter.show_default}]", style="dim")
-    return text
+def _description(parameter: Any) -> Line:
+    default = parameter.show_default
+    return [(parameter.help or "", ""), *([(f"[default: {default}]", "dim")] if isinstance(default, str) else [])]
 
 
-def _section(title: str, rows: Sequence[tuple[Text, Text]], console: Any) -> Iterator[RenderableType]:
+def _section(title: str, rows: Sequence[tuple[Line, Line]], width: int) -> Iterator[Line]:
     """Names beside descriptions; a name that is too long, and in a narrow terminal every name, above its own."""
-    from rich.text import Text
-
-    yield Text(title, style="bold")
-    narrow = console.width < _NARROW
-    lengths = [name.cell_len for name, _ in rows if name.cell_len <= _WIDEST_NAMES]
+    yield [(title, "bold")]
+    narrow = width < _NARROW
+    lengths = [_length(name) for name, _ in rows if _length(name) <= _WIDEST_NAMES]
     widest = 0 if narrow else max(lengths, default=0)
     indent = 6 if narrow else 2 + widest + 2
     for name, text in rows:
-        described = list(text.wrap(console, max(10, console.width - indent - 1)))
-        if name.cell_len <= widest and described:
-            first = Text("  ").append_text(name)
-            yield first.append(" " * (indent - first.cell_len)).append_text(described.pop(0))
+        described = list(_wrapped(text, max(10 + indent, width - 1), indent=indent))
+        if _length(name) <= widest and described:
+            _, *first = described.pop(0)
+            yield [(" ", ""), *name, (" " * (widest - _length(name)), ""), *first]
         else:
-            yield Text("  ", overflow="fold").append_text(name)
-        for line in described:
-            yield Text(" " * indent).append_text(line)
-    yield Text()
+            yield from _wrapped(name, width, indent=2)
+        yield from described
+    yield []
+
+
+def _length(line: Line) -> int:
+    return len(" ".join(text for text, _ in line))
+
+
+def _wrapped(pieces: Line, width: int, *, indent: int = 0) -> Iterator[Line]:
+    """Lines of words with their styles, each after an indent; a word that is longer than a line is cut in pieces."""
+    room = max(1, width - indent)
+    line, used = [(" " * (indent - 1), "")] * bool(indent), 0
+    empty = len(line)
+    for text, style in pieces:
+        for word in text.split():
+            while word:
+                if used and used + 1 + len(word) > room:
+                    yield line
+                    line, used = line[:empty], 0
+                part, word = word[:room], word[room:]
+                line = [*line, (part, style)]
+                used += len(part) + (used > 0)
+    if used:
+        yield line

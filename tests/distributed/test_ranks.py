@@ -187,7 +187,8 @@ def test_a_killed_process_ends_the_run_with_its_name(tmp_path: Path, options: tu
     assert done.returncode != 0
     assert "process 0: error: process 0 of 2 lost contact with another one" in talk
     assert "Traceback" not in talk.partition("lost contact")[0]
-    assert re.search(r"Root Cause.*rank +: 1 .*SIGKILL", talk, re.DOTALL)  # torchrun's own table
+    # In torchrun's own table: as its root cause, unless a busy machine let it see the ends of both only together.
+    assert re.search(r"rank +: 1 \(.*?SIGKILL", talk, re.DOTALL)
 
 
 def test_torchrun_starts_a_broken_run_again(tmp_path: Path) -> None:
