@@ -46,7 +46,8 @@ def main() -> None:
         for name, states in _healthy(options.seeds, files | trained):
             outcomes = [examine(state) for state in states]
             suspicious = sum(bool(found) for _, found in outcomes)
-            print(f"| {name} | {len(outcomes)} | {suspicious} | {sum(bool(sure) for sure, _ in outcomes)} |", flush=True)
+            failed = sum(bool(sure) for sure, _ in outcomes)
+            print(f"| {name} | {len(outcomes)} | {suspicious} | {failed} |", flush=True)
     found: dict[str, list[str]] = {kind: [] for kind in damages.DAMAGES}
     for state in (files | trained).values():
         for kind, failed, seen, _ in damages.rates(state, 0, options.trials):

@@ -84,7 +84,7 @@ def _description(parameter: Any) -> Line:
 
 def _section(title: str, rows: Sequence[tuple[Line, Line]], width: int) -> Iterator[Line]:
     """Names beside descriptions; a name that is too long, and in a narrow terminal every name, above its own."""
-    yield [(title, "bold")]
+    yield from _wrapped([(title, "bold")], width)
     narrow = width < _NARROW
     lengths = [_length(name) for name, _ in rows if _length(name) <= _WIDEST_NAMES]
     widest = 0 if narrow else max(lengths, default=0)
@@ -105,18 +105,22 @@ def _length(line: Line) -> int:
 
 
 def _wrapped(pieces: Line, width: int, *, indent: int = 0) -> Iterator[Line]:
-    """Lines of words with their styles, each after an indent; a word that is longer than a line is cut in pieces."""
+    """Lines of words with their styles, each after an indent.
+
+    A word that is longer than a line with its indent stands on a line without; if that is too short too, it is cut.
+    """
     room = max(1, width - indent)
-    line, used = [(" " * (indent - 1), "")] * bool(indent), 0
-    empty = len(line)
-    for text, style in pieces:
-        for word in text.split():
-            while word:
-                if used and used + 1 + len(word) > room:
-                    yield line
-                    line, used = line[:empty], 0
-                part, word = word[:room], word[room:]
-                line = [*line, (part, style)]
-                used += len(part) + (used > 0)
+    margin: Line = [(" " * (indent - 1), "")] * bool(indent)
+    line, used = margin, 0
+    for word, style in ((word, style) for text, style in pieces for word in text.split()):
+        if used and used + 1 + len(word) > room:
+            yield line
+            line, used = margin, 0
+        if len(word) > room:
+            *whole, word = (word[start : start + width] for start in range(0, len(word), width))
+            yield from ([(part, style)] for part in [*whole, word])
+            continue
+        line = [*line, (word, style)]
+        used += len(word) + (used > 0)
     if used:
         yield line
