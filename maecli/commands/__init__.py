@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 SUMMARIES = {
-    "inspect": "Show what a data set holds: formats, channels, sizes, duplicates, unreadable files, and a contact sheet.",
+    "inspect": "Show what a data set holds: formats, channels, sizes, duplicates, unreadable files, a contact sheet.",
     "pretrain": "Train a masked autoencoder on a folder of images; labels are not needed.",
     "watch": "Show a run's progress from another terminal; Ctrl-C stops watching, not the run.",
     "report": "Write an HTML report of a run: loss curves, reconstructions over time, speed, settings, hardware.",

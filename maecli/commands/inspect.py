@@ -19,7 +19,7 @@ MOST_LISTED = 5  # groups of duplicates, and unreadable files
 
 @command_from(InspectConfig)
 def inspect(config: InspectConfig, output: Output) -> None:
-    """Show what a data set holds: formats, channels, sizes, duplicates, unreadable files, and a contact sheet.
+    """Show what a data set holds: formats, channels, sizes, duplicates, unreadable files, a contact sheet.
 
     Examples:
       maecli inspect photos
