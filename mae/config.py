@@ -1,6 +1,6 @@
 """The architecture of one masked autoencoder, and the settings of looking through its eyes.
 
-Standard library only, so that costs and plans can be worked out without importing torch.
+Standard library only, so that costs and plans can be computed without importing torch.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class MAEDecoder(nn.Module):
 
         Attention does not care about the order of its tokens, so they stay in the order [class | visible |
         removed]. What the first block asks of a removed patch depends on its position alone, so it is worked
-        out once for all images; the last block works out the removed patches only.
+        out once for all images; the last block computes the removed patches only.
 
         Args:
             latent: (B, 1 + K, D), the encoder's output with its class token.

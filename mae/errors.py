@@ -1,6 +1,6 @@
-"""What can go wrong for a user, one class per exit code of the command line.
+"""Errors that are shown to a user, one class per exit code.
 
-Raise one of these for a mistake that the user can mend: the message says what was wanted, what was
+Raise one of these for a mistake that the user can correct: the message says what was wanted, what was
 got and which option or file; ``hint`` says what to type next; ``details`` are lines below the message where one
 line is not enough, such as the rows of a table. A wrong tensor shape inside the library
 is a programmer's mistake and raises ``ValueError`` instead.
@@ -42,7 +42,7 @@ class CheckpointError(MaeError):
 
 
 class TrainingError(MaeError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
     exit_code = 5
 

@@ -34,7 +34,7 @@ NOTHING_REMOVED = "the loss is over removed patches and the mask removes none; u
 
 
 class MaskedAutoencoder(nn.Module):
-    """An asymmetric autoencoder that rebuilds the removed patches of an image.
+    """An asymmetric autoencoder that reconstructs the removed patches of an image.
 
     The state dict uses the key names and shapes of the official release, so a file written from it is
     read by the official scripts and by timm as it stands.
@@ -137,7 +137,7 @@ class MaskedAutoencoder(nn.Module):
 
         Args:
             imgs: (B, C, H, W), normalised images.
-            mask_ratio: Share of the patches that is removed; at least one is removed and one kept.
+            mask_ratio: Fraction of the patches that is removed; at least one is removed and one kept.
             noise: (B, L); the lowest values stay visible. Drawn uniformly if None.
 
         Returns:
@@ -162,7 +162,7 @@ class MaskedAutoencoder(nn.Module):
 
         Args:
             imgs: (B, C, H, W), normalised images.
-            mask_ratio: Share of the patches that is removed, in [0, 1).
+            mask_ratio: Fraction of the patches that is removed, in [0, 1).
             noise: (B, L); the lowest values stay visible. Drawn uniformly if None.
 
         Returns:
@@ -247,7 +247,7 @@ class MaskedAutoencoder(nn.Module):
         """The loss of ``forward``, and its gradients, for less work.
 
         Only the visible patches are embedded, and only the removed ones are predicted and scored (see
-        ``MAEDecoder.predict_removed``). The loss is worked out in float32 (or wider) whatever the precision
+        ``MAEDecoder.predict_removed``). The loss is computed in float32 (or wider) whatever the precision
         of the model.
 
         Args, Raises: As ``forward``.

@@ -34,7 +34,7 @@ def random_masking(noise: Tensor, mask_ratio: float) -> Masking:
 
     Args:
         noise: (B, L), any floating type; uniform noise samples without replacement.
-        mask_ratio: Share of the patches that is removed, in [0, 1).
+        mask_ratio: Fraction of the patches that is removed, in [0, 1).
 
     Raises:
         ValueError: ``noise`` is not (B, L).

@@ -225,7 +225,7 @@ def _unknown(config_class: Any, name: str, value: Any, where: str) -> ConfigErro
 
 
 def brief(value: Any) -> str:
-    """A value as a person wrote it, no longer than a line takes; it may be a gigantic number or a million items."""
+    """A value as the user wrote it, shortened to a line."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > LARGEST_INTEGER:
         return f"a number of {value.bit_length()} bits"
     if isinstance(value, list | tuple | dict) and len(value) > 9:
@@ -385,7 +385,7 @@ def in_python(text: str, config_class: Any, call: str) -> str:
     """A message written for the command line, as a caller of the library spells it.
 
     ``--mask-ratio`` becomes ``mask_ratio``, ``--epochs 3`` ``epochs=3``, ``--no-hflip`` ``hflip=False`` and ``--help``
-    ``help(mae.pretrain)``. A whole command line in backquotes stays as it is, and so does what is no option of this
+    ``help(mae.pretrain)``. A whole command line in backquotes stays as it is, and so does what is not an option of this
     config.
 
     Args:
@@ -421,7 +421,7 @@ def in_python(text: str, config_class: Any, call: str) -> str:
 
 @contextmanager
 def _errors_name_fields(config_class: Any, call: str) -> Iterator[None]:
-    """Within it, what goes wrong for a user is told in fields; the hint stands below Python's traceback."""
+    """Within it, errors name fields instead of options; the hint is below Python's traceback."""
     try:
         yield
     except MaeError as error:

@@ -10,7 +10,7 @@ def sincos_2d(dim: int, grid: tuple[int, int], *, dtype: torch.dtype = torch.flo
     r"""The position table of a grid of patches with a zero row for the class token.
 
     The first half of the channels encodes the **column**, the second half the **row**, and each half is
-    [sin(x w) | cos(x w)] with :math:`w_i = 10000^{-i / (D/4)}`, worked out in float64.
+    [sin(x w) | cos(x w)] with :math:`w_i = 10000^{-i / (D/4)}`, computed in float64.
 
     Args:
         dim: D, the table's width, a multiple of 4.

@@ -51,7 +51,7 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
     def forward(self, x: Tensor, first_query: int = 0) -> Tensor:
-        """(B, L, D) -> (B, L - first_query, D): only the tokens from ``first_query`` on are worked out."""
+        """(B, L, D) -> (B, L - first_query, D): only the tokens from ``first_query`` on are computed."""
         mixed = self.attn(self.norm1(x), first_query)
         return self._finish(x[:, first_query:], mixed)
 
@@ -62,7 +62,7 @@ class Block(nn.Module):
             own: (B, K, D), tokens that differ from image to image.
             shared: (L, D), tokens that do not.
             ids: (B, M), which rows of ``shared`` follow the own tokens.
-            first_query: The first of the K + M tokens that is worked out.
+            first_query: The first of the K + M tokens that is computed.
 
         Returns:
             (B, K + M - first_query, D).

@@ -1,10 +1,10 @@
-"""``python -m maecli``, and so ``torchrun -m maecli``; the installed ``maecli`` begins here too."""
+"""``python -m maecli``, ``torchrun -m maecli``, and the entry point of the installed ``maecli``."""
 
 import signal
 
 
 def main() -> None:
-    """Load the command line and run it; Ctrl-C before it is loaded ends without a word."""
+    """Load the command line and run it; Ctrl-C before it is loaded ends without a message."""
     patient = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not told to ignore it, as by nohup
     if patient:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

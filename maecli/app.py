@@ -18,7 +18,7 @@ class Maecli(Group):
     """The group of all commands; a command's own errors are shown by ``maecli.output.Output``."""
 
     def main(self, *args: Any, standalone_mode: bool = True, **details: Any) -> Any:
-        """Run the command line; a mistake in it is shown as any other, in a line."""
+        """Run the command line; usage errors are shown in one line, like other errors."""
         prepare_streams()
         run: Any = super().main
         try:
@@ -36,7 +36,7 @@ class Maecli(Group):
 
 
 def _explained(usage: Any, message: str) -> ConfigError:
-    """Typer's error of usage; of an option that goes by another name here, with that name."""
+    """Typer's usage error, with our name for an official option."""
     if usage.ctx is None:
         return ConfigError(message)
     from maecli.options import hint_for_unknown

@@ -1,4 +1,4 @@
-"""What shell completion offers for a value; the shell itself completes file names where nothing is offered."""
+"""Values that shell completion offers; if there are none, the shell completes file names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Complete = Callable[[str], list[str]]
 
 
 def completion_of(name: str, declared: Option) -> Complete | None:
-    """Given how a value begins, the words that it may be; None leaves it to the shell."""
+    """Completions for the beginning of a value; None leaves it to the shell."""
     if declared.choices:
         return lambda incomplete: [word for word in declared.choices if word.startswith(incomplete)]
     return _BY_OPTION.get(name)

@@ -152,7 +152,7 @@ def command_from(
 
 
 def hint_for_unknown(command: Any, option: str) -> str | None:
-    """What an option that a command does not have is called there, if it is one of the official command line's."""
+    """A hint for an unknown option that the official command line has."""
     config_class = getattr(command.callback, "config_class", None)
     here = named_here(config_class, option) if config_class is not None else None
     if here is None:
@@ -222,7 +222,7 @@ def _parameter(name: str, field: dataclasses.Field[Any], hint: Any) -> inspect.P
 
 
 def _metavar(typed: Any) -> str | None:
-    """What stands for the value in the help; None for a switch."""
+    """The placeholder of the value in the help; None for a switch."""
     (kind,) = (part for part in typing.get_args(typed) if part is not type(None))
     if typing.get_origin(kind) is tuple:
         return " ".join(_METAVARS[part] for part in typing.get_args(kind))

@@ -1,4 +1,4 @@
-"""The only place that prints: results on stdout, talk on stderr.
+"""The only place that prints: results on stdout, everything else on stderr.
 
 Human output is made of rich tables and panels; ``--json`` prints exactly one JSON document; ``--quiet``
 prints the one value that a script wants. Notes, warnings, progress and errors always go to stderr.
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 INTERRUPTED = 130
-EXIT_SIGPIPE = 141  # as a shell says of a program that ended for want of a reader
+EXIT_SIGPIPE = 141  # as a shell says of a program that ended because its reader closed the pipe
 _UNBOUNDED = 10_000
 _SKIPPED_SHOWN = 8
 _COLUMNS = 100  # where there is no terminal
 
 
 class Output:
-    """Where a command shows its result and talks about it.
+    """A command's output: its result, notes, warnings and errors.
 
-    A context manager: within it, whatever goes wrong is shown as a person should meet it, and ends the command
+    A context manager: an error within it is shown in readable form, and ends the command
     with the exit code that it has.
 
     Args:
         as_json: Print the result as one JSON document.
         quiet: Print one value only, and no notes.
-        verbose: Tell in detail, and show where an error comes from.
+        verbose: Print details, and the traceback of an error.
     """
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
@@ -101,7 +101,7 @@ class Output:
             human(make_console(sys.stderr))
 
     def check_takes_file(self) -> None:
-        """See before the work that standard output takes a file.
+        """Check before the work that a file can be written to standard output.
 
         Raises:
             ConfigError: It is a terminal, or ``--json`` has it.
@@ -120,17 +120,17 @@ class Output:
             print(lines, flush=True)
 
     def say(self, line: str) -> None:
-        """Show one line as it stands to the person at the terminal; ``--quiet`` keeps it back."""
+        """Print one line unchanged; not with ``--quiet``."""
         if not self.quiet:
             make_console(sys.stderr).print(line, soft_wrap=True, markup=False)
 
     def note(self, message: str) -> None:
-        """Say something that the user should know and that is not wrong."""
+        """Print a note: something that the user should know and that is not a problem."""
         if not self.quiet:
             _say("note", "cyan", message)
 
     def count(self, done: int, total: int, what: str) -> None:
-        """Count things that take a while: one changing line on a terminal, a line now and then elsewhere."""
+        """Show the progress of counted items: one changing line on a terminal, occasional lines elsewhere."""
         terminal = can_redraw(sys.stderr)
         if self.quiet or total < 8 or not (terminal or done % 50 == 0):
             return
@@ -138,7 +138,7 @@ class Output:
 
     @contextmanager
     def steps(self) -> Iterator[Callable[[str], None]]:
-        """Say what is being done on one changing line of a terminal; keep still elsewhere."""
+        """Show the current step on one changing line of a terminal; nothing elsewhere."""
         console = make_console(sys.stderr)
         if self.quiet or not can_redraw(sys.stderr):
             yield self.detail
@@ -147,7 +147,7 @@ class Output:
             yield status.update
 
     def download(self, what: str, done: int, total: int | None) -> None:
-        """Tell how a download proceeds, a line for every tenth of it."""
+        """Show the progress of a download, one line for every tenth."""
         part = (what, 10 * done // total if total else done // 100_000_000)
         if self.quiet or part == self._downloaded:
             return
@@ -156,11 +156,11 @@ class Output:
         _say_plainly(f"downloading {what}: {done / 1e6:,.0f}{of} MB")
 
     def warn(self, message: str) -> None:
-        """Say something that may be wrong; shown with ``--quiet`` too."""
+        """Print a warning, also with ``--quiet``."""
         _say("warning", "bold magenta", message)
 
     def detail(self, message: str) -> None:
-        """Say what only ``--verbose`` asks for."""
+        """Print a detail with ``--verbose``."""
         if self.verbose:
             _say("detail", "dim", message)
 
@@ -197,7 +197,7 @@ def make_console(stream: Any) -> Console:
 
 
 def _columns(stream: Any) -> int | None:
-    """None is for rich to find out."""
+    """The width in columns; None lets rich determine it."""
     named = os.environ.get("COLUMNS", "")
     if named.isdigit() and int(named) > 0:
         return int(named)
@@ -224,7 +224,7 @@ def print_styled(lines: Iterable[Sequence[tuple[str, str]]]) -> None:
 
 
 def fitted(console: Console, table: Table) -> RenderableType:
-    """A table, or what is in it line by line where the console is too narrow: no figure is ever cut."""
+    """A table, or its cells line by line if the console is too narrow: no value is cut."""
     from rich.text import Text
 
     if console.measure(table, options=console.options.update(width=_UNBOUNDED)).minimum <= console.width:
@@ -251,13 +251,13 @@ def _plain(cell: Any) -> str:
 
 
 def _broken_pipe() -> None:
-    """There is no use in going on with a result that nobody reads."""
+    """Exit: the reader of the result has closed the pipe."""
     discard(sys.stdout)
     raise typer.Exit(EXIT_SIGPIPE)
 
 
 def _nobody_listens() -> None:
-    """A run goes on when whoever followed its progress has left."""
+    """A run continues when the reader of its progress has left."""
     discard(sys.stderr)
 
 
@@ -269,17 +269,17 @@ def _say_plainly(text: str, end: str = "\n") -> None:
 
 
 def can_redraw(stream: Any) -> bool:
-    """Whether a line on it can be written over."""
+    """Whether lines can be overwritten."""
     return bool(stream.isatty()) and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
 class _UnwritableOutputError(Exception):
-    """Standard output takes no more, for instance since the disk is full."""
+    """Standard output cannot be written, for instance because the disk is full."""
 
 
 @contextmanager
 def _writing() -> Iterator[None]:
-    """Within it, a reader that left and a disk that is full are told from whatever else may break."""
+    """Within it, a closed pipe and a full disk are distinguished from other errors."""
     try:
         yield
     except BrokenPipeError:
@@ -289,7 +289,7 @@ def _writing() -> Iterator[None]:
 
 
 def _show_failure(error: Exception, *, traceback_shown: bool) -> int:
-    """Say what went wrong; the exit code."""
+    """Show an error and return its exit code."""
     if isinstance(error, MaeError):
         show_error(error)
         return error.exit_code
@@ -312,7 +312,7 @@ def _show_traceback(error: BaseException) -> None:
 
 
 def _show_bug(error: Exception, *, traceback_shown: bool) -> None:
-    """One line of what went wrong inside, and all of it in a file: it may never happen again."""
+    """Show an internal error in one line, and write the traceback into a file: it may not be reproducible."""
     import traceback
     from pathlib import Path
 
@@ -328,7 +328,7 @@ def _show_bug(error: Exception, *, traceback_shown: bool) -> None:
 
 
 def _write_traceback(error: Exception) -> str:
-    """Where to find it: in a file, or on the screen where none can be written."""
+    """Write the traceback into a file, or print it if no file can be written; where it is."""
     import tempfile
     import traceback
 
@@ -375,7 +375,7 @@ def as_document(result: Any) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows neither NaN nor infinity."""
+    """Replace NaN and infinity, which JSON does not have."""
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     if isinstance(value, dict):

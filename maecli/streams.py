@@ -1,4 +1,4 @@
-"""Standard output and error that take any text, whatever the terminal's encoding; standard library only."""
+"""Make standard output and error accept any text, whatever their encoding; standard library only."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _BYTES = range(0xDC80, 0xDD00)  # where Python keeps bytes of a path that are no
 
 
 def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
-    """What stands for the characters that the encoding lacks, one for one, so that tables keep their shape."""
+    """Replacements for characters that the encoding lacks, one for one, so that tables keep their alignment."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     character = error.object[error.start]
@@ -61,7 +61,7 @@ codecs.register_error(ERRORS, _replace)
 
 
 def prepare_streams() -> None:
-    """Let both streams take any text; where one was closed, what is written to it is lost."""
+    """Make both streams accept any text; output to a closed stream is discarded."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -71,7 +71,7 @@ def prepare_streams() -> None:
 
 
 def discard(stream: TextIO) -> None:
-    """Nobody reads it any more: what is still to be written goes nowhere, without a complaint at the end."""
+    """Discard all further output of a stream whose reader is gone, without an error at exit."""
     with contextlib.suppress(OSError, ValueError):  # a stream without a file
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

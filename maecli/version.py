@@ -1,4 +1,4 @@
-"""What ``--version`` says: only what can be known in an instant, so torch is not loaded and no GPU is asked."""
+"""The output of ``--version``: only what can be found quickly, without loading torch or asking a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: reading any dialect, building models from them, writing. Nothing else knows foreign key names.
+"""Checkpoints: reading all layouts, building models from them, writing. Only this package knows other key names.
 
 The names below load torch on first use, so that the releases' names can be listed without it.
 """

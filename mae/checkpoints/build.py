@@ -1,4 +1,4 @@
-"""From a checkpoint to a model, without initialising what is about to be overwritten."""
+"""Build a model from a checkpoint, without initialising weights that are then overwritten."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def from_pretrained(
 def fit_tables(checkpoint: Checkpoint, grid: tuple[int, int]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """A checkpoint's tensors with its position tables on another grid, and what was done to them.
 
-    A sine-cosine table is computed anew; another one is resampled (bicubic).
+    A sine-cosine table is computed again; another one is resampled (bicubic).
     """
     state = dict(checkpoint.state)
     old = checkpoint.config.grid
@@ -210,7 +210,7 @@ def _refuse_not_finite(path: Path, state: Mapping[str, Tensor]) -> None:
 def _other_sizes(checkpoint: Checkpoint, wanted: MAEConfig) -> str | None:
     """The sizes in which a file's model is another one than the model it is loaded into; None if it is the same.
 
-    Neither the image size nor the target hinders loading, and a file without a decoder says nothing of one.
+    Neither the image size nor the target matters for loading, and a file without a decoder says nothing of one.
     """
     told = [
         f"{name} is {ours:g} here and {theirs:g} in the file"
@@ -244,6 +244,6 @@ def _no_decoder(checkpoint: Checkpoint) -> CheckpointError:
     name = f"mae_visualize_vit_{size}.pth"
     return CheckpointError(
         f"{checkpoint.path} holds an encoder only: the decoder (mask_token, decoder_embed, decoder_blocks, "
-        "decoder_norm, decoder_pred) is missing, so it cannot rebuild an image",
+        "decoder_norm, decoder_pred) is missing, so it cannot reconstruct an image",
         hint=f"use a file with a decoder, for instance {OFFICIAL_BASE}/visualize/{name}",
     )

@@ -1,4 +1,4 @@
-"""What a file is by its bytes, so that nothing but a checkpoint is ever unpickled. Standard library only."""
+"""Recognise a file's format by its bytes, so that only checkpoints are unpickled. Standard library only."""
 
 from __future__ import annotations
 

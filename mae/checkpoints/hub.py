@@ -1,4 +1,4 @@
-"""Fetching a released checkpoint once, into a cache. Standard library only, and no network unless named by a user."""
+"""Download released checkpoints into a cache, only those that a user names. Standard library only."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Release:
 
     @property
     def file_name(self) -> str:
-        """What its file is called in the cache: unlike the Hub's, the name tells what it is."""
+        """The file's name in the cache; unlike the Hub's, it identifies the model."""
         return f"{self.name.replace(':', '--').replace('/', '--')}{'.bin' if self.name.startswith('hf:') else '.pth'}"
 
 
@@ -100,7 +100,7 @@ def fetch(release: Release) -> Path:
 
 
 def _check(release: Release, received: Path) -> None:
-    """Hold a file's MD5 against what is known of the released one's."""
+    """Compare a file's MD5 with what is known of the released one's."""
     if release.md5_prefix is None:
         return
     with received.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Reading a checkpoint of any dialect, memory-mapped and without running what it holds."""
+"""Read a checkpoint of any layout, memory-mapped and without running code from it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Checkpoint:
 
     @property
     def has_decoder(self) -> bool:
-        """Whether the file can rebuild images and not only encode them."""
+        """Whether the file can reconstruct images and not only encode them."""
         return any(key.startswith("decoder_") for key in self.state)
 
     @property
@@ -199,7 +199,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _refuse_inflated(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Tensors must take no more room than the file has, and be numbers that a model can compute with.
+    """Refuse tensors that claim more bytes than the file has, and number types that a model cannot use.
 
     A stored view may repeat few bytes without end, or many names may share the same bytes; copying them would
     fill the memory.

@@ -1,4 +1,4 @@
-"""What a file's position tables tell: whether they follow the formula, and for which grid of patches."""
+"""Check whether position tables follow the sine-cosine formula, and for which grid of patches."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A model's sizes, read off the shapes of its tensors. Imports no torch.
+"""A model's sizes, derived from the shapes of its tensors. Imports no torch.
 
-Heads leave no trace in the shapes, so they come from the file's own words, from a variant of the same
+The number of heads does not affect the shapes: it comes from the file's metadata, from a variant of the same
 width, or from the usual head width.
 """
 
@@ -27,7 +27,7 @@ MOST_BLOCKS = 512
 
 @dataclasses.dataclass(frozen=True)
 class Declared:
-    """What a file says of itself beside its tensors' shapes; None where it says nothing.
+    """What a file states besides its tensors' shapes; None where it states nothing.
 
     Attributes:
         grid: Patches as (rows, columns), by a position table that follows the formula.
@@ -41,7 +41,7 @@ class Declared:
 
 
 class ReadSizes(NamedTuple):
-    """A model's sizes as its tensors tell them.
+    """A model's sizes as derived from its tensors.
 
     Attributes:
         config: The sizes; without a decoder its sizes are the usual ones.
@@ -55,7 +55,7 @@ class ReadSizes(NamedTuple):
 
 
 def config_from_shapes(shapes: Shapes, declared: Declared) -> ReadSizes:
-    """Work out the sizes of the model that a state dict (official names) belongs to.
+    """Compute the sizes of the model that a state dict (official names) belongs to.
 
     One missing or misshapen tensor does not mislead it: widths are what most tensors say.
 
@@ -105,7 +105,7 @@ def config_from_shapes(shapes: Shapes, declared: Declared) -> ReadSizes:
 
 
 def _refuse_vast(config: MAEConfig, numbers: int, *, has_decoder: bool) -> None:
-    """A few small tensors can tell of a model that no memory holds."""
+    """Refuse sizes that do not fit into memory: a few small tensors can imply a huge model."""
     if max(config.depth, config.decoder_depth) > MOST_BLOCKS:
         raise CheckpointError(
             f"the tensor names describe {max(config.depth, config.decoder_depth):,} blocks; {MOST_BLOCKS} can be read"

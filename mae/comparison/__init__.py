@@ -1,1 +1,1 @@
-"""Holding a checkpoint and our computation against independent references."""
+"""Compare a checkpoint and our computation with independent references."""

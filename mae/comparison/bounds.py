@@ -1,4 +1,4 @@
-"""One tensor against what no training leaves, and against its fellows: zeros, constants, stuck bits, wild numbers.
+"""Bounds for a single tensor and its counterparts in other blocks: zeros, constants, stuck bits, outliers.
 
 The bounds leave room for what trained vision transformers have: a few outlier channels far beyond the others, norms
 with some negative weights, biases of any small size, sizes that drift with depth.
@@ -21,7 +21,7 @@ _UNUSUAL = "training does not produce this"
 
 
 def beyond_bounds(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
-    """What is wrong with one tensor.
+    """Findings about one tensor.
 
     Args:
         one: What was measured of it.
@@ -67,7 +67,7 @@ def _constants(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
 
 
 def _few_values(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
-    """Numbers coarser than bfloat16 would leave them."""
+    """Numbers that are coarser than bfloat16."""
     if one.constant is None and _is_coarse(one):
         found = f"{one.repeated:.0%} of the numbers in a row are there twice, as if rounded to few values"
         wanted = f"bfloat16 would leave {one.repeated_in_bfloat16:.0%}"
@@ -81,7 +81,7 @@ def _is_coarse(one: Measures) -> bool:
 
 
 def _clipped(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
-    """Numbers that pile up at the largest magnitude, and not just because they were rounded there."""
+    """Many numbers at exactly the largest magnitude, more than rounding explains."""
     if one.unit.is_matrix and _is_clipped(one) and not _most(fellows, _is_clipped):
         found = f"{one.at_limit:.1%} of its numbers are exactly {abs(one.largest):.3g} or -{abs(one.largest):.3g}"
         yield Finding(one.unit.label, found, "its largest number is clipped; training does not produce this", True)
@@ -164,7 +164,7 @@ def _signs(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
 
 
 def _most(fellows: Sequence[Measures], has: Callable[[Measures], bool]) -> bool:
-    """Whether it is usual among the fellows; where there are none, nothing is."""
+    """Whether most of the fellows have it; False if there are none."""
     return 2 * sum(has(fellow) for fellow in fellows) > len(fellows)
 
 

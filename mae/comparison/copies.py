@@ -1,4 +1,4 @@
-"""Numbers that a file holds twice, to the bit: training leaves no two rows, biases or blocks alike."""
+"""Bit-identical rows, biases and blocks: training never produces them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _pairs(tensors: Mapping[str, Tensor]) -> dict[tuple[str, str], list[tuple[in
 
 
 def _alike(names: list[str], tensors: Mapping[str, Tensor]) -> Iterator[tuple[Place, Place]]:
-    """Each row that an earlier row equals, told apart by a few of its numbers before it is compared whole."""
+    """Each row that an earlier row equals, found by a few of its numbers and then compared whole."""
     width = tensors[names[0]].shape[1]
     probes = sorted({0, width // 3, width // 2, width - 1})
     keys = np.concatenate([tensors[name][:, probes].float().contiguous().numpy() for name in names])

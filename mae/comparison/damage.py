@@ -1,9 +1,9 @@
-"""Damage that a file's own numbers show: every tensor against what no training leaves, and against its neighbours.
+"""Damage that can be seen in a single file, from bounds for each tensor and from its neighbours in depth.
 
-No list of accidents is looked for. Each tensor is measured (``measures``), and what was measured is compared with
-bounds that hold for any fresh or trained model (``bounds``), against the same tensor of the neighbouring blocks
-(``neighbours``), against the tensors that training ties to it (``ties``), against initial values (``fresh_parts``)
-and against every other row of the file (``copies``).
+The checks are general and not a list of known accidents. Each tensor is measured (``measures``), and the measurements
+are compared with bounds that hold for any fresh or trained model (``bounds``), with the same tensor of the
+neighbouring blocks (``neighbours``), with the tensors that training ties to it (``ties``), with initial values
+(``fresh_parts``) and with every other row of the file (``copies``).
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _OTHER_PART = {"blocks": "decoder_blocks", "decoder_blocks": "blocks"}
 
 
 def find_damage(state: Mapping[str, Tensor]) -> tuple[Finding, ...]:
-    """Everything that looks damaged, the sure findings first.
+    """All findings, the certain ones first.
 
     Args:
-        state: Tensors under official names, of the right shapes and finite; position tables are not looked at.
+        state: Tensors under official names, of the right shapes and finite; position tables are not examined.
     """
     state = {name: tensor for name, tensor in state.items() if not name.endswith("pos_embed") and tensor.numel()}
     return judge([measure(unit) for unit in units_of(state)], state)
 
 
 def judge(measured: Sequence[Measures], state: Mapping[str, Tensor]) -> tuple[Finding, ...]:
-    """As ``find_damage``, from what was measured of the same tensors."""
+    """As ``find_damage``, given the measurements of the same tensors."""
     families: dict[tuple[str, str], list[Measures]] = defaultdict(list)
     for one in measured:
         families[one.unit.part, one.unit.role].append(one)

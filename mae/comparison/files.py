@@ -1,4 +1,4 @@
-"""Two checkpoints against each other, tensor by tensor."""
+"""Compare two checkpoints, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TensorDifference:
 
 @dataclasses.dataclass(frozen=True)
 class FilesReport:
-    """Two files against each other.
+    """The comparison of two files.
 
     Attributes:
         equal: How many tensors are the same, bit for bit.

@@ -1,4 +1,4 @@
-"""One thing that a file's numbers show."""
+"""A finding about a tensor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What is wrong with a tensor, or looks wrong.
+    """What is wrong or suspicious about a tensor.
 
     Attributes:
         tensor: Its official name, with its third where one alone is meant; or a block's.

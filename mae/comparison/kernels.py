@@ -1,4 +1,4 @@
-"""The order of the numbers in a patch: kernels of images are smooth in the right order and not in another."""
+"""The order of values within a patch: image kernels are smooth only in the right order."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def run_transformers(
     state: Mapping[str, Tensor], config: MAEConfig, imgs: Tensor, noise: Tensor, mask_ratio: float
 ) -> dict[str, Tensor]:
     """The stages of transformers' ViTMAE on a masked image."""
-    # Its loss is worked out inside its forward pass; the normalised one has more to get wrong.
+    # Its loss is computed inside its forward pass; the normalised one has more to get wrong.
     settings = hugging_face_config(config.replace(norm_pix_loss=True)) | {"mask_ratio": mask_ratio}
     model = load_transformers(None, settings=settings, state=to_hugging_face(state))
     encoder, decoder = model.vit, model.decoder

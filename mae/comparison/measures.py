@@ -1,6 +1,6 @@
-"""What is measured of every tensor of a file: one pass each, and a few numbers that are left of it.
+"""Measurements of each tensor of a file, in one pass.
 
-NumPy's, since short sums of one thread are faster here than those that wait for each other.
+With NumPy: for sums this short, one thread is faster than torch's several.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True)
 class Measures:
-    """What is left of a unit once it was looked at.
+    """The measurements of a unit.
 
     Attributes:
         unit: The unit, without its values.
@@ -151,7 +151,7 @@ def units_of(state: Mapping[str, Tensor]) -> Iterator[Unit]:
 
 
 def measure(unit: Unit) -> Measures:
-    """Look at a unit's numbers, which must be finite and at least one."""
+    """Measure a unit's numbers: finite, and at least one."""
     values = unit.values
     rows, columns = values.shape
     sample = _sample(values).astype(np.float64)  # the difference of two float32 numbers may be none

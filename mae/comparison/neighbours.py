@@ -1,7 +1,7 @@
-"""The same tensor of every block against its neighbours in depth.
+"""Compare each tensor with the same one of neighbouring blocks.
 
-Medians tell what is usual, which one bad block cannot move, and floors what may differ by nature: first and last
-blocks are unlike the rest, and blocks of a file that was trained for a few steps are all but the same.
+Medians give the usual value, because one bad block does not change them. Floors allow natural differences: the first
+and the last block differ from the others, and after a few steps of training all blocks are still nearly the same.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _BY_HEADS = {
 
 
 def unlike_neighbours(family: Sequence[Measures]) -> Iterator[Finding]:
-    """Tensors that are unlike the same one of the blocks beside them.
+    """Tensors that differ from the same one of neighbouring blocks.
 
     Args:
         family: The same tensor of a part's blocks, in the order of depth.
@@ -51,7 +51,7 @@ def unlike_neighbours(family: Sequence[Measures]) -> Iterator[Finding]:
 
 @dataclasses.dataclass(frozen=True)
 class Residual:
-    """How far a block's number is from what its neighbours let expect.
+    """The difference between a block's number and what its neighbours predict.
 
     Attributes:
         expected: The median of its nearest neighbours.

@@ -1,4 +1,4 @@
-"""A second masked autoencoder, written from the paper for one purpose: to disagree if the first one is wrong.
+"""A second implementation of the masked autoencoder, written from the paper, to check the first one.
 
 It shares no code with the model: plain float64 arithmetic on a state dict with official names, one block's
 weights at a time, so that even a ViT-Huge needs little memory. Nothing here is fast or reused elsewhere.
@@ -36,7 +36,7 @@ def run_reference(
         sizes: What the weights do not tell.
         imgs: (B, C, H, W), normalised.
         noise: (B, L), the lowest stay visible.
-        mask_ratio: Share of the patches that is removed.
+        mask_ratio: Fraction of the patches that is removed.
     """
     imgs = imgs.double()
     stages: dict[str, Tensor] = {}

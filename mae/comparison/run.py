@@ -34,7 +34,7 @@ from mae.mae import MaskedAutoencoder
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """Our model against one reference.
+    """Our model compared with one reference.
 
     Attributes:
         reference: Its name.
@@ -62,7 +62,7 @@ class FileReport:
 
     Attributes:
         target: What its decoder predicts: "raw pixels", "normalised patches", "unknown" or "nothing".
-        weights: What its tensors tell.
+        weights: Findings about its tensors.
         assumed: Sizes that nothing in the file tells, and what was taken for them.
     """
 
@@ -84,7 +84,7 @@ class FileReport:
 
 @dataclasses.dataclass(frozen=True)
 class CompareResult(DrawnPage):
-    """Everything that was found; a notebook shows the verdict and the largest differences.
+    """The result of a comparison; a notebook shows the verdict and the largest differences.
 
     Attributes:
         official: The examined file.
@@ -226,7 +226,7 @@ class _Scene:
 
 
 def _can_compute(weights: WeightsReport) -> bool:
-    """Whether the tensors are all there, of the right shape and numbers; bad values are worth computing with."""
+    """Whether all tensors exist, have the right shapes and are finite; suspicious values can still be computed with."""
     return not (weights.missing or weights.misshapen or weights.not_finite)
 
 

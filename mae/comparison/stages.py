@@ -19,7 +19,7 @@ TOLERANCES = {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 1e-
 
 @dataclasses.dataclass(frozen=True)
 class StageDifference:
-    """How far two computations are apart at one stage.
+    """The difference between two computations at one stage.
 
     Attributes:
         name: The stage.
@@ -87,7 +87,7 @@ def own_stages(
         model: In the precision in which it is to compute.
         imgs: (B, C, H, W), normalised.
         noise: (B, L), the lowest stay visible.
-        mask_ratio: Share of the patches that is removed.
+        mask_ratio: Fraction of the patches that is removed.
         decode: Whether the model has a decoder to go on with.
     """
     imgs = imgs.to(model.cls_token.dtype)

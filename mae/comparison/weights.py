@@ -1,4 +1,4 @@
-"""What a checkpoint's tensors tell without being computed with."""
+"""Checks of a checkpoint's tensors that need no forward pass."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mae.models import create_model
 from mae.pos_embed import sincos_2d
 
 _NEVER = "never trained, or not loaded"
-_SAMPLE = 4096  # numbers of a tensor that are looked at to tell a rounded one
+_SAMPLE = 4096  # numbers of a tensor that are checked for rounding
 TABLES = ("pos_embed", "decoder_pos_embed")
 _HEADS = ("head.", "fc_norm.")  # what fine-tuning adds
 _ROUNDED = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -42,7 +42,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class WeightsReport:
-    """What the tensors of one file tell.
+    """Findings about the tensors of one file.
 
     Attributes:
         matched: Tensors that the model has too, with the same shape.
@@ -71,7 +71,7 @@ class WeightsReport:
 
 
 def inspect_weights(checkpoint: Checkpoint) -> WeightsReport:
-    """Look at every tensor of a file: names, shapes, tables, NaN, precision, damage, and parts never trained."""
+    """Examine every tensor of a file: names, shapes, tables, NaN, precision, damage, and parts never trained."""
     state = checkpoint.state
     with torch.device("meta"):
         wanted = create_model(checkpoint.config).state_dict()

@@ -1,4 +1,4 @@
-"""Every image once, in order, in the model's frame: what features are worked out from."""
+"""Every image once, in order, in the model's frame: what features are computed from."""
 
 from __future__ import annotations
 

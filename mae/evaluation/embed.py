@@ -66,7 +66,7 @@ class EmbedResult(Drawn):
 
 @obeys_offline
 def embed(config: EmbedConfig, on_progress: Callable[[Progress], None] = lambda progress: None) -> EmbedResult | None:
-    """Work out the features of whole images, unmasked, and write them with names and labels.
+    """Compute the features of whole images, unmasked, and write them with names and labels.
 
     Parts are kept in a folder beside the file until it is whole, so an interrupted command goes on where it was.
     Processes that torchrun starts share the parts.

@@ -55,7 +55,7 @@ FEW_TEST_IMAGES = 1000
 def evaluate(config: EvaluateConfig, on_progress: Callable[[Progress], None] = lambda progress: None) -> EvaluateResult:
     """Ask frozen features what they know of labelled images.
 
-    Features are worked out once and kept on disk. Every choice (a penalty, a learning rate, the view of the headline)
+    Features are computed once and kept on disk. Every choice (a penalty, a learning rate, the view of the headline)
     is made on training images that are held out; the test images are named once by each probe.
 
     Args:

@@ -83,7 +83,7 @@ class ViewExtractor:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Whose features go where, and which parts of them are to be worked out here."""
+    """Whose features go where, and which parts of them are to be computed here."""
 
     extractor: Extractor
     store: PartStore
@@ -101,7 +101,7 @@ def extract(
     stage: str,
     kept: int = 0,
 ) -> float:
-    """Work out the parts of all jobs, decoding each image once.
+    """Compute the parts of all jobs, decoding each image once.
 
     All stores must have parts of the same size.
 

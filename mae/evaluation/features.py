@@ -1,4 +1,4 @@
-"""The features of a labelled data set, worked out once and kept on disk."""
+"""The features of a labelled data set, computed once and kept on disk."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def keep_features(
     computing: Computing,
     on_progress: Callable[[Progress], None],
 ) -> tuple[FeatureSet, tuple[str, ...]]:
-    """Work out what is not on disk yet, each image decoded once for encoders of one frame.
+    """Compute what is not on disk yet, each image decoded once for encoders of one frame.
 
     Args:
         config: What was asked for.

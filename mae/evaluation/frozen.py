@@ -1,4 +1,4 @@
-"""An encoder that is only looked at: it never masks, and it gives every view of its output in one pass."""
+"""A frozen encoder: it never masks, and returns all kinds of features in one pass."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class View(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Computing:
-    """On what features are worked out, and how exactly."""
+    """On what features are computed, and how exactly."""
 
     device: torch.device
     precision: str

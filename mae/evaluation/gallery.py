@@ -103,7 +103,7 @@ def _of_each_class(labels: NDArray[np.int64], most: int, seed: int) -> NDArray[n
 
 
 def _thumbnail(dataset: EvalDataset, index: int, label: int) -> Thumbnail | None:
-    """Decoded and written anew: nothing else of the file goes along. None where it can be read no more."""
+    """Decoded and encoded again: nothing else of the file is kept. None where it can be read no more."""
     pixels = dataset[index].image
     if pixels is None:
         return None

@@ -41,7 +41,7 @@ def knn(
 ) -> Neighbours:
     """Let the k most similar training images vote, each with exp(cosine similarity / temperature).
 
-    Similarities are worked out in float32, chunk by chunk; every test image whose vote could fall otherwise by the
+    Similarities are computed in float32, chunk by chunk; every test image whose vote could fall otherwise by the
     rounding of that is decided again in float64. Equal votes go to the class of the lower number.
 
     Args:

@@ -40,7 +40,7 @@ def page(result: EvaluateResult, gallery: Gallery, view: str, now: float) -> str
         worst=_worst(headline) if headline else [],
         pairs=_pairs(headline) if headline and len(headline.classes) > MOST_CONFUSED else None,
         skipped=result.skipped,
-        file_name=lambda name: PurePath(name).name,  # not the folders of whoever made the page
+        file_name=lambda name: PurePath(name).name,  # not the folders of the user who made the page
         most_names=MOST_NAMES,
         most_classes=MOST_CLASSES,
         most_confused=MOST_CONFUSED,

@@ -54,7 +54,7 @@ def read_labels(source: ImageSource, roots: Sequence[Path]) -> Labels:
     """Labels by the folders that images lie in below ``roots`` (folders or archives).
 
     A class is the folder below ``train``, ``test`` or ``val`` where both kinds are there, else the uppermost folder
-    that not all images lie in; deeper folders are not looked at.
+    that not all images lie in; deeper folders are not examined.
     """
     names = [_inside(str(source.name(index)), roots) for index in range(len(source))]
     folders = [root for root in roots if root.is_dir()]

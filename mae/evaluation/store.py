@@ -168,7 +168,7 @@ class PartStore:
 
 
 def content_digest(source: ImageSource) -> str:
-    """Of the images' names, sizes and times of change: whether features of them must be worked out anew."""
+    """Of the images' names, sizes and times of change: whether features of them must be computed again."""
     digest = hashlib.blake2b(source.digest().encode(), digest_size=16)
     stamps: dict[str, str] = {}
     for index in range(len(source)):

@@ -63,7 +63,7 @@ class Embedding(NamedTuple):
 
 
 def check_writable(path: Path) -> None:
-    """Refuse what cannot be written here, before anything is worked out for it.
+    """Refuse what cannot be written here, before anything is computed for it.
 
     Raises:
         ConfigError: pyarrow is not installed.

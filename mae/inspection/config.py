@@ -15,7 +15,7 @@ SHEETS = (".jpg", ".jpeg", ".png", ".webp")
 
 @dataclasses.dataclass(frozen=True)
 class InspectConfig:
-    """Which images, how closely they are looked at, and where the findings go."""
+    """Which images, how closely they are checked, and where the findings go."""
 
     data: tuple[Path, ...] = option(
         dataclasses.MISSING,

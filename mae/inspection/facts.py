@@ -74,7 +74,7 @@ class Facts(NamedTuple):
 
 
 class FactsDataset(Dataset[Facts]):
-    """The images of a source, looked at.
+    """The images of a source, examined.
 
     Args:
         source: Of all.

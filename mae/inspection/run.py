@@ -70,8 +70,8 @@ class InspectResult(Drawn):
     """What a data set holds.
 
     Attributes:
-        data: What was looked at.
-        images: That can be read, so far as they were looked at.
+        data: What was examined.
+        images: That can be read, so far as they were examined.
         unreadable_files: Named like images and cannot be read.
         unreadable: The first of those, (name, reason).
         others: Files that are no images.
@@ -140,7 +140,7 @@ def inspect(config: InspectConfig, on_progress: Callable[[int, int], None] = lam
 
     Args:
         config: What to look at.
-        on_progress: Told how many images of how many were looked at; before that of the files seen, of 0.
+        on_progress: Told how many images of how many were examined; before that of the files seen, of 0.
 
     Raises:
         DataError: There is no image there.

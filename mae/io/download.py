@@ -1,6 +1,6 @@
-"""Fetching a file once over https: whole or not at all, resumed where it broke off.
+"""Download a file once over https, atomically and resumable.
 
-Nothing here is called unless a user named what to fetch.
+Only called for what a user has named.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _forbidden: ContextVar[bool] = ContextVar("forbidden", default=False)
 
 
 class DownloadError(Exception):
-    """A file cannot be downloaded; the text says why without repeating its name."""
+    """A file cannot be downloaded; the message gives the reason without the name."""
 
 
 class _PassingError(Exception):
-    """The same, and another attempt may do better."""
+    """A download error that may not occur again on the next attempt."""
 
 
 @contextmanager

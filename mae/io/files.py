@@ -14,7 +14,7 @@ from mae.io.text import shown
 
 
 def refuse_place(path: Path, label: str, *, folder: bool = False) -> None:
-    """Refuse a place that cannot be written to, before anything is worked out for it.
+    """Refuse a place that cannot be written to, before anything is computed for it.
 
     Args:
         path: Where a file is to be written, or files into a folder.
@@ -56,7 +56,7 @@ def refuse_place(path: Path, label: str, *, folder: bool = False) -> None:
 def refuse_input(path: Path, label: str, inputs: Mapping[str, Iterable[Path]], *, folders: Iterable[Path] = ()) -> None:
     """Refuse a file that the same command reads, by whatever name it goes, before it is written over.
 
-    Files are told apart by what they are and not by how they are spelled: links, relative names, another case where
+    Files are compared by identity, not by path: links, relative names, another case where
     the file system ignores it, and hard links all lead to the same one.
 
     Args:

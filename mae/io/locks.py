@@ -10,7 +10,7 @@ def take_lock(path: Path, *, wait: bool) -> Callable[[], None]:
     """Keep others out, in this process or another, until the lock is released or this process ends.
 
     Processes that this one forks, such as a loader's, do not hold it on: filelock (from 3.30.3 on) closes it in them.
-    On a file system without locks nobody is kept out.
+    On a file system without locks the lock has no effect.
 
     Args:
         path: The lock's file. It is made where it is missing, and stays: another process may be waiting at it.

@@ -11,7 +11,7 @@ def shown(text: str | Path, longest: int | None = None) -> str:
 
     Args:
         text: Of any characters, lone surrogates among them.
-        longest: Characters that are looked at; None for all.
+        longest: Maximum number of characters; None for all.
     """
     text = str(text)[:longest]
     return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)

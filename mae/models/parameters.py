@@ -1,4 +1,4 @@
-"""How many values a model holds, worked out from its sizes alone. Standard library only."""
+"""The number of parameters of a model, computed from its sizes. Standard library only."""
 
 from __future__ import annotations
 

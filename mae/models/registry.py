@@ -1,4 +1,4 @@
-"""The sizes by name, in one table, and what builds a model from them. Reading a size needs no torch.
+"""The variants' sizes in one table, and the functions that build models from them. Reading a size needs no torch.
 
 Tiny and small are not in the paper: they are for small data.
 """

@@ -38,7 +38,7 @@ def parse_bytes(value: Any) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class ProfileConfig:
-    """Which models to work out the cost of, under which conditions."""
+    """Which models to compute the cost of, under which conditions."""
 
     variant: tuple[str, ...] = option(
         (),

@@ -228,6 +228,6 @@ def _free(folder: Path) -> int | None:
 
 
 def _without_home(error: Exception) -> str:
-    """A message's first line, fit for strangers."""
+    """A message's first line, without paths and names."""
     first = (str(error).strip().splitlines() or [""])[0]
     return first.replace(str(Path.home()), "~")

@@ -1,4 +1,4 @@
-"""Operations of the matrix products, worked out from sizes alone. Standard library only.
+"""Operations of the matrix products, computed from sizes alone. Standard library only.
 
 One multiply-accumulate (MAC) is two floating-point operations (FLOPs). Attention's two products, queries
 by keys and weights by values, count; everything pointwise (norms, softmax, GELU, additions) does not.

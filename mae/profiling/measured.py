@@ -62,7 +62,7 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What one model took on this machine. A part that did not work out is None, and ``failures`` says why.
+    """What one model took on this machine. A part that did not compute is None, and ``failures`` says why.
 
     Attributes:
         latency: ``encode`` of one image.
@@ -115,7 +115,7 @@ def measure_model(
     Args:
         config: The model's sizes.
         machine: From ``measure_machine``.
-        mask_ratio: Share of the patches that is removed.
+        mask_ratio: Fraction of the patches that is removed.
         batch: Images in a batch.
         repeats: Timed runs of each thing.
         operations: FLOPs per image of ``latency``, ``encode``, ``forward`` and ``training_step``.

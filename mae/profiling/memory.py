@@ -1,4 +1,4 @@
-"""How much memory training and inference take, worked out from sizes alone. Standard library only.
+"""How much memory training and inference take, computed from sizes alone. Standard library only.
 
 The estimate is of the tensors that are alive at once on the device, from the first weight to the last
 temporary: what CUDA's allocator calls allocated. It covers weights and position tables, gradients, AdamW's

@@ -128,7 +128,7 @@ class ProfileResult(DrawnPage):
 
 
 def profile(config: ProfileConfig) -> ProfileResult:
-    """Work out what variants cost, and measure it where asked to.
+    """Compute what variants cost, and measure it where asked to.
 
     Raises:
         ConfigError: The device is not there or does not compute in that precision.
@@ -166,7 +166,7 @@ def _notes(config: ProfileConfig, variants: Sequence[VariantProfile]) -> Iterato
     if accelerator is not None and accelerator.bf16 is None and config.precision == "auto":
         yield (
             f"{accelerator.title} does not multiply in bf16, so pretrain takes fp32 there ({accelerator.fp32:g} "
-            f"TFLOP/s at most): --precision fp16 plans for its {accelerator.fp16:g}; a loss that is no number is more "
+            f"TFLOP/s at most): --precision fp16 plans for its {accelerator.fp16:g}; a non-finite loss is more "
             "likely then"
         )
     if accelerator is not None and accelerator.check == Check.UNVERIFIED:

@@ -2,7 +2,7 @@
 
 Against the official forward it embeds the visible patches only; projects the mask tokens' queries, keys and
 values in the decoder's first block once per batch; and in the decoder's last block, the prediction and the
-loss works out the removed patches only. Standard library only.
+loss computes the removed patches only. Standard library only.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def _enlargement(rows: Sequence[Row]) -> int:
 
 
 def _is_stacked(row: Row) -> bool:
-    """Whether its images are so long that they are better looked at one below the other."""
+    """Whether its images are so long that they are drawn one below the other."""
     return all(image.width > STACKED_SHAPE * image.height for image in row.images)
 
 

@@ -1,4 +1,4 @@
-"""From an image and a mask to the images that people look at (Paper: Figures 2 and 3)."""
+"""From an image and a mask to the images that are shown (Paper: Figures 2 and 3)."""
 
 from __future__ import annotations
 

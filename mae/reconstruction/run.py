@@ -231,7 +231,7 @@ class Reconstructor:
     def maskings(self, image: _Framed) -> list[Masking]:
         """The masks for one image: the user's own, or one per ratio from the seed.
 
-        Drawn on the CPU, anew for every image, so an image's mask depends neither on the device nor on
+        Drawn on the CPU, separately for every image, so an image's mask depends neither on the device nor on
         the images before it.
         """
         patches = image.model.config.num_patches
@@ -318,7 +318,7 @@ def _titles(shots: Sequence[_Masked]) -> list[str]:
 
 
 def _notes(shots: Sequence[_Masked], *, norm_pix: bool) -> list[str]:
-    """What whoever looks at the page has to know."""
+    """What has to be known to read the page."""
     notes = [FAINT_NOTE] if len(shots) == 1 and shots[0].removed_share else []
     notes += [NOTHING_REMOVED_NOTE] if len(shots) == 1 and not shots[0].removed_share else []
     return notes + [NORM_PIX_NOTE] * norm_pix

@@ -102,7 +102,7 @@ def report(config: ReportConfig) -> ReportResult:
 
 
 def _image(preview: Preview) -> PreviewImage:
-    """Decoded with the care that any stranger's image gets, and written anew: nothing else of the file goes along.
+    """Decoded with the care that any untrusted image gets, and encoded again: nothing else of the file is kept.
 
     Raises:
         DataError: It cannot be read as an image.

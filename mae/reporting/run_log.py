@@ -1,6 +1,6 @@
-"""Read a run's folder as it stands, whoever wrote it and however far they came.
+"""Read a run's folder in any state: finished, running, or incomplete.
 
-A run may be going on, so the log's last line may be half a line; a folder may come from a stranger, so every value
+A run may be going on, so the log's last line may be half a line; a folder may be untrusted, so every value
 is checked and only numbers and plain names are kept.
 """
 
@@ -299,7 +299,7 @@ def _text(path: Path) -> str:
 
 
 def _number(value: Any) -> float:
-    """NaN for whatever is no number that a run logs."""
+    """NaN for whatever is not a number that a run logs."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < _LARGEST:
         return math.nan
     return float(value) if abs(value) > 1 / _LARGEST else 0.0

@@ -1,4 +1,4 @@
-"""The processes that share a run: who they are and how they agree. torchrun starts them, one per GPU."""
+"""The processes of a distributed run and their communication. torchrun starts them, one per GPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GRACE = 1.0  # seconds between losing contact and ending because of it
 
 
 class Ranks:
-    """The processes of a run as one of them sees them. With one process every question answers itself.
+    """The processes of a run, as seen by one of them. With a single process no communication is needed.
 
     Attributes:
         rank: Which one this is, from 0.
@@ -76,7 +76,7 @@ class Ranks:
             raise TrainingError(f"process {self.rank} cannot reach the others: {_first_line(error)}") from None
 
     def begin_training(self) -> None:
-        """From here on all keep step, so a process that is silent for long has failed.
+        """Use the short timeout from here on: all processes now take the same steps.
 
         Raises:
             TrainingError: The others do not come this far.
@@ -91,16 +91,16 @@ class Ranks:
             raise self.lost(error) from None
 
     def leave(self) -> None:
-        """Part in peace, at the end of a run that went well."""
+        """Leave the group at the end of a successful run."""
         if self.alone:
             return
         self.wait()  # nobody closes a connection that another still needs
         dist.destroy_process_group()
 
     def ask(self, *flags: bool) -> tuple[bool, ...]:
-        """Which of the flags any process had raised when all of them asked the last time.
+        """Which flags were set in any process at the previous call.
 
-        The answer comes one call late, so that a step never waits for it; alone, it comes at once.
+        The answer is one call late, so that no step waits for it; with a single process it is immediate.
         """
         if self.alone:
             return flags
@@ -114,7 +114,7 @@ class Ranks:
         return answer
 
     def wait(self) -> None:
-        """Go on when all processes have come this far."""
+        """Wait until all processes have reached this point."""
         self.gather(None)
 
     def gather(self, value: Any) -> list[Any]:
@@ -134,7 +134,7 @@ class Ranks:
         return total / self.size
 
     def check_same(self, what: str, value: Any) -> None:
-        """Refuse to train on different things under one name.
+        """Check that all processes have the same value.
 
         Raises:
             DataError: A process has another value than the first.
@@ -174,7 +174,7 @@ class Ranks:
 
 
 def ranks_from_environment() -> Ranks:
-    """Who torchrun says that this process is; alone without torchrun."""
+    """The processes according to torchrun's environment variables; a single one without them."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     values = [os.environ.get(name, "") for name in names]
     if not dist.is_available() or not all(value.isdigit() for value in values):
@@ -183,7 +183,7 @@ def ranks_from_environment() -> Ranks:
 
 
 def is_lost(error: Exception) -> bool:
-    """Whether an error is another process's end, as the collective operations report it."""
+    """Whether an error of a collective operation means that another process has ended."""
     if isinstance(error, dist.DistError):
         return True
     text = str(error)

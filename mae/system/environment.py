@@ -202,7 +202,7 @@ def _cgroup_quota() -> float | None:
         with contextlib.suppress(OSError, ValueError, IndexError, ZeroDivisionError):
             words = (CGROUP / quota_file).read_text().split()
             words += (CGROUP / period_file).read_text().split() if period_file else []
-            quota = float(words[0]) / float(words[1])  # "max" is no number: no limit
+            quota = float(words[0]) / float(words[1])  # "max" means no limit
             if quota > 0:
                 return quota
     return None
@@ -217,7 +217,7 @@ def _memory_limits() -> Iterator[tuple[int, int]]:
     for controller, limit_files, usage_file, cached in kinds:
         for group in _control_groups(controller):
             for limit_file in limit_files:
-                with contextlib.suppress(OSError, ValueError):  # "max" is no number: no limit
+                with contextlib.suppress(OSError, ValueError):  # "max" means no limit
                     limit, used = int((group / limit_file).read_text()), 0
                     with contextlib.suppress(OSError, ValueError):
                         used = int((group / usage_file).read_text())

@@ -13,7 +13,7 @@ def choose_precision(wanted: str, device: str, *, native_bf16: bool) -> str:
     """``auto`` is bf16 where the hardware multiplies in it, else fp32.
 
     Never fp16: its range ends at 65504, so gradients have to be scaled and some steps are lost to the search for the
-    scale. Whoever wants its speed on a GPU without bf16 asks for it.
+    scale. A user who wants its speed on a GPU without bf16 has to ask for it.
 
     Args:
         wanted: "auto", "fp32", "bf16" or "fp16".

@@ -1,4 +1,4 @@
-"""What a run is going to do, worked out before it starts. Standard library only."""
+"""The plan of a run, computed before it starts. Standard library only."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class TrainingPlan:
 def make_plan(
     config: PretrainConfig, images: int, digest: str = "", *, processes: int = 1, batch_size: int | None = None
 ) -> TrainingPlan:
-    """Work out a run.
+    """Compute the plan of a run.
 
     Args:
         config: Its settings.

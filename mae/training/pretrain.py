@@ -75,7 +75,7 @@ def pretrain(
 
 @obeys_offline
 def plan_run(config: PretrainConfig, on_event: Callable[[Event], None] = lambda event: None) -> Started:
-    """Work out what ``pretrain`` would do with the same settings, up to its first step; nothing is written.
+    """Compute what ``pretrain`` would do with the same settings, up to its first step; nothing is written.
 
     The data is scanned, the model built and one batch timed, so that what would stop the run stops this too.
 
@@ -333,7 +333,7 @@ def _prepare(start: _Start, resumption: Resumption, found: _Found) -> tuple[Trai
 
 
 def _plan(start: _Start, resumption: Resumption, scan: ImageScan) -> TrainingPlan:
-    """Work out the run for the images that there are, which every process must have found alike."""
+    """Compute the plan for the images that there are, which every process must have found alike."""
     config, ranks, images = start.config, start.ranks, scan.images
     start.folder.start_unreadable(scan.unreadable)
     found = len(images) + len(scan.unreadable)

@@ -55,7 +55,7 @@ class Previews:
         """The loss of predicting zero everywhere: a run that stays there has learnt nothing.
 
         Of normalised patches it hardly depends on the images, so the previews' do. Of raw pixels it is their mean
-        square, so training images from all over the data are looked at.
+        square, so training images from all over the data are used.
         """
         imgs = self.imgs
         if not self.model.config.norm_pix_loss:

@@ -72,7 +72,7 @@ class Position:
             raise ValueError("no position")
         for name, value in values.items():
             if type(value) not in (int, kinds[name]) or not 0 <= value < math.inf:
-                raise ValueError(f"{name} is no number that a run writes")
+                raise ValueError(f"{name} is not a number that a run writes")
         return cls(**values)
 
 

@@ -1,4 +1,4 @@
-"""The commands: what ``maecli --help`` says of each, and how one is loaded when it is wanted.
+"""The commands: their summaries for ``maecli --help``, and how each is loaded on demand.
 
 A command's module brings its settings and their checks along, so ``--help`` and completion of names load none of them.
 """
@@ -26,7 +26,7 @@ SUMMARIES = {
 
 
 class Commands(Mapping[str, Any]):
-    """All commands by name, as Typer's own objects, each loaded when it is asked for."""
+    """All commands by name, as Typer objects that are loaded on demand."""
 
     def __init__(self) -> None:
         self._loaded: dict[str, Any] = {}

@@ -147,7 +147,7 @@ def _groups_table(report: FileReport) -> Table:
 
 
 def _stages_table(computations: tuple[Computation, ...]) -> Table:
-    """A row per stage: the first computation in full with bars that grow with the error, the others in short."""
+    """One row per stage: the first computation in full, with bars for the error, the others abbreviated."""
     from rich.table import Table
 
     first, others = computations[0], computations[1:]
@@ -183,7 +183,7 @@ def _relative(value: float, computation: Computation) -> str:
 
 
 def _bar(relative: float, largest: float, tolerance: float) -> str:
-    """As long as the error is large, the largest of all stages being full."""
+    """A bar whose length is relative to the largest error of all stages."""
     share = 1.0 if math.isinf(relative) else relative / largest if largest else 0.0
     bar = "█" * math.floor(share * _BAR) + ("▌" if share * _BAR % 1 >= 0.5 else "")
     return bar if relative <= tolerance else f"[red]{bar or '▏'} ✗[/red]"

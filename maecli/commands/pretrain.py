@@ -28,7 +28,7 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if
 
 
 def _written_config(config: PretrainConfig) -> Path | None:
-    """Where a new run writes its settings down; one that goes on has them there already."""
+    """Where a new run writes its settings; a resumed run already has them there."""
     return None if config.resume or config.auto_resume else config.out / "config.toml"
 
 
@@ -82,7 +82,7 @@ def pretrain(config: PretrainConfig, output: Output, *, dry_run: bool) -> None:
 
 
 class StopOnSignal:
-    """The first Ctrl-C, SIGTERM or SIGUSR1 lets the step end and its state be saved; the second ends at once.
+    """The first Ctrl-C, SIGTERM or SIGUSR1 finishes the step and saves; the second ends at once.
 
     Attributes:
         number: The signal that came; 0 while none has.

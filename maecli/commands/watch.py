@@ -49,7 +49,7 @@ def _follow(config: WatchConfig, output: Output) -> RunLog:
 
 
 class _Screen:
-    """A few lines that are drawn over."""
+    """A few lines that are redrawn in place."""
 
     def __enter__(self) -> Any:
         from rich.live import Live
@@ -63,7 +63,7 @@ class _Screen:
 
 
 class _Lines:
-    """One line after the other."""
+    """One new line per update."""
 
     def __init__(self, output: Output) -> None:
         self.output = output
@@ -121,7 +121,7 @@ def _line(log: RunLog) -> str:
 
 
 def _loss(log: RunLog) -> float:
-    """Of the newest line that tells one."""
+    """The newest loss in the log."""
     if log.steps and (not log.epochs or log.steps[-1].epoch > log.epochs[-1].epoch):
         return log.steps[-1].loss
     return log.epochs[-1].loss if log.epochs else math.nan

@@ -1,4 +1,4 @@
-"""How far a command is with its images: a bar on a terminal, a line now and then elsewhere."""
+"""Progress over images: a bar on a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class CountingView:
         self._end()
 
     def __call__(self, progress: Progress) -> None:
-        """Show how far it is."""
+        """Show the progress."""
         if self.output.quiet:
             return
         if progress.stage != self.stage:

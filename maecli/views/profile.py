@@ -1,4 +1,4 @@
-"""A profile for people: variants side by side, and bars where looking beats reading."""
+"""A profile as tables, with one column per variant, and bars."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _GIGA = 1e9
 
 
 def show_profile(console: Console, result: ProfileResult) -> None:
-    """Draw everything that the result has."""
+    """Draw all parts of the result."""
     parts: list[RenderableType] = [Text(line) for line in _conditions(result)]
     parts += [Text(), fitted(console, _Sheet(result).table), *_all_bars(console, result)]
     for one in result.variants:
@@ -240,7 +240,7 @@ def _giga(count: float) -> str:
 
 
 def _figure(value: float | None) -> str | None:
-    """Three digits that matter, no more."""
+    """A number with three significant digits."""
     if value is None:
         return None
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -31,7 +31,7 @@ NARROW = 100  # columns that a bar with everything beside it takes
 
 
 class TrainingView:
-    """Shows a run as it goes; a context manager, so that the bar is gone when an error is printed."""
+    """Shows a run's progress; a context manager, so that the bar is removed before an error is printed."""
 
     def __init__(self, output: Output) -> None:
         self.output = output
@@ -129,7 +129,7 @@ class TrainingView:
 
 
 def tell_plan(event: Started, output: Output) -> None:
-    """What a person should know of a plan beside its figures."""
+    """Print a plan's notes, warnings and advice."""
     for warning in (*event.warnings, *event.plan.warnings):
         output.warn(warning)
     for advice in event.advice:
@@ -139,7 +139,7 @@ def tell_plan(event: Started, output: Output) -> None:
 
 
 def plan_panel(event: Started) -> Panel:
-    """What is about to happen, before anything is spent on it."""
+    """The plan of a run."""
     from rich.panel import Panel
     from rich.table import Table
     from rich.text import Text
@@ -185,12 +185,12 @@ def helped_text(helped: bool) -> str:
 
 
 def psnr_text(psnr: float, *, helped: bool) -> str:
-    """A PSNR, and whether the original's brightness and contrast were lent to it."""
+    """A PSNR, and whether the original's mean and std helped it."""
     return f"PSNR {psnr:.1f} dB on removed patches{helped_text(helped)}"
 
 
 def duration(seconds: float) -> str:
-    """A time span in the two largest units that matter."""
+    """A duration in its two largest units."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)

@@ -209,7 +209,7 @@ def test_processes_are_started_where_they_are_ended_too() -> None:
         assert where in STARTERS or not called & calls, f"tests/{where}: start it with tests/processes.py"
 
 
-# Riddles in what a user or a reader of the code is told, by the plain words.
+# Unclear phrases in messages, docstrings and documents, by the plain words.
 UNCLEAR = {
     r"passed over": "skipped, or unreadable",
     r"(held|hold|holds) against": "compared with",
@@ -219,15 +219,31 @@ UNCLEAR = {
     r"ends the watching": "stops watching",
     r"deviation": "std",
     r"steps? (was|were) left out": "skipped",
+    r"[Ww]ork(s|ed|ing)? out": "compute",
+    r"computed anew|written anew": "again",
+    r"nothing learnt": "predicting zero",
+    r"is no number": "is not a number, or non-finite",
+    r"without a word": "without a message",
+    r"in peace": "",
+    r"(examined|looked) at": "examined, scanned",
+    r"strangers?'?": "untrusted",
+    r"going on after": "resuming after",
+    r"(?<!there )(?<!There )is no (file|folder|option|image|tar|plain)": "is not a",
 }
 
 
 def test_texts_use_plain_words() -> None:
-    wrong = [
-        f"{module}: {text[:60]!r} (say {plain})"
+    texts = [
+        (module, node.value)
         for module, path in sources()
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Constant) and isinstance(text := node.value, str)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    pages = [path for path in (ROOT / "docs").glob("*.md") if path.name != "robustness.md"]  # which quotes file names
+    texts += [(f"docs/{page.name}", line) for page in pages for line in page.read_text().splitlines()]
+    wrong = [
+        f"{place}: {text[:60]!r} (say {plain or 'something else'})"
+        for place, text in texts
         for unclear, plain in UNCLEAR.items()
         if re.search(rf"\b{unclear}\b", text)
     ]

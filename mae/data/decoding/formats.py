@@ -158,9 +158,9 @@ def judge(name: bytes, by_head: FileKind, probe: Callable[[], str | None]) -> Ve
     """What a file is, opened only where its head does not tell, or belies its name.
 
     Args:
-        name: The file's; its suffix decides whether one that is no image counts as unreadable.
+        name: The file's; its suffix decides whether one that is not an image counts as unreadable.
         by_head: What ``kind_of_head`` says.
-        probe: Opens it and tells why it is no image, or None for one.
+        probe: Opens it and tells why it is not an image, or None for one.
     """
     named = os.path.splitext(name)[1].lower().decode("latin-1") in image_suffixes()
     if by_head is FileKind.IMAGE:

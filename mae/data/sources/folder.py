@@ -72,7 +72,7 @@ class FolderReader:
         self.index: ScanIndex | None = None
 
     def count(self) -> None:
-        """Note that another file is looked at."""
+        """Count another scanned file."""
         self.seen += 1
         if self.on_progress is not None and self.seen % FILES_BETWEEN_REPORTS == 0:
             self.on_progress(self.seen)
@@ -124,7 +124,7 @@ class FolderReader:
 
 
 def _marks(folder: bytes, listing: Listing) -> list[list[int]]:
-    """What changes when a file that could not be read is mended."""
+    """What changes when a file that could not be read is repaired."""
     marks = []
     for name, _ in listing.unreadable:
         try:

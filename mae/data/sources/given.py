@@ -20,7 +20,7 @@ from mae.errors import ConfigError
 from mae.io.text import shown
 from mae.options import STANDARD_STREAM
 
-TRIES = 10  # files of a folder that are looked at for each image that is wanted of it
+TRIES = 10  # files of a folder that are tried for each wanted image
 
 
 class Given(NamedTuple):
@@ -93,7 +93,7 @@ class GivenImages:
                 self.files.append(place)
 
     def decode(self, in_chans: int) -> Iterator[Given]:
-        """The images in order. Of a folder, the next takes the place of one that is broken.
+        """The images in order. Of a folder, the next replaces one that is broken.
 
         Raises:
             DataError: An image that was named cannot be read.
@@ -163,7 +163,7 @@ class _InMemory(ImageSource):
         return self._name
 
     def open(self, index: int) -> IO[bytes]:
-        """It is no file."""
+        """It has no file."""
         raise ImageError(self._name, "is an image in memory, not a file")
 
     def load(self, index: int, in_chans: int, on_note: Callable[[str], None] | None = None) -> Image.Image:

@@ -1,8 +1,8 @@
-"""What earlier scans saw, so that a million names are looked at once and not at every start.
+"""Cached results of earlier scans, so that a million names are read once and not at every start.
 
 A listing is taken over only if its folder, or an archive's if the file, is the very one that was read: the same
 inode with the same times of change. A folder's time changes when a name is added, removed or renamed. What was
-unreadable is looked at again when its own time or size changed; an image that was overwritten by something else is
+unreadable is checked again when its own time or size changed; an image that was overwritten by something else is
 found when it is decoded.
 """
 
@@ -21,7 +21,7 @@ from mae.io.download import cache_folder
 from mae.io.files import write_atomically
 
 VERSION = 1
-# Fewer files than these are looked at in a second or two.
+# Fewer files than these are scanned in a second or two.
 WORTH_KEEPING = 5_000
 # A folder that changed so shortly before it was read may change again within the same tick of its clock.
 SETTLED_NS = 2_000_000_000
@@ -70,7 +70,7 @@ class ScanIndex:
         return entry[1]
 
     def put(self, path: bytes, info: os.stat_result, values: Any, files: int) -> None:
-        """Keep something for a folder or an archive; ``files`` is how many had to be looked at for it."""
+        """Keep something for a folder or an archive; ``files`` is how many had to be examined for it."""
         self._changed += files
         if settled(info):
             self._seen[as_text(path)] = [stamp(info), values]
