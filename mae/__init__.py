@@ -42,8 +42,9 @@ if TYPE_CHECKING:
     from mae.profiling.run import profile as _profile
     from mae.reconstruction.config import ReconstructConfig
     from mae.reconstruction.run import reconstruct as _reconstruct
-    from mae.reporting.config import ReportConfig
+    from mae.reporting.config import ReportConfig, RunsConfig
     from mae.reporting.run import report as _report
+    from mae.reporting.runs import runs as _runs
     from mae.training.config import PretrainConfig, ReplayConfig
     from mae.training.pretrain import pretrain as _pretrain
     from mae.training.replay import replay as _replay
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     reconstruct = plain_call(ReconstructConfig, _reconstruct)
     replay = plain_call(ReplayConfig, _replay)
     report = plain_call(ReportConfig, _report)
+    runs = plain_call(RunsConfig, _runs)
 
 __version__ = "0.1.0"
 
@@ -94,6 +96,7 @@ _CALLS = {
     "reconstruct": ("mae.reconstruction.run", "mae.reconstruction.config", "ReconstructConfig"),
     "replay": ("mae.training.replay", "mae.training.config", "ReplayConfig"),
     "report": ("mae.reporting.run", "mae.reporting.config", "ReportConfig"),
+    "runs": ("mae.reporting.runs", "mae.reporting.config", "RunsConfig"),
 }
 __all__ = ["__version__", *_HOME_OF, *_CALLS]  # noqa: PLE0604
 

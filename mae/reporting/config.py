@@ -9,13 +9,16 @@ from mae.errors import ConfigError
 from mae.options import option
 
 SUFFIXES = (".html", ".htm")
+MOST_COMPARED = 12  # runs on one page
 
 
 @dataclasses.dataclass(frozen=True)
 class ReportConfig:
-    """Which run, shown in which file."""
+    """Which run, or which runs together, shown in which file."""
 
-    run: Path = option(dataclasses.MISSING, "The run's folder.", positional=True, metavar="RUN")
+    run: tuple[Path, ...] = option(
+        dataclasses.MISSING, "The run's folder; several are compared on one page.", positional=True, metavar="RUN"
+    )
     out: Path = option(Path("report.html"), "Output file: .html or .htm.")
     images: int = option(
         8,
@@ -26,6 +29,10 @@ class ReportConfig:
     )
 
     def __post_init__(self) -> None:
+        if isinstance(self.run, str | Path):  # one alone, from Python
+            object.__setattr__(self, "run", (Path(self.run),))
+        if len(self.run) > MOST_COMPARED:
+            raise ConfigError(f"{len(self.run)} runs were given; at most {MOST_COMPARED} fit on one page")
         if self.out.suffix.lower() not in SUFFIXES:
             raise ConfigError(f"--out {self.out}: the name must end in .html or .htm")
 
@@ -37,3 +44,15 @@ class WatchConfig:
     run: Path = option(dataclasses.MISSING, "The run's folder.", positional=True, metavar="RUN")
     every: float = option(2.0, "Seconds between updates.", low=0.1)
     once: bool = option(False, "Print the current state and exit.", flags="--once")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunsConfig:
+    """Where to look for runs, and in which order they are listed."""
+
+    folder: Path = option(
+        dataclasses.MISSING, "A folder with runs in it, at any depth.", positional=True, metavar="FOLDER"
+    )
+    sort: str = option(
+        "newest", "Order: by the last line of the log, by loss or by name.", choices=("newest", "loss", "name")
+    )

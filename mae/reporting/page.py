@@ -35,7 +35,13 @@ class PreviewImage(NamedTuple):
 
 
 def page(
-    name: str, log: RunLog, images: Sequence[PreviewImage], notes: Sequence[str], written: float | None, now: float
+    name: str,
+    log: RunLog,
+    images: Sequence[PreviewImage],
+    notes: Sequence[str],
+    written: float | None,
+    now: float,
+    state: str = "stopped",
 ) -> str:
     """The whole document.
 
@@ -46,11 +52,12 @@ def page(
         notes: What could not be read.
         written: When the log was last written to, seconds since 1970.
         now: When the page is made.
+        state: Whether the run is training, stopped, finished, or unknown.
     """
     return render(
         SHARED / "report.html",
         name=name,
-        standing=_standing(log, written, now),
+        standing=_standing(log, written, now, state),
         tiles=_tiles(log),
         changes=[f"after epoch {one.epoch:,.4g}: {one.what}" for one in log.changes[-MOST_ROWS:]],
         warnings=[*_warnings(log), *notes],
@@ -66,12 +73,13 @@ def page(
     )
 
 
-def _standing(log: RunLog, written: float | None, now: float) -> str:
+def _standing(log: RunLog, written: float | None, now: float, state: str) -> str:
     wanted = f" of {log.wanted_epochs:,}" if log.wanted_epochs else ""
     done = f"{len(log.epochs) and log.epochs[-1].epoch:,}{wanted} epochs done"
-    state = "finished" if log.finished else "not finished: it is under way or was stopped"
-    last = f", last line of its log {_time(written)}" if written is not None else ""
-    return f"{done}, {state}{last}; this page was made {_time(now)} by maecli report"
+    words = {"training": "it is under way", "stopped": "it was stopped"}.get(state, "it is under way or was stopped")
+    state = "finished" if log.finished else f"not finished: {words}"
+    last = f", last line of its log {time_text(written)}" if written is not None else ""
+    return f"{done}, {state}{last}; this page was made {time_text(now)} by maecli report"
 
 
 def _tiles(log: RunLog) -> dict[str, str]:
@@ -82,17 +90,23 @@ def _tiles(log: RunLog) -> dict[str, str]:
     psnr = [one.psnr for one in log.previews if math.isfinite(one.psnr)]
     left = log.seconds_left()
     tiles = {
-        "loss of the last epoch" if last else "loss": _figure(loss),
-        "loss of the first epoch": _figure(first.loss) if first else "-",
+        "loss of the last epoch" if last else "loss": figure_text(loss),
+        **_against_nothing_learnt(log, loss),
+        "loss of the first epoch": figure_text(first.loss) if first else "-",
         f"PSNR, removed patches{_help(log)}": f"{psnr[-1]:.1f} dB" if psnr else "-",
         "steps": f"{log.steps[-1].step:,}+" if log.steps and not log.finished else _steps(log),
-        "images a second": _figure(_mean(one.images_per_second for one in log.epochs[-20:])),
+        "images a second": figure_text(_mean(one.images_per_second for one in log.epochs[-20:])),
         "waiting for images": _percent(_mean(one.data_wait for one in log.epochs[-20:])),
         "time in epochs": _duration(seconds) if last else "-",
     }
     if not log.finished and left is not None:
         tiles["left, at this pace"] = _duration(left)
     return tiles
+
+
+def _against_nothing_learnt(log: RunLog, loss: float) -> dict[str, str]:
+    """Of normalised patches predicting zero costs about 1, whatever the images; of raw pixels the log does not tell."""
+    return {"of the loss of nothing learnt": _percent(loss)} if log.config.get("norm_pix_loss") is True else {}
 
 
 def _warnings(log: RunLog) -> list[str]:
@@ -170,17 +184,17 @@ def _means(log: RunLog, field: str) -> Curve:
 def _epoch_row(one: LoggedEpoch) -> tuple[str, ...]:
     return (
         f"{one.epoch:,}",
-        _figure(one.loss),
-        _figure(one.lr),
-        _figure(one.images_per_second),
+        figure_text(one.loss),
+        figure_text(one.lr),
+        figure_text(one.images_per_second),
         _percent(one.data_wait),
-        _figure(one.seconds),
+        figure_text(one.seconds),
     )
 
 
 def _table(values: Mapping[str, Any]) -> dict[str, Any]:
     """The first settings as they read, and how many more there are."""
-    chosen = {name: _value(value) for name, value in itertools.islice(values.items(), MOST_SETTINGS)}
+    chosen = {name: value_text(value) for name, value in itertools.islice(values.items(), MOST_SETTINGS)}
     return {"shown": chosen, "more": len(values) - len(chosen)}
 
 
@@ -197,7 +211,7 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _value(value: Any, depth: int = 3) -> str:
+def value_text(value: Any, depth: int = 3) -> str:
     """A setting as it reads; what is nested deeper or goes on for longer than any real one is cut."""
     if value is None or value == []:
         return "none"
@@ -208,9 +222,9 @@ def _value(value: Any, depth: int = 3) -> str:
     if depth == 0:
         return "..."
     if isinstance(value, dict):
-        parts = [f"{key} {_value(item, depth - 1)}" for key, item in list(value.items())[:MOST_ROWS]]
+        parts = [f"{key} {value_text(item, depth - 1)}" for key, item in list(value.items())[:MOST_ROWS]]
     else:
-        parts = [_value(item, depth - 1) for item in value[:MOST_ROWS]]
+        parts = [value_text(item, depth - 1) for item in value[:MOST_ROWS]]
     more = f" and {len(value) - MOST_ROWS:,} more" if len(value) > MOST_ROWS else ""
     return ", ".join(parts)[:LONGEST_TEXT] + more
 
@@ -224,7 +238,8 @@ def _mean(values: Iterable[float]) -> float:
     return sum(good) / len(good) if good else math.nan
 
 
-def _figure(value: float) -> str:
+def figure_text(value: float) -> str:
+    """Four digits, or a dash for what is not known."""
     return f"{value:,.4g}" if math.isfinite(value) else "-"
 
 
@@ -232,7 +247,8 @@ def _percent(share: float) -> str:
     return f"{share:.1%}" if math.isfinite(share) else "-"
 
 
-def _time(seconds: float) -> str:
+def time_text(seconds: float) -> str:
+    """Seconds since 1970 as a date and time."""
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import math
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from mae.data.decoding.image import load_image
@@ -18,6 +19,8 @@ from mae.reporting.config import SUFFIXES, ReportConfig
 from mae.reporting.curves import MOST_POINTS, evenly
 from mae.reporting.page import PreviewImage, page
 from mae.reporting.run_log import Preview, RunLog, read_run
+from mae.reporting.runs import RunSummary, last_line, run_state, summary_of
+from mae.reporting.side_by_side import ComparedRun, comparison_page, differing_settings, short_names
 
 _WIDEST = 1200  # pixels of an image on the page
 _JPEG_QUALITY = 82
@@ -75,30 +78,99 @@ class ReportResult(Drawn):
         )
 
 
-def report(config: ReportConfig) -> ReportResult:
-    """Write one self-contained HTML file about a run, whether it is done, going on or just begun.
+@dataclasses.dataclass(frozen=True)
+class ComparisonResult(Drawn):
+    """What was written about several runs.
+
+    Attributes:
+        out: The page.
+        size_bytes: Of the page.
+        runs: Where each stands, in the order given.
+        settings: Those that differ, each with its value in every run; None where a run has none.
+        images: Previews that are shown.
+        notes: What could not be read.
+    """
+
+    out: Path
+    size_bytes: int
+    runs: tuple[RunSummary, ...]
+    settings: dict[str, tuple[str | None, ...]]
+    images: int
+    notes: tuple[str, ...]
+
+    def _table(self) -> Table:
+        rows = [(one.run, one.state, one.epochs, one.loss, one.psnr) for one in self.runs]
+        return Table(f"report of {len(rows)} runs: {self.out}", rows, ("run", "state", "epochs", "loss", "PSNR, dB"))
+
+
+def report(config: ReportConfig) -> ReportResult | ComparisonResult:
+    """Write one self-contained HTML file about a run, whether it is done, going on or just begun; or about several.
+
+    Of several runs the page has the curves over each other, the settings that differ, and the last previews.
 
     Raises:
         DataError: There is no such folder.
         ConfigError: It holds no run, or the page cannot be written.
     """
-    log = read_run(config.run)
-    kept = [path for path in config.run.rglob("*") if path.is_file() and path.suffix.lower() not in SUFFIXES]
-    refuse_input(config.out, "--out", {"a file of the run": kept})
+    for run in config.run:
+        kept = [path for path in run.rglob("*") if path.is_file() and path.suffix.lower() not in SUFFIXES]
+        refuse_input(config.out, "--out", {"a file of the run": kept})
+    return _report_one(config, config.run[0]) if len(config.run) == 1 else _report_many(config)
+
+
+def _report_one(config: ReportConfig, run: Path) -> ReportResult:
+    log = read_run(run)
     notes = list(log.notes)
+    images = _images([log.previews[number] for number in evenly(len(log.previews), config.images)], notes)
+    name = run.name or run.resolve().name or str(run)
+    state = run_state(run, log, time.time())
+    document = page(shown(name), log, images, notes, last_line(run), time.time(), state).encode()
+    _write(config.out, document)
+    return _result(config.out, len(document), log, len(images), notes)
+
+
+def _report_many(config: ReportConfig) -> ComparisonResult:
+    logs = [read_run(run) for run in config.run]
+    now = time.time()
+    names = short_names(config.run)
+    notes = [f"{name}: {note}" for name, log in zip(names, logs, strict=True) for note in log.notes]
+    compared = [
+        ComparedRun(
+            dataclasses.replace(summary_of(run, log, now), run=name),
+            log,
+            next(iter(_images(log.previews[-1:] if config.images else (), notes)), None),
+        )
+        for name, run, log in zip(names, config.run, logs, strict=True)
+    ]
+    settings = differing_settings([log.config for log in logs])
+    document = comparison_page(compared, settings, notes, now).encode()
+    _write(config.out, document)
+    return ComparisonResult(
+        out=config.out,
+        size_bytes=len(document),
+        runs=tuple(one.summary for one in compared),
+        settings=settings,
+        images=sum(one.preview is not None for one in compared),
+        notes=tuple(notes),
+    )
+
+
+def _write(out: Path, document: bytes) -> None:
+    try:
+        write_atomically(out, lambda file: file.write(document))
+    except OSError as error:
+        raise ConfigError(f"--out {out}: {error.strerror}") from None
+
+
+def _images(previews: Iterable[Preview], notes: list[str]) -> list[PreviewImage]:
+    """Those that can be read; a note says so of the others."""
     images = []
-    for number in evenly(len(log.previews), config.images):
+    for preview in previews:
         try:
-            images.append(_image(log.previews[number]))
+            images.append(_image(preview))
         except DataError as error:
             notes.append(error.message)
-    name = config.run.name or config.run.resolve().name or str(config.run)
-    document = page(shown(name), log, images, notes, _written(config.run / "log.jsonl"), time.time()).encode()
-    try:
-        write_atomically(config.out, lambda file: file.write(document))
-    except OSError as error:
-        raise ConfigError(f"--out {config.out}: {error.strerror}") from None
-    return _result(config.out, len(document), log, len(images), notes)
+    return images
 
 
 def _image(preview: Preview) -> PreviewImage:
@@ -113,13 +185,6 @@ def _image(preview: Preview) -> PreviewImage:
     image.save(file, "JPEG", quality=_JPEG_QUALITY, optimize=True)
     data_uri = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
     return PreviewImage(preview.epoch, preview.psnr, data_uri, image.size)
-
-
-def _written(log: Path) -> float | None:
-    try:
-        return log.stat().st_mtime
-    except OSError:
-        return None
 
 
 def _result(out: Path, size: int, log: RunLog, images: int, notes: list[str]) -> ReportResult:

@@ -13,6 +13,7 @@ SUMMARIES = {
     "inspect": "Show what a data set holds: formats, channels, sizes, duplicates, unreadable files, a contact sheet.",
     "pretrain": "Train a masked autoencoder on a folder of images; labels are not needed.",
     "watch": "Show a run's progress from another terminal; Ctrl-C stops watching, not the run.",
+    "runs": "List the runs in a folder: how far each is, how good, and whether it is still training.",
     "report": "Write an HTML report of a run: loss curves, reconstructions over time, speed, settings, hardware.",
     "profile": "Estimate what a model costs before you train it: parameters, FLOPs, memory, time, price.",
     "reconstruct": "Mask images, reconstruct them, and draw original, masked and reconstruction side by side.",

@@ -1,4 +1,4 @@
-"""``maecli report RUN``."""
+"""``maecli report RUN ...``."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from maecli.output import Output, as_document
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mae.reporting.run import ReportResult
+    from mae.reporting.run import ComparisonResult, ReportResult
 
 
 @command_from(ReportConfig)
 def report(config: ReportConfig, output: Output) -> None:
     """Write an HTML report of a run: loss curves, reconstructions over time, speed, settings, hardware.
 
-    The run may be finished, still training or just started; the file needs no network and no other file.
+    The run may be finished, still training or just started; the file needs no network and no other file. Of several
+    runs the page shows the curves over each other, the settings that differ, and the last reconstructions.
 
     Examples:
       maecli report run
 
       maecli report runs/base --out base.html --images 20
+
+      maecli report run runs/base --out compared.html
     """
     from mae.reporting.run import report as use_case
 
@@ -34,10 +37,20 @@ def report(config: ReportConfig, output: Output) -> None:
     output.result(lambda: as_document(result), lambda console: _show(console, result), result.out)
 
 
-def _show(console: Console, result: ReportResult) -> None:
-    of = f" of {result.wanted_epochs:,}" if result.wanted_epochs else ""
-    loss = f", loss {result.first_loss:.4f} -> {result.last_loss:.4f}" if result.first_loss and result.last_loss else ""
-    console.print(f"{result.epochs:,}{of} epochs{loss}", soft_wrap=True)
+def _show(console: Console, result: ReportResult | ComparisonResult) -> None:
+    from mae.reporting.run import ReportResult
+
+    if isinstance(result, ReportResult):
+        of = f" of {result.wanted_epochs:,}" if result.wanted_epochs else ""
+        known = result.first_loss and result.last_loss
+        loss = f", loss {result.first_loss:.4f} -> {result.last_loss:.4f}" if known else ""
+        console.print(f"{result.epochs:,}{of} epochs{loss}", soft_wrap=True)
+    else:
+        from maecli.views.runs import runs_table
+
+        runs_table(console, result.runs)
+        names = ", ".join(result.settings) or "none"
+        console.print(f"settings that differ: {names}", soft_wrap=True, markup=False)
     console.print(
         f"wrote {shown(result.out)}: {result.size_bytes / 1e6:.2f} MB, {result.images} images",
         soft_wrap=True,

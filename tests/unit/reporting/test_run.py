@@ -18,7 +18,7 @@ from mae.reporting.config import ReportConfig
 from mae.reporting.run import report
 from tests.unit.reporting.runs import epoch_line, step_line, write_run
 
-VOID = {"meta", "img"}
+VOID = {"meta", "img", "input"}
 MAY_NOT_BE = {"script", "iframe", "object", "embed", "link", "base", "form", "a", "foreignobject"}
 
 

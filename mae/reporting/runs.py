@@ -1,0 +1,175 @@
+"""Which runs lie below a folder: how far each is, how good, and whether a process is training it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from mae.errors import DataError, MaeError
+from mae.io.notebook import Drawn, Table
+from mae.io.text import shown
+from mae.reporting.config import RunsConfig
+from mae.reporting.run_log import RunLog, read_run
+
+MOST_RUNS = 10_000
+DEEPEST = 8  # folders below the one that is given
+FRESH_SECONDS = 900.0  # a log of another machine that grew so lately belongs to a run under way
+_HOLDER = re.compile(r"process (\d{1,9}) on (\S{1,255})")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSummary:
+    """Where one run stands; None for what its folder does not tell.
+
+    Attributes:
+        run: Its folder.
+        state: "training", "finished", "stopped", or "unknown" for one of another machine that has been silent.
+        model: Its variant.
+        epochs, wanted_epochs: Done, with a fraction, and of the whole run.
+        loss: Of the last epoch, else of the last logged step.
+        psnr: Of the newest preview, dB.
+        images_per_second: In the last epoch.
+        seconds_left: At the pace of the last epochs, of a run that is not finished.
+        last_line: When its log was last written to, seconds since 1970.
+        trouble: Why it cannot be read; empty where it can.
+    """
+
+    run: str
+    state: str
+    model: str | None = None
+    epochs: float = 0.0
+    wanted_epochs: int | None = None
+    loss: float | None = None
+    psnr: float | None = None
+    images_per_second: float | None = None
+    seconds_left: float | None = None
+    last_line: float | None = None
+    trouble: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunsResult(Drawn):
+    """All runs below a folder, in the order that was asked for."""
+
+    folder: Path
+    runs: tuple[RunSummary, ...]
+
+    def _table(self) -> Table:
+        rows = [(one.run, one.state, one.epochs, one.wanted_epochs, one.loss, one.psnr) for one in self.runs]
+        columns = ("run", "state", "epochs", "of", "loss", "PSNR, dB")
+        return Table(f"{len(rows)} runs in {self.folder}", rows, columns)
+
+
+def runs(config: RunsConfig) -> RunsResult:
+    """List the runs below a folder: how far each is, how good, and whether it is under way. Nothing is written.
+
+    Raises:
+        DataError: There is no such folder, or no run in it.
+    """
+    if not config.folder.is_dir():
+        raise DataError(f"{shown(config.folder)}: no such folder", hint="give a folder with runs in it")
+    now = time.time()
+    found = [_summary(config.folder, path, now) for path in find_runs(config.folder)]
+    if not found:
+        raise DataError(
+            f"{shown(config.folder)} holds no run: no folder in it has a log.jsonl",
+            hint="a run is what `maecli pretrain --out FOLDER` writes",
+        )
+    keys = {
+        "newest": lambda one: -(one.last_line or 0.0),
+        "loss": lambda one: math.inf if one.loss is None else one.loss,
+        "name": lambda one: one.run,
+    }
+    return RunsResult(config.folder, tuple(sorted(found, key=keys[config.sort])))
+
+
+def find_runs(folder: Path) -> Iterator[Path]:
+    """The folders of runs at or below a folder, by name; within a run none is looked for."""
+    count = 0
+    for at, folders, files in os.walk(folder):
+        depth = len(Path(at).relative_to(folder).parts)
+        is_run = "log.jsonl" in files or ("config.toml" in files and "previews" in folders)
+        folders[:] = [] if is_run or depth >= DEEPEST else sorted(name for name in folders if not name.startswith("."))
+        if is_run:
+            yield Path(at)
+            count += 1
+            if count >= MOST_RUNS:
+                return
+
+
+def run_state(run: Path, log: RunLog, now: float) -> str:
+    """Whether a run is finished, under way or stopped.
+
+    A run under way names its process in the folder. Whether that lives is known on its own machine; of another one
+    the log's age has to do.
+    """
+    if log.finished:
+        return "finished"
+    try:
+        holder = _HOLDER.match((run / ".lock-holder").read_text(encoding="utf-8", errors="replace")[:400])
+    except OSError:
+        holder = None
+    if holder is None:
+        return "stopped"
+    if holder[2] == socket.gethostname() and os.name == "posix":
+        return "training" if _lives(int(holder[1])) else "stopped"
+    written = last_line(run)
+    return "training" if written is not None and now - written < FRESH_SECONDS else "unknown"
+
+
+def last_line(run: Path) -> float | None:
+    """When a run's log was last written to, seconds since 1970."""
+    try:
+        return (run / "log.jsonl").stat().st_mtime
+    except OSError:
+        return None
+
+
+def last_loss(log: RunLog) -> float | None:
+    """Of the last epoch that is done, else of the last logged step."""
+    losses = [one.loss for one in (log.epochs[-1:] or log.steps[-1:])]
+    return next((loss for loss in losses if math.isfinite(loss)), None)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
+def _summary(folder: Path, run: Path, now: float) -> RunSummary:
+    name = str(run.relative_to(folder)) if run != folder else "."
+    try:
+        log = read_run(run)
+    except MaeError as error:
+        return RunSummary(name, "unknown", trouble=error.message)
+    return dataclasses.replace(summary_of(run, log, now), run=name)
+
+
+def summary_of(run: Path, log: RunLog, now: float) -> RunSummary:
+    """Where a run stands whose log was read; ``now`` is in seconds since 1970."""
+    model = log.config.get("variant")
+    rates = [one.images_per_second for one in (log.epochs[-1:] or log.steps[-1:])]
+    psnr = [one.psnr for one in log.previews if math.isfinite(one.psnr)]
+    return RunSummary(
+        run=str(run),
+        state=run_state(run, log, now),
+        model=model if isinstance(model, str) else None,
+        epochs=log.epochs_done,
+        wanted_epochs=log.wanted_epochs,
+        loss=last_loss(log),
+        psnr=psnr[-1] if psnr else None,
+        images_per_second=next((rate for rate in rates if math.isfinite(rate)), None),
+        seconds_left=None if log.finished else log.seconds_left(),
+        last_line=last_line(run),
+    )

@@ -1,0 +1,133 @@
+"""Several runs on one page: curves over each other, the settings that differ, the last previews."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mae.reporting.curves import Curve, chart, thin, x_range_of
+from mae.reporting.page import PreviewImage, time_text, value_text
+from mae.reporting.render import SHARED, render
+from mae.reporting.run_log import RunLog
+from mae.reporting.runs import RunSummary
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+MOST_DIFFERING = 100  # rows of the table of settings
+FEWEST_EPOCHS = 3  # of a curve of epoch means; of fewer the logged steps are drawn
+
+
+class ComparedRun(NamedTuple):
+    """A run on the page; its summary's ``run`` is the name that it has there."""
+
+    summary: RunSummary
+    log: RunLog
+    preview: PreviewImage | None
+
+
+def short_names(runs: Sequence[Path]) -> list[str]:
+    """As much of each path's end as tells them apart; a run that is given twice is numbered."""
+    parts = [run.resolve().parts for run in runs]
+    names = [str(run) for run in runs]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(set(parts)):
+            break
+    return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names, 1)]
+
+
+def differing_settings(configs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str | None, ...]]:
+    """Settings that are not the same in all runs, by name, as they read; None where a run has none."""
+    found: dict[str, tuple[str | None, ...]] = {}
+    for name in dict.fromkeys(name for config in configs for name in config):
+        values = tuple(_setting(name, config[name]) if name in config else None for config in configs)
+        if len(set(values)) > 1 and name not in ("out", "resume"):
+            found[name] = values
+    return found
+
+
+def _setting(name: str, value: Any) -> str:
+    if name == "data" and isinstance(value, list):  # where it lies is not what it is
+        return ", ".join(Path(str(one)).name for one in value[:9])
+    return value_text(value)
+
+
+def comparison_page(
+    runs: Sequence[ComparedRun], settings: Mapping[str, Sequence[str | None]], notes: Sequence[str], now: float
+) -> str:
+    """The whole document.
+
+    Args:
+        runs: In order.
+        settings: As ``differing_settings`` gives them.
+        notes: What could not be read.
+        now: When the page is made, seconds since 1970.
+    """
+    return render(
+        SHARED / "runs.html",
+        standing=f"{len(runs)} runs; this page was made {time_text(now)} by maecli report",
+        rows=[(one.summary.run, _row(one.summary)) for one in runs],
+        charts=_charts(runs),
+        names=[one.summary.run for one in runs],
+        settings=list(settings.items())[:MOST_DIFFERING],
+        more_settings=max(0, len(settings) - MOST_DIFFERING),
+        previews=[(number, one.summary.run, one.preview) for number, one in enumerate(runs) if one.preview],
+        notes=notes,
+    )
+
+
+def _row(one: RunSummary) -> tuple[str, ...]:
+    of = f" of {one.wanted_epochs:,}" if one.wanted_epochs else ""
+    return (
+        one.state,
+        f"{one.epochs:,.4g}{of}",
+        _known(one.loss, "{:.4f}"),
+        _known(one.psnr, "{:.1f} dB"),
+        _known(one.images_per_second, "{:,.0f}"),
+    )
+
+
+def _known(value: float | None, how: str) -> str:
+    return how.format(value) if value is not None else "-"
+
+
+def _charts(runs: Sequence[ComparedRun]) -> list[Markup]:
+    epochs = [one.log.epochs_done for one in runs]
+    x_range = x_range_of([*epochs, *(preview.epoch for one in runs for preview in one.log.previews)])
+    targets = {one.log.config.get("norm_pix_loss") for one in runs}
+    title = "Loss over epochs" if len(targets) == 1 else "Loss over epochs; the targets differ, so compare with care"
+    return [
+        chart(
+            title,
+            _curves(runs, lambda log: _of_epochs(log, "loss")),
+            x_range=x_range,
+            level=(1.0, "nothing learnt: about 1 for normalised patches") if targets == {True} else None,
+            may_be_logarithmic=True,
+        ),
+        chart(
+            "PSNR on removed patches, dB, over epochs",
+            _curves(runs, lambda log: [(one.epoch, one.psnr) for one in log.previews]),
+            x_range=x_range,
+        ),
+        chart("Learning rate over epochs", _curves(runs, lambda log: _of_epochs(log, "lr")), x_range=x_range, y_from=0),
+        chart(
+            "Images a second over epochs",
+            _curves(runs, lambda log: _of_epochs(log, "images_per_second")),
+            x_range=x_range,
+            y_from=0,
+        ),
+    ]
+
+
+def _of_epochs(log: RunLog, field: str) -> list[tuple[float, float]]:
+    """Epoch means in their middles, or the logged steps of a run that has hardly begun."""
+    if len(log.epochs) >= FEWEST_EPOCHS:
+        return [(one.epoch - 0.5, getattr(one, field)) for one in log.epochs]
+    return [(one.epoch, getattr(one, field)) for one in log.steps]
+
+
+def _curves(runs: Sequence[ComparedRun], points: Callable[[RunLog], Iterable[tuple[float, float]]]) -> list[Curve]:
+    """One for each run, in its colour; a run without any has an empty one."""
+    return [thin(one.summary.run, points(one.log)) for one in runs]

@@ -1,0 +1,81 @@
+"""Several runs on one page: what differs between them stands there, and nothing of them can do harm."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from mae.errors import ConfigError
+from mae.reporting.config import MOST_COMPARED, ReportConfig
+from mae.reporting.run import ComparisonResult, report
+from mae.reporting.side_by_side import differing_settings, short_names
+from maecli.app import app
+from tests.unit.reporting.runs import write_run
+from tests.unit.reporting.test_run import EVIL, Page
+
+
+def test_curves_settings_and_previews_of_both(tmp_path: Path) -> None:
+    one, other = write_run(tmp_path / "one", done=10), write_run(tmp_path / "other", done=4)
+    with (other / "config.toml").open("a") as file:
+        file.write("lr = 1e-3\n")
+    result = report(ReportConfig(run=(one, other), out=tmp_path / "page.html"))
+    assert isinstance(result, ComparisonResult)
+    assert [(run.run, run.state, run.epochs) for run in result.runs] == [
+        ("one", "finished", 10),
+        ("other", "stopped", 4),
+    ]
+    assert result.settings == {"lr": (None, "0.001")}
+    assert result.images == 2
+    page = Page(tmp_path / "page.html")
+    page.check_safe()
+    curves = [attributes["class"] for tag, attributes in page.elements if tag == "path"]
+    assert curves == ["curve c0", "curve c1"] * 4
+    for words in ("one: after 9 epochs", "other: after 4 epochs", "0.001", "nothing learnt", "10 of 10"):
+        assert words in page.text
+
+
+def test_a_run_without_previews_keeps_its_colour(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, previews=0 if name == "a" else 3) for name in ("a", "b")]
+    report(ReportConfig(run=tuple(runs), out=tmp_path / "page.html"))
+    page = Page(tmp_path / "page.html")
+    curves = [attributes["class"] for tag, attributes in page.elements if tag == "path"]
+    assert curves.count("curve c1") == 4
+    assert curves.count("curve c0") == 3
+
+
+def test_hostile_runs_stay_text(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / (EVIL.replace("/", "|") + str(number)), done=3) for number in range(2)]
+    (runs[0] / "config.toml").write_text(f"{json.dumps(EVIL)} = {json.dumps(EVIL)}\n")
+    report(ReportConfig(run=tuple(runs), out=tmp_path / "page.html"))
+    page = Page(tmp_path / "page.html")
+    page.check_safe()
+    assert page.text.count("<script>alert(1)</script>") >= 3
+
+
+def test_names_are_as_short_as_tells_them_apart() -> None:
+    paths = [Path("/runs/a/last"), Path("/runs/b/last"), Path("/runs/b/last")]
+    assert short_names(paths[:2]) == ["a/last", "b/last"]
+    assert short_names([Path("/runs/a"), Path("/runs/b")]) == ["a", "b"]
+    assert short_names(paths) == ["a/last", "b/last (2)", "b/last (3)"]
+
+
+def test_settings_that_differ() -> None:
+    configs = [{"lr": 1e-3, "out": "/a", "epochs": 3, "data": ["/x/photos"]}, {"epochs": 4, "data": ["/y/photos"]}]
+    assert differing_settings(configs) == {"lr": ("0.001", None), "epochs": ("3", "4")}
+    assert differing_settings([configs[0], configs[0]]) == {}
+
+
+def test_the_command_and_too_many(tmp_path: Path) -> None:
+    one, other = write_run(tmp_path / "one"), write_run(tmp_path / "other", done=4)
+    out = tmp_path / "page.html"
+    seen = CliRunner(env={"COLUMNS": "120"}).invoke(app, ["report", str(one), str(other), "--out", str(out)])
+    assert seen.exit_code == 0, seen.output
+    assert f"wrote {out}" in seen.stdout
+    assert "settings that differ: none" in seen.stdout
+    document = json.loads(CliRunner().invoke(app, ["report", str(one), str(other), "--out", str(out), "--json"]).stdout)
+    assert [run["run"] for run in document["runs"]] == ["one", "other"]
+    with pytest.raises(ConfigError, match="at most"):
+        ReportConfig(run=(one,) * (MOST_COMPARED + 1))
