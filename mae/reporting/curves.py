@@ -77,7 +77,8 @@ def chart(
         level: A value worth a line across, and its name.
         may_be_logarithmic: Choose a logarithmic scale where values differ much.
     """
-    drawn = [curve for curve in curves if curve.points]
+    numbered = [(number, curve) for number, curve in enumerate(curves) if curve.points]  # each keeps its colour
+    drawn = [curve for _, curve in numbered]
     if not drawn:
         return render(SHARED / "chart.html", title=title, curves=(), logarithmic=False)
     ends = [value for curve in drawn for point in curve.points for value in (point.low, point.high)]
@@ -90,7 +91,7 @@ def chart(
         SHARED / "chart.html",
         title=title,
         logarithmic=logarithmic,
-        curves=[_paths(curve, x_scale, y_scale) for curve in drawn],
+        curves=[{"number": number, **_paths(curve, x_scale, y_scale)} for number, curve in numbered],
         level=(y_scale(level[0]), level[1]) if level else None,
         told=f"from {drawn[-1].points[0].y:.4g} to {drawn[-1].points[-1].y:.4g}",
         x_ticks=x_scale.ticks,

@@ -91,7 +91,7 @@ def _tiles(log: RunLog) -> dict[str, str]:
     left = log.seconds_left()
     tiles = {
         "loss of the last epoch" if last else "loss": figure_text(loss),
-        **_against_nothing_learnt(log, loss),
+        **_against_zero_prediction(log, loss),
         "loss of the first epoch": figure_text(first.loss) if first else "-",
         f"PSNR, removed patches{_help(log)}": f"{psnr[-1]:.1f} dB" if psnr else "-",
         "steps": f"{log.steps[-1].step:,}+" if log.steps and not log.finished else _steps(log),
@@ -104,9 +104,9 @@ def _tiles(log: RunLog) -> dict[str, str]:
     return tiles
 
 
-def _against_nothing_learnt(log: RunLog, loss: float) -> dict[str, str]:
+def _against_zero_prediction(log: RunLog, loss: float) -> dict[str, str]:
     """Of normalised patches predicting zero costs about 1, whatever the images; of raw pixels the log does not tell."""
-    return {"of the loss of nothing learnt": _percent(loss)} if log.config.get("norm_pix_loss") is True else {}
+    return {"of the loss of predicting zero": _percent(loss)} if log.config.get("norm_pix_loss") is True else {}
 
 
 def _warnings(log: RunLog) -> list[str]:

@@ -103,7 +103,7 @@ def _charts(runs: Sequence[ComparedRun]) -> list[Markup]:
             title,
             _curves(runs, lambda log: _of_epochs(log, "loss")),
             x_range=x_range,
-            level=(1.0, "nothing learnt: about 1 for normalised patches") if targets == {True} else None,
+            level=(1.0, "predicting zero: about 1 for normalised patches") if targets == {True} else None,
             may_be_logarithmic=True,
         ),
         chart(

@@ -16,6 +16,7 @@ from mae.models import variant_config
 from mae.options import option, option_of
 
 CONFIG_FILE = "config.toml"
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 SIZES = (
     "embed_dim", "depth", "num_heads", "decoder_embed_dim", "decoder_depth", "decoder_num_heads", "mlp_ratio",
 )  # fmt: skip
@@ -25,6 +26,14 @@ _ARCHITECTURE = "Architecture, where it is not the variant's"
 _RECIPE = "Recipe"
 _DATA = "Data"
 _RUN = "Run"
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    """Words, given as a list or with commas or spaces between them."""
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+        raise ValueError(f"wanted names; got {value!r}")
+    return tuple(dict.fromkeys(word for item in items for word in item.replace(",", " ").split()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +195,14 @@ class PretrainConfig:
     tensorboard: bool = option(
         False, "Also write TensorBoard events into the run's folder.", panel=_RUN, official=("log_dir",)
     )
+    log_to: tuple[str, ...] = option(
+        (),
+        "Also log to trackers: tensorboard, wandb, mlflow; several as wandb,mlflow.",
+        choices=TRACKERS,
+        parse=_names,
+        metavar="TRACKER",
+        panel=_RUN,
+    )
 
     def __post_init__(self) -> None:
         self.model_config().num_kept(self.mask_ratio)
@@ -202,6 +219,10 @@ class PretrainConfig:
             raise ConfigError("--shard does not go with --precision fp16", hint="take bf16")
         if self.shard and self.compile:
             raise ConfigError("--shard does not go with --compile", hint="drop one of them")
+
+    def trackers(self) -> tuple[str, ...]:
+        """Where the run is logged to beside its folder."""
+        return tuple(dict.fromkeys((*(("tensorboard",) if self.tensorboard else ()), *self.log_to)))
 
     def model_config(self) -> MAEConfig:
         """The architecture that these settings describe."""

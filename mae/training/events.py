@@ -145,7 +145,15 @@ class ImageUnreadable:
     reason: str
 
 
-Event = Scanned | Started | Stepped | StepSkipped | RolledBack | EpochDone | Previewed | ImageUnreadable
+@dataclasses.dataclass(frozen=True)
+class TrackerFailed:
+    """A tracker of ``--log-to`` gets nothing any more; the run goes on, and its log has everything."""
+
+    tracker: str
+    reason: str
+
+
+Event = Scanned | Started | Stepped | StepSkipped | RolledBack | EpochDone | Previewed | ImageUnreadable | TrackerFailed
 
 
 @dataclasses.dataclass(frozen=True)

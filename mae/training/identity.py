@@ -68,6 +68,7 @@ ON_RESUME = {
     "log_every": OnResume.FREE,
     "offline": OnResume.FREE,
     "tensorboard": OnResume.FREE,
+    "log_to": OnResume.FREE,
 }
 
 # Names of the official trainer's that older states tell these settings by.

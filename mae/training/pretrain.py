@@ -17,7 +17,7 @@ from mae.data.sources.base import ImageSource
 from mae.data.sources.remote import url_of
 from mae.data.sources.scan import ImageScan, scan_images
 from mae.errors import DataError
-from mae.io.download import obeys_offline
+from mae.io.download import is_offline, obeys_offline
 from mae.io.text import shown
 from mae.mae import MaskedAutoencoder
 from mae.models import create_model
@@ -38,7 +38,7 @@ from mae.training.run import Run, TrainingState
 from mae.training.run_folder import Logged, Position, RunFolder, holds_run
 from mae.training.step import TrainingStep
 from mae.training.tasks.pretrain import PretrainingTask
-from mae.training.tensorboard import also_to_tensorboard
+from mae.training.trackers import Trackers
 from mae.training.trainer import Trainer
 from mae.training.unreadable import check_unreadable
 
@@ -259,8 +259,12 @@ def _prepare(start: _Start, resumption: Resumption, found: _Found) -> tuple[Trai
         folder.write_config(config)  # first of all: a run that is killed from here on can go on
     folder.write_environment()
     on_event = start.on_event
-    if config.tensorboard and folder.writes:
-        on_event = also_to_tensorboard(folder.path / "tensorboard", position.step, on_event)
+    if config.trackers() and folder.writes:
+        settings = config.as_plain()
+        on_event = trackers = Trackers(
+            config.trackers(), folder.path, settings, position.step, offline=is_offline(), on_event=on_event
+        )
+        folder.when_released(trackers.close)
     plan = _plan(start, resumption, found.scan)
     share = ranks.share(plan.batch_size)
     here = share.stop - share.start

@@ -33,7 +33,7 @@ UNREADABLE_FILE = "unreadable.tsv"
 _UNREADABLE_HEAD = "file\treason\n"
 LOG_FILE = "log.jsonl"
 # What a start writes before anything is learnt. The report on unreadable images is not among them: it says why.
-_OF_A_START = (CONFIG_FILE, ENVIRONMENT_FILE, "previews", "tensorboard")
+_OF_A_START = (CONFIG_FILE, ENVIRONMENT_FILE, "previews", "tensorboard", "wandb", "mlflow", ".trackers.json")
 _PACE_OF = 9  # newest epochs, or logged steps, whose pace is a run's
 
 
@@ -112,6 +112,7 @@ class RunFolder:
         self._reported: set[str] = set()
         self._unlock: Callable[[], None] | None = None
         self._made: list[Path] = []
+        self._closing: list[Callable[[], None]] = []
         refuse_place(path, "--out", folder=True)
         if not resume and self.states():
             raise ConfigError(
@@ -159,8 +160,14 @@ class RunFolder:
         self._unlock = unlock
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
 
+    def when_released(self, close: Callable[[], None]) -> None:
+        """Have something closed when the run ends, however it does."""
+        self._closing.append(close)
+
     def release(self) -> None:
         """Let another run in."""
+        while self._closing:
+            self._closing.pop()()
         if self._unlock is not None:
             _remove(self.path / _HOLDER)
             self._unlock()

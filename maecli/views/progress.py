@@ -20,6 +20,7 @@ from mae.training.events import (
     Started,
     Stepped,
     StepSkipped,
+    TrackerFailed,
 )
 from maecli.output import Output, can_redraw, make_console
 
@@ -62,6 +63,8 @@ class TrainingView:
             )
         elif isinstance(event, RolledBack):
             self.output.warn(f"went back to {event.checkpoint}, step {event.step}; the image order is different now")
+        elif isinstance(event, TrackerFailed):
+            self.output.warn(f"{event.tracker} gets nothing any more: {event.reason}; log.jsonl has everything")
         elif isinstance(event, Started) and self.output.quiet:
             for warning in event.warnings:
                 self.output.warn(warning)

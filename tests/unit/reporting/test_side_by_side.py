@@ -33,7 +33,7 @@ def test_curves_settings_and_previews_of_both(tmp_path: Path) -> None:
     page.check_safe()
     curves = [attributes["class"] for tag, attributes in page.elements if tag == "path"]
     assert curves == ["curve c0", "curve c1"] * 4
-    for words in ("one: after 9 epochs", "other: after 4 epochs", "0.001", "nothing learnt", "10 of 10"):
+    for words in ("one: after 9 epochs", "other: after 4 epochs", "0.001", "predicting zero", "10 of 10"):
         assert words in page.text
 
 
@@ -52,7 +52,7 @@ def test_hostile_runs_stay_text(tmp_path: Path) -> None:
     report(ReportConfig(run=tuple(runs), out=tmp_path / "page.html"))
     page = Page(tmp_path / "page.html")
     page.check_safe()
-    assert page.text.count("<script>alert(1)</script>") >= 3
+    assert page.text.count("alert(1)") >= 6
 
 
 def test_names_are_as_short_as_tells_them_apart() -> None:

@@ -1,0 +1,317 @@
+"""A run's events in TensorBoard, Weights & Biases or MLflow, beside ``log.jsonl``.
+
+Each tracker has a thread of its own behind a bounded queue: what is slow or fails there neither delays the run nor
+ends it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import math
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from mae.errors import ConfigError
+from mae.io.files import write_atomically
+from mae.training.events import Event, ImageUnreadable, Previewed, Scanned, Started, Stepped, TrackerFailed
+
+PROJECT = "maecli"  # where runs go that no environment variable of the tracker's names a place for
+MOST_WAITING = 10_000  # entries; a tracker that falls behind by so many loses the next ones
+SECONDS_TO_CLOSE = 30.0
+IDS_FILE = ".trackers.json"  # by what a tracker knows the run, so that a resumed one goes on there
+_PLACES = {"epoch", "epochs", "step", "in_a_row", "turn"}  # where a figure was taken, and no figure
+
+
+class Tracker(Protocol):
+    """Where figures and images go."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Record finite figures at a step."""
+
+    def image(self, path: Path, step: int) -> None:
+        """Record a preview."""
+
+    def close(self) -> None:
+        """Bring everything to where it is kept."""
+
+
+class _Place(NamedTuple):
+    """What a tracker is told of the run when it opens."""
+
+    folder: Path
+    settings: dict[str, Any]
+    step: int
+    offline: bool
+
+
+class Trackers:
+    """A listener that hands events to trackers and then to the next listener.
+
+    Args:
+        names: Of ``TRACKERS``.
+        folder: The run's.
+        settings: Of the run, to record.
+        step: Steps that are done.
+        offline: Whether nothing may be sent.
+        on_event: The next listener.
+
+    Raises:
+        ConfigError: A tracker's package is not installed.
+    """
+
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        folder: Path,
+        settings: dict[str, Any],
+        step: int,
+        *,
+        offline: bool,
+        on_event: Callable[[Event], None],
+    ) -> None:
+        for name in names:
+            _require(name)
+        self.on_event = on_event
+        self.step = step
+        place = _Place(folder, settings, step, offline)
+        self._threads = [_TrackerThread(name, place) for name in names]
+
+    def __call__(self, event: Event) -> None:
+        """Hand on one event."""
+        if not isinstance(event, Scanned | Started | ImageUnreadable):
+            self.step = int(getattr(event, "step", self.step))
+            prefix = "step" if isinstance(event, Stepped) else "epoch"
+            values = {f"{prefix}/{name}": value for name, value in figures(event).items()}
+            for thread in self._threads:
+                if values:
+                    thread.put(_logging(values, self.step))
+                if isinstance(event, Previewed):
+                    thread.put(_drawing(event.path, self.step))
+        self._tell_failures()
+        self.on_event(event)
+
+    def close(self) -> None:
+        """Wait for the trackers, for half a minute at most."""
+        end = time.monotonic() + SECONDS_TO_CLOSE
+        for thread in self._threads:
+            thread.finish()
+        for thread in self._threads:
+            thread.join(end)
+        self._tell_failures()
+        self._threads = []
+
+    def _tell_failures(self) -> None:
+        for thread in self._threads:
+            if (failure := thread.new_failure()) is not None:
+                self.on_event(TrackerFailed(thread.tracker, failure))
+
+
+def _logging(values: Mapping[str, float], step: int) -> Callable[[Tracker], None]:
+    return lambda tracker: tracker.log(values, step)
+
+
+def _drawing(path: Path, step: int) -> Callable[[Tracker], None]:
+    return lambda tracker: tracker.image(path, step)
+
+
+def figures(event: Event) -> dict[str, float]:
+    """Every finite number that an event tells, by name."""
+    values = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
+    return {
+        name: float(value)
+        for name, value in values.items()
+        if name not in _PLACES
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
+
+
+class _TrackerThread:
+    """Opens a tracker and feeds it, out of the way of the run."""
+
+    def __init__(self, tracker: str, place: _Place) -> None:
+        self.tracker = tracker
+        self._entries: queue.Queue[Callable[[Tracker], None] | None] = queue.Queue(MOST_WAITING)
+        self._failure: str | None = None
+        self._told = False
+        self._thread = threading.Thread(target=self._work, args=(place,), name=f"tracker {tracker}", daemon=True)
+        self._thread.start()
+
+    def put(self, entry: Callable[[Tracker], None] | None) -> None:
+        """Leave something to do; nothing where the tracker has failed."""
+        if self._failure is not None:
+            return
+        try:
+            self._entries.put_nowait(entry)
+        except queue.Full:
+            self._failure = f"it is more than {MOST_WAITING:,} entries behind"
+
+    def finish(self) -> None:
+        """Nothing more comes."""
+        self.put(None)
+
+    def join(self, end: float) -> None:
+        """Wait until it is done, or until a time."""
+        self._thread.join(max(0.0, end - time.monotonic()))
+        if self._thread.is_alive() and self._failure is None:
+            self._failure = f"it was not done {SECONDS_TO_CLOSE:g} seconds after the run's end"
+
+    def new_failure(self) -> str | None:
+        """Why it failed, told once."""
+        if self._failure is None or self._told:
+            return None
+        self._told = True
+        return self._failure
+
+    def _work(self, place: _Place) -> None:
+        try:
+            tracker: Tracker = TRACKERS[self.tracker](place)
+            while self._failure is None and (entry := self._entries.get()) is not None:
+                entry(tracker)
+            tracker.close()
+        except BaseException as error:  # wandb and mlflow raise whatever their services do, SystemExit too
+            first = (str(error).strip().splitlines() or [""])[0]
+            self._failure = f"{type(error).__name__}: {first[:200]}"
+
+
+class TensorBoard:
+    """Event files in the run's folder; what an earlier part of the run wrote past its step is dropped."""
+
+    def __init__(self, place: _Place) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(place.folder / "tensorboard"), purge_step=place.step + 1)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """As scalars."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        if any(name.startswith("epoch/") for name in values):
+            self._writer.flush()
+
+    def image(self, path: Path, step: int) -> None:
+        """Under ``previews``."""
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(path) as image:
+            self._writer.add_image("previews", np.asarray(image.convert("RGB")), step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flush."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of wandb's: WANDB_PROJECT, WANDB_MODE and its other variables decide where it goes."""
+
+    def __init__(self, place: _Place) -> None:
+        import wandb
+
+        known = _ids(place.folder).get("wandb")
+        self._run: Any = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            name=place.folder.resolve().name,
+            dir=str(place.folder),
+            config=place.settings,
+            id=known,
+            resume="allow" if known else None,
+            mode="offline" if place.offline else None,
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+        _keep_id(place.folder, "wandb", self._run.id)
+        # Its own steps never go back, as a run that is rolled back does.
+        self._run.define_metric("*", step_metric="steps")
+        self._image = wandb.Image
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Against the step."""
+        self._run.log({**values, "steps": step})
+
+    def image(self, path: Path, step: int) -> None:
+        """Under ``previews``."""
+        self._run.log({"previews": self._image(str(path)), "steps": step})
+
+    def close(self) -> None:
+        """Upload the rest."""
+        self._run.finish()
+
+
+class MLflow:
+    """A run of MLflow's: MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME decide where it goes, else the run's folder."""
+
+    def __init__(self, place: _Place) -> None:
+        here = (place.folder / "mlflow").resolve()
+        if "MLFLOW_TRACKING_URI" not in os.environ or place.offline:
+            here.mkdir(exist_ok=True)
+            # Files are what a folder can hold without a database server; MLflow asks whoever uses them to say so.
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        from mlflow import MlflowClient
+
+        server = None if place.offline else os.environ.get("MLFLOW_TRACKING_URI")
+        self._client: Any = MlflowClient(tracking_uri=server or here.as_uri())
+        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        found = self._client.get_experiment_by_name(experiment)
+        number = found.experiment_id if found else self._client.create_experiment(experiment)
+        known = _ids(place.folder).get("mlflow")
+        self._run = known or self._client.create_run(number, run_name=place.folder.resolve().name).info.run_id
+        if known:
+            self._client.update_run(known, status="RUNNING")
+        else:
+            _keep_id(place.folder, "mlflow", self._run)
+            for name, value in place.settings.items():
+                self._client.log_param(self._run, name, str(value)[:500])
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """As metrics."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._client.log_batch(self._run, [Metric(name, value, now, step) for name, value in values.items()])
+
+    def image(self, path: Path, step: int) -> None:
+        """As an artifact."""
+        self._client.log_artifact(self._run, str(path), "previews")
+
+    def close(self) -> None:
+        """Say that the run has ended."""
+        self._client.set_terminated(self._run)
+
+
+TRACKERS: dict[str, Callable[[_Place], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WeightsAndBiases,
+    "mlflow": MLflow,
+}
+
+
+def _require(name: str) -> None:
+    from importlib.util import find_spec
+
+    if find_spec(name) is None:
+        raise ConfigError(f"--log-to {name} needs the package {name}", hint=f"pip install 'maecli[{name}]'")
+
+
+def _ids(folder: Path) -> dict[str, str]:
+    try:
+        kept = json.loads((folder / IDS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {name: value for name, value in kept.items() if isinstance(value, str)} if isinstance(kept, dict) else {}
+
+
+def _keep_id(folder: Path, name: str, value: str) -> None:
+    with _IDS_LOCK, contextlib.suppress(OSError):
+        text = json.dumps(_ids(folder) | {name: value})
+        write_atomically(folder / IDS_FILE, lambda file: file.write(text.encode()))
+
+
+_IDS_LOCK = threading.Lock()  # each tracker has its thread
+logging.getLogger("wandb").addHandler(logging.NullHandler())
