@@ -104,6 +104,8 @@ class Batches(Iterator[Batch]):
         try:
             batch: Batch = next(self._batches)
             return batch
+        except DataError as error:
+            raise _without_traceback(error) from None
         except (EOFError, OSError, RuntimeError) as error:
             explained = self.explain(error)
             if explained is error:
@@ -131,6 +133,15 @@ class Batches(Iterator[Batch]):
             hint="the system kills processes when memory runs short: fewer --workers, a smaller --cache or "
             "--batch-size need less",
         )
+
+
+def _without_traceback(error: DataError) -> DataError:
+    """An error of a loader process, into whose message torch has put the traceback there, as it was raised."""
+    if not error.message.startswith("Caught "):
+        return error
+    raised = type(error).__name__
+    last = error.message.rpartition(f"{raised}: ")[2].strip()
+    return type(error)(last)
 
 
 def start_worker(worker: int) -> None:

@@ -12,6 +12,7 @@ from mae.config import MAEConfig, shared_option
 from mae.errors import ConfigError
 from mae.io.text import shown
 from mae.io.toml import read_toml
+from mae.io.urls import public_url, url_of
 from mae.models import variant_config
 from mae.options import option, option_of
 
@@ -42,7 +43,7 @@ class PretrainConfig:
 
     data: tuple[Path, ...] = option(
         dataclasses.MISSING,
-        "Folders of images, archives (.tar, .zip), Parquet files, or https URLs of these; labels are not needed.",
+        "Folders of images, archives (.tar, .zip), Parquet files, or URLs of these; labels are not needed.",
         positional=True,
         metavar="DATA",
         official=("data_path",),
@@ -137,6 +138,12 @@ class PretrainConfig:
         0,
         "MiB of memory for caching decoded images, shared by all processes of a machine; 0 disables it.",
         low=0,
+        panel=_DATA,
+    )
+    cache_disk: int = option(
+        20,
+        "GB of disk for caching what is read by URL; least recently used out first.",
+        low=1,
         panel=_DATA,
     )
     max_unreadable: float = option(
@@ -286,7 +293,8 @@ def read_run_settings(run: Path) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
-        return str(value.absolute())
+        url = url_of(value)
+        return str(value.absolute()) if url is None else public_url(url)  # no signature is written anywhere
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 

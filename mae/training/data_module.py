@@ -12,6 +12,7 @@ from mae.data.augment import Augmentation
 from mae.data.dataset import ImageDataset
 from mae.data.image_cache import ImageCache
 from mae.data.loader import Batch, Batches, collate, loader_workers, local_processes, make_loader
+from mae.data.prefetch import Prefetcher
 from mae.data.sampler import Draw, EpochBatches
 from mae.data.shared_memory import IS_SHARED
 from mae.data.sources.base import ImageSource
@@ -20,6 +21,9 @@ from mae.system.distributed import Ranks
 from mae.training.config import PretrainConfig
 from mae.training.plan import TrainingPlan
 from mae.training.run_folder import Position
+
+LOADED_AHEAD = 4  # batches that each loader process has in hand
+BATCHES_AHEAD = 16  # that are fetched before those
 
 
 class DataModule:
@@ -56,6 +60,7 @@ class DataModule:
         self.dataset = ImageDataset(images, augmentation, config.seed, cache_bytes)
         self._share_memory(cache_bytes)
         self._batches: Batches | None = None
+        self._prefetcher: Prefetcher | None = None
 
     def _share_memory(self, cache_bytes: int) -> None:
         """Use the memory of this machine's first process: the next epoch gives its images to other processes."""
@@ -75,12 +80,19 @@ class DataModule:
 
     def seek(self, position: Position) -> None:
         """Let the next batch be the one at a position; loader processes start here."""
+        if self._prefetcher is not None:
+            self._prefetcher.stop()
         self._batches = self.batches(position)
+        if self.images.is_remote:  # not before the loader processes are there: threads do not survive a fork
+            ahead = BATCHES_AHEAD + max(1, self.workers) * LOADED_AHEAD
+            self._prefetcher = Prefetcher(self.images, self._draws(position), ahead)
 
     def next_batch(self) -> Batch:
         """The batch at the place, and one place on; ``seek`` comes first."""
         if self._batches is None:
             raise RuntimeError("no place to read batches from: call seek first")
+        if self._prefetcher is not None:
+            self._prefetcher.advance()
         return next(self._batches)
 
     def explain(self, error: Exception) -> Exception:

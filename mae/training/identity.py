@@ -6,6 +6,7 @@ import enum
 from collections.abc import Mapping
 from typing import Any
 
+from mae.io.urls import public_name
 from mae.models import factory_name
 from mae.system.distributed import Ranks
 from mae.training.config import SIZES, PretrainConfig
@@ -48,6 +49,7 @@ ON_RESUME = {
     "workers": OnResume.FREE,
     "decoder": OnResume.FREE,  # the same pixels, bit for bit
     "cache": OnResume.FREE,
+    "cache_disk": OnResume.FREE,
     "max_unreadable": OnResume.FREE,
     "activation_checkpointing": OnResume.FREE,  # the same bits
     "compile": OnResume.ROUNDING,
@@ -139,7 +141,7 @@ def official_args(config: PretrainConfig, plan: TrainingPlan, ranks: Ranks) -> d
         "weight_decay": config.weight_decay,
         "seed": config.seed,
         "device": config.device,
-        "data_path": str(config.data[0]),
+        "data_path": public_name(config.data[0]),
         "output_dir": str(config.out),
         "distributed": not ranks.alone,
         "world_size": ranks.size,

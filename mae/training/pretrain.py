@@ -14,11 +14,11 @@ from mae.checkpoints import load_checkpoint, load_weights
 from mae.data.decoding.image import check_channels
 from mae.data.decoding.jpeg import resolve_decoder
 from mae.data.sources.base import ImageSource
-from mae.data.sources.remote import url_of
 from mae.data.sources.scan import ImageScan, scan_images
 from mae.errors import DataError
 from mae.io.download import is_offline, obeys_offline
 from mae.io.text import shown
+from mae.io.urls import url_of
 from mae.mae import MaskedAutoencoder
 from mae.models import create_model
 from mae.system.device import resolve_device, resolve_precision
@@ -374,7 +374,9 @@ def _scan(start: _Start) -> ImageScan:
     if ranks.local_rank:
         ranks.wait()
     try:
-        scan = scan_images(config.data, lambda files: start.on_event(Scanned(files)))
+        scan = scan_images(
+            config.data, lambda files: start.on_event(Scanned(files)), cache_bytes=config.cache_disk * 10**9
+        )
     except DataError as error:
         if not start.folder.resume or all(url_of(path) or path.exists() for path in config.data):
             raise

@@ -87,27 +87,31 @@ def list_archive(path: Path, on_file: Callable[[], None]) -> ArchiveListing:
     Raises:
         DataError: It is no archive, or a compressed tar.
     """
+    with open_archive(path) as file:
+        return list_members(path, file, os.fstat(file.fileno()).st_size, on_file)
+
+
+def list_members(path: Path, file: IO[bytes], size: int, on_file: Callable[[], None]) -> ArchiveListing:
+    """``list_archive`` of an open archive of so many bytes; ``path`` is what messages call it."""
     names, offsets, sizes, checks = [], [], [], []
     unreadable: list[tuple[bytes, str]] = []
     others = 0
-    with open_archive(path) as file:
-        for member in (_zip_members if path.suffix.lower() == ".zip" else _tar_members)(path, file):
-            on_file()
-            kind, reason = (FileKind.UNREADABLE, member.reason) if member.reason else _judge(file, member)
-            if kind is FileKind.IMAGE:
-                names.append(member.name + b"\0")
-                offsets.append(member.offset)
-                sizes.append(member.size)
-                checks.append(member.check)
-            elif kind is FileKind.UNREADABLE:
-                unreadable.append((member.name, reason))
-            else:
-                others += 1
+    for member in _zip_members(path, file) if path.suffix.lower() == ".zip" else _tar_members(path, file, size):
+        on_file()
+        kind, reason = (FileKind.UNREADABLE, member.reason) if member.reason else _judge(file, member)
+        if kind is FileKind.IMAGE:
+            names.append(member.name + b"\0")
+            offsets.append(member.offset)
+            sizes.append(member.size)
+            checks.append(member.check)
+        elif kind is FileKind.UNREADABLE:
+            unreadable.append((member.name, reason))
+        else:
+            others += 1
     return ArchiveListing(b"".join(names), tuple(offsets), tuple(sizes), tuple(checks), tuple(unreadable), others)
 
 
-def _tar_members(path: Path, file: IO[bytes]) -> Iterator[_Member]:
-    size = os.fstat(file.fileno()).st_size
+def _tar_members(path: Path, file: IO[bytes], size: int) -> Iterator[_Member]:
     if file.read(8).startswith(_SQUEEZED):
         raise DataError(f"{shown(path)} is a compressed tar", hint="unpack it to a plain .tar, or to a folder")
     file.seek(0)
@@ -224,7 +228,7 @@ class ArchiveSource(ImageSource):
 
     def __init__(self, archives: Sequence[tuple[Path, ArchiveListing]]) -> None:
         self._paths = [path for path, _ in archives]
-        self._stamps = [stamp(path.stat()) for path in self._paths]
+        self._stamps = [self._stamp(path) for path in self._paths]
         listings = [listing for _, listing in archives]
         self._names = b"".join(listing.names for listing in listings)
         self._name_ends = np.flatnonzero(np.frombuffer(self._names, np.uint8) == 0)
@@ -259,6 +263,9 @@ class ArchiveSource(ImageSource):
     def digest(self) -> str:
         """Of the images' names and sizes."""
         return hashlib.blake2b(self._names + self._sizes.tobytes(), digest_size=8).hexdigest()
+
+    def _stamp(self, path: Path) -> list[int]:
+        return stamp(path.stat())
 
     def _file(self, archive: int) -> IO[bytes]:
         key = os.getpid(), archive

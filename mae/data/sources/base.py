@@ -58,6 +58,14 @@ class ImageSource(abc.ABC):
         """What loader processes share for it; another process of the run may be shown where its own lies."""
         return ()
 
+    def prefetch(self, index: int) -> None:  # noqa: B027
+        """Bring an image nearer that will be opened soon; nothing where it is at hand anyway."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether ``prefetch`` does anything."""
+        return False
+
     def load(self, index: int, in_chans: int, on_note: Callable[[str], None] | None = None) -> Image.Image:
         """Decode one; see ``decode_image``."""
         with self.open(index) as file:
@@ -110,6 +118,16 @@ class JoinedSource(ImageSource):
         """As the part has it."""
         part, place = self._find(index)
         return part.name(place)
+
+    def prefetch(self, index: int) -> None:
+        """As the part does."""
+        part, place = self._find(index)
+        part.prefetch(place)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a part is."""
+        return any(part.is_remote for part in self.parts)
 
     def open(self, index: int) -> IO[bytes]:
         """As the part does."""

@@ -55,7 +55,7 @@ class TableSource(ImageSource):
         largest = 0
         for number, path in enumerate(self._paths):
             try:
-                with parquet.ParquetFile(path) as file:
+                with parquet.ParquetFile(self._open(number)) as file:
                     self._columns.append(_image_column(path, file.schema_arrow))
                     groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
                     rows = [group.num_rows for group in groups]
@@ -105,6 +105,10 @@ class TableSource(ImageSource):
         """Of the files' names and row counts."""
         return hashlib.blake2b("\n".join(self._digests).encode("utf-8", "replace"), digest_size=8).hexdigest()
 
+    def _open(self, number: int) -> Any:
+        """What pyarrow reads a file from."""
+        return self._paths[number]
+
     def _find(self, index: int) -> tuple[int, int]:
         group = int(np.searchsorted(self._ends, index, side="right"))
         return group, index - (int(self._ends[group - 1]) if group else 0)
@@ -114,7 +118,7 @@ class TableSource(ImageSource):
 
         number, row_group, _ = self._places[group]
         # Threads of its own would not survive a fork into loader processes.
-        with parquet.ParquetFile(self._paths[number]) as file:
+        with parquet.ParquetFile(self._open(number)) as file:
             table = file.read_row_group(row_group, columns=[self._columns[number]], use_threads=False)
         values = table.column(self._columns[number]).to_pylist()
         return [value.get("bytes") if isinstance(value, dict) else value for value in values]

@@ -1,67 +1,292 @@
-"""Shards by URL: each is fetched once into the cache folder, and read from there like any other."""
+"""Objects behind any URL that fsspec reads, by byte ranges and through a cache. Needs the extra ``remote``."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
-import re
-from pathlib import Path
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import IO, Any, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
-from mae.data.sources.archive import ARCHIVE_SUFFIXES
-from mae.errors import DataError
-from mae.io.download import ALLOWED_SCHEMES, DownloadError, cache_folder, download, is_offline
+from mae.data.block_cache import BLOCK_BYTES, BlockCache
+from mae.errors import ConfigError, DataError
+from mae.io.download import cache_folder
 from mae.io.text import shown
+from mae.io.urls import public_url, without_secrets
 
-SUFFIXES = (*ARCHIVE_SUFFIXES, ".parquet")
-LARGEST_SHARD = 64_000_000_000  # bytes
-# A path holds a URL with one of its slashes, and behind the current folder where it was made absolute.
-_URL = re.compile(r"(?:^|/)([a-z][a-z0-9+.-]+):/+([^/].*)$", re.DOTALL)
+DEFAULT_CACHE_BYTES = 20 * 10**9
+BUFFER_BYTES = 1 << 16  # of one open object
+ATTEMPTS = 5
+FIRST_PAUSE = 1.0  # seconds; doubled after each failed attempt
+ATTEMPT_SECONDS = 60.0  # that one answer may take
+_VERSIONS = (
+    "ETag",
+    "etag",
+    "VersionId",
+    "generation",
+    "md5Hash",
+    "LastModified",
+    "Last-Modified",
+    "mtime",
+    "blob_id",
+    "updated",
+)
+_PASSING = (408, 425, 429)  # answers below 500 that another attempt may change
+_LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
+Value = TypeVar("Value")
 
 
-def url_of(source: Path) -> str | None:
-    """The URL that a source is, or None for a place on this machine."""
-    match = None if os.path.exists(source) else _URL.search(str(source))
-    return f"{match[1]}://{match[2]}" if match else None
+class RemoteError(DataError):
+    """An object cannot be read, or is another one than before: no replacement would be right, so the run stops."""
 
 
-def fetch_shard(url: str) -> Path:
-    """The cached copy of a shard, downloaded if it is not there yet.
+class RemoteObject:
+    """One object, which does not change while it is read.
+
+    Args:
+        url: Its address, with whatever gives access.
+        cache: For its blocks.
 
     Raises:
-        DataError: It is not in the cache and cannot be downloaded.
+        ConfigError: A package for such addresses is not installed.
+        RemoteError: It is not there, or nothing is to be read over the network.
     """
+
+    def __init__(self, url: str, cache: BlockCache) -> None:
+        self.url = url
+        self.name = public_url(url)
+        self.cache = cache
+        self._systems: dict[int, tuple[Any, str]] = {}  # by process: a fork cannot use its parent's connections
+        _check_address(url, self.name)
+        self.stamp = self._now()
+        self.size = int(self.stamp[0])
+        self.key = hashlib.blake2b("\n".join((self.name, *self.stamp)).encode(), digest_size=12).hexdigest()
+
+    def open(self) -> IO[bytes]:
+        """For reading from any place."""
+        return cast(IO[bytes], io.BufferedReader(_Ranges(self), BUFFER_BYTES))
+
+    def read(self, start: int, end: int) -> bytes:
+        """Bytes from ``start`` to ``end``, from the cache where they are there.
+
+        Raises:
+            RemoteError: They cannot be had, or the object has changed.
+        """
+        end = min(end, self.size)
+        parts = []
+        for number in range(start // BLOCK_BYTES, -(-end // BLOCK_BYTES)):
+            first = number * BLOCK_BYTES
+            parts.append(self._block(number, max(0, start - first), min(BLOCK_BYTES, end - first)))
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def prefetch(self, start: int, end: int) -> None:
+        """Bring the blocks of some bytes into the cache."""
+        for number in range(start // BLOCK_BYTES, -(-min(end, self.size) // BLOCK_BYTES)):
+            if not self.cache.holds(self.key, number):
+                self._block(number, 0, 0)
+
+    def _block(self, number: int, start: int, end: int) -> bytes:
+        first = number * BLOCK_BYTES
+        size = min(BLOCK_BYTES, self.size - first)
+        if (kept := self.cache.get(self.key, number, size, start, end)) is not None:
+            return kept
+        with self.cache.fetching(self.key, number):
+            if (kept := self.cache.get(self.key, number, size, start, end)) is not None:
+                return kept
+            data = self._fetch(first, first + size)
+            self.cache.put(self.key, number, data)
+        return data[start:end]
+
+    def _fetch(self, start: int, end: int) -> bytes:
+        """Bytes over the network; afterwards the object must be the one that they were asked of."""
+
+        def ask() -> bytes:
+            system, path = self._system()
+            data: bytes = system.cat_file(path, start=start, end=end)
+            if len(data) != end - start:
+                raise OSError(f"{len(data):,} bytes came where {end - start:,} were asked for")
+            return data
+
+        data = self._attempt(ask)
+        if (now := self._now()) != self.stamp:
+            raise RemoteError(
+                f"{shown(self.name)} has changed since its images were found "
+                f"({' '.join(self.stamp)} then, {' '.join(now)} now)",
+                hint="start the run again: the images are then found anew",
+            )
+        return data
+
+    def _now(self) -> tuple[str, ...]:
+        """What changes when the object does: its size, and what the server knows it by."""
+
+        def ask() -> tuple[str, ...]:
+            system, path = self._system()
+            system.invalidate_cache()
+            info = system.info(path)
+            if not isinstance(info.get("size"), int):
+                raise OSError("the server does not tell its size")
+            if info.get("type") == "directory":
+                raise IsADirectoryError("it is a folder")
+            return (str(info["size"]), *(str(info[name]) for name in _VERSIONS if info.get(name) is not None))
+
+        return self._attempt(ask)
+
+    def _attempt(self, ask: Callable[[], Value]) -> Value:
+        """Ask a few times, with growing pauses; each answer has a minute."""
+        pause = FIRST_PAUSE
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return _within(ATTEMPT_SECONDS, ask)
+            except (ConfigError, RemoteError):
+                raise
+            except Exception as error:  # each kind of store has exceptions of its own
+                if attempt == ATTEMPTS or not _may_pass(error):
+                    raise self._explained(error, attempt) from None
+            time.sleep(pause)
+            pause *= 2
+        raise AssertionError("unreachable")
+
+    def _explained(self, error: Exception, attempts: int) -> RemoteError:
+        if isinstance(error, FileNotFoundError):
+            reason = "there is no such object"
+        elif isinstance(error, PermissionError):
+            reason = "access is denied"
+        elif isinstance(error, TimeoutError):
+            reason = f"no answer within {ATTEMPT_SECONDS:g} seconds"
+        else:
+            status = getattr(error, "status", None)
+            words = without_secrets((str(error).strip().splitlines() or [""])[0], self.url)
+            reason = f"the server answers {status}" if status else f"{words or type(error).__name__}"[:300]
+        after = f", after {attempts} attempts" if attempts > 1 else ""
+        return RemoteError(f"{shown(self.name)} cannot be read: {shown(reason)}{after}")
+
+    def _system(self) -> tuple[Any, str]:
+        process = os.getpid()
+        if process not in self._systems:
+            self._systems = {process: _file_system(self.url, self.name)}
+        return self._systems[process]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_systems": {}}
+
+
+class _Ranges(io.RawIOBase):
+    """A remote object as a file."""
+
+    def __init__(self, remote: RemoteObject) -> None:
+        self._remote = remote
+        self._at = 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._remote.size}[whence]
+        if base + offset < 0:
+            raise ValueError("negative seek position")
+        self._at = base + offset
+        return self._at
+
+    def tell(self) -> int:
+        """The place."""
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer, up to the end of a block."""
+        view = memoryview(buffer).cast("B")
+        end = min(self._at + len(view), self._remote.size)
+        if end <= self._at:
+            return 0
+        data = self._remote.read(self._at, end)
+        view[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def remote_cache(most_bytes: int | None = None) -> BlockCache:
+    """The user's cache of blocks."""
+    return BlockCache(cache_folder() / "blocks", most_bytes or DEFAULT_CACHE_BYTES)
+
+
+def suffix_of(url: str) -> str:
+    """How the name ends, in small letters: ``.tar``."""
+    return os.path.splitext(unquote(urlsplit(url).path))[1].lower()
+
+
+def _check_address(url: str, name: str) -> None:
     parts = urlsplit(url)
-    if parts.scheme not in ALLOWED_SCHEMES:
-        raise DataError(
-            f"{shown(url)}: refused to download over {parts.scheme}: only https is used",
-            hint="give an https address, or copy the files here and give their names",
+    if parts.scheme == "http" and parts.hostname not in _LOCAL_HOSTS:
+        raise RemoteError(
+            f"{shown(name)}: refused to read over http, where anybody on the way could change it",
+            hint="give an https address",
         )
-    name = unquote(parts.path).rsplit("/", 1)[-1]
-    if not name.lower().endswith(SUFFIXES):
-        raise DataError(
-            f"{shown(url)}: by URL only {', '.join(SUFFIXES)} are read",
-            hint="https://host/train-{0000..0099}.tar names a hundred shards",
-        )
-    digest = hashlib.blake2b(url.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
-    path = cache_folder() / "shards" / f"{digest}-{_plain(name)}"
-    if path.is_file():
-        return path
-    if is_offline():
-        raise DataError(
-            f"{shown(url)} is not in the cache, and downloads are disabled (--offline)",
-            hint=f"get it another way and save it as {path}, or give its name on this machine",
-        )
+
+
+async def _check_redirect(session: Any, context: Any, redirect: Any) -> None:
+    """Refuse to be led away from https."""
+    target = redirect.response.headers.get("Location", "")
+    if urlsplit(target).scheme:
+        _check_address(target, public_url(target))
+
+
+def _file_system(url: str, name: str) -> tuple[Any, str]:
+    scheme = urlsplit(url).scheme
     try:
-        download(name, url, path, largest=LARGEST_SHARD)
-    except (DownloadError, OSError, ValueError) as error:
-        raise DataError(
-            f"{shown(url)} cannot be downloaded: {getattr(error, 'strerror', None) or error}",
-            hint="the part received so far is kept; the same command continues from there",
+        import fsspec
+
+        options: dict[str, Any] = {}
+        if scheme in ("http", "https"):
+            import aiohttp
+
+            trace = aiohttp.TraceConfig()
+            trace.on_request_redirect.append(_check_redirect)
+            timeout = aiohttp.ClientTimeout(total=ATTEMPT_SECONDS)
+            options["client_kwargs"] = {"timeout": timeout, "trust_env": True, "trace_configs": [trace]}
+        elif scheme in ("s3", "s3a"):
+            options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": 30, "retries": {"max_attempts": 1}}
+        system, path = fsspec.core.url_to_fs(url, skip_instance_cache=True, **options)
+    except ImportError as error:
+        raise ConfigError(
+            f"{shown(name)}: reading {scheme}:// needs another package ({error})", hint="pip install 'maecli[remote]'"
         ) from None
-    return path
+    except ValueError as error:
+        raise RemoteError(f"{shown(name)}: {without_secrets(str(error), url)}") from None
+    return system, path
 
 
-def _plain(name: str) -> str:
-    """A name that any file system takes; the end of it tells the kind."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", name)[-100:]
+def _may_pass(error: Exception) -> bool:
+    """Whether another attempt may end otherwise."""
+    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | DataError):
+        return False
+    status = getattr(error, "status", None)
+    return not isinstance(status, int) or status >= 500 or status in _PASSING
+
+
+def _within(seconds: float, ask: Callable[[], Value]) -> Value:
+    """What a call returns or raises, or TimeoutError; what hangs is left behind in its thread."""
+    answers: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put((True, ask()))
+        except BaseException as error:
+            answers.put((False, error))
+
+    threading.Thread(target=run, name="remote read", daemon=True).start()
+    try:
+        good, value = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError from None
+    if not good:
+        raise value
+    return cast(Value, value)

@@ -15,11 +15,11 @@ from mae.data.sources.archive import ARCHIVE_SUFFIXES, ArchiveListing, ArchiveSo
 from mae.data.sources.base import ImageSource, JoinedSource
 from mae.data.sources.folder import FolderReader, Listing, walk
 from mae.data.sources.paths import ImagePaths
-from mae.data.sources.remote import fetch_shard, url_of
 from mae.data.sources.scan_index import ScanIndex
 from mae.errors import DataError
 from mae.io.download import no_downloads
 from mae.io.text import shown
+from mae.io.urls import public_url, url_of
 
 MOST_NAMES = 100_000  # that a name with braces may stand for
 _BRACES = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}|\{([^{}]*,[^{}]*)\}")
@@ -51,7 +51,11 @@ class ImageScan:
 
 
 def scan_images(
-    sources: Sequence[Path], on_progress: Callable[[int], None] | None = None, *, offline: bool = False
+    sources: Sequence[Path],
+    on_progress: Callable[[int], None] | None = None,
+    *,
+    offline: bool = False,
+    cache_bytes: int | None = None,
 ) -> ImageScan:
     """Look through folders, archives and single files for images, by content rather than by suffix.
 
@@ -61,19 +65,22 @@ def scan_images(
     scan reads only what has changed.
 
     Args:
-        sources: Folders; .tar, .zip and .parquet files, also by https URL; images. A name may hold braces:
-            ``{000..099}``, ``{a,b}``.
+        sources: Folders; .tar, .zip and .parquet files, also by any URL that fsspec reads; images. A name may hold
+            braces: ``{000..099}``, ``{a,b}``.
         on_progress: Called with the number of files seen so far, now and then.
-        offline: Download nothing.
+        offline: Read nothing over the network.
+        cache_bytes: Of the disk, for what is read by URL; None for the usual.
 
     Raises:
-        DataError: A source does not exist or cannot be downloaded, or there is no image in any of them.
+        DataError: A source does not exist or cannot be read, or there is no image in any of them.
     """
     paths: list[Path] = []
+    urls: list[str] = []
     for source in sources:
-        url = url_of(source)
-        with no_downloads(offline):
-            paths += [fetch_shard(one) for one in expand_names(url)] if url else expand_braces(source)
+        if url := url_of(source):
+            urls += expand_names(url)
+        else:
+            paths += expand_braces(source)
     for path in paths:
         failure = _missing(path)
         if failure:
@@ -89,9 +96,12 @@ def scan_images(
         from mae.data.sources.parquet import TableSource
 
         parts.append(TableSource(tables))
-    parts = [part for part in parts if len(part)]
+    with no_downloads(offline):
+        remote_parts, remote_listings = _remote(urls, reader, cache_bytes)
+    parts = [part for part in (*parts, *remote_parts) if len(part)]
     where: list[tuple[bytes, Listing | ArchiveListing]] = [*listed]
     where += [(os.fsencode(path), listing) for path, listing in archives]
+    where += remote_listings
     unreadable = [
         Unreadable(Path(os.fsdecode(os.path.join(at, name))), reason)
         for at, listing in where
@@ -99,10 +109,27 @@ def scan_images(
     ]
     others = sum(listing.others for _, listing in where)
     if not parts:
-        raise _nothing_found(paths, unreadable, others)
+        raise _nothing_found([*paths, *(Path(public_url(url)) for url in urls)], unreadable, others)
     looked_into = [*dict.fromkeys(Path(os.fsdecode(folder or b".")) for folder, _ in listed), *dict(archives), *tables]
     joined = parts[0] if len(parts) == 1 else JoinedSource(parts)
     return ImageScan(joined, tuple(unreadable), others, tuple(looked_into))
+
+
+def _remote(
+    urls: Sequence[str], reader: FolderReader, cache_bytes: int | None
+) -> tuple[list[ImageSource], list[tuple[bytes, ArchiveListing]]]:
+    """What lies behind URLs, and what is in the archives among it."""
+    if not urls:
+        return [], []
+    from mae.data.sources.remote_sources import RemoteArchiveSource, RemoteTableSource, list_objects, remote_objects
+
+    objects = remote_objects(list(dict.fromkeys(urls)), cache_bytes)
+    tables = [one for one in objects if one.name.lower().endswith(".parquet")]
+    archives = list_objects([one for one in objects if one not in tables], reader.count)
+    parts: list[ImageSource] = [RemoteArchiveSource(archives)] if archives else []
+    if tables:
+        parts.append(RemoteTableSource(tables))
+    return parts, [(os.fsencode(one.name), listing) for one, listing in archives]
 
 
 def expand_braces(source: Path) -> list[Path]:

@@ -1,42 +1,47 @@
-"""Shards by URL, from an https server on this machine that misbehaves in every way that networks do."""
+"""Sources behind URLs, from an http server on this machine that misbehaves in every way that networks do."""
 
 from __future__ import annotations
 
+import dataclasses
 import http.server
-import json
-import multiprocessing
 import re
-import ssl
+import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image
-from typer.testing import CliRunner
 
-from mae.data.sources.remote import fetch_shard, url_of
+pytest.importorskip("fsspec")
+pytest.importorskip("aiohttp")
+
+import mae.data.block_cache
+import mae.data.sources.remote
+import mae.data.sources.remote_sources
+from mae.data.block_cache import BlockCache
+from mae.data.sources.remote import RemoteError, RemoteObject
 from mae.data.sources.scan import scan_images
 from mae.errors import DataError
-from mae.io.download import announce_downloads
-from maecli.app import app
-from tests.torture.trials import TINY
+from mae.training.events import Event, Stepped
+from mae.training.pretrain import pretrain
 from tests.unit.data.sources.test_base import CONTENT, contents, write_tar, write_zip
-
-CERTIFICATE = Path(__file__).with_name("localhost.pem")
+from tests.unit.training.small import logged, make_models_small, same, small_config, stop_after, weights
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves ``files``; ``faults`` are what the next answers do instead, one after the other."""
+    """Serves ``files``; ``faults`` are what the next answers to a range do instead, one after the other."""
 
     files: dict[str, bytes]
     faults: list[str]
     asked: list[str]
     tag = '"one"'
+    signature = ""
+    daemon_threads = True
 
     def url(self, name: str) -> str:
         """Where a file is."""
-        return f"https://127.0.0.1:{self.server_address[1]}/{name}"
+        return f"http://127.0.0.1:{self.server_address[1]}/{name}"
 
     def handle_error(self, *_: object) -> None:
         """A client that goes away is what some tests are about."""
@@ -45,12 +50,23 @@ class Server(http.server.ThreadingHTTPServer):
 class Handler(http.server.BaseHTTPRequestHandler):
     server: Server
 
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
     def do_GET(self) -> None:
-        wanted = self.headers.get("Range", "")
-        self.server.asked.append(f"{self.path} {wanted}".strip())
-        fault = self.server.faults.pop(0) if self.server.faults else ""
-        data = self.server.files.get(self.path.lstrip("/"))
-        if data is None or re.fullmatch(r"\d+", fault):
+        self.answer(body=True)
+
+    def answer(self, *, body: bool) -> None:
+        path, _, query = self.path.partition("?")
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        fault = self.server.faults.pop(0) if body and self.server.faults else ""
+        if body:
+            self.server.asked.append(f"{path} {self.headers.get('Range', '')}")
+        data = self.server.files.get(path.lstrip("/"))
+        if self.server.signature and query != self.server.signature:
+            self.send_error(403)
+            return
+        if data is None or fault.isdigit():
             self.send_error(int(fault or 404))
             return
         if fault.startswith("to "):
@@ -58,18 +74,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Location", fault.removeprefix("to "))
             self.end_headers()
             return
-        start = 0
-        if wanted and self.headers.get("If-Range") == self.server.tag and fault != "no range":
-            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start + (fault == 'wrong range')}-{len(data) - 1}/{len(data)}")
-        if fault != "no length":
-            self.send_header("Content-Length", str(10**12 if fault == "vast" else len(data) - start))
-        if fault != "no tag":
-            self.send_header("ETag", self.server.tag)
+        if fault == "hang":
+            time.sleep(20)
+            return
+        start, end = (int(wanted[1]), min(int(wanted[2]) + 1, len(data))) if wanted else (0, len(data))
+        part = data[start:end]
+        if fault == "short":
+            part = part[:-7]
+        if fault == "all":
+            part, wanted = data, None
+        self.send_response(206 if wanted else 200)
+        if wanted:
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
+        self.send_header("Content-Length", str(len(part)))
+        self.send_header("ETag", self.server.tag)
         self.end_headers()
-        self.wfile.write(data[start : start + 500] if fault == "break" else data[start:])
+        if body:
+            self.wfile.write(part[: len(part) // 2] if fault == "break" else part)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -77,21 +98,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
     monkeypatch.setenv("MAECLI_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("MAECLI_OFFLINE", raising=False)
-    monkeypatch.setattr("mae.io.download.BACK_OFF_SECONDS", 0)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(CERTIFICATE)
+    monkeypatch.setattr(mae.data.sources.remote, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(mae.data.sources.remote, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(mae.data.sources.remote, "BUFFER_BYTES", 100)
     with Server(("127.0.0.1", 0), Handler) as server:
-        server.socket = context.wrap_socket(server.socket, server_side=True)
         names = sorted(CONTENT)
+        made = tmp_path / "made"
         server.files = {
-            f"train-{number:02d}.tar": write_tar(
-                tmp_path / "made.tar", {name: CONTENT[name] for name in names[number::3]}
-            ).read_bytes()
+            f"train-{number:02d}.tar": write_tar(made, {name: CONTENT[name] for name in names[number::3]}).read_bytes()
             for number in range(3)
         }
+        made.unlink()
         server.faults, server.asked = [], []
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
@@ -100,198 +119,162 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         thread.join()
 
 
-def test_shards_by_url_are_read_as_from_a_disk(server: Server, tmp_path: Path) -> None:
-    told: list[tuple[str, int, int | None]] = []
-    with announce_downloads(lambda *event: told.append(event)):
-        scan = scan_images([Path(server.url("train-{00..02}.tar"))])
+def blocks(tmp_path: Path) -> list[Path]:
+    return [path for path in (tmp_path / "cache" / "blocks").glob("*/[0-9]*") if path.parent.name != "locks"]
+
+
+def local(server: Server, folder: Path) -> list[Path]:
+    folder.mkdir()
+    for name, data in server.files.items():
+        (folder / name).write_bytes(data)
+    return sorted(folder.iterdir())
+
+
+def test_images_are_those_of_the_files(server: Server, tmp_path: Path) -> None:
+    scan = scan_images([Path(server.url("train-{00..02}.tar"))])
     assert sorted(contents(scan.images)) == sorted(CONTENT.values())
-    assert told[-1] == ("train-02.tar", len(server.files["train-02.tar"]), len(server.files["train-02.tar"]))
-    assert server.asked == [f"/train-0{number}.tar" for number in range(3)]
-    again = scan_images([Path(server.url("train-{00..02}.tar"))], offline=True)
-    assert again.images.digest() == scan.images.digest()
-    assert len(server.asked) == 3
-    local = []
-    for number in range(3):
-        local.append(tmp_path / f"train-0{number}.tar")
-        local[-1].write_bytes(server.files[f"train-0{number}.tar"])
-    assert scan_images(local).images.digest() == scan.images.digest()
+    here = scan_images(local(server, tmp_path / "here"))
+    assert scan.images.digest() == here.images.digest()
+    assert sum(scan.images.groups) == len(CONTENT)
+    assert all(asked.endswith(tuple("0123456789")) for asked in server.asked)  # ranges alone
+    asked = len(server.asked)
+    again = scan_images([Path(server.url("train-{00..02}.tar"))])  # by the index, from the cache
+    assert sorted(contents(again.images)) == sorted(CONTENT.values())
+    assert len(server.asked) == asked
 
 
-def test_zip_files_and_words_in_braces(server: Server, tmp_path: Path) -> None:
-    server.files["b.zip"] = write_zip(tmp_path / "b.zip", {"x.png": CONTENT["class_0/0000.png"]}).read_bytes()
-    scan = scan_images([Path(server.url("{train-01.tar,b.zip}"))])
-    assert len(scan.images) == 4
+def test_zip_and_parquet(server: Server, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pa = pytest.importorskip("pyarrow")
+    server.files["some.zip"] = write_zip(tmp_path / "x.zip", CONTENT).read_bytes()
+    table = pa.table({"image": [{"bytes": data, "path": name} for name, data in CONTENT.items()]})
+    parquet.write_table(table, tmp_path / "x.parquet", row_group_size=4)
+    server.files["some.parquet"] = (tmp_path / "x.parquet").read_bytes()
+    for name in ("some.zip", "some.parquet"):
+        scan = scan_images([Path(server.url(name))])
+        assert sorted(contents(scan.images)) == sorted(CONTENT.values())
+
+
+@pytest.mark.parametrize("fault", ["503", "500", "429", "break", "short", "hang"])
+def test_what_passes_is_tried_again(fault: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mae.data.sources.remote, "ATTEMPT_SECONDS", 0.5)
+    remote = RemoteObject(server.url("train-00.tar"), BlockCache(Path("/dev/null/no"), 10**6))
+    server.faults = [fault, fault]
+    assert remote.read(100, 2500) == server.files["train-00.tar"][100:2500]
 
 
 @pytest.mark.parametrize(
-    ("faults", "asked"),
+    ("faults", "words"),
     [
-        (["503", "429"], ["", "", ""]),
-        (["break"], ["", "bytes=500-"]),
-        (["break", "break", "break"], ["", "bytes=500-", "bytes=1000-", "bytes=1500-"]),
-        (["break", "no range"], ["", "bytes=500-"]),
-        (["break", "416"], ["", "bytes=500-", ""]),
-        (["break", "wrong range"], ["", "bytes=500-", ""]),
-        (["no length"], [""]),
+        (["503"] * 9, "the server answers 503, after 5 attempts"),
+        (["403"], "the server answers 403"),
+        (["404"], "there is no such object"),
+        (["short"] * 9, "993 bytes came where 1,000 were asked for, after 5 attempts"),
+        (["all"] * 9, "bytes came where 1,000 were asked for, after 5 attempts"),
+        (["to http://example.invalid/x.tar"], "http://example.invalid/x.tar: refused to read over http"),
+        (["hang"] * 9, "no answer within 0.2 seconds, after 5 attempts"),
     ],
 )
-def test_what_breaks_off_is_taken_up_again(faults: list[str], asked: list[str], server: Server) -> None:
-    server.faults = [*faults]
-    path = fetch_shard(server.url("train-00.tar"))
-    assert path.read_bytes() == server.files["train-00.tar"]
-    assert server.asked == [f"/train-00.tar {one}".strip() for one in asked]
-    assert [one.name for one in path.parent.iterdir() if one.suffix in (".part", ".tag", ".tmp")] == []
+def test_what_does_not_pass_names_the_object(
+    faults: list[str], words: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = RemoteObject(server.url("train-00.tar?sig=very-secret"), BlockCache(Path("/dev/null/no"), 10**6))
+    monkeypatch.setattr(mae.data.sources.remote, "ATTEMPT_SECONDS", 0.2)
+    server.faults = faults
+    with pytest.raises(RemoteError, match=re.escape(words)) as caught:
+        remote.read(0, 1000)
+    assert server.url("train-00.tar") in caught.value.message or faults[0].startswith("to ")
+    assert "very-secret" not in str(caught.value)
 
 
-def test_the_next_command_goes_on_where_the_last_one_gave_up(server: Server) -> None:
-    server.faults = ["break", "503", "503", "503", "503"]
-    with pytest.raises(DataError, match=r"cannot be downloaded: the server answers 503 .* \(5 attempts\)") as caught:
-        fetch_shard(server.url("train-00.tar"))
-    assert server.url("train-00.tar") in caught.value.message
-    server.asked.clear()
-    path = fetch_shard(server.url("train-00.tar"))
-    assert server.asked == ["/train-00.tar bytes=500-"]
-    assert path.read_bytes() == server.files["train-00.tar"]
-
-
-def test_a_file_that_changed_in_between_is_fetched_anew(server: Server) -> None:
-    server.faults = ["break", "503", "503", "503", "503"]
-    with pytest.raises(DataError):
-        fetch_shard(server.url("train-00.tar"))
-    server.files["train-00.tar"] = server.files["train-01.tar"]
+def test_an_object_that_changes_is_never_mixed(server: Server) -> None:
+    scan = scan_images([Path(server.url("train-00.tar"))])
+    shutil.rmtree(Path(mae.data.sources.remote.cache_folder()) / "blocks")
     server.tag = '"two"'
-    assert fetch_shard(server.url("train-00.tar")).read_bytes() == server.files["train-01.tar"]
+    with pytest.raises(RemoteError, match=r'train-00\.tar has changed since .*"one" then, .*"two" now'):
+        contents(scan.images)
+    again = scan_images([Path(server.url("train-00.tar"))])  # another index, other blocks
+    assert len(contents(again.images)) == 3
 
 
-@pytest.mark.parametrize(
-    ("faults", "message"),
-    [
-        (["404"], "cannot be downloaded: the server answers 404"),
-        (["403"], "cannot be downloaded: the server answers 403"),
-        (["vast"], "the server sends more than 64,000,000,000 bytes; stopped"),
-        (["to http://127.0.0.1/x.tar"], "refused to download over http: only https is used"),
-        (["to file:///etc/passwd"], "only https is used|not allowed"),
-        (["break"] * 5, r"the download stopped at 2,500 of [\d,]+ bytes \(5 attempts\)"),
-    ],
-)
-def test_what_cannot_be_had_is_named(faults: list[str], message: str, server: Server) -> None:
-    server.faults = [*faults]
-    with pytest.raises(DataError, match=message) as caught:
-        scan_images([Path(server.url("train-00.tar"))])
-    assert caught.value.message.startswith(server.url("train-00.tar"))
-    assert len(server.asked) == len(faults)
-
-
-def test_a_shard_larger_than_is_allowed_is_stopped_and_dropped(
+def test_a_cache_that_is_deleted_damaged_or_full(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mae.data.sources.remote.LARGEST_SHARD", 1000)
-    server.faults = ["no length"]
-    with pytest.raises(DataError, match="more than 1,000 bytes"):
-        fetch_shard(server.url("train-00.tar"))
-    assert {path.suffix for path in (tmp_path / "cache/shards").iterdir()} == {".lock"}
+    scan = scan_images([Path(server.url("train-{00..02}.tar"))])
+    shutil.rmtree(tmp_path / "cache")
+    assert sorted(contents(scan.images)) == sorted(CONTENT.values())
+    for path in blocks(tmp_path):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    fresh = scan_images([Path(server.url("train-{00..02}.tar"))])  # checks a block when it meets it first
+    assert sorted(contents(fresh.images)) == sorted(CONTENT.values())
+    for path in blocks(tmp_path):
+        path.unlink()
+    monkeypatch.setattr(mae.data.block_cache, "LEAST_FREE", 10**18)  # the disk is full
+    assert sorted(contents(fresh.images)) == sorted(CONTENT.values())
+    assert blocks(tmp_path) == []
 
 
-def test_a_full_disk_is_seen_before(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
-    with pytest.raises(DataError, match=r"it needs 0.0 MB more and the disk of .* has 0.0 MB left"):
-        fetch_shard(server.url("train-00.tar"))
+def test_the_cache_is_bounded_and_the_newest_stay(tmp_path: Path) -> None:
+    cache = BlockCache(tmp_path, 10_000)
+    for number in range(50):
+        cache.put("a", number, bytes([number]) * 1000)
+        cache.get("a", 0, 1000, 0, 1)
+        assert sum(path.stat().st_size for path in tmp_path.glob("a/*")) <= 10_000 + 1004
+        time.sleep(0.002)
+    assert cache.get("a", 49, 1000, 10, 12) == bytes([49, 49])
+    assert cache.get("a", 0, 1000, 0, 1) == b"\0"  # it was used all the time
+    assert cache.get("a", 20, 1000, 0, 1) is None
 
 
-def test_a_stranger_in_the_middle_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SSL_CERT_FILE")
-    with pytest.raises(DataError, match="certificate is not trusted"):
-        fetch_shard(server.url("train-00.tar"))
-    assert server.asked == []
+def test_offline_and_other_refusals(server: Server) -> None:
+    url = Path(server.url("train-00.tar"))
+    asked = len(server.asked)
+    with pytest.raises(DataError, match="the network is not to be used"):
+        scan_images([url], offline=True)
+    assert len(server.asked) == asked
+    for name, words in (
+        ("https://host/x.jpg", "by URL only .tar, .zip, .parquet are read"),
+        ("http://example.invalid/x.tar", "refused to read over http"),
+        ("nonsense://host/x.tar", "nonsense"),
+    ):
+        with pytest.raises(DataError, match=re.escape(words)):
+            scan_images([Path(name)])
 
 
-def test_no_server(server: Server) -> None:
-    with pytest.raises(DataError, match=r"https://127.0.0.1:9/x.tar cannot be downloaded: .*refused.* \(5 attempts\)"):
-        fetch_shard("https://127.0.0.1:9/x.tar")
+def test_training_is_the_same_as_from_files_and_goes_on_exactly(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_models_small(monkeypatch)
+    monkeypatch.setattr(mae.data.sources.remote_sources, "GROUP_BYTES", 2000)
+    server.signature = "sig=very-secret"
+    url = Path(server.url("train-{00..02}.tar?sig=very-secret"))
+    config = dataclasses.replace(small_config(tmp_path, tmp_path / "whole"), data=(url,), workers=1)
+    pretrain(config)
+    parted = dataclasses.replace(config, out=tmp_path / "parted")
+    pretrain(parted, *stop_after(4))
+    shutil.rmtree(tmp_path / "cache")
+    pretrain(dataclasses.replace(parted, resume=parted.out))
+    assert same(weights(config.out), weights(parted.out))
+    assert logged(config.out) == logged(parted.out)
+    for path in parted.out.rglob("*"):
+        assert not path.is_file() or b"very-secret" not in path.read_bytes(), path
 
 
-@pytest.mark.parametrize("how", ["argument", "environment"])
-def test_offline_says_where_to_put_the_file(how: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    if how == "environment":
-        monkeypatch.setenv("MAECLI_OFFLINE", "1")
-    with pytest.raises(DataError, match="not in the cache, and downloads are disabled") as caught:
-        scan_images([Path(server.url("train-00.tar"))], offline=how == "argument")
-    assert server.asked == []
-    place = Path(re.findall(r"save it as (\S+),", caught.value.hint or "")[0])
-    place.parent.mkdir(parents=True)
-    place.write_bytes(server.files["train-00.tar"])
-    assert len(scan_images([Path(server.url("train-00.tar"))], offline=True).images) == 3
+def test_a_store_that_goes_away_stops_the_run_and_is_named(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_models_small(monkeypatch)
+    config = dataclasses.replace(
+        small_config(tmp_path, tmp_path / "run"), data=(Path(server.url("train-00.tar")),), workers=1, epochs=100
+    )
 
+    def listen(event: Event) -> None:
+        if isinstance(event, Stepped) and event.step == 1:
+            server.files.clear()
+            shutil.rmtree(tmp_path / "cache")
 
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        ("http://host/train-{00..09}.tar", "http://host/train-00.tar: refused to download over http: only https"),
-        ("s3://bucket/a.tar", "s3://bucket/a.tar: refused to download over s3"),
-        ("ftp://host/a.tar", "refused to download over ftp"),
-        ("file:///etc/a.tar", "file://etc/a.tar: refused to download over file"),
-        ("https://host/images", r"by URL only .tar, .zip, .parquet are read"),
-        ("https://host/a.tar.gz", r"by URL only .tar, .zip, .parquet are read"),
-        ("https://host/{0..999999}.tar", "stands for 1,000,000 names"),
-    ],
-)
-def test_what_is_no_shard_by_https_is_refused(url: str, message: str) -> None:
-    with pytest.raises(DataError, match=message) as caught:
-        scan_images([Path(url)])
-    assert "\n" not in caught.value.message
-
-
-def test_a_url_survives_as_a_path() -> None:
-    """Paths lose a slash, and a run's settings hold them made absolute."""
-    url = "https://user.host:443/a%20b/train-{0..9}.tar?key=v=1&x#y"
-    assert url_of(Path(url)) == url
-    assert url_of(Path(url).absolute()) == url
-    for place in ("photos", "/data/photos", "c:/photos", "a:b", "https:", "../x.tar"):
-        assert url_of(Path(place)) is None
-
-
-def test_a_folder_that_looks_like_a_url_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "run:/a").mkdir(parents=True)
-    assert url_of(tmp_path / "run:/a") is None
-    monkeypatch.chdir(tmp_path)
-    assert url_of(Path("run:/a")) is None
-    assert url_of(Path("run:/b")) == "run://b"
-
-
-def _fetch(url: str) -> None:
-    fetch_shard(url)
-
-
-def test_several_processes_fetch_a_shard_once(server: Server) -> None:
-    context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=_fetch, args=(server.url("train-00.tar"),)) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-    assert [worker.exitcode for worker in workers] == [0] * 4
-    assert server.asked == ["/train-00.tar"]
-
-
-def test_images_of_a_shard_are_decoded(server: Server) -> None:
-    scan = scan_images([Path(server.url("train-00.tar"))])
-    assert isinstance(scan.images.load(0, 3), Image.Image)
-
-
-def test_pretrain_offline_is_refused(server: Server) -> None:
-    done = CliRunner().invoke(app, ["pretrain", server.url("train-00.tar"), *map(str, TINY), "--offline"])
-    assert done.exit_code == 3
-    assert "not in the cache, and downloads are disabled" in done.stderr
-    assert server.asked == []
-
-
-def test_pretrain_takes_urls_and_resumes(server: Server, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    words = ["pretrain", server.url("train-{00..02}.tar"), *map(str, TINY), "--out", str(run), "--json"]
-    done = CliRunner().invoke(app, words)
-    assert done.exit_code == 0, done.stderr
-    assert "downloading train-00.tar" in done.stderr
-    assert json.loads(done.stdout)["epochs"] == 1
-    done = CliRunner().invoke(app, ["pretrain", "--resume", str(run), "--epochs", "2", "--offline", "--json"])
-    assert done.exit_code == 0, done.stderr
-    assert len(server.asked) == 3
+    with pytest.raises(DataError, match=r"train-00\.tar cannot be read: there is no such object") as caught:
+        pretrain(config, listen)
+    assert "Traceback" not in str(caught.value)

@@ -1,0 +1,140 @@
+"""Archives and tables behind URLs: indexed once, then read by byte ranges."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from mae.data.sources.archive import ARCHIVE_SUFFIXES, MOST_OPEN_FILES, ArchiveListing, ArchiveSource, list_members
+from mae.data.sources.parquet import TableSource
+from mae.data.sources.remote import RemoteError, RemoteObject, remote_cache, suffix_of
+from mae.io.download import cache_folder, is_offline
+from mae.io.files import write_atomically
+from mae.io.text import shown
+from mae.io.urls import public_url
+
+SUFFIXES = (*ARCHIVE_SUFFIXES, ".parquet")
+GROUP_BYTES = 8 * 2**20  # images that lie so near to each other are drawn near to each other
+INDEX_VERSION = 1
+_ASKED_AT_ONCE, _LISTED_AT_ONCE = 16, 4
+
+
+class RemoteArchiveSource(ArchiveSource):
+    """The images of some archives behind URLs.
+
+    Images that lie near to each other in an archive are a group: the order of an epoch mixes those of 16 groups, so
+    that a block is fetched once an epoch however small the cache is.
+
+    Args:
+        archives: Each with what ``list_members`` found.
+    """
+
+    def __init__(self, archives: Sequence[tuple[RemoteObject, ArchiveListing]]) -> None:
+        self._objects = [remote for remote, _ in archives]
+        super().__init__([(Path(remote.name), listing) for remote, listing in archives])
+        places = self._archive_of.astype(np.int64) << 40 | self._offsets // GROUP_BYTES
+        begins = np.flatnonzero(np.r_[True, places[1:] != places[:-1]]) if len(places) else np.zeros(0, np.int64)
+        self._groups: list[int] = np.diff(np.r_[begins, len(places)]).tolist()
+
+    @property
+    def groups(self) -> Sequence[int]:
+        """How many images lie near to each other."""
+        return self._groups
+
+    def prefetch(self, index: int) -> None:
+        """Bring an image's blocks into the cache."""
+        start = int(self._offsets[index])
+        self._objects[int(self._archive_of[index])].prefetch(start, start + int(self._sizes[index]))
+
+    @property
+    def is_remote(self) -> bool:
+        """It is."""
+        return True
+
+    def _stamp(self, path: Path) -> list[int]:
+        return []  # each read looks whether the object is the same
+
+    def _file(self, archive: int) -> IO[bytes]:
+        key = os.getpid(), archive
+        if key not in self._files:
+            if len(self._files) >= MOST_OPEN_FILES:
+                self._files.pop(next(iter(self._files))).close()
+            self._files[key] = self._objects[archive].open()
+        return self._files[key]
+
+
+class RemoteTableSource(TableSource):
+    """The images in one column of some Parquet files behind URLs.
+
+    Args:
+        objects: The files.
+    """
+
+    def __init__(self, objects: Sequence[RemoteObject]) -> None:
+        self._objects = list(objects)
+        super().__init__([Path(remote.name) for remote in objects])
+
+    def _open(self, number: int) -> Any:
+        return self._objects[number].open()
+
+
+def remote_objects(urls: Sequence[str], cache_bytes: int | None) -> list[RemoteObject]:
+    """The objects of some addresses, asked for several at a time.
+
+    Raises:
+        DataError: One is not there, or is of a kind that cannot be read.
+        ConfigError: A package for such addresses is not installed.
+    """
+    for url in urls:
+        if suffix_of(url) not in SUFFIXES:
+            raise RemoteError(
+                f"{shown(public_url(url))}: by URL only {', '.join(SUFFIXES)} are read",
+                hint="s3://bucket/train-{0000..0099}.tar names a hundred shards",
+            )
+    if is_offline():
+        raise RemoteError(
+            f"{shown(public_url(urls[0]))} is not on this machine, and the network is not to be used",
+            hint="give the name of a copy on this machine",
+        )
+    cache = remote_cache(cache_bytes)
+    with concurrent.futures.ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+        return list(pool.map(lambda url: RemoteObject(url, cache), urls))
+
+
+def list_objects(
+    objects: Sequence[RemoteObject], on_file: Callable[[], None]
+) -> list[tuple[RemoteObject, ArchiveListing]]:
+    """What some archives hold: from the kept index, or else by walking through them once.
+
+    Raises:
+        DataError: One is no archive, or cannot be read.
+    """
+    with concurrent.futures.ThreadPoolExecutor(_LISTED_AT_ONCE) as pool:
+        found = []
+        for remote, listing in zip(objects, pool.map(_listing, objects), strict=True):
+            for _ in range(len(listing.offsets) + listing.others + len(listing.unreadable)):
+                on_file()
+            found.append((remote, listing))
+        return found
+
+
+def _listing(remote: RemoteObject) -> ArchiveListing:
+    path = cache_folder() / "scans" / f"remote-{remote.key}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        kept = json.loads(path.read_bytes())
+        if kept["version"] == INDEX_VERSION:
+            return ArchiveListing.from_plain(kept["listing"])
+    with remote.open() as file:
+        listing = list_members(Path(remote.name), file, remote.size, lambda: None)
+    text = json.dumps({"version": INDEX_VERSION, "listing": listing.to_plain()})
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda file: file.write(text.encode()))
+    return listing
