@@ -25,6 +25,7 @@ START_SECONDS = 60.0
 
 @pytest.fixture
 def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+    monkeypatch.setattr("mae.data.sources.remote.BUFFER_BYTES", 100)
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
     server = start_python(
