@@ -108,17 +108,21 @@ class RemoteObject:
             system, path = self._system()
             data: bytes = system.cat_file(path, start=start, end=end)
             if len(data) != end - start:
+                self._check_unchanged()
                 raise OSError(f"{len(data):,} bytes came where {end - start:,} were asked for")
             return data
 
         data = self._attempt(ask)
+        self._check_unchanged()
+        return data
+
+    def _check_unchanged(self) -> None:
         if (now := self._now()) != self.stamp:
             raise RemoteError(
                 f"{shown(self.name)} has changed since its images were found "
                 f"({' '.join(self.stamp)} then, {' '.join(now)} now)",
-                hint="start the run again: the images are then found anew",
+                hint="start the run again: the images are then looked for again",
             )
-        return data
 
     def _now(self) -> tuple[str, ...]:
         """What changes when the object does: its size, and what the server knows it by."""
