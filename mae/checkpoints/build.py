@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mae.checkpoints.dialects import CROSSMAE
 from mae.checkpoints.hub import OFFICIAL_BASE
 from mae.checkpoints.load import Checkpoint, load_checkpoint
 from mae.checkpoints.pos_tables import follows_formula
@@ -66,7 +67,8 @@ def build_encoder(
 ) -> tuple[MaskedAutoencoder, tuple[str, ...]]:
     """The model of a checkpoint whose decoder, if it has one, is left without weights (on the meta device).
 
-    A fine-tuned file has no final encoder norm; the model's then changes nothing but a token's mean and scale.
+    A fine-tuned file, and many of CrossMAE's, have no final encoder norm; the model's then changes nothing but a
+    token's mean and scale.
 
     Args:
         checkpoint: What ``load_checkpoint`` read.
@@ -84,7 +86,7 @@ def build_encoder(
     wanted = {key: tensor for key, tensor in model.state_dict().items() if not is_decoder(key)}
     fitted, notes = fit_tables(checkpoint, config.grid)
     state = {key: tensor for key, tensor in fitted.items() if key in wanted}
-    if checkpoint.kind == "fine-tuned":
+    if _may_lack_norm(checkpoint):
         width = checkpoint.config.embed_dim
         state = {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)} | state
     missing, _, misshapen = compare_shapes(state, wanted)
@@ -97,6 +99,11 @@ def build_encoder(
 def build_usable(checkpoint: Checkpoint) -> MaskedAutoencoder:
     """The whole model where the checkpoint has a decoder, else its encoder: as ``build_model``, ``build_encoder``."""
     return build_model(checkpoint)[0] if checkpoint.has_decoder else build_encoder(checkpoint)[0]
+
+
+def _may_lack_norm(checkpoint: Checkpoint) -> bool:
+    """Whether a file without the encoder's last norm is whole: a head, or a decoder of its own, has norms instead."""
+    return checkpoint.kind == "fine-tuned" or checkpoint.dialect == CROSSMAE
 
 
 def is_decoder(key: str) -> bool:
@@ -122,8 +129,9 @@ def load_weights(model: MaskedAutoencoder, checkpoint: Checkpoint) -> tuple[str,
     if not checkpoint.has_decoder:
         notes += ("the file has no decoder: the decoder starts from fresh weights",)
         missing = [key for key in missing if not is_decoder(key)]
-    if checkpoint.kind == "fine-tuned" and {"norm.weight", "norm.bias"} <= set(missing):
-        notes += ("the file is fine-tuned and has no final encoder norm: that norm starts fresh",)
+    if _may_lack_norm(checkpoint) and {"norm.weight", "norm.bias"} <= set(missing):
+        kind = "fine-tuned" if checkpoint.kind == "fine-tuned" else f"of {checkpoint.dialect}"
+        notes += (f"the file is {kind} and has no final encoder norm: that norm starts fresh",)
         missing = [key for key in missing if not key.startswith("norm.")]
     other_sizes = _other_sizes(checkpoint, model.config)
     _refuse(checkpoint.path, missing, misshapen, other_sizes)

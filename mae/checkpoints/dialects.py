@@ -56,6 +56,20 @@ _FOREIGN = {
     "conv_proj.": "the torchvision layout",
 }
 
+# Keys of models whose encoder begins like a ViT and computes something else: without them its features are wrong.
+_OTHER_ENCODERS = {
+    "register_tokens": "a DINO model with register tokens",
+    "reg_token": "a model of timm's with register tokens",
+    "storage_tokens": "a DINOv3 model",
+    ".ls1.gamma": "a model with LayerScale, such as DINOv2 or CAPI",
+    ".gamma_1": "a model with LayerScale, such as BEiT",
+    "layer_scale1": "a model with LayerScale, such as DINOv2 in transformers",
+    ".q_norm.": "a model that normalises queries and keys",
+    ".mlp.w12.": "a model with SwiGLU blocks, such as DINOv2 giant",
+}
+CROSSMAE = "CrossMAE"
+_CROSSMAE_ALONE = ("decoder_", "dec_norms.", "wfm.", "mask_token")  # all but the encoder
+
 
 def unwrap(loaded: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Find the state dict in what a file held.
@@ -160,6 +174,24 @@ def to_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def foreign_layout(keys: Mapping[str, Any]) -> str | None:
     """The name of another masked autoencoder whose keys these look like."""
     return next((name for sign, name in _FOREIGN.items() if any(sign in key for key in keys)), None)
+
+
+def other_encoder(state: Mapping[str, Tensor]) -> str | None:
+    """The name of a model (official names) whose encoder is not a plain ViT with one class token; else None."""
+    token = state.get("cls_token")
+    if token is not None and token.ndim == 3 and token.shape[1] > 1:
+        return f"a Pixio model, or another one with {token.shape[1]} class tokens"
+    return next((name for sign, name in _OTHER_ENCODERS.items() if any(sign in key for key in state)), None)
+
+
+def is_crossmae(keys: Mapping[str, Any]) -> bool:
+    """Whether a decoder attends to the encoder's tokens and not to its own, as CrossMAE's does."""
+    return any(key.startswith("decoder_blocks.") and ".cross_attn." in key for key in keys)
+
+
+def crossmae_encoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The encoder of a CrossMAE file: its keys are the official ones."""
+    return {key: tensor for key, tensor in state.items() if not key.startswith(_CROSSMAE_ALONE)}
 
 
 def _hugging_face_block(key: str) -> tuple[str, str]:

@@ -13,7 +13,17 @@ import torch
 from torch import Tensor
 
 from mae.checkpoints.container import GET_IT_AGAIN, OWN_MODEL_TYPE, Container, container_of, find_file
-from mae.checkpoints.dialects import foreign_layout, from_hugging_face, hugging_face_dialect, is_hugging_face, unwrap
+from mae.checkpoints.dialects import (
+    CROSSMAE,
+    crossmae_encoder,
+    foreign_layout,
+    from_hugging_face,
+    hugging_face_dialect,
+    is_crossmae,
+    is_hugging_face,
+    other_encoder,
+    unwrap,
+)
 from mae.checkpoints.hub import LICENCE_NOTE, fetch, release_named, release_of
 from mae.checkpoints.pos_tables import grid_of
 from mae.checkpoints.run_states import run_states
@@ -23,6 +33,11 @@ from mae.config import MAEConfig, parse_size
 from mae.errors import CheckpointError
 from mae.io.download import no_downloads
 from mae.io.text import a_few, shown
+
+_CROSSMAE_NOTE = (
+    "a CrossMAE file: its encoder is read, but not its decoder, which attends to the encoder's tokens only; embed, "
+    "evaluate, --init and export --to encoder, timm or onnx can use it"
+)
 
 
 @dataclass(frozen=True)
@@ -137,12 +152,19 @@ def _load(path: Path, num_heads: int | None, decoder_num_heads: int | None) -> C
     )
     if not {"patch_embed.proj.weight", "cls_token"} & set(state):
         raise CheckpointError(f"{path} is not a masked autoencoder that can be read: {_what_it_holds(tensors)}")
+    if (other := other_encoder(state)) is not None:
+        raise CheckpointError(
+            f"{path} is {other}, whose encoder is not that of a masked autoencoder",
+            hint="used as one, its features would be wrong; the model's own code, timm or transformers read it",
+        )
     _refuse_types(path, state)
     try:
         sizes = config_from_shapes({key: tuple(tensor.shape) for key, tensor in state.items()}, declared)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error.message}", hint=error.hint) from None
     config, notes = sizes.config, sizes.notes
+    if dialect == CROSSMAE:
+        notes = (_CROSSMAE_NOTE, *notes)
     has_decoder = any(key.startswith("decoder_") for key in state)
     args = others.pop("args", None)
     epoch = others.pop("epoch", None)
@@ -232,6 +254,8 @@ def _official(
         return from_hugging_face(tensors), hugging_face_dialect(tensors)
     if isinstance(others.get("maecli"), Mapping):
         return tensors, "maecli"
+    if is_crossmae(tensors):
+        return crossmae_encoder(tensors), CROSSMAE
     has_decoder = any(key.startswith("decoder_") for key in tensors)
     return tensors, "timm" if container is Container.SAFETENSORS and not has_decoder else "official"
 

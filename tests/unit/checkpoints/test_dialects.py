@@ -296,3 +296,64 @@ def test_reading_warns_of_nothing(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         read(tmp_path, official.checkpoint(TINY, "training"))
+
+
+def crossmae(*, weighted: bool) -> dict[str, Tensor]:
+    """A file of CrossMAE's: the official encoder, and a decoder that attends to it."""
+    state = {key: tensor for key, tensor in WEIGHTS.items() if not official.is_decoder(key)}
+    width, own = TINY.embed_dim, TINY.decoder_embed_dim
+    state |= {"mask_token": torch.zeros(1, 1, own), "decoder_pos_embed": torch.zeros(1, 65, own)}
+    for block in range(2):
+        name = f"decoder_blocks.{block}."
+        state |= {f"{name}cross_attn.q.weight": torch.zeros(own, own), f"{name}norm1.weight": torch.zeros(own)}
+        state |= {f"{name}cross_attn.kv.weight": torch.zeros(2 * own, width)}
+        if weighted:
+            state |= {f"dec_norms.{block}.weight": torch.ones(width)}
+    if weighted:
+        state |= {"wfm.linear.weight": torch.zeros(2, 3)}
+        del state["norm.weight"], state["norm.bias"]
+    return state
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_encoder_of_crossmae_is_read_and_its_decoder_is_not(weighted: bool, tmp_path: Path) -> None:
+    from mae.checkpoints.build import build_encoder
+    from mae.errors import CheckpointError
+
+    checkpoint = read(tmp_path, {"model": crossmae(weighted=weighted)})
+    assert (checkpoint.dialect, checkpoint.kind, checkpoint.has_decoder) == ("CrossMAE", "encoder", False)
+    assert "a CrossMAE file" in checkpoint.notes[0]
+    imgs, _ = official.inputs(TINY)
+    plain = read(tmp_path, {"model": {key: WEIGHTS[key] for key in WEIGHTS if not official.is_decoder(key)}}, "x.pth")
+    with torch.no_grad():
+        ours, wanted = (build_encoder(one)[0] for one in (checkpoint, plain))
+        if weighted:
+            wanted.encoder.norm.reset_parameters()
+        assert torch.equal(ours.encode(imgs), wanted.encode(imgs))
+    with pytest.raises(CheckpointError, match="holds an encoder only"):
+        build_model(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("more", "name"),
+    [
+        ({"cls_token": torch.zeros(1, 8, 128)}, "a Pixio model, or another one with 8 class tokens"),
+        ({"register_tokens": torch.zeros(1, 4, 128)}, "a DINO model with register tokens"),
+        ({"blocks.0.ls1.gamma": torch.zeros(128)}, "a model with LayerScale, such as DINOv2 or CAPI"),
+        ({"blocks.0.attn.q_norm.weight": torch.zeros(64)}, "a model that normalises queries and keys"),
+    ],
+)
+def test_other_encoders_are_named_and_refused(more: dict[str, Tensor], name: str, tmp_path: Path) -> None:
+    from mae.errors import CheckpointError
+
+    with pytest.raises(CheckpointError, match=name) as caught:
+        read(tmp_path, {"model": WEIGHTS | more})
+    assert caught.value.hint is not None
+
+
+def test_pixio_in_transformers_names(tmp_path: Path) -> None:
+    from mae.errors import CheckpointError
+
+    foreign = to_hugging_face(WEIGHTS) | {"vit.embeddings.cls_token": torch.zeros(1, 8, 128)}
+    with pytest.raises(CheckpointError, match="a Pixio model"):
+        read(tmp_path, foreign)
