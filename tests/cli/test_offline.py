@@ -20,23 +20,25 @@ IMAGE = str(ROOT / "sample_images/cat.jpg")
 URL = "https://host.invalid/train-{0..1}.tar"
 SMALL = ("--variant", "vit_tiny", "--image-size", "32", "--epochs", "1", "--warmup-epochs", "0", "--workers", "0")
 NOT_CACHED = "is not in the cache, and downloads are disabled (--offline)"
+NOT_HERE = "is not on this machine, and downloads are disabled (--offline)"
 # What is typed ({file} is a checkpoint, {out} a new name), the exit code, and what is said.
 CASES = [
-    (("pretrain", URL), 3, NOT_CACHED),
-    (("pretrain", IMAGE, "--val", URL), 3, NOT_CACHED),
+    (("pretrain", URL), 3, NOT_HERE),
+    (("pretrain", IMAGE, "--val", URL), 3, NOT_HERE),
     (("pretrain", IMAGE, "--init", "mae_pretrain_vit_base"), 4, NOT_CACHED),
     (("pretrain", IMAGE, "--init", "facebook/vit-mae-base"), 4, NOT_CACHED),
     (("reconstruct", IMAGE, "--checkpoint", "mae_visualize_vit_base", "--out", "{out}.png"), 4, NOT_CACHED),
-    (("reconstruct", URL, "--checkpoint", "{file}", "--out", "{out}.png"), 3, NOT_CACHED),
+    (("reconstruct", URL, "--checkpoint", "{file}", "--out", "{out}.png"), 3, NOT_HERE),
     (("reconstruct", IMAGE, "--mask", URL, "--checkpoint", "{file}", "--out", "{out}.png"), 3, ""),
     (("compare", "--official", "hf:facebook/vit-mae-base"), 4, NOT_CACHED),
     (("compare", "--official", "{file}", "--checkpoint", "mae_visualize_vit_base"), 4, NOT_CACHED),
     (("compare", "--official", "{file}", "--image", URL), 3, ""),
     (("compare", "--official", "{file}", "--num-heads", "2", "--decoder-num-heads", "4"), 0, ""),
-    (("embed", URL, "--checkpoint", "{file}", "--out", "{out}.npz"), 3, NOT_CACHED),
+    (("embed", URL, "--checkpoint", "{file}", "--out", "{out}.npz"), 3, NOT_HERE),
     (("embed", IMAGE, "--checkpoint", "facebook/vit-mae-base", "--out", "{out}.npz"), 4, NOT_CACHED),
-    (("evaluate", URL, "--checkpoint", "{file}", "--cache", "{out}"), 3, NOT_CACHED),
+    (("evaluate", URL, "--checkpoint", "{file}", "--cache", "{out}"), 3, NOT_HERE),
     (("evaluate", IMAGE, "--checkpoint", "facebook/vit-mae-base", "--cache", "{out}"), 4, NOT_CACHED),
+    (("inspect", URL), 3, NOT_HERE),
     (("export", "mae_visualize_vit_base", "--to", "timm"), 4, NOT_CACHED),
     (("export", "{file}", "--to", "hf", "--out", "{out}"), 0, ""),
 ]
@@ -59,6 +61,7 @@ def reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.setattr(socket, "getaddrinfo", refuse("getaddrinfo"))
     monkeypatch.setattr(urllib.request.OpenerDirector, "open", refuse("urlopen"))
     monkeypatch.setattr("mae.io.download.BACK_OFF_SECONDS", 0)
+    monkeypatch.setattr("mae.data.sources.remote.FIRST_PAUSE", 0.0)
     monkeypatch.setenv("MAECLI_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("MAECLI_OFFLINE", raising=False)
     return attempts

@@ -100,7 +100,7 @@ def remote_objects(urls: Sequence[str], cache_bytes: int | None) -> list[RemoteO
             )
     if is_offline():
         raise RemoteError(
-            f"{shown(public_url(urls[0]))} is not on this machine, and the network is not to be used",
+            f"{shown(public_url(urls[0]))} is not on this machine, and downloads are disabled (--offline)",
             hint="give the name of a copy on this machine",
         )
     cache = remote_cache(cache_bytes)

@@ -231,7 +231,7 @@ def test_the_cache_is_bounded_and_the_newest_stay(tmp_path: Path) -> None:
 def test_offline_and_other_refusals(server: Server) -> None:
     url = Path(server.url("train-00.tar"))
     asked = len(server.asked)
-    with pytest.raises(DataError, match="the network is not to be used"):
+    with pytest.raises(DataError, match="downloads are disabled"):
         scan_images([url], offline=True)
     assert len(server.asked) == asked
     for name, words in (
