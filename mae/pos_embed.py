@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 
-def sincos_2d(dim: int, grid: tuple[int, int], *, dtype: torch.dtype = torch.float32) -> Tensor:
+def sincos_2d(
+    dim: int, grid: tuple[int, int], *, scaled_to: tuple[int, int] | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
     r"""The position table of a grid of patches with a zero row for the class token.
 
     The first half of the channels encodes the **column**, the second half the **row**, and each half is
@@ -15,6 +17,8 @@ def sincos_2d(dim: int, grid: tuple[int, int], *, dtype: torch.dtype = torch.flo
     Args:
         dim: D, the table's width, a multiple of 4.
         grid: Patches as (rows, columns).
+        scaled_to: Another grid over the same image: positions are scaled to its range, so that each patch has the
+            position of its centre there. None for 0, 1, 2, ...
         dtype: Type of the returned table.
 
     Returns:
@@ -27,8 +31,13 @@ def sincos_2d(dim: int, grid: tuple[int, int], *, dtype: torch.dtype = torch.flo
     cpu = torch.device("cpu")
     quarter = torch.arange(dim // 4, dtype=torch.float64, device=cpu)
     frequency = 1.0 / 10000.0 ** (quarter / (dim / 4))  # (D/4,)
-    row = torch.arange(rows, dtype=torch.float64, device=cpu).repeat_interleave(columns)  # (L,)
-    column = torch.arange(columns, dtype=torch.float64, device=cpu).repeat(rows)  # (L,)
+    row, column = (torch.arange(length, dtype=torch.float64, device=cpu) for length in grid)
+    if scaled_to is not None:
+        row, column = (
+            (x + 0.5) * (old / new) - 0.5 for x, old, new in zip((row, column), scaled_to, grid, strict=True)
+        )
+    row = row.repeat_interleave(columns)  # (L,)
+    column = column.repeat(rows)  # (L,)
     halves = []
     for position in (column, row):
         angle = position[:, None] * frequency  # (L, D/4)

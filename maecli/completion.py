@@ -36,9 +36,10 @@ def _references(incomplete: str) -> list[str]:
 
 def _releases(incomplete: str) -> list[str]:
     """Only once something is typed: until then the shell shows files, which are what one has."""
+    from mae.checkpoints.builtin import BUILTIN
     from mae.checkpoints.hub import RELEASES
 
-    return [name for name in RELEASES if incomplete and name.startswith(incomplete)]
+    return [name for name in (BUILTIN, *RELEASES) if incomplete and name.startswith(incomplete)]
 
 
 _BY_OPTION: dict[str, Complete] = {

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mae.checkpoints.build import load_weights as load_weights
     from mae.checkpoints.load import Checkpoint as Checkpoint
     from mae.checkpoints.load import load_checkpoint as load_checkpoint
+    from mae.checkpoints.load import load_checkpoint_or_default as load_checkpoint_or_default
     from mae.checkpoints.save import save_checkpoint as save_checkpoint
 
 _HOME_OF = {
@@ -22,6 +23,7 @@ _HOME_OF = {
     "load_weights": "build",
     "Checkpoint": "load",
     "load_checkpoint": "load",
+    "load_checkpoint_or_default": "load",
     "save_checkpoint": "save",
 }
 

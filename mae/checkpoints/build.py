@@ -23,7 +23,11 @@ _TABLES = ("pos_embed", "decoder_pos_embed")
 
 
 def build_model(
-    checkpoint: Checkpoint, *, img_size: int | tuple[int, int] | None = None, norm_pix_loss: bool | None = None
+    checkpoint: Checkpoint,
+    *,
+    img_size: int | tuple[int, int] | None = None,
+    norm_pix_loss: bool | None = None,
+    scaled_positions: bool = False,
 ) -> tuple[MaskedAutoencoder, tuple[str, ...]]:
     """The model of a checkpoint that has a decoder; its weights stay mapped from the file until used.
 
@@ -31,6 +35,7 @@ def build_model(
         checkpoint: What ``load_checkpoint`` read.
         img_size: Another image size, (rows, columns) or one number; position tables follow.
         norm_pix_loss: What the model predicts, where the file does not say.
+        scaled_positions: As for ``fit_tables``.
 
     Returns:
         The model in evaluation mode and float32, and what a user should be told.
@@ -47,7 +52,7 @@ def build_model(
         config = config.replace(img_size=img_size)
     with torch.device("meta"):
         model = create_model(config)
-    state, notes = fit_tables(checkpoint, config.grid)
+    state, notes = fit_tables(checkpoint, config.grid, scaled_positions=scaled_positions)
     wanted = model.state_dict()
     state, ignored = _known(state, wanted)
     missing, _, misshapen = compare_shapes(state, wanted)
@@ -57,7 +62,7 @@ def build_model(
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     precisions = set(checkpoint.dtypes) - {"float32"}
-    if precisions:
+    if precisions and not checkpoint.is_builtin:
         notes += (f"the weights are {', '.join(sorted(precisions))} in the file and float32 in the model",)
     return model.eval(), notes + ignored
 
@@ -157,10 +162,24 @@ def from_pretrained(
     return build_model(checkpoint, img_size=img_size, norm_pix_loss=norm_pix_loss)[0]
 
 
-def fit_tables(checkpoint: Checkpoint, grid: tuple[int, int]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def learnt_tables(checkpoint: Checkpoint) -> list[str]:
+    """The names of position tables that are not the sine-cosine formula's, and so are made for one grid."""
+    grid = checkpoint.config.grid
+    return [key for key in _TABLES if key in checkpoint.state and not follows_formula(checkpoint.state[key], grid)]
+
+
+def fit_tables(
+    checkpoint: Checkpoint, grid: tuple[int, int], *, scaled_positions: bool = False
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """A checkpoint's tensors with its position tables on another grid, and what was done to them.
 
     A sine-cosine table is computed again; another one is resampled (bicubic).
+
+    Args:
+        checkpoint: Whose tables.
+        grid: Patches as (rows, columns).
+        scaled_positions: Scale the formula's positions to the file's grid. Better for a model that is used on this
+            grid as it is; one that goes on training learns the formula's own as well, and other programs expect them.
     """
     state = dict(checkpoint.state)
     old = checkpoint.config.grid
@@ -170,8 +189,9 @@ def fit_tables(checkpoint: Checkpoint, grid: tuple[int, int]) -> tuple[dict[str,
         if table is None or old == grid or table.ndim != 3 or table.shape[:2] != (1, 1 + old[0] * old[1]):
             continue
         if follows_formula(table, old):
-            state[key] = sincos_2d(table.shape[-1], grid, dtype=table.dtype)
-            how = "recomputed by the sine-cosine formula"
+            scaled_to = old if scaled_positions else None
+            state[key] = sincos_2d(table.shape[-1], grid, scaled_to=scaled_to, dtype=table.dtype)
+            how = "recomputed by the sine-cosine formula" + ", scaled to the file's grid" * scaled_positions
         else:
             state[key] = resize_table(table, old, grid)
             how = "resampled (bicubic), since the file's is not the sine-cosine table"

@@ -9,6 +9,7 @@ import json
 import zipfile
 from pathlib import Path
 
+from mae.checkpoints.builtin import BUILTIN
 from mae.checkpoints.hub import RELEASES
 from mae.checkpoints.safety import LONGEST_PICKLE, check_pickle, unusable_type
 from mae.errors import CheckpointError
@@ -74,7 +75,9 @@ def find_file(path: Path) -> Path:
         raise CheckpointError(f"{path} is a device, a pipe or a socket, not a file")
     if not path.exists():
         names = [file.name for file in path.parent.iterdir() if file.is_file()] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, names, n=3) or difflib.get_close_matches(str(path), RELEASES, n=3)
+        near = difflib.get_close_matches(path.name, names, n=3) or difflib.get_close_matches(
+            str(path), [BUILTIN, *RELEASES], n=3
+        )
         raise CheckpointError(
             f"no such checkpoint file: {path}", hint=f"did you mean {' or '.join(near)}?" if near else None
         )

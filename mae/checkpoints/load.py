@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mae.checkpoints.builtin import BUILTIN, DEFAULT_RUN, builtin_file, builtin_folder
 from mae.checkpoints.container import GET_IT_AGAIN, OWN_MODEL_TYPE, Container, container_of, find_file
 from mae.checkpoints.dialects import (
     CROSSMAE,
@@ -29,7 +30,7 @@ from mae.checkpoints.pos_tables import grid_of
 from mae.checkpoints.run_states import run_states
 from mae.checkpoints.safety import USABLE_TYPES, unusable_type
 from mae.checkpoints.sizes import Declared, config_from_shapes, variant_of
-from mae.config import MAEConfig, parse_size
+from mae.config import MAEConfig, format_size, parse_size
 from mae.errors import CheckpointError
 from mae.io.download import no_downloads
 from mae.io.text import a_few, shown
@@ -37,6 +38,10 @@ from mae.io.text import a_few, shown
 _CROSSMAE_NOTE = (
     "a CrossMAE file: its encoder is read, but not its decoder, which attends to the encoder's tokens only; embed, "
     "evaluate, --init and export --to encoder, timm or onnx can use it"
+)
+OTHER_WEIGHTS_NOTE = (
+    "--checkpoint takes others: a file, a run, or a released name such as mae_visualize_vit_base; `maecli pretrain "
+    "FOLDER` trains your own"
 )
 
 
@@ -86,6 +91,11 @@ class Checkpoint:
         return sum(tensor.numel() for tensor in self.state.values())
 
     @property
+    def is_builtin(self) -> bool:
+        """Whether these are the weights that come with the package."""
+        return self.path.parent == builtin_folder()
+
+    @property
     def dtypes(self) -> tuple[str, ...]:
         """The tensors' types, for instance ("float32",)."""
         return tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in self.state.values()}))
@@ -102,8 +112,9 @@ def load_checkpoint(
 
     Args:
         path: A ``.pth``, ``.pt``, ``.bin`` or ``.safetensors`` file, a Hugging Face model's folder, a run's folder
-            (its newest state that can be read) or one of its states in shards, or the name of a released file such
-            as ``mae_visualize_vit_base`` or ``facebook/vit-mae-base``, which is downloaded once.
+            (its newest state that can be read) or one of its states in shards; ``builtin`` for the weights that come
+            with the package; or the name of a released file such as ``mae_visualize_vit_base`` or
+            ``facebook/vit-mae-base``, which is downloaded once.
         num_heads, decoder_num_heads: Attention heads, where the file does not tell them.
         offline: Download nothing.
 
@@ -115,6 +126,35 @@ def load_checkpoint(
     with no_downloads(offline):
         path = _locate(path)
     return _load(path, num_heads, decoder_num_heads)
+
+
+def load_checkpoint_or_default(path: Path | None) -> Checkpoint:
+    """The checkpoint that a command was given; without one the run in the folder ``run``, else the built-in weights.
+
+    Raises:
+        CheckpointError: It cannot be used.
+    """
+    if path is not None or run_states(DEFAULT_RUN):
+        return load_checkpoint(path or DEFAULT_RUN)
+    where = f"--checkpoint is not given and the folder {DEFAULT_RUN} holds no run with a saved state"
+    try:
+        checkpoint = _load(builtin_file(), None, None)
+    except CheckpointError as error:
+        raise CheckpointError(f"no weights: {where}; {error.message}", hint=error.hint) from None
+    notes = (f"{where}: {_described(checkpoint)}", OTHER_WEIGHTS_NOTE)
+    return replace(checkpoint, notes=(*notes, *checkpoint.notes))
+
+
+def _described(checkpoint: Checkpoint) -> str:
+    """The built-in weights in half a line: their size, and what the file says of their training."""
+    own = checkpoint.extra.get("maecli")
+    trained_on = own.get("trained_on") if isinstance(own, Mapping) else None
+    words = [
+        f"{checkpoint.variant or 'a model'} of {checkpoint.num_parameters / 1e6:.1f} million parameters",
+        f"images of {format_size(checkpoint.config.img_size)} pixels",
+        *([f"trained on {shown(trained_on, 200)}"] if isinstance(trained_on, str) else []),
+    ]
+    return f"these are the built-in weights ({', '.join(words)})"
 
 
 def _newest_readable(states: Sequence[Path], load: Callable[[Path], Checkpoint]) -> Checkpoint:
@@ -190,7 +230,9 @@ def _load(path: Path, num_heads: int | None, decoder_num_heads: int | None) -> C
 
 
 def _locate(path: str | Path) -> Path:
-    """A file of that name comes before a release of that name."""
+    """A file of that name comes before the built-in weights and before a release of that name."""
+    if str(path) == BUILTIN and not Path(path).exists():
+        return builtin_file()
     release = None if Path(path).exists() else release_named(str(path))
     return fetch(release) if release else find_file(Path(path))
 

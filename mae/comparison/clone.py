@@ -36,11 +36,11 @@ def check_clone(path: Path, checkpoint: Checkpoint) -> None:
     """
     reason = why_not("the clone", checkpoint)
     if reason:
-        raise ConfigError(f"--reference {path}: {reason}", hint="--reference builtin is always available")
+        raise ConfigError(f"--reference {path}: {reason}", hint="--reference paper is always available")
     if not (path / f"{MODULE}.py").is_file():
         raise ConfigError(
             f"--reference {path}: no clone of the official repository (it has no {MODULE}.py)",
-            hint="give auto, builtin, transformers, timm, or the folder of a clone of facebookresearch/mae",
+            hint="give auto, paper, transformers, timm, or the folder of a clone of facebookresearch/mae",
         )
 
 

@@ -11,7 +11,8 @@ from mae.errors import ConfigError
 from mae.options import option
 from mae.reconstruction.config import check_suffix
 
-REFERENCES = ("auto", "builtin", "transformers", "timm")
+REFERENCES = ("auto", "paper", "transformers", "timm")
+OLDER_NAMES = {"builtin": "paper"}  # still accepted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,7 @@ class CompareConfig:
 
     official: Path = option(
         dataclasses.MISSING,
-        "The checkpoint to check: a file, a run folder or a released name.",
+        "The checkpoint to check: a file, a run folder, builtin or a released name.",
         metavar="CKPT",
         official=("model", "resume"),
     )
@@ -28,8 +29,8 @@ class CompareConfig:
     image: Path | None = option(None, "Image to run the model on.", default_text="generated noise")
     reference: str = option(
         "auto",
-        "Reference: builtin (plain float64, from the paper), transformers, timm, or a clone of the official "
-        "repository; auto is builtin and those that are installed.",
+        "Reference: paper (plain float64, written from the paper), transformers, timm, or a clone of the official "
+        "repository; auto is paper and those that are installed.",
         metavar="NAME|PATH",
     )
     mask_ratio: float = option(0.75, "Fraction of the patches that is masked.", low=0, below=1)
@@ -40,6 +41,7 @@ class CompareConfig:
     offline: bool = shared_option("offline")
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "reference", OLDER_NAMES.get(self.reference, self.reference))
         if self.reference not in REFERENCES and not Path(self.reference).is_dir():
             near = difflib.get_close_matches(self.reference, REFERENCES, n=2)
             raise ConfigError(

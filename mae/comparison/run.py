@@ -248,16 +248,16 @@ def _computations(
     found = []
     for name in names:
         on_step(f"computing with {name}")
-        if name == "builtin":
+        if name == "paper":
             heads = Sizes(sizes.patch_size, sizes.num_heads, sizes.decoder_num_heads)
             stages = run_reference(known, heads, scene.imgs, scene.noise, scene.mask_ratio)
         elif name in LIBRARIES:
             stages = LIBRARIES[name](known, sizes, scene.imgs, scene.noise, scene.mask_ratio)
         else:
             stages = run_clone(Path(name), checkpoint, scene.imgs, scene.noise, scene.mask_ratio)
-        label = name if name in ("builtin", *LIBRARIES) else "the clone"
+        label = name if name in ("paper", *LIBRARIES) else "the clone"
         found.append(_computation(label, "float64", double, stages))
-        if name == "builtin":
+        if name == "paper":
             found.append(_computation(label, "float32", single, stages))
     return tuple(found), lost
 
@@ -278,11 +278,11 @@ def _references(asked: str, checkpoint: Checkpoint) -> tuple[list[str], list[str
     """Which references to run, and which are not available and why."""
     reasons = {library: why_not(library, checkpoint) for library in LIBRARIES if asked in ("auto", library)}
     if reasons.get(asked):
-        raise ConfigError(f"--reference {asked}: {reasons[asked]}", hint="--reference builtin is always available")
+        raise ConfigError(f"--reference {asked}: {reasons[asked]}", hint="--reference paper is always available")
     if asked == "auto":
         notes = [f"not compared with {library}: {reason}" for library, reason in reasons.items() if reason]
-        return ["builtin", *(library for library, reason in reasons.items() if not reason)], notes
-    if asked not in ("builtin", *LIBRARIES):
+        return ["paper", *(library for library, reason in reasons.items() if not reason)], notes
+    if asked not in ("paper", *LIBRARIES):
         check_clone(Path(asked), checkpoint)
     return [asked], []
 

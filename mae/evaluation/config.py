@@ -9,7 +9,7 @@ from typing import Any
 from mae.config import shared_option
 from mae.errors import ConfigError
 from mae.options import brief, option
-from mae.reconstruction.config import DEFAULT_CHECKPOINT
+from mae.reconstruction.config import CHECKPOINT_DEFAULT_TEXT
 
 POOLS = ("cls", "mean", "patches")
 FEATURE_NORMS = ("none", "final")
@@ -50,9 +50,10 @@ class EmbedConfig:
         metavar="DATA",
         official=("data_path",),
     )
-    checkpoint: Path = option(
-        DEFAULT_CHECKPOINT,
-        "Weights, with or without a decoder: a checkpoint file, a run folder or a released name.",
+    checkpoint: Path | None = option(
+        None,
+        "Weights, with or without a decoder: a checkpoint file, a run folder, builtin or a released name.",
+        default_text=CHECKPOINT_DEFAULT_TEXT,
         official=("model", "resume", "finetune"),
     )
     out: Path = option(
@@ -126,9 +127,10 @@ class EvaluateConfig:
         official=("data_path",),
     )
     checkpoint: tuple[Path, ...] = option(
-        (DEFAULT_CHECKPOINT,),
+        (),
         "Weights, as for embed; repeat it to compare several.",
         metavar="PATH",
+        default_text=CHECKPOINT_DEFAULT_TEXT,
         official=("model", "resume", "finetune"),
     )
     probe: tuple[str, ...] = option(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mae.checkpoints.builtin import DEFAULT_RUN
 from mae.data.eval_loader import EvalDataset
 from mae.data.eval_transform import EvalTransform
 from mae.data.sources.scan import scan_images
@@ -85,7 +86,7 @@ def embed(config: EmbedConfig, on_progress: Callable[[Progress], None] = lambda 
     """
     refuse_place(config.out, "--out")
     check_writable(config.out)
-    refuse_input(config.out, "--out", {"the checkpoint": [config.checkpoint], "the data": config.data})
+    refuse_input(config.out, "--out", {"the checkpoint": [config.checkpoint or DEFAULT_RUN], "the data": config.data})
     ranks = ranks_from_environment()
     device = resolve_device(config.device, ranks.local_rank)
     computing = Computing(device, resolve_precision(config.precision, device))
@@ -102,7 +103,7 @@ def _embed(
     view = View(config.pool, config.feature_norm)
     if not encoder.has(view):
         raise ConfigError(
-            f"--feature-norm final with --pool {config.pool}: {shown(config.checkpoint)} was fine-tuned on the mean of "
+            f"--feature-norm final with --pool {config.pool}: {encoder.name} was fine-tuned on the mean of "
             "patches and has a norm for that alone",
             hint="use --pool mean, or --feature-norm none",
         )
@@ -112,7 +113,7 @@ def _embed(
     extractor = ViewExtractor(encoder, {view: config.dtype})
     settings: dict[str, Any] = {
         **encoder.settings,
-        "checkpoint": str(config.checkpoint),
+        "checkpoint": str(config.checkpoint or encoder.name),
         "pool": config.pool,
         "feature_norm": config.feature_norm,
         "dtype": config.dtype,

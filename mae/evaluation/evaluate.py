@@ -162,7 +162,7 @@ def _write_page(
 
 def _encoders(config: EvaluateConfig, computing: Computing) -> list[tuple[str, FrozenEncoder]]:
     """Those asked for, and for each architecture among them a fresh one."""
-    paths = list(dict.fromkeys(config.checkpoint))
+    paths: list[Path | None] = list(dict.fromkeys(config.checkpoint)) or [None]
     loaded = [load_encoder(path, computing, image_size=config.image_size, layer=config.layer) for path in paths]
     encoders = [("checkpoint", encoder) for encoder in loaded]
     if config.references:

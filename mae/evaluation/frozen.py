@@ -13,17 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mae.checkpoints import load_checkpoint
+from mae.checkpoints import load_checkpoint_or_default
 from mae.checkpoints.build import build_encoder
-from mae.checkpoints.run_states import run_states
+from mae.checkpoints.builtin import BUILTIN, DEFAULT_RUN
 from mae.config import LAYER_NORM_EPS, MAEConfig
 from mae.data.decoding.image import check_channels
 from mae.data.transforms import normalise
-from mae.errors import CheckpointError, ConfigError
+from mae.errors import ConfigError
 from mae.io.text import shown
 from mae.mae import MaskedAutoencoder
 from mae.models import create_model
-from mae.reconstruction.config import DEFAULT_CHECKPOINT
 from mae.system.device import autocast
 from mae.system.seeding import derive_seed, seeded
 
@@ -168,33 +167,28 @@ def _bytes(tensor: Tensor) -> NDArray[np.uint8]:
 
 
 def load_encoder(
-    path: Path,
+    path: Path | None,
     computing: Computing,
     *,
     image_size: tuple[int, int] | None = None,
     layer: int | None = None,
 ) -> FrozenEncoder:
-    """The encoder of a checkpoint of any kind.
+    """The encoder of a checkpoint of any kind; without a path that of ``load_checkpoint_or_default``.
 
     Raises:
         CheckpointError: There is no such file, or it holds no encoder that can be used.
         ConfigError: It cannot take such images.
     """
-    if path == DEFAULT_CHECKPOINT and not run_states(path):
-        raise CheckpointError(
-            f"no weights: --checkpoint is not given and the folder {path} holds no run with a saved state",
-            hint="train your own (maecli pretrain FOLDER), or give an official file or its name, for instance "
-            "--checkpoint mae_pretrain_vit_base (343 MB, CC BY-NC 4.0)",
-        )
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint_or_default(path)
+    name = shown(path or (BUILTIN if checkpoint.is_builtin else DEFAULT_RUN))
     check_channels(checkpoint.config.in_chans)
     model, notes = build_encoder(checkpoint, img_size=image_size)
     fc_norm = None
     if checkpoint.kind == "fine-tuned":
-        notes += (f"{shown(path)}: {FINE_TUNED_NOTE}",)
+        notes += (f"{name}: {FINE_TUNED_NOTE}",)
         if "fc_norm.weight" in checkpoint.state:
             fc_norm = checkpoint.state["fc_norm.weight"], checkpoint.state["fc_norm.bias"]
-    return FrozenEncoder(shown(path), model, computing, layer=layer, fc_norm=fc_norm, notes=(*checkpoint.notes, *notes))
+    return FrozenEncoder(name, model, computing, layer=layer, fc_norm=fc_norm, notes=(*checkpoint.notes, *notes))
 
 
 def untrained_encoder(config: MAEConfig, computing: Computing, *, layer: int | None = None, seed: int) -> FrozenEncoder:

@@ -19,7 +19,7 @@ class ExportConfig:
 
     checkpoint: Path = option(
         dataclasses.MISSING,
-        "The checkpoint: a file, a run folder or a released name.",
+        "The checkpoint: a file, a run folder, builtin or a released name.",
         positional=True,
         metavar="CKPT",
         official=("model", "resume"),
@@ -32,7 +32,7 @@ class ExportConfig:
         metavar="TARGET",
     )
     out: Path | None = option(
-        None, "Output file or folder.", default_text="beside the checkpoint", official=("output_dir",)
+        None, "Output file or folder.", default_text="beside the checkpoint; of builtin here", official=("output_dir",)
     )
     dtype: str | None = option(
         None,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mae.checkpoints import Checkpoint, load_checkpoint
 from mae.checkpoints.build import build_usable, is_decoder
+from mae.checkpoints.builtin import BUILTIN
 from mae.checkpoints.dialects import to_hugging_face
 from mae.checkpoints.save import save, save_safetensors
 from mae.comparison.libraries import hugging_face_config, is_installed, load_transformers, timm_model
@@ -101,7 +102,8 @@ def export(config: ExportConfig, on_step: Callable[[str], None] = lambda step: N
     _refuse_misfit(config.to, checkpoint)
     if config.to in GRAPHS:
         refuse_missing(config.to)
-    out = config.out or checkpoint.path.with_name(f"{checkpoint.path.stem}{_ENDINGS[config.to]}")
+    beside = Path(BUILTIN) if checkpoint.is_builtin else checkpoint.path
+    out = config.out or beside.with_name(f"{beside.stem}{_ENDINGS[config.to]}")
     refuse_place(out, "--out", folder=config.to == "hf")
     for file in [out / name for name in _HUGGING_FACE_FILES] if config.to == "hf" else [out]:
         refuse_input(file, "--out", _inputs(checkpoint), folders=[checkpoint.path])

@@ -10,9 +10,10 @@ from mae.config import DEFAULT_MASK_RATIO, shared_option
 from mae.errors import ConfigError
 from mae.options import STANDARD_STREAM, option
 
+ANIMATION_FORMATS = {".webp": "WEBP", ".gif": "GIF"}
 IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
-DEFAULT_CHECKPOINT = Path("run")  # the folder where ``pretrain`` writes unless told otherwise
+CHECKPOINT_DEFAULT_TEXT = "the run in the folder run, else builtin"
 
 
 def check_suffix(path: Path, label: str) -> None:
@@ -23,6 +24,16 @@ def check_suffix(path: Path, label: str) -> None:
     """
     if path.suffix.lower() not in IMAGE_FORMATS:
         raise ConfigError(f"{label} {path}: the name must end in {', '.join(IMAGE_FORMATS)}")
+
+
+def check_animation(path: Path) -> None:
+    """Check that ``--animate`` names a format of animations.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if path.suffix.lower() not in ANIMATION_FORMATS:
+        raise ConfigError(f"--animate {path}: the name must end in {', '.join(ANIMATION_FORMATS)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +48,10 @@ class ReconstructConfig:
         stream=True,
         official=("data_path",),
     )
-    checkpoint: Path = option(
-        DEFAULT_CHECKPOINT,
-        "Weights with a decoder: a checkpoint file, a run folder or a released name.",
+    checkpoint: Path | None = option(
+        None,
+        "Weights with a decoder: a checkpoint file, a run folder, builtin or a released name.",
+        default_text=CHECKPOINT_DEFAULT_TEXT,
         official=("model", "resume"),
     )
     out: Path | None = option(
@@ -62,11 +74,11 @@ class ReconstructConfig:
     )
     seed: int = option(2, "Seed of the mask; 2 gives the mask of the official notebook.", low=0)
     mask: Path | None = option(None, "Use this image as the mask: white patches are masked.")
-    resize: bool = option(
-        False,
-        "Resize the whole image, keeping its shape, or crop the centre to the model's image size.",
+    resize: bool | None = option(
+        None,
+        "Show the whole image in a frame of its shape, or crop the centre to the image size.",
         flags="--resize/--crop",
-        default_text="crop",
+        default_text="resize; crop for --image-size HxW and for learnt position embeddings",
     )
     image_size: tuple[int, int] | None = shared_option("image_size")
     norm_pix: str = option(
@@ -76,6 +88,9 @@ class ReconstructConfig:
         official=("norm_pix_loss",),
     )
     separate: Path | None = option(None, "Also write every panel as a separate file into this folder.")
+    animate: Path | None = option(
+        None, "Also write an animation of masks of growing ratio, from 5% to 95%: .webp or .gif."
+    )
     device: str = shared_option("device")
     offline: bool = shared_option("offline")
 
@@ -87,6 +102,10 @@ class ReconstructConfig:
                 f"--format {self.format} and --out {self.out}: the name's ending says the format",
                 hint="--format is for --out -, standard output",
             )
+        if self.animate is not None:
+            check_animation(self.animate)
+            if self.mask is not None:
+                raise ConfigError("--animate draws masks of growing ratio, and --mask is one mask", hint="drop one")
         if self.mask is not None and self.mask_ratio:
             several = "several " if len(self.mask_ratio) > 1 else ""
             raise ConfigError(

@@ -10,23 +10,33 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mae.checkpoints import Checkpoint, build_model, load_checkpoint
-from mae.checkpoints.run_states import run_states
+from mae.checkpoints import Checkpoint, build_model, load_checkpoint_or_default
+from mae.checkpoints.build import learnt_tables
 from mae.config import DEFAULT_MASK_RATIO, num_kept
 from mae.data.decoding.image import check_channels, load_image
 from mae.data.sources.given import GivenImages
-from mae.data.transforms import LONGEST_SHAPE, crop_to, image_to_tensor, normalise, tensor_to_image, whole_size
-from mae.errors import CheckpointError, ConfigError, DataError
+from mae.data.transforms import (
+    LONGEST_SHAPE,
+    crop_to,
+    denormalise,
+    image_to_tensor,
+    normalise,
+    tensor_to_image,
+    whole_size,
+)
+from mae.errors import ConfigError, DataError
 from mae.io.download import obeys_offline
 from mae.io.files import refuse_input, refuse_place
-from mae.io.text import shown
+from mae.io.text import a_few, shown
 from mae.mae import MaskedAutoencoder, patch_statistics
 from mae.masking import Masking, masking_from_order, random_masking, take_patches
-from mae.reconstruction.config import DEFAULT_CHECKPOINT, ReconstructConfig, check_suffix
+from mae.reconstruction.animation import write_animation
+from mae.reconstruction.config import ReconstructConfig, check_suffix
 from mae.reconstruction.grid import Row, draw_grid, encode_image, write_image
 from mae.reconstruction.panels import FAINT_NOTE, TITLES, Panels, make_panels, predict
 from mae.system.device import resolve_device
 
+ANIMATED_RATIOS = tuple(number / 20 for number in range(1, 20))
 NORM_PIX_NOTE = (
     "These weights predict normalised patches: each patch's brightness and contrast are taken from the original, "
     "removed patches' too."
@@ -66,6 +76,7 @@ class ReconstructResult:
         norm_pix: Whether the predictions were un-normalised with the original patches' statistics.
         norm_pix_source: Why: ``option``, ``checkpoint`` or ``inferred``.
         skipped: Files of the given folders that could not be read, with the reasons.
+        animation: The animation that was written, if one was.
         notes: What else the user should know.
     """
 
@@ -77,6 +88,7 @@ class ReconstructResult:
     images: tuple[ImageResult, ...]
     skipped: tuple[tuple[Path, str], ...]
     separate: tuple[Path, ...]
+    animation: Path | None
     notes: tuple[str, ...]
     image: Image.Image = dataclasses.field(repr=False)
     page: bytes | None = dataclasses.field(default=None, repr=False)
@@ -117,8 +129,10 @@ def reconstruct(
         refuse_place(out, "--out")
     if config.separate is not None:
         refuse_place(config.separate, "--separate", folder=True)
+    if config.animate is not None:
+        refuse_place(config.animate, "--animate")
     device = resolve_device(config.device)
-    checkpoint = _load(config.checkpoint)
+    checkpoint = load_checkpoint_or_default(config.checkpoint)
     check_channels(checkpoint.config.in_chans)
     reconstructor = Reconstructor(config, checkpoint, device)
     given = GivenImages(config.images, config.limit)
@@ -127,7 +141,10 @@ def reconstruct(
     folders = [*given.folders, checkpoint.path]
     if out is not None:
         refuse_input(out, "--out", inputs, folders=folders)
+    if config.animate is not None:
+        refuse_input(config.animate, "--animate", inputs, folders=folders)
     rows: list[Row] = []
+    frames: list[list[Row]] = [[] for _ in ANIMATED_RATIOS]  # of the animation
     images: list[ImageResult] = []
     separate: dict[Path, Image.Image] = {}
     for number, (path, image) in enumerate(given.decode(checkpoint.config.in_chans), start=1):
@@ -136,6 +153,9 @@ def reconstruct(
         results = [_result(path, framed, shot) for shot in shots]
         images += results
         rows.append(Row(_images_of(shots), _caption(path, results)))
+        if config.animate is not None:
+            for frame, ratio in zip(frames, ANIMATED_RATIOS, strict=True):
+                frame.append(_animated(path, framed, reconstructor, ratio))
         if config.separate is not None:
             separate |= _separate(config.separate / f"{number:03d}-{path.stem}", shots)
         on_image(number, len(given))
@@ -152,6 +172,8 @@ def reconstruct(
         _write_separate(config.separate, separate)
     if out is not None:
         write_image(out, page)
+    if config.animate is not None:
+        write_animation(config.animate, [draw_grid(TITLES, frame, " ".join(notes)) for frame in frames])
     return ReconstructResult(
         out=config.out,
         checkpoint=checkpoint.path,
@@ -161,6 +183,7 @@ def reconstruct(
         images=tuple(images),
         skipped=tuple(given.skipped),
         separate=tuple(separate),
+        animation=config.animate,
         notes=(*checkpoint.notes, *given.notes, *reconstructor.notes, *(note for note in notes if note != FAINT_NOTE)),
         image=page,
         page=content,
@@ -168,12 +191,17 @@ def reconstruct(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Framed:
+class FramedImage:
     """An image in the model's frame: (1, C, H, W) normalised, the model for that frame, and what was cut off."""
 
     imgs: Tensor
     model: MaskedAutoencoder
     source_size: tuple[int, int]
+
+    @property
+    def original(self) -> Tensor:
+        """(C, H, W) on a scale of 0 to 1."""
+        return denormalise(self.imgs[0]).cpu()
 
     @property
     def img_size(self) -> tuple[int, int]:
@@ -199,23 +227,37 @@ class Reconstructor:
         self.mask = None if config.mask is None else load_image(config.mask, 1)
         self.norm_pix: bool | None = {"on": True, "off": False, "auto": checkpoint.norm_pix_loss}[config.norm_pix]
         self.norm_pix_source = "option" if config.norm_pix != "auto" else "checkpoint"
+        self.size = config.image_size or checkpoint.config.img_size
+        self.resizes = self._shows_whole_images() if config.resize is None else config.resize
         self._models: dict[tuple[int, int], MaskedAutoencoder] = {}
         for ratio in config.ratios:
-            num_kept(self.model_for(config.image_size).config.num_patches, ratio)
+            num_kept(self.model_for(self.size).config.num_patches, ratio)
 
-    def model_for(self, size: tuple[int, int] | None) -> MaskedAutoencoder:
+    def _shows_whole_images(self) -> bool:
+        """Where nothing was asked: unless a rectangle was, or positions are learnt, which fit one grid alone."""
+        if self.size[0] != self.size[1] and self.config.image_size is not None:
+            return False
+        learnt = learnt_tables(self.checkpoint)
+        if learnt:
+            self.notes.append(
+                f"the centre of each image is shown: {a_few(learnt)} of the checkpoint is learnt and not the "
+                "sine-cosine formula, and fits this image size alone; --resize shows whole images all the same"
+            )
+        return not learnt
+
+    def model_for(self, size: tuple[int, int]) -> MaskedAutoencoder:
         """The model with position tables for a frame, built once for each."""
-        size = size or self.checkpoint.config.img_size
         if size not in self._models:
-            model, notes = build_model(self.checkpoint, img_size=size)
-            self.notes += [note for note in notes if note not in self.notes]
+            model, notes = build_model(self.checkpoint, img_size=size, scaled_positions=True)
+            if size == self.size or learnt_tables(self.checkpoint):  # the formula fits a frame of any shape: no news
+                self.notes += [note for note in notes if note not in self.notes]
             self._models[size] = model.to(self.device).eval()
         return self._models[size]
 
-    def frame(self, image: Image.Image, path: Path) -> _Framed:
+    def frame(self, image: Image.Image, path: Path) -> FramedImage:
         """Crop the image to the frame, or choose a frame of the image's shape."""
-        size = self.config.image_size or self.checkpoint.config.img_size
-        if self.config.resize:
+        size = self.size
+        if self.resizes:
             size = whole_size(image, size, self.checkpoint.config.patch_size)
             framed = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
             if max(image.size) > LONGEST_SHAPE * min(image.size):
@@ -226,24 +268,27 @@ class Reconstructor:
         else:
             framed = crop_to(image, size)
         imgs = normalise(image_to_tensor(framed))[None].to(self.device)
-        return _Framed(imgs, self.model_for(size), image.size)
+        return FramedImage(imgs, self.model_for(size), image.size)
 
-    def maskings(self, image: _Framed) -> list[Masking]:
+    def maskings(self, image: FramedImage) -> list[Masking]:
         """The masks for one image: the user's own, or one per ratio from the seed.
 
         Drawn on the CPU, separately for every image, so an image's mask depends neither on the device nor on
         the images before it.
         """
-        patches = image.model.config.num_patches
         if self.mask is not None:
             return [self._own_masking(image, self.mask)]
-        noise = torch.rand(1, patches, generator=torch.Generator().manual_seed(self.config.seed))
-        return [random_masking(noise.to(self.device), ratio) for ratio in self.config.ratios]
+        return [random_masking(self.noise(image), ratio) for ratio in self.config.ratios]
 
-    def _own_masking(self, image: _Framed, mask: Image.Image) -> Masking:
+    def noise(self, image: FramedImage) -> Tensor:
+        """(1, L), which decides what a mask of any ratio removes."""
+        patches = image.model.config.num_patches
+        return torch.rand(1, patches, generator=torch.Generator().manual_seed(self.config.seed)).to(self.device)
+
+    def _own_masking(self, image: FramedImage, mask: Image.Image) -> Masking:
         """A patch is removed where more than half of it is white; a mask of the image's size is framed like it."""
         size = image.img_size
-        if mask.size == image.source_size and not self.config.resize:
+        if mask.size == image.source_size and not self.resizes:
             mask = crop_to(mask, size)
         rows, columns = image.model.config.grid
         shares = image_to_tensor(mask.resize((columns, rows), Image.Resampling.BOX)).float().flatten(1) / 255
@@ -255,7 +300,7 @@ class Reconstructor:
             raise DataError(f"{self.config.mask}: the mask removes no patch", hint="white is removed, black is kept")
         return masking_from_order(removed.to(self.device), kept)
 
-    def reconstruct(self, image: _Framed, masking: Masking) -> _Masked:
+    def reconstruct(self, image: FramedImage, masking: Masking) -> _Masked:
         """Predict the removed patches and make the panels."""
         model = image.model
         pred = predict(model, image.imgs, masking)
@@ -269,16 +314,6 @@ class Reconstructor:
             )
         (panels,) = make_panels(model, image.imgs, masking, pred, norm_pix=self.norm_pix)
         return _Masked(panels, masking.ids_removed.shape[1] / masking.ids_restore.shape[1])
-
-
-def _load(path: Path) -> Checkpoint:
-    if path == DEFAULT_CHECKPOINT and not run_states(path):
-        raise CheckpointError(
-            f"no weights: --checkpoint is not given and the folder {path} holds no run with a saved state",
-            hint="train your own (maecli pretrain FOLDER), or give an official file with a decoder or its name, for "
-            "instance --checkpoint mae_visualize_vit_base (448 MB, CC BY-NC 4.0)",
-        )
-    return load_checkpoint(path)
 
 
 def _looks_normalised(model: MaskedAutoencoder, imgs: Tensor, masking: Masking, pred: Tensor) -> bool:
@@ -298,10 +333,18 @@ def _looks_normalised(model: MaskedAutoencoder, imgs: Tensor, masking: Masking, 
     return bool((pred - normalised).square().mean() / normalised.var() < raw_error)
 
 
-def _result(path: Path, framed: _Framed, shot: _Masked) -> ImageResult:
+def _result(path: Path, framed: FramedImage, shot: _Masked) -> ImageResult:
     known = shot.removed_share > 0
     loss, psnr = (shot.panels.loss, shot.panels.psnr) if known else (None, None)
     return ImageResult(path, framed.img_size, shot.removed_share, loss, psnr)
+
+
+def _animated(path: Path, framed: FramedImage, reconstructor: Reconstructor, ratio: float) -> Row:
+    """A row of one frame of the animation; of a small image one patch at least is kept."""
+    kept = max(1, int(framed.model.config.num_patches * (1 - ratio)))
+    shot = reconstructor.reconstruct(framed, masking_from_order(reconstructor.noise(framed), kept))
+    caption = _caption(path, [_result(path, framed, shot)])
+    return Row(_images_of([shot]), f"{caption}   masked {shot.removed_share:.0%}")
 
 
 def _images_of(shots: Sequence[_Masked]) -> list[Image.Image]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mae.errors import ConfigError
 from mae.options import option
+from mae.reconstruction.config import check_animation
 
 SUFFIXES = (".html", ".htm")
 MOST_COMPARED = 12  # runs on one page
@@ -20,6 +21,7 @@ class ReportConfig:
         dataclasses.MISSING, "The run's folder; several are compared on one page.", positional=True, metavar="RUN"
     )
     out: Path = option(Path("report.html"), "Output file: .html or .htm.")
+    animate: Path | None = option(None, "Also write the previews as an animation over the epochs: .webp or .gif.")
     images: int = option(
         8,
         "Maximum number of previews, spaced evenly over the run, including the first and the last.",
@@ -35,6 +37,10 @@ class ReportConfig:
             raise ConfigError(f"{len(self.run)} runs were given; at most {MOST_COMPARED} fit on one page")
         if self.out.suffix.lower() not in SUFFIXES:
             raise ConfigError(f"--out {self.out}: the name must end in .html or .htm")
+        if self.animate is not None:
+            check_animation(self.animate)
+            if len(self.run) > 1:
+                raise ConfigError("--animate shows the previews of one run", hint="give one RUN, or drop --animate")
 
 
 @dataclasses.dataclass(frozen=True)

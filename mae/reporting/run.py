@@ -12,9 +12,10 @@ from pathlib import Path
 
 from mae.data.decoding.image import load_image
 from mae.errors import ConfigError, DataError
-from mae.io.files import refuse_input, write_atomically
+from mae.io.files import refuse_input, refuse_place, write_atomically
 from mae.io.notebook import Drawn, Table
 from mae.io.text import shown
+from mae.reconstruction.animation import write_animation
 from mae.reporting.config import SUFFIXES, ReportConfig
 from mae.reporting.curves import MOST_POINTS, evenly
 from mae.reporting.page import PreviewImage, page
@@ -24,6 +25,7 @@ from mae.reporting.side_by_side import ComparedRun, comparison_page, differing_s
 
 _WIDEST = 1200  # pixels of an image on the page
 _JPEG_QUALITY = 82
+_MOST_FRAMES = 100  # of an animation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,7 @@ class ReportResult(Drawn):
         images: Shown.
         unreadable: Images that the run could not read.
         environment_recorded: Whether the run's folder says what it ran on.
+        animation: The animation that was written, if one was.
         notes: What could not be read.
     """
 
@@ -61,6 +64,7 @@ class ReportResult(Drawn):
     images: int
     unreadable: int
     environment_recorded: bool
+    animation: Path | None
     notes: tuple[str, ...]
 
     def _table(self) -> Table:
@@ -115,6 +119,9 @@ def report(config: ReportConfig) -> ReportResult | ComparisonResult:
     for run in config.run:
         kept = [path for path in run.rglob("*") if path.is_file() and path.suffix.lower() not in SUFFIXES]
         refuse_input(config.out, "--out", {"a file of the run": kept})
+        if config.animate is not None:
+            refuse_place(config.animate, "--animate")
+            refuse_input(config.animate, "--animate", {"a file of the run": kept})
     return _report_one(config, config.run[0]) if len(config.run) == 1 else _report_many(config)
 
 
@@ -126,7 +133,9 @@ def _report_one(config: ReportConfig, run: Path) -> ReportResult:
     state = run_state(run, log, time.time())
     document = page(shown(name), log, images, notes, last_line(run), time.time(), state).encode()
     _write(config.out, document)
-    return _result(config.out, len(document), log, len(images), notes)
+    if config.animate is not None:
+        notes += [note for note in _animate(config.animate, log) if note not in notes]
+    return _result(config, len(document), log, len(images), notes)
 
 
 def _report_many(config: ReportConfig) -> ComparisonResult:
@@ -187,11 +196,32 @@ def _image(preview: Preview) -> PreviewImage:
     return PreviewImage(preview.epoch, preview.psnr, data_uri, image.size)
 
 
-def _result(out: Path, size: int, log: RunLog, images: int, notes: list[str]) -> ReportResult:
+def _animate(path: Path, log: RunLog) -> list[str]:
+    """Write the previews one after the other, each of which says its epoch at its foot; what could not be read.
+
+    Raises:
+        ConfigError: None can be read, or the file cannot be written.
+    """
+    frames, notes = [], []
+    for number in evenly(len(log.previews), _MOST_FRAMES):
+        try:
+            image = load_image(log.previews[number].path)
+        except DataError as error:
+            notes.append(error.message)
+            continue
+        image.thumbnail((_WIDEST, 4 * _WIDEST))
+        frames.append(image)
+    if not frames:
+        raise ConfigError("--animate: the run has no preview that can be read")
+    write_animation(path, frames)
+    return notes
+
+
+def _result(config: ReportConfig, size: int, log: RunLog, images: int, notes: list[str]) -> ReportResult:
     first = log.epochs[0] if log.epochs else None
     last = log.epochs[-1] if log.epochs else None
     return ReportResult(
-        out=out,
+        out=config.out,
         size_bytes=size,
         epochs=last.epoch if last else 0,
         wanted_epochs=log.wanted_epochs,
@@ -206,6 +236,7 @@ def _result(out: Path, size: int, log: RunLog, images: int, notes: list[str]) ->
         images=images,
         unreadable=len(log.unreadable),
         environment_recorded=bool(log.environment),
+        animation=config.animate,
         notes=tuple(notes),
     )
 

@@ -67,7 +67,7 @@ class PretrainConfig:
         True, "Target: pixels normalised by each patch's mean and std (off in the official script).", panel=_MODEL
     )
     init: Path | None = option(
-        None, "Initialise the weights from a checkpoint file, run folder or released name.", panel=_MODEL
+        None, "Initialise the weights from a checkpoint file, run folder, builtin or released name.", panel=_MODEL
     )
 
     embed_dim: int | None = option(None, "Encoder width.", low=4, default_text="the variant's", panel=_ARCHITECTURE)

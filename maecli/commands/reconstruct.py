@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mae.io.text import shown
 from mae.reconstruction.config import ReconstructConfig
+from maecli.loading import without_collections
 from maecli.options import command_from
 from maecli.output import Output, fitted, warn_skipped
 
@@ -20,14 +21,15 @@ def reconstruct(config: ReconstructConfig, output: Output) -> None:
     """Mask images, reconstruct them, and draw original, masked and reconstruction side by side.
 
     Examples:
-      maecli reconstruct cat.jpg --checkpoint mae_visualize_vit_base.pth --out grid.png
+      maecli reconstruct cat.jpg --out grid.png
 
       maecli reconstruct photos --mask-ratio 0.75 --mask-ratio 0.9 --out grid.png
 
       maecli reconstruct cat.jpg --mask hole.png --resize --out filled.webp
     """
-    from mae.checkpoints.hub import announce_downloads
-    from mae.reconstruction.run import reconstruct as use_case
+    with without_collections():
+        from mae.checkpoints.hub import announce_downloads
+        from mae.reconstruction.run import reconstruct as use_case
 
     if config.to_stream:
         output.check_takes_file()
@@ -61,6 +63,7 @@ def _document(result: ReconstructResult) -> dict[str, Any]:
         ],
         "skipped": [{"path": str(path), "reason": reason} for path, reason in result.skipped],
         "separate": [str(path) for path in result.separate],
+        "animation": str(result.animation) if result.animation else None,
         "notes": list(result.notes),
     }
 
@@ -86,3 +89,5 @@ def _show(console: Console, result: ReconstructResult) -> None:
     console.print(f"{result.variant or 'model'} predicts {target}; loss and PSNR are over removed patches")
     place = "the image to standard output" if result.page is not None else shown(str(result.out))
     console.print(f"wrote {place}", soft_wrap=True, markup=False)
+    if result.animation is not None:
+        console.print(f"wrote {shown(str(result.animation))}", soft_wrap=True, markup=False)

@@ -34,7 +34,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_a_good_file(path: Path) -> None:
-    code, out, err = maecli("compare", "--official", path, *HEADS, "--reference", "builtin")
+    code, out, err = maecli("compare", "--official", path, *HEADS, "--reference", "paper")
     assert code == 0
     assert err == ""
     for line in ("training, official names", "128/3/2", "normalised patches", "74 matched, 0 missing, 0 unexpected"):
@@ -45,17 +45,17 @@ def test_a_good_file(path: Path) -> None:
     assert len([line for line in stages if "e-" in line or "0.0e+00" in line]) == 9
     assert "tolerance" in out
     assert out.splitlines()[-1].startswith(
-        "equal: a model of 128/3/2 at 64x64, training, 74 tensors, computes as builtin"
+        "equal: a model of 128/3/2 at 64x64, training, 74 tensors, computes as paper"
     )
     assert max(map(len, out.splitlines()[:-1])) <= 100
 
 
 def test_assumed_heads_are_shown_where_the_sizes_are(path: Path) -> None:
-    code, out, _ = maecli("compare", "--official", path, "--reference", "builtin")
+    code, out, _ = maecli("compare", "--official", path, "--reference", "paper")
     assert code == 0
     assert "128/3/2 (width/blocks/heads, heads assumed)" in out
     assert "64/2/2, heads assumed" in out
-    _, out, _ = maecli("compare", "--official", path, "--reference", "builtin", "--json")
+    _, out, _ = maecli("compare", "--official", path, "--reference", "paper", "--json")
     assert json.loads(out)["official"]["assumed"] == {"num_heads": 2, "decoder_num_heads": 2}
 
 
@@ -63,25 +63,25 @@ def test_a_suspicion_is_shown_and_ends_with_0(tmp_path: Path) -> None:
     document = official.checkpoint(TINY.replace(depth=6))
     document["model"]["blocks.2.mlp.fc1.weight"] *= 5
     torch.save(document, tmp_path / "odd.pth")
-    code, out, _ = maecli("compare", "--official", tmp_path / "odd.pth", *HEADS, "--reference", "builtin")
+    code, out, _ = maecli("compare", "--official", tmp_path / "odd.pth", *HEADS, "--reference", "paper")
     assert code == 0
     assert "! odd.pth: blocks.2.mlp.fc1.weight: its size is 0.44; about 0.089 is usual in the blocks next to it" in out
     assert "; suspicious: odd.pth: blocks.2" in out.splitlines()[-1]
-    code, out, _ = maecli("compare", "--official", tmp_path / "odd.pth", *HEADS, "--reference", "builtin", "--json")
+    code, out, _ = maecli("compare", "--official", tmp_path / "odd.pth", *HEADS, "--reference", "paper", "--json")
     assert len(json.loads(out)["warnings"]) == 1
 
 
 def test_one_document(path: Path) -> None:
-    code, out, err = maecli("compare", "--official", path, *HEADS, "--reference", "builtin", "--json")
+    code, out, err = maecli("compare", "--official", path, *HEADS, "--reference", "paper", "--json")
     document = json.loads(out)
     assert (code, err, document["equal"]) == (0, "", True)
     assert document["official"]["kind"] == "training"
     assert document["official"]["weights"]["matched"] == 74
     double, single = document["computations"]
-    assert (double["reference"], double["precision"], double["first_beyond"]) == ("builtin", "float64", None)
+    assert (double["reference"], double["precision"], double["first_beyond"]) == ("paper", "float64", None)
     assert single["precision"] == "float32"
     assert double["stages"][0]["name"] == "patch embedding"
-    assert maecli("compare", "--official", path, *HEADS, "--reference", "builtin", "--quiet") == (0, "equal\n", "")
+    assert maecli("compare", "--official", path, *HEADS, "--reference", "paper", "--quiet") == (0, "equal\n", "")
 
 
 def test_a_difference_ends_with_1(path: Path, tmp_path: Path) -> None:
@@ -89,14 +89,14 @@ def test_a_difference_ends_with_1(path: Path, tmp_path: Path) -> None:
     document["model"]["pos_embed"] = document["model"]["pos_embed"].roll(64, dims=-1)
     document["model"]["[red]markup"] = torch.ones(2)
     torch.save(document, tmp_path / "changed.pth")
-    code, out, _ = maecli("compare", "--official", tmp_path / "changed.pth", *HEADS, "--reference", "builtin")
+    code, out, _ = maecli("compare", "--official", tmp_path / "changed.pth", *HEADS, "--reference", "paper")
     assert code == 1
     assert "pos_embed: its halves are exchanged" in out
     assert "unexpected: [red]markup (1 tensors)" in out
     assert out.splitlines()[-1].startswith("different: changed.pth: unexpected")
 
     code, out, _ = maecli(
-        "compare", "--official", path, "--checkpoint", tmp_path / "changed.pth", *HEADS, "--reference", "builtin"
+        "compare", "--official", path, "--checkpoint", tmp_path / "changed.pth", *HEADS, "--reference", "paper"
     )
     assert code == 1
     assert "73 tensors are the same in both files, 1 differ" in out

@@ -66,7 +66,7 @@ def command(world: Path, tmp_path: Path) -> Callable[..., Seen]:
         "profile": ["profile", "--gpu", "h100", "--fit", "24GB"],
         "modules": ["profile", "--variant", "vit_base", "--depth", "3"],
         "reconstruct": ["reconstruct", images, "--checkpoint", checkpoint, "--out", tmp_path / "grid.png"],
-        "compare": ["compare", "--official", checkpoint, "--reference", "builtin"],
+        "compare": ["compare", "--official", checkpoint, "--reference", "paper"],
         "export": ["export", checkpoint, "--to", "encoder", "--out", tmp_path / "encoder.pth"],
         "replay": ["replay", world / "lost" / "replay.pth", "--device", "cpu"],
         "doctor": ["doctor", "--no-speed"],

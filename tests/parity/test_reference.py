@@ -62,14 +62,14 @@ def test_every_reference_agrees(name: str, tmp_path: Path) -> None:
     result = compared(name, written(name, tmp_path))
     assert result.equal, result.verdict
     found = {(one.reference, one.precision): one for one in result.computations}
-    assert set(found) == {("builtin", "float64"), ("builtin", "float32"), *((name, "float64") for name in LIBRARIES)}
+    assert set(found) == {("paper", "float64"), ("paper", "float32"), *((name, "float64") for name in LIBRARIES)}
     for (_, precision), one in found.items():
         assert one.largest < (1e-12 if precision == "float64" else 1e-5)
     blocks = [f"encoder block {number}" for number in range(config.depth)]
     encoder = ["patch embedding", "visible tokens", *blocks, "encoder norm"]
     decoder = ["decoder embedding", "decoder tokens", *(f"decoder block {n}" for n in range(config.decoder_depth))]
     names = [*encoder, *decoder, "decoder norm", "prediction", "loss, pixels", "loss, normalised"]
-    assert [stage.name for stage in found["builtin", "float64"].stages] == names
+    assert [stage.name for stage in found["paper", "float64"].stages] == names
     if "transformers" in LIBRARIES:
         assert {stage.name for stage in found["transformers", "float64"].stages} == set(names) - {"loss, pixels"}
     if "timm" in LIBRARIES:
@@ -91,5 +91,5 @@ def test_rectangles_and_many_channels(tmp_path: Path) -> None:
     torch.save(official.checkpoint(config), tmp_path / "file.pth")
     result = compare(CompareConfig(official=tmp_path / "file.pth", num_heads=2, decoder_num_heads=4))
     assert result.equal, result.verdict
-    assert [one.reference for one in result.computations] == ["builtin", "builtin", *LIBRARIES[1:]]
+    assert [one.reference for one in result.computations] == ["paper", "paper", *LIBRARIES[1:]]
     assert any("square" in note for note in result.notes)

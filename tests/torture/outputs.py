@@ -21,7 +21,7 @@ WRITERS: dict[str, tuple[str, Callable[[Stage, Path], Words]]] = {
     "compare": (
         ".png",
         lambda s, out: [
-            "compare", "--official", s.weights, "--checkpoint", s.weights, "--reference", "builtin", "--out", out
+            "compare", "--official", s.weights, "--checkpoint", s.weights, "--reference", "paper", "--out", out
         ],
     ),
     "export --to timm": (".safetensors", lambda s, out: ["export", s.weights, "--to", "timm", "--out", out]),

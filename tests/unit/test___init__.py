@@ -80,7 +80,7 @@ def test_every_result_draws_itself(tmp_path: Path) -> None:
     drawn.append((mae.report(run.run, out=tmp_path / "<i>.html"), "loss of the last epoch"))
     drawn.append((mae.embed(tmp_path / "<i>photos", out=tmp_path / "<i>.npz", workers=0, **weights), "192 float32"))
     drawn.append((mae.export(run.run, to="safetensors", out=tmp_path / "<i>.safetensors"), "our own reading"))
-    drawn.append((mae.compare(run.run, reference="builtin", image=tmp_path / "<i>photos" / "0.png"), "against builtin"))
+    drawn.append((mae.compare(run.run, reference="paper", image=tmp_path / "<i>photos" / "0.png"), "against paper"))
     drawn.append((mae.profile("vit_tiny"), "training step, GFLOPs an image"))
     for result, words in drawn:
         page = result._repr_html_()

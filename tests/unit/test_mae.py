@@ -106,6 +106,16 @@ def test_position_table_by_hand() -> None:
     assert torch.allclose(table[6], torch.cat([sin[:2], cos[:2], sin[2:], cos[2:]]), rtol=0, atol=1e-15)
 
 
+def test_positions_scaled_to_another_grid_are_those_of_the_patches_centres() -> None:
+    """On a grid twice as fine, centres lie a quarter of a coarse patch before and after the coarse ones."""
+    table = sincos_2d(8, (2, 4), scaled_to=(1, 2), dtype=torch.float64)[0]
+    for place, x, y in ((1, -0.25, -0.25), (4, 1.25, -0.25), (8, 1.25, 0.25)):
+        angles = torch.tensor([x, x / 100, y, y / 100], dtype=torch.float64)
+        sin, cos = angles.sin(), angles.cos()
+        assert torch.allclose(table[place], torch.cat([sin[:2], cos[:2], sin[2:], cos[2:]]), rtol=0, atol=1e-15)
+    assert torch.equal(sincos_2d(8, (2, 3), scaled_to=(2, 3)), sincos_2d(8, (2, 3)))
+
+
 def test_resampling_a_table_keeps_its_class_row_and_its_own_grid() -> None:
     table = torch.randn(1, 1 + 6, 8)
     assert torch.allclose(resize_table(table, (2, 3), (2, 3)), table, atol=1e-6)

@@ -119,13 +119,14 @@ def test_every_command_takes_a_runs_folder(run: Path, tmp_path: Path, monkeypatc
     code, said = maecli("reconstruct", images / "cat.jpg", "--out", tmp_path / "out2.png")
     assert code == 0, said
     monkeypatch.chdir(images)
+    monkeypatch.setenv("MAECLI_BUILTIN", str(tmp_path / "no weights"))
     code, said = maecli("reconstruct", images / "cat.jpg", "--out", tmp_path / "out3.png")
     assert code == 4
     assert "the folder run holds no run with a saved state" in said.replace("\n", " ")
     code, said = maecli("export", run, "--to", "encoder", "--out", tmp_path / "encoder.pth")
     assert code == 0, said
     assert first_value(load_checkpoint(tmp_path / "encoder.pth")) == 1
-    code, said = maecli("compare", "--official", run, "--checkpoint", run, "--reference", "builtin")
+    code, said = maecli("compare", "--official", run, "--checkpoint", run, "--reference", "paper")
     assert code == 1, said  # these weights were never trained
     assert "checkpoint-last-1.pth" in said
     code, said = maecli(

@@ -41,7 +41,7 @@ def written(tmp_path: Path, state: dict[str, Tensor], name: str = "file.pth") ->
 
 
 def compared(path: Path, **options: Any) -> CompareResult:
-    return compare(CompareConfig(official=path, **({"reference": "builtin"} | HEADS | options)))
+    return compare(CompareConfig(official=path, **({"reference": "paper"} | HEADS | options)))
 
 
 # What one file can show: a change of its tensors, and what must be said.
@@ -354,7 +354,7 @@ def test_what_computation_shows(name: str, tmp_path: Path, monkeypatch: pytest.M
     assert result.computations[0].precision == "float64"
     assert result.computations[0].first_beyond == stage
     assert not result.equal
-    assert f"computation differs from builtin from {stage!r} on (float64)" in " ".join(result.problems)
+    assert f"computation differs from paper from {stage!r} on (float64)" in " ".join(result.problems)
 
 
 @pytest.mark.parametrize(
@@ -580,7 +580,7 @@ def test_assumed_heads_qualify_the_verdict(tmp_path: Path) -> None:
     guessed = compared(path, num_heads=None, decoder_num_heads=None)
     assert guessed.official.assumed == {"num_heads": 2, "decoder_num_heads": 2}
     qualified = "with 2 heads assumed in the encoder and 2 heads assumed in the decoder"
-    assert f"computes as builtin, as far as can be told {qualified} (" in guessed.verdict
+    assert f"computes as paper, as far as can be told {qualified} (" in guessed.verdict
     assert "as far as" not in compared(path).verdict
     one = compared(path, num_heads=None).verdict
     assert "with 2 heads assumed in the encoder (" in one
@@ -602,7 +602,7 @@ def test_both_reconstructions_side_by_side(tmp_path: Path) -> None:
 def test_options_that_cannot_work(tmp_path: Path) -> None:
     path = written(tmp_path, official.weights(TINY))
     for options, message in (
-        ({"reference": "timmm"}, "neither auto, builtin, transformers, timm nor a folder"),
+        ({"reference": "timmm"}, "neither auto, paper, transformers, timm nor a folder"),
         ({"out": tmp_path / "x.png"}, "needs --checkpoint"),
         ({"out": tmp_path / "x.tif", "checkpoint": path}, r"must end in \.png"),
         ({"out": tmp_path / "no/x.png", "checkpoint": path}, "there is no folder"),
@@ -625,5 +625,5 @@ def test_a_library_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
         compared(path, reference=str(CLONE))
     result = compared(path, reference="auto")
     assert result.equal
-    assert {one.reference for one in result.computations} == {"builtin"}
+    assert {one.reference for one in result.computations} == {"paper"}
     assert any("not compared with transformers: transformers is not installed" in note for note in result.notes)

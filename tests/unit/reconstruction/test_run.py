@@ -52,7 +52,8 @@ def weights(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def config(image: Path, weights: Path, tmp_path: Path) -> ReconstructConfig:
-    return ReconstructConfig(images=(image,), checkpoint=weights, out=tmp_path / "grid.png", device="cpu")
+    out = tmp_path / "grid.png"
+    return ReconstructConfig(images=(image,), checkpoint=weights, out=out, resize=False, device="cpu")
 
 
 def test_a_grid_and_its_numbers(config: ReconstructConfig) -> None:
@@ -109,9 +110,28 @@ def test_an_own_mask_removes_what_is_white(config: ReconstructConfig, tmp_path: 
 
 
 def test_a_whole_image_gets_a_frame_of_its_shape(config: ReconstructConfig) -> None:
-    result = reconstruct(dataclasses.replace(config, resize=True))
-    assert result.images[0].image_size == (24, 40)
-    assert any("sine-cosine" in note for note in result.notes)
+    for resize in (True, None):
+        result = reconstruct(dataclasses.replace(config, resize=resize))
+        assert result.images[0].image_size == (24, 40)
+        assert result.notes == ()
+    larger = reconstruct(dataclasses.replace(config, resize=None, image_size=(64, 64)))
+    assert larger.images[0].image_size == (48, 80)
+    rectangle = reconstruct(dataclasses.replace(config, resize=None, image_size=(24, 32)))
+    assert rectangle.images[0].image_size == (24, 32)
+
+
+def test_learnt_positions_keep_their_frame(config: ReconstructConfig, tmp_path: Path) -> None:
+    model = small_model()
+    with torch.no_grad():
+        model.pos_embed += 0.1 * torch.randn(model.pos_embed.shape)
+    save_checkpoint(tmp_path / "learnt.pth", model, args={"norm_pix_loss": False})
+    config = dataclasses.replace(config, checkpoint=tmp_path / "learnt.pth", resize=None)
+    result = reconstruct(config)
+    assert result.images[0].image_size == (32, 32)
+    assert result.notes[0].startswith("the centre of each image is shown: pos_embed of the checkpoint is learnt")
+    stretched = reconstruct(dataclasses.replace(config, resize=True))
+    assert stretched.images[0].image_size == (24, 40)
+    assert any(note.startswith("pos_embed is resampled (bicubic)") for note in stretched.notes)
 
 
 def test_another_frame_is_said_aloud(config: ReconstructConfig) -> None:
@@ -358,3 +378,25 @@ def test_what_goes_wrong_is_told_in_python(image: Path, weights: Path) -> None:
         assert caught.value.message.startswith(message)
     with pytest.raises(TypeError, match="image 2: wanted a path, a PIL image"):
         mae.reconstruct([image, 3], checkpoint=weights)
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".gif"])
+def test_an_animation_of_growing_masks(config: ReconstructConfig, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"growing{suffix}"
+    result = reconstruct(dataclasses.replace(config, animate=path))
+    assert result.animation == path
+    with Image.open(path) as film:
+        assert film.n_frames == 15  # of 16 patches 1 to 15 are masked; equal frames are one
+        assert film.size == (result.image.width, film.height)
+        masked = []
+        for number in (0, 7, 14):
+            film.seek(number)
+            panel = np.asarray(film.convert("RGB"))[60:180, 12 + 192 + 6 : 12 + 2 * 192 + 6].astype(int)
+            masked.append((abs(panel - (124, 116, 104)).max(axis=2) < 12).mean())
+        assert masked[0] < masked[1] < masked[2]
+    with pytest.raises(ConfigError, match=r"the name must end in \.webp, \.gif"):
+        dataclasses.replace(config, animate=tmp_path / "growing.png")
+    with pytest.raises(ConfigError, match="--mask is one mask"):
+        dataclasses.replace(config, animate=path, mask=path)
+    with pytest.raises(ConfigError, match="is the image itself"):
+        reconstruct(dataclasses.replace(config, images=(path,), animate=path))

@@ -220,3 +220,24 @@ def test_an_output_that_cannot_be(out: str, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     with pytest.raises(ConfigError, match=r"--out"):
         report(ReportConfig(run=run, out=tmp_path / out))
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".gif"])
+def test_previews_as_an_animation(tmp_path: Path, suffix: str) -> None:
+    run = write_run(tmp_path / "run", done=12, epochs=12, previews=4)
+    path = tmp_path / f"run{suffix}"
+    result = report(ReportConfig(run=run, out=tmp_path / "report.html", images=1, animate=path))
+    assert result.animation == path
+    with Image.open(path) as film:
+        assert film.n_frames == 4
+        assert film.info["loop"] == 0
+    (run / "previews" / "epoch-0006.png").write_bytes(b"no image")
+    result = report(ReportConfig(run=run, out=tmp_path / "report.html", animate=path))
+    with Image.open(path) as film:
+        assert film.n_frames == 3
+    assert len([note for note in result.notes if "epoch-0006.png" in note]) == 1
+    with pytest.raises(ConfigError, match="is a file of the run itself"):
+        report(ReportConfig(run=run, out=tmp_path / "report.html", animate=path.replace(run / path.name)))
+    bare = write_run(tmp_path / "bare", previews=0)
+    with pytest.raises(ConfigError, match="no preview that can be read"):
+        report(ReportConfig(run=bare, out=tmp_path / "report.html", animate=path))

@@ -1,0 +1,59 @@
+"""The built-in weights: the files that come with the package, and their checksum. Standard library only, no network."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from mae.errors import CheckpointError
+
+BUILTIN = "builtin"  # what a user types where a checkpoint is wanted
+DEFAULT_RUN = Path("run")  # the folder where ``pretrain`` writes unless told otherwise
+WEIGHTS_FILE = f"{BUILTIN}.safetensors"
+CHECKSUM_FILE = f"{BUILTIN}.sha256"  # as ``sha256sum`` writes it, so that ``sha256sum -c`` checks it
+CARD_FILE = "MODEL_CARD.md"
+RECIPE_FILE = "config.toml"
+
+
+def builtin_folder() -> Path:
+    """The folder of the built-in weights, their checksum, card and recipe.
+
+    ``MAECLI_BUILTIN`` names another folder of the same files, for a group of people with weights of their own.
+    """
+    if named := os.environ.get("MAECLI_BUILTIN"):
+        return Path(named)
+    return Path(__file__).parents[1] / "weights"
+
+
+def builtin_file() -> Path:
+    """The file of the built-in weights, which is what its checksum says.
+
+    Raises:
+        CheckpointError: It is missing or damaged.
+    """
+    folder = builtin_folder()
+    path = folder / WEIGHTS_FILE
+    try:
+        wanted = (folder / CHECKSUM_FILE).read_text(encoding="ascii").split()[0]
+        with path.open("rb") as file:
+            got = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(
+            f"the built-in weights cannot be read: {error.filename}: {error.strerror}", hint=_repair()
+        ) from None
+    except (IndexError, UnicodeDecodeError):
+        raise CheckpointError(
+            f"the built-in weights cannot be checked: {folder / CHECKSUM_FILE} holds no checksum", hint=_repair()
+        ) from None
+    if got != wanted:
+        raise CheckpointError(
+            f"the built-in weights are damaged: the SHA-256 of {path} must be {wanted[:64]}; got {got}", hint=_repair()
+        )
+    return path
+
+
+def _repair() -> str:
+    if "MAECLI_BUILTIN" in os.environ:
+        return "MAECLI_BUILTIN names the folder; unset it for the weights that come with maecli"
+    return "install maecli again (pip install --force-reinstall), or give other weights with --checkpoint"

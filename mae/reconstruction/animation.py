@@ -1,0 +1,49 @@
+"""Animations of drawings, as .webp or .gif; PIL only."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from mae.errors import ConfigError
+from mae.io.files import write_atomically
+from mae.reconstruction.config import ANIMATION_FORMATS
+
+FRAME_MILLISECONDS = 400
+LAST_MILLISECONDS = 1600  # before it begins again
+LONGEST_SIDE = 16_383  # pixels that WebP can hold
+
+
+def write_animation(path: Path, frames: Sequence[Image.Image]) -> None:
+    """Write drawings one after the other, without end, whole or not at all.
+
+    Args:
+        path: Its suffix says the format.
+        frames: At least one; smaller ones stand on a page of the largest's size, at its top left.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    size = max(frame.width for frame in frames), max(frame.height for frame in frames)
+    if max(size) > LONGEST_SIDE:
+        raise ConfigError(
+            f"cannot write {path}: frames of {size[0]:,} x {size[1]:,} pixels are more than an animation can hold",
+            hint="fewer images",
+        )
+    pages = []
+    for frame in frames:
+        page = Image.new("RGB", size, "white")
+        page.paste(frame.convert("RGB"))
+        pages.append(page)
+    kind = ANIMATION_FORMATS[path.suffix.lower()]
+    milliseconds = [FRAME_MILLISECONDS] * (len(pages) - 1) + [LAST_MILLISECONDS]
+    options = {"quality": 85} if kind == "WEBP" else {}
+    file = io.BytesIO()
+    pages[0].save(file, kind, save_all=True, append_images=pages[1:], duration=milliseconds, loop=0, **options)
+    try:
+        write_atomically(path, lambda target: target.write(file.getvalue()))
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from None
