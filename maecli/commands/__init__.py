@@ -17,6 +17,7 @@ SUMMARIES = {
     "report": "Write an HTML report of a run: loss curves, reconstructions over time, speed, settings, hardware.",
     "profile": "Estimate what a model costs before you train it: parameters, FLOPs, memory, time, price.",
     "reconstruct": "Mask images, reconstruct them, and draw original, masked and reconstruction side by side.",
+    "demo": "Open a page on this machine: drop an image, mask it with a brush or a slider, and see it reconstructed.",
     "embed": "Write the encoder's features of unmasked images to a file, with file names and class labels.",
     "evaluate": "Evaluate frozen features on labelled images: k-NN, linear and attentive probes, label-free metrics.",
     "compare": "Check a checkpoint, and this implementation, against a reference implementation stage by stage.",

@@ -75,10 +75,10 @@ class Chromium:
         os.close(self._write)
         os.close(self._read)
 
-    def open(self, page: Path) -> None:
-        """Load a file and wait until it is there."""
+    def open(self, page: Path | str) -> None:
+        """Load a file, or what an address names, and wait until it is there."""
         self._loaded = False
-        self.call("Page.navigate", url=page.absolute().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.absolute().as_uri())
         self._until(lambda: self._loaded)
 
     def evaluate(self, expression: str) -> Any:

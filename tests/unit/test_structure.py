@@ -20,7 +20,7 @@ GROUND = ("config", "options", "errors", "__init__")
 # A module imports from its own layer or from a later one.
 LAYERS = (
     ("maecli",),
-    ("mae.exporting", "mae.profiling"),
+    ("mae.demo", "mae.exporting", "mae.profiling"),
     ("mae.comparison", "mae.training"),
     ("mae.evaluation", "mae.inspection"),
     ("mae.reporting", "mae.reconstruction"),

@@ -1,0 +1,31 @@
+"""What ``demo`` is asked for. Standard library only."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from mae.config import shared_option
+from mae.options import option
+from mae.reconstruction.config import CHECKPOINT_DEFAULT_TEXT
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoConfig:
+    """Which weights, which images to look for similar ones among, and where the page is."""
+
+    data: Path | None = option(
+        None,
+        "Folder of images (or an archive): the page shows those that are most similar by the encoder's features.",
+        positional=True,
+        metavar="DATA",
+    )
+    checkpoint: Path | None = option(
+        None,
+        "Weights with a decoder: a checkpoint file, a run folder, builtin or a released name.",
+        default_text=CHECKPOINT_DEFAULT_TEXT,
+    )
+    port: int = option(7860, "Port of the page on this machine; 0 takes a free one.", low=0, high=65535)
+    limit: int = option(1000, "Maximum number of images of DATA to search.", low=1)
+    device: str = shared_option("device")
+    offline: bool = shared_option("offline")

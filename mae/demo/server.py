@@ -1,0 +1,139 @@
+"""The page's server: on this machine alone, for this page alone, and it asks nobody else for anything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from mae.demo.session import DemoSession
+from mae.errors import ConfigError, DataError, MaeError
+
+HOST = "127.0.0.1"
+LARGEST_BODY = 64 * 2**20  # bytes
+_FILES = {
+    "/": ("page.html", "text/html; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+}
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+)
+
+
+class DemoServer(ThreadingHTTPServer):
+    """Serves the page of a session on 127.0.0.1.
+
+    Args:
+        session: What answers.
+        port: 0 for a free one.
+
+    Raises:
+        ConfigError: The port cannot be had.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, session: DemoSession, port: int) -> None:
+        self.session = session
+        try:
+            super().__init__((HOST, port), _Handler)
+        except OSError as error:
+            raise ConfigError(f"--port {port}: {error.strerror}", hint="--port 0 takes a free one") from None
+
+    @property
+    def url(self) -> str:
+        """Where the page is."""
+        return f"http://{HOST}:{self.server_port}/"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that goes away in the middle of an answer is no error."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: DemoServer
+
+    def do_GET(self) -> None:
+        """The page's own files, and what it says of the model."""
+        path = urlsplit(self.path).path
+        if not self._is_ours():
+            self._answer(403, {"error": "only the page itself may ask"})
+        elif path in _FILES:
+            name, kind = _FILES[path]
+            self._send(200, Path(__file__).with_name(name).read_bytes(), kind)
+        elif path == "/model":
+            self._answer(200, self.server.session.describe())
+        else:
+            self._answer(404, {"error": "there is no such page"})
+
+    def do_POST(self) -> None:
+        """What the page asks."""
+        session, address = self.server.session, urlsplit(self.path)
+        query = {name: values[0] for name, values in parse_qs(address.query).items()}
+        answers: dict[str, Callable[[bytes], Any]] = {
+            "/image": lambda body: session.add(body, _number(query.get("seed"))),
+            "/order": lambda body: session.order(_count(query.get("patches")), _number(query.get("seed"))),
+            "/reconstruct": lambda body: session.reconstruct(*_wanted(body)),
+            "/similar": lambda body: session.similar(_number(query.get("image"))),
+        }
+        length = self.headers.get("Content-Length", "")
+        self.close_connection = True
+        if not self._is_ours():
+            self._answer(403, {"error": "only the page itself may ask"})
+        elif address.path not in answers:
+            self._answer(404, {"error": "there is no such page"})
+        elif not length.isdecimal() or int(length) > LARGEST_BODY:
+            self._answer(413, {"error": f"at most {LARGEST_BODY // 2**20} MiB are taken"})
+        else:
+            try:
+                self._answer(200, answers[address.path](self.rfile.read(int(length))))
+            except MaeError as error:
+                self._answer(400, {"error": error.message})
+
+    def _is_ours(self) -> bool:
+        """Not another site in the same browser: neither by a link, nor by a name that leads to this machine."""
+        hosts = {f"{name}:{self.server.server_port}" for name in (HOST, "localhost")}
+        origin = self.headers.get("Origin")
+        return self.headers.get("Host") in hosts and (origin is None or origin in {f"http://{host}" for host in hosts})
+
+    def _answer(self, status: int, document: Any) -> None:
+        self._send(status, json.dumps(document, allow_nan=False).encode(), "application/json")
+
+    def _send(self, status: int, content: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Security-Policy", _POLICY)
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Nothing: the terminal is the command's."""
+
+
+def _number(text: str | None, largest: int = 2**31) -> int:
+    if text is None or not text.isdecimal() or len(text) > 10 or int(text) > largest:
+        raise DataError(f"a whole number from 0 to {largest} is wanted")
+    return int(text)
+
+
+def _count(text: str | None) -> int:
+    return _number(text, 2**16)
+
+
+def _wanted(body: bytes) -> tuple[int, list[int]]:
+    """An image's number and its masked patches."""
+    try:
+        document = json.loads(body)
+        number, masked = document["image"], document["masked"]
+        if type(number) is int and isinstance(masked, list) and all(type(patch) is int for patch in masked):
+            return number, masked
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise DataError('{"image": a number, "masked": numbers of patches} is wanted')
