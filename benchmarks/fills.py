@@ -1,7 +1,8 @@
 """The built-in weights beside classical fills of the same holes, in PSNR over the removed patches.
 
     pip install opencv-python-headless scipy
-    python benchmarks/fills.py photographs/ --checkpoint run/checkpoint-last.pth --out benchmarks/results/fills.json
+    python benchmarks/fills.py sample_images --out benchmarks/results/fills_sample_images.json
+    python benchmarks/fills.py photos136/val --name held-out --out benchmarks/results/fills_val.json
 
 Each photograph is scaled and cropped to the model's size, and three quarters of its patches are removed with seed 2,
 the mask of ``maecli reconstruct``. Contestants fill the holes from the visible pixels alone:
@@ -18,6 +19,7 @@ PSNR is worked out over each photograph's removed patches, then averaged over th
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -32,7 +34,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
 
-import mae
+from mae.checkpoints import Checkpoint, build_model, load_checkpoint
 from mae.data.sources.scan import scan_images
 from mae.data.transforms import crop_to, image_to_tensor, normalise
 from mae.masking import random_masking
@@ -96,16 +98,33 @@ def frames(sources: list[Path], size: tuple[int, int], in_chans: int) -> Iterato
         yield str(found.name(index)), image_to_tensor(crop_to(found.load(index, in_chans), size))
 
 
+def weights_sha256(checkpoint: Checkpoint) -> str:
+    """Of the file that a result is about."""
+    with checkpoint.path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def provenance(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Which weights a result is about, and where it was measured."""
+    return {
+        "weights_sha256": weights_sha256(checkpoint),
+        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "versions": {"torch": torch.__version__, "opencv": cv2.__version__, "python": platform.python_version()},
+    }
+
+
 def main() -> None:
     """Score every contestant on the given photographs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photographs", type=Path, nargs="+")
-    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--checkpoint", type=Path, default=Path("builtin"))
+    parser.add_argument("--name", default="sample_images", help="what the photographs are called in the result")
     parser.add_argument("--no-fills", action="store_true", help="score the model alone")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
 
-    model = mae.from_pretrained(options.checkpoint).eval()
+    checkpoint = load_checkpoint(options.checkpoint)
+    model, _ = build_model(checkpoint)
     config = model.config
     rows, columns = config.img_size
     noise = torch.rand(1, config.num_patches, generator=torch.Generator().manual_seed(MASK_SEED))
@@ -128,6 +147,7 @@ def main() -> None:
     for name, value in sorted(means.items(), key=lambda item: -item[1]):
         print(f"{name:<18}{value:7.2f} dB")
     result: dict[str, Any] = {
+        "name": options.name,
         "photographs": len(names),
         "image_size": [rows, columns],
         "mask_ratio": MASK_RATIO,
@@ -142,12 +162,7 @@ def main() -> None:
         result |= {"best_fill": best, "margin_db": means["model"] - fills[best], "photographs_won": wins}
         print(f"margin over {best}: {result['margin_db']:+.2f} dB; better on {wins} of {len(names)} photographs")
     if options.out:
-        result["machine"] = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-        result["versions"] = {
-            "torch": torch.__version__,
-            "opencv": cv2.__version__,
-            "python": platform.python_version(),
-        }
+        result |= provenance(checkpoint)
         options.out.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -1,0 +1,64 @@
+"""The images of the documents that show photographs, drawn again: of none was the model trained on.
+
+    python benchmarks/readme_images.py --run runs/builtin
+
+- docs/images/reconstruction.jpg: what the README's first command draws, with the built-in weights;
+- docs/images/report.png: the report of the run that made them, whose previews are of held-out photographs (with --run;
+  needs Chromium).
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import mae
+
+ROOT = Path(__file__).parents[1]
+IMAGES = ROOT / "docs" / "images"
+NAMES = ("coffee", "cat", "coast")  # as in the README
+REPORT_WIDTH = 870
+UP_TO_EPOCHS = """(() => {
+    let one = [...document.querySelectorAll('h2')].find(title => title.textContent === 'Epochs');
+    while (one) { const next = one.nextElementSibling; one.remove(); one = next; }
+})()"""
+
+
+def main() -> None:
+    """Draw them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, help="The run's folder.")
+    options = parser.parse_args()
+    photographs = [ROOT / "sample_images" / f"{name}.jpg" for name in NAMES]
+    result = mae.reconstruct(*photographs, checkpoint="builtin", out=IMAGES / "reconstruction.jpg")
+    for one in result.images:
+        print(f"{one.path.name}: {one.psnr:.2f} dB")
+    if options.run:
+        draw_report(options.run, IMAGES / "report.png")
+
+
+def draw_report(run: Path, out: Path) -> None:
+    """The page as a browser shows it."""
+    sys.path.insert(0, str(ROOT))
+    from tests.browser.chromium import Chromium, find_chromium
+
+    browser = find_chromium()
+    if browser is None:
+        raise SystemExit("no Chromium found: install one, or name it in CHROMIUM")
+    with tempfile.TemporaryDirectory() as folder:
+        page, copy = Path(folder) / "report.html", Path(folder) / "builtin"
+        shutil.copytree(run, copy, ignore=shutil.ignore_patterns("*.pth", ".*"))
+        mae.report(copy, out=page)
+        with Chromium(browser, Path(folder) / "profile") as window:
+            window.show(width=REPORT_WIDTH)
+            window.open(page)
+            window.evaluate(UP_TO_EPOCHS)  # what follows names folders of one machine
+            window.screenshot(out)
+    print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    main()
