@@ -27,6 +27,7 @@ REASONS = {
     "network": "downloads something",
     "your files": "names files that only the reader has",
     "installs": "sets up an environment",
+    "waits for you": "serves a page until it is interrupted",
     "minutes": "a benchmark, or a training run of useful length",
 }
 SHELL, PYTHON = ("sh", "bash", "shell", "console"), ("python", "py")

@@ -17,9 +17,12 @@ from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
 
+import mae
+from mae.checkpoints.builtin import WEIGHTS_FILE, builtin_folder
 from maecli.app import app
 from tests.e2e.documents import OTHER, PYTHON, REASONS, ROOT, SHELL, Block, blocks, given, inline_commands, pages
 from tests.processes import finish, start
+from tests.unit.checkpoints.small_builtin import write_builtin
 from tests.unit.evaluation.small import class_folders
 
 pytestmark = pytest.mark.e2e
@@ -121,6 +124,10 @@ def has_to_be_run(block: Block, *, slow: bool) -> bool:
 def play(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *, slow: bool) -> None:
     monkeypatch.chdir(folder)
     photos(folder)
+    if not (builtin_folder() / WEIGHTS_FILE).is_file():  # a checkout without the weights: others of the same sizes
+        model = mae.create_model("vit_tiny", img_size=32, decoder_embed_dim=128, decoder_num_heads=4)
+        write_builtin(folder / ".builtin", model)
+        monkeypatch.setenv("MAECLI_BUILTIN", str(folder / ".builtin"))
     for name in given(page):
         FIXTURES[name](folder)
     session = Session(folder)
