@@ -1,6 +1,6 @@
 """Make the built-in weights' files of a finished run: the weights, their checksum, recipe, credits and model card.
 
-    python benchmarks/builtin_weights.py runs/builtin --sources photos136/SOURCES.tsv
+    python benchmarks/builtin_weights.py runs/builtin --sources photos136/SOURCES.tsv --measure
 
 writes into mae/weights/:
 
@@ -14,7 +14,9 @@ writes into mae/weights/:
 - MODEL_CARD.md: benchmarks/MODEL_CARD.template.md with the figures of the run's log and of the JSON files that
   fills.py, frames.py and features.py in benchmarks/ have written to benchmarks/results/ about these very weights.
 
-``--card`` writes the card alone, from the weights that are there: after measuring them.
+``--measure`` runs fills.py and frames.py on sample_images and on the run's held-out photographs before it writes the
+card, and features.py on the labelled images that ``--labelled NAME=DATA`` gives. It takes minutes, OpenCV and scipy.
+``--card`` writes the card alone, from the weights and the results that are there.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ import hashlib
 import json
 import os
 import string
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -56,6 +60,8 @@ def main() -> None:
     parser.add_argument("--sources", type=Path, help="Table of the photographs' origins.")
     parser.add_argument("--checkpoint", type=Path, help="Take these weights of the last run, not its newest state.")
     parser.add_argument("--out", type=Path, default=ROOT / "mae" / "weights")
+    parser.add_argument("--measure", action="store_true", help="Measure the weights before the card is written.")
+    parser.add_argument("--labelled", action="append", default=[], metavar="NAME=DATA", help="With --measure.")
     parser.add_argument("--card", action="store_true", help="Write the card alone.")
     options = parser.parse_args()
     if not options.card:
@@ -63,6 +69,9 @@ def main() -> None:
             parser.error("a run is wanted")
         options.out.mkdir(exist_ok=True)
         write_weights(options.runs, options.checkpoint, options.sources, options.out)
+    if options.measure:
+        held_out = tomllib.loads((options.runs[-1] / "config.toml").read_text()).get("val") if options.runs else None
+        measure(options.out / WEIGHTS_FILE, held_out, dict(one.split("=", 1) for one in options.labelled))
     write_text(options.out / CARD_FILE, card(options.out))
 
 
@@ -105,6 +114,24 @@ def write_weights(runs: list[Path], named: Path | None, sources: Path | None, ou
     }
     write_text(FACTS_FILE, json.dumps(facts, indent=1) + "\n")
     print(f"wrote {path} ({path.stat().st_size:,} bytes, SHA-256 {digest[:16]}...)")
+
+
+def measure(weights: Path, held_out: str | None, labelled: Mapping[str, str]) -> None:
+    """Run the scripts whose results the card shows."""
+    shown = [("sample_images", str(ROOT / "sample_images"), "1"), ("held-out", held_out, "10")]
+    commands = []
+    for name, place, every in shown:
+        if place is not None:
+            end = name.replace("-", "_")
+            commands += [
+                ("fills.py", place, "--name", name, "--out", RESULTS / f"fills_{end}.json"),
+                ("frames.py", place, "--name", name, "--every", every, "--out", RESULTS / f"frames_{end}.json"),
+            ]
+    for name, place in labelled.items():
+        commands.append(("features.py", place, "--name", name, "--out", RESULTS / f"features_{name.lower()}.json"))
+    for script, *words in commands:
+        command = [sys.executable, ROOT / "benchmarks" / script, *words, "--checkpoint", weights]
+        subprocess.run([str(word) for word in command], check=True)
 
 
 def shrunk(key: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -211,7 +238,10 @@ def card(out: Path) -> str:
         rounding=f"{facts['float16_psnr_db']:.0f}",
         images=f"{facts['images']:,}",
         data_table="\n".join(data_lines(facts["images_by_set"], sources)),
-        commands="\n".join(f"maecli pretrain --config {name}" for name in recipes),
+        commands="\n".join(
+            f"OMP_NUM_THREADS={one['machine']['threads']} maecli pretrain --config {name}"
+            for name, one in zip(recipes, facts["stages"], strict=True)
+        ),
         training_table="\n".join(training_lines(facts["stages"])),
         duplicates=duplicates_sentence(),
         fills="\n".join(fill_lines(facts["sha256"])),

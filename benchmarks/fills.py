@@ -2,7 +2,7 @@
 
     pip install opencv-python-headless scipy
     python benchmarks/fills.py sample_images --out benchmarks/results/fills_sample_images.json
-    python benchmarks/fills.py photos136/val --name held-out --out benchmarks/results/fills_val.json
+    python benchmarks/fills.py photos136/val --name held-out --out benchmarks/results/fills_held_out.json
 
 Each photograph is scaled and cropped to the model's size, and three quarters of its patches are removed with seed 2,
 the mask of ``maecli reconstruct``. Contestants fill the holes from the visible pixels alone:

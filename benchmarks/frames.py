@@ -1,7 +1,7 @@
 """Frames that a model was not trained on: whole images of any shape, and larger sizes, beside a linear fill.
 
     pip install opencv-python-headless scipy
-    python benchmarks/frames.py sample_images --checkpoint builtin --out benchmarks/results/frames.json
+    python benchmarks/frames.py sample_images --checkpoint builtin --out benchmarks/results/frames_sample_images.json
 
 PSNR over removed patches (three quarters, seed 2) depends on what a frame shows of a photograph, so a frame is judged
 by the margin over the linear interpolation of the same holes. Positions of a grid that is not the training's are either

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree
@@ -47,6 +48,65 @@ def test_the_cifar_run_trains_its_size_and_goes_on(
     config = mae.load_checkpoint(tmp_path / "run" / "checkpoint-last.pth").config
     assert (config.depth, config.embed_dim, config.decoder_depth, config.decoder_embed_dim) == (6, 192, 2, 96)
     assert (config.img_size, config.patch_size, config.norm_pix_loss) == ((32, 32), 4, True)
+
+
+def test_a_run_becomes_the_built_in_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights, checksum, a recipe that trains the same, and a card whose figures are about these weights alone."""
+    stream = np.random.default_rng(0)
+    for number in range(5):
+        path = tmp_path / "photos" / "train" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(stream.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    sources = "set\timages\tsource\tcommit\tlicence\na\t3\tour own\t-\tCC0 1.0\nb\t2\tour own\t0123456789ab\tMIT\n"
+    (tmp_path / "SOURCES.tsv").write_text(sources)
+    sizes = {"embed_dim": 16, "depth": 1, "num_heads": 2} | dict.fromkeys(("decoder_num_heads", "decoder_depth"), 1)
+    mae.pretrain(
+        tmp_path / "photos" / "train",
+        **sizes,
+        decoder_embed_dim=16,
+        image_size=32,
+        patch_size=8,
+        batch_size=2,
+        epochs=2,
+        lr=1e-3,
+        warmup_epochs=0,
+        workers=0,
+        norm_pix_loss=False,
+        device="cpu",
+        log_every=1,
+        out=tmp_path / "run",
+    )
+    made = script("builtin_weights")
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(made, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(made, "FACTS_FILE", tmp_path / "results" / "builtin_training.json")
+    other = {"name": "other weights", "weights_sha256": "0" * 64, "rows": []}
+    (tmp_path / "results" / "features_other.json").write_text(json.dumps(other))
+    out = tmp_path / "weights"
+    words = [tmp_path / "run", "--sources", tmp_path / "SOURCES.tsv", "--out", out]
+    monkeypatch.setattr(sys, "argv", ["builtin_weights.py", *map(str, words)])
+    made.main()
+    assert "is about other weights" in capsys.readouterr().out
+
+    monkeypatch.setenv("MAECLI_BUILTIN", str(out))
+    trained, stored = mae.from_pretrained(tmp_path / "run").state_dict(), mae.load_checkpoint("builtin").state
+    assert trained.keys() == stored.keys()
+    for key, tensor in stored.items():
+        assert tensor.dtype == (torch.float32 if key.endswith("pos_embed") else torch.float16)
+        assert torch.allclose(tensor.float(), trained[key], atol=1e-3)
+    monkeypatch.chdir(tmp_path)
+    recipe = tomllib.loads((out / "config.toml").read_text())
+    assert (recipe["data"], recipe["out"]) == (["photos/train"], "builtin")
+    again = mae.from_pretrained(mae.pretrain(**recipe).run).state_dict()
+    assert all(torch.equal(again[key], tensor) for key, tensor in trained.items())
+    card = (out / "MODEL_CARD.md").read_text()
+    assert (out / "builtin.sha256").read_text().split()[0] in card
+    assert "5 photographs, without labels" in card
+    assert "| b | 2 | our own at 0123456789 | MIT |" in card
+    assert card.count("Not measured yet for these weights.") == 3
+    assert str(tmp_path) not in card + (out / "config.toml").read_text()
 
 
 def test_loss_lines_by_hand() -> None:
