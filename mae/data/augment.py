@@ -38,7 +38,7 @@ class FullImage(NamedTuple):
         return self.pixels.shape[0], self.pixels.shape[1]
 
     def dct_scale(self, box: Box, size: tuple[int, int]) -> int:
-        """There is only the whole size."""
+        """Always the full size."""
         return DCT_SCALE
 
     def decode(self, rows: int, dct_scale: int) -> NDArray[np.uint8]:
@@ -47,7 +47,7 @@ class FullImage(NamedTuple):
 
 
 class JpegImage(NamedTuple):
-    """A JPEG of which no more will be decoded than a crop needs."""
+    """A JPEG that is decoded only as far as a crop needs."""
 
     data: bytearray
     header: JpegHeader
@@ -61,7 +61,7 @@ class JpegImage(NamedTuple):
         return self.header.rows, self.header.columns
 
     def dct_scale(self, box: Box, size: tuple[int, int]) -> int:
-        """The smallest size at which a box still has pixels to spare and begins where it should."""
+        """The smallest decoding size that still has enough pixels for a box and places it precisely enough."""
         for dct_scale in (1, 2, 4):
             small = box.scaled(dct_scale / DCT_SCALE)
             steps = small.height / size[0], small.width / size[1]
@@ -73,7 +73,7 @@ class JpegImage(NamedTuple):
         return DCT_SCALE
 
     def decode(self, rows: int, dct_scale: int) -> NDArray[np.uint8]:
-        """The first rows, at some eighths of the size."""
+        """The first rows, at a DCT scale in eighths."""
         return decode_rows(self.data, self.header, rows, dct_scale, self.channels, self.decoder)
 
 
@@ -166,7 +166,7 @@ class Augmentation:
             return self._whole(file, name)
 
     def _as_jpeg(self, file: IO[bytes]) -> JpegImage | None:
-        """The file as a JPEG of a usual kind, else None and the file at its beginning."""
+        """The file as a JPEG of a common kind; else None, with the file rewound."""
         if self.in_chans not in (1, 3) or file.read(3) != b"\xff\xd8\xff":
             file.seek(0)
             return None

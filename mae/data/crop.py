@@ -1,4 +1,4 @@
-"""The official crop: where it lies, and how its pixels are resampled (Paper: Appendix A.1)."""
+"""The official random crop: its box and the resampling of its pixels (Paper: Appendix A.1)."""
 
 from __future__ import annotations
 
@@ -94,14 +94,14 @@ def resample(pixels: NDArray[np.uint8], box: Box, size: tuple[int, int]) -> Tens
 
 
 def _resample_with_alpha(pixels: NDArray[np.uint8], box: Box, size: tuple[int, int]) -> Tensor:
-    """Pillow weighs colours by their alpha, so that what is transparent does not show."""
+    """Resample with Pillow, which weights colours by alpha, so that transparent pixels do not contribute."""
     top, left, height, width = (int(side) for side in box)
     part = Image.fromarray(pixels[top : top + height, left : left + width])
     return torch.from_numpy(np.array(part.resize((size[1], size[0]), Image.Resampling.BICUBIC)))
 
 
 def offset_error(start: float, step: float) -> float:
-    """How far beside its place ``resample`` begins, in pixels of the source."""
+    """The position error of ``resample``, in pixels of the source."""
     whole, leading = _whole_start(start, step)
     return abs(start - leading * step - whole)
 

@@ -1,4 +1,4 @@
-"""Images with their augmentation, by number."""
+"""A dataset of augmented images, by index."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class ImageDataset(Dataset[Sample]):
         return Sample(None, tuple(unreadable))
 
     def __getitems__(self, draws: Sequence[Draw]) -> list[Sample]:
-        """The samples of a batch, up to the first that cannot be had: the batch is of no use without it."""
+        """The samples of a batch, up to the first for which no image can be read, without which it is not used."""
         samples = []
         for draw in draws:
             samples.append(self[draw])
@@ -76,7 +76,7 @@ class ImageDataset(Dataset[Sample]):
         return samples
 
     def _tried(self, draw: Draw) -> Iterator[int]:
-        """The image that was drawn and those that may take its place, in the order in which they are tried."""
+        """The drawn image and its possible replacements, in the order in which they are tried."""
         total = len(self.source)
         near = min(total, MOST_TRIES if total <= MOST_TRIES else NEXT_TRIED)
         tried = [(draw.image + offset) % total for offset in range(near)]

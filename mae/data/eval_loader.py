@@ -1,4 +1,4 @@
-"""Every image once, in order, in the model's frame: what features are computed from."""
+"""Every image once, in order, at the model's image size, for computing features."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ LARGEST_CROPPED = 224  # pixels; the official transform cuts nothing off for lar
 
 
 class EvalTransform:
-    """Bring an image to the model's frame as the official validation does.
+    """Resize and crop an image to the model's image size as in the official validation.
 
     The image is scaled (bicubic) until it covers the frame divided by ``crop_pct``, and the centre is cut out:
     for the usual frame of 224 pixels the shorter side becomes 256. An image that is no larger than the frame has

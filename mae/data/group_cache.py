@@ -1,4 +1,4 @@
-"""Groups of images that can only be read as a whole, kept for the images that are drawn next."""
+"""A cache of groups of images that can only be read as a whole."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class GroupCache:
             return True, None if length < 0 else self.memory.bytes[place + start : place + start + length]
 
     def _keep(self, group: int, rows: Sequence[bytes | None]) -> None:
-        """Write a group over those that came first: where each row begins and how long it is, then the rows."""
+        """Write a group over the oldest ones: an index of the rows, then the rows."""
         lengths = np.array([-1 if data is None else len(data) for data in rows], np.int64)
         taken = np.maximum(lengths, 0)
         starts = BYTES_PER_ROW * len(rows) + np.cumsum(taken) - taken

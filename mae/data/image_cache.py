@@ -1,4 +1,4 @@
-"""Decoded images that are kept in memory, for data that is small enough to be seen again from there."""
+"""A cache of decoded images in memory, for small data sets."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ImageCache:
 
     @property
     def room(self) -> int:
-        """Bytes that are left for the pixels of another image; nothing, at worst."""
+        """Free bytes for the pixels of another image; at least 0."""
         return max(0, self.memory.size - self._end() - _HEADER)
 
     def get(self, index: int) -> FullImage | None:
@@ -65,7 +65,7 @@ class ImageCache:
 
     @property
     def _index(self) -> NDArray[np.int64]:
-        """Where the next image goes, then where each image lies; 0 for none."""
+        """The offset for the next image, then the offset of each image; 0 for none."""
         return np.frombuffer(self.memory.bytes, np.int64, 1 + self.images)
 
     @property

@@ -86,7 +86,7 @@ def local_processes() -> int:
 
 
 class LoaderError(DataError, RuntimeError):
-    """A loader process is gone. Also a RuntimeError, as torch's own report of it is."""
+    """A loader process has died. Also a RuntimeError, like torch's own error for it."""
 
 
 class Batches(Iterator[Batch]):
@@ -145,7 +145,7 @@ def _without_traceback(error: DataError) -> DataError:
 
 
 def start_worker(worker: int) -> None:
-    """Put a loader process in order: the main process alone decides when it ends, and says why.
+    """Set up a loader process: only the main process decides when it ends, and reports why.
 
     Ctrl-C reaches the whole process group; and a main process that ends at once closes the connection over which it
     was being given a batch.

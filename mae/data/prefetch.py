@@ -1,4 +1,4 @@
-"""Fetching what the next batches need before they are asked for, along the order that is known."""
+"""Download the data of the next batches ahead of time, in the known order."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Prefetcher:
             thread.start()
 
     def advance(self) -> None:
-        """A batch was taken: another one may be fetched."""
+        """Allow another batch to be fetched, after one was taken."""
         self._room.release()
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""The order of the images: seeded, the same for any number of processes, resumable at any step."""
+"""The order of the images: seeded, independent of the number of processes, resumable at any step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mae.system.seeding import stream
 
 
 class Draw(NamedTuple):
-    """One image in one epoch: it names the stream of its augmentation."""
+    """One image in one epoch, and the seed of its augmentation."""
 
     epoch: int
     image: int

@@ -19,7 +19,7 @@ IS_SHARED = fcntl is not None  # else each process has memory of its own
 
 
 class Address(NamedTuple):
-    """Where another process of this machine finds the memory, and how it knows that it is the right one."""
+    """How another process of this machine finds and recognises the memory."""
 
     path: str
     device: int
@@ -46,7 +46,7 @@ class SharedMemory:
 
     @contextlib.contextmanager
     def locked(self, place: int, *, shared: bool = False) -> Iterator[None]:
-        """Keep other processes out of what a number stands for; with ``shared`` only those that do not share.
+        """Lock a number against other processes; with ``shared`` only against exclusive locks.
 
         The lock goes when its process dies. It does not tell threads of one process apart.
         """
@@ -66,7 +66,7 @@ class SharedMemory:
         return Address(f"/proc/{os.getpid()}/fd/{self._descriptor}", info.st_dev, info.st_ino)
 
     def adopt(self, address: Address) -> bool:
-        """Become another process's memory, and let one's own go; tells whether that was possible."""
+        """Use another process's memory instead of one's own; whether that was possible."""
         if address == self.address:
             return True
         try:

@@ -1,4 +1,4 @@
-"""From any of Pillow's modes to 8 bits in the wanted channels, a strip at a time."""
+"""Convert any of Pillow's modes to 8 bits with the wanted channels, one strip at a time."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _is_deep(image: Image.Image) -> bool:
 
 
 def _value_range(image: Image.Image, most: int | None) -> tuple[float, float]:
-    """What becomes black and what becomes white; Pillow's own conversion clips at 255.
+    """The values that become black and white; Pillow's own conversion would clip at 255.
 
     Whole numbers up to 65535 are a fraction of 65535, or of what the file says white is (so two images of
     one scanner stay comparable), floats within [0, 1] a fraction of 1; anything else is stretched from its

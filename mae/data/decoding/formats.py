@@ -1,4 +1,4 @@
-"""Which files are images: the formats that are read, how they begin, and opening them without a trap."""
+"""Which files are images: the supported formats, their first bytes, and opening them safely."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _check_regular(name: Path, info: os.stat_result, limited: bool) -> None:
 
 
 def metered(file: IO[bytes], name: str | Path) -> IO[bytes]:
-    """An open file that refuses to be read in hundreds of thousands of pieces, with an error that names it."""
+    """An open file that raises an error if it is read in hundreds of thousands of pieces."""
     return cast(IO[bytes], _Metered(file, name))
 
 
@@ -204,7 +204,7 @@ def most_pixels(kind: str) -> int:
 
 
 def check_scans(name: str | Path, file: IO[bytes]) -> None:
-    """Refuse a progressive JPEG made of so many scans that only an attacker could have made it.
+    """Refuse a progressive JPEG with so many scans that it must be an attack.
 
     Raises:
         DataError: It has over a hundred.
@@ -218,7 +218,7 @@ def check_scans(name: str | Path, file: IO[bytes]) -> None:
 
 
 def describe_failure(error: BaseException, head: bytes = b"\0", path: Path | None = None) -> str:
-    """Why an image could not be read, in words for its owner.
+    """The reason why an image could not be read, for the user.
 
     Args:
         error: What opening or decoding raised.

@@ -1,4 +1,4 @@
-"""Decode one image, whatever it is, into upright 8-bit channels."""
+"""Decode an image of any format into upright 8-bit channels."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ _PROGRESSIVE = 0xC2
 
 
 class JpegHeader(NamedTuple):
-    """What the markers before the pixels say.
+    """The header of a JPEG.
 
     Attributes:
         rows, columns: Of the image as it is stored, before it is turned upright.

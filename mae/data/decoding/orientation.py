@@ -1,4 +1,4 @@
-"""Which way up an image is stored: what EXIF has for it, in one table."""
+"""The orientation of stored images: EXIF's values in one table."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ UPRIGHT = TURNS[1]
 
 
 def turn_of(opened: Image.Image) -> Turn:
-    """How an opened image becomes upright; as it is where EXIF does not say, or is damaged."""
+    """How an opened image becomes upright; unchanged if EXIF is missing or damaged."""
     try:
         value = opened.getexif().get(_ORIENTATION, 1)
     except (ArithmeticError, AttributeError, LookupError, OSError, SyntaxError, TypeError, ValueError, struct.error):

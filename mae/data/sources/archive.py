@@ -1,4 +1,4 @@
-"""Images in tar shards (WebDataset) and zip files, each read where it lies, in any order.
+"""Images in tar shards (WebDataset) and zip files, read in place and in any order.
 
 An archive is walked once for the places of its images; after that an image is one read, as from a folder. A tar
 must not be compressed: nothing in it could be found without unpacking all before it.
@@ -82,7 +82,7 @@ class _Member(NamedTuple):
 
 
 def list_archive(path: Path, on_file: Callable[[], None]) -> ArchiveListing:
-    """Walk through an archive and look at the head of every file in it.
+    """List an archive, and read the first bytes of every file in it.
 
     Raises:
         DataError: It is no archive, or a compressed tar.

@@ -34,7 +34,7 @@ class ImageSource(abc.ABC):
 
     @abc.abstractmethod
     def name(self, index: int) -> Path:
-        """What a person calls one: its path, or its archive's path and its name therein."""
+        """An image's name: its path, or its archive's path and its name in the archive."""
 
     @abc.abstractmethod
     def open(self, index: int) -> IO[bytes]:
@@ -59,7 +59,7 @@ class ImageSource(abc.ABC):
         return ()
 
     def prefetch(self, index: int) -> None:  # noqa: B027
-        """Bring an image nearer that will be opened soon; nothing where it is at hand anyway."""
+        """Prefetch an image that will be opened soon; does nothing for local files."""
 
     @property
     def is_remote(self) -> bool:

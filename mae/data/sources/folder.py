@@ -1,4 +1,4 @@
-"""Look into folders, or remember what was in them."""
+"""List folders, or use cached listings."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def walk(top: bytes, reader: FolderReader, visited: set[tuple[int, int]]) -> Ite
 
 
 class FolderReader:
-    """Reads folders, or remembers them, telling how far it is."""
+    """Lists folders, with a cache and progress."""
 
     def __init__(self, on_progress: Callable[[int], None] | None) -> None:
         self.on_progress = on_progress
@@ -90,7 +90,7 @@ class FolderReader:
         return listing
 
     def _read(self, folder: bytes) -> tuple[Listing, int]:
-        """Look into a folder and at the head of every file in it; tells how many those are too."""
+        """List a folder and read the first bytes of every file in it; also the number of files."""
         subfolders: list[bytes] = []
         files: list[bytes] = []
         try:

@@ -1,4 +1,4 @@
-"""The images that are to be shown: those that are named or given, and the first few of every folder or archive."""
+"""The images to reconstruct: those that are named or given, and the first few of every folder or archive."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Given(NamedTuple):
 
 
 class GivenImages:
-    """What paths stand for, found at once and decoded one after the other.
+    """The images of given paths, listed at once and decoded one by one.
 
     Args:
         paths: Images, folders, archives and tables of them (also by https URL), in any order; ``-`` is standard input.
