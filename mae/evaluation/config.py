@@ -35,7 +35,13 @@ _CROP_PCT: dict[str, Any] = {
     "default_text": "224/256 up to 224 px, 1 above",
     "panel": _IMAGES,
 }
-_BATCH_SIZE: dict[str, Any] = {"default": 64, "help": "Images per batch.", "low": 1, "high": 65536, "panel": _COMPUTING}
+_BATCH_SIZE: dict[str, Any] = {
+    "default": 64,
+    "help": "Images per batch, in each process.",
+    "low": 1,
+    "high": 65536,
+    "panel": _COMPUTING,
+}
 _IMAGE_SIZE_HELP = "Image size in pixels, S or HxW; position embeddings are adapted."
 
 

@@ -52,7 +52,7 @@ class ProfileConfig:
     in_chans: int = option(3, "Input channels.", low=1, panel=_MODEL)
     mask_ratio: float = option(0.75, "Fraction of the patches that is masked.", above=0, below=1, panel=_MODEL)
     batch_size: int | None = option(
-        None, "Images per batch.", low=1, default_text="64; 8 to measure on a CPU", panel=_MODEL
+        None, "Images per batch, on one device.", low=1, default_text="64; 8 to measure on a CPU", panel=_MODEL
     )
     precision: str = shared_option(
         "precision",
