@@ -54,10 +54,13 @@ class Prefetcher:
                         break
             if self._stopped.is_set():
                 return
+        for _ in range(THREADS):
+            self._images.put(None)
 
     def _fetch(self) -> None:
         while not self._stopped.is_set():
             with contextlib.suppress(queue.Empty, MaeError, OSError):
                 index = self._images.get(timeout=0.5)
-                if index is not None:
-                    self.source.prefetch(index)
+                if index is None:
+                    return
+                self.source.prefetch(index)

@@ -87,6 +87,10 @@ class DataModule:
             ahead = BATCHES_AHEAD + max(1, self.workers) * LOADED_AHEAD
             self._prefetcher = Prefetcher(self.images, self._draws(position), ahead)
 
+    def __del__(self) -> None:
+        if (prefetcher := getattr(self, "_prefetcher", None)) is not None:
+            prefetcher.stop()  # of a run that was stopped; else it has come to the last batch
+
     def next_batch(self) -> Batch:
         """The batch at the place, and one place on; ``seek`` comes first."""
         if self._batches is None:

@@ -1,0 +1,66 @@
+"""Fetching ahead: in order, not too far, past what fails, and ended when there is nothing left."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from mae.data.prefetch import Prefetcher
+from mae.data.sampler import Draw
+from mae.data.sources.base import ImageSource
+from mae.errors import DataError
+
+
+class Source(ImageSource):
+    def __init__(self) -> None:
+        self.fetched: set[int] = set()
+
+    def __len__(self) -> int:
+        return 100
+
+    def name(self, index: int) -> Path:
+        return Path(str(index))
+
+    def open(self, index: int) -> io.BytesIO:
+        raise AssertionError
+
+    def digest(self) -> str:
+        return ""
+
+    def prefetch(self, index: int) -> None:
+        if index == 3:
+            raise DataError("gone")
+        self.fetched.add(index)
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+BATCHES = [[Draw(0, 2 * number), Draw(0, 2 * number + 1)] for number in range(6)]
+
+
+def test_as_far_as_allowed_and_to_the_end() -> None:
+    source = Source()
+    prefetcher = Prefetcher(source, BATCHES, ahead=2)
+    until(lambda: source.fetched == {0, 1, 2})  # 3 fails, and whoever needs it says so
+    time.sleep(0.05)
+    assert source.fetched == {0, 1, 2}
+    prefetcher.advance()
+    until(lambda: source.fetched == {0, 1, 2, 4, 5})
+    for _ in range(5):
+        prefetcher.advance()
+    until(lambda: source.fetched == set(range(12)) - {3})
+    until(lambda: not any(thread.name.startswith("prefetch") for thread in threading.enumerate()))
+
+
+def test_it_can_be_stopped() -> None:
+    prefetcher = Prefetcher(Source(), BATCHES, ahead=1)
+    prefetcher.stop()
+    until(lambda: not any(thread.name.startswith("prefetch") for thread in threading.enumerate()))
