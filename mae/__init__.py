@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from mae.decoder import MAEDecoder as MAEDecoder
     from mae.encoder import MAEEncoder as MAEEncoder
     from mae.errors import MaeError as MaeError
-    from mae.evaluation.config import EmbedConfig, EvaluateConfig
+    from mae.evaluation.config import EmbedConfig, EvaluateConfig, PredictConfig
     from mae.evaluation.embed import embed as _embed
     from mae.evaluation.evaluate import evaluate as _evaluate
+    from mae.evaluation.predict import predict as _predict
     from mae.exporting.config import ExportConfig
     from mae.exporting.run import export as _export
     from mae.inspection.config import InspectConfig
@@ -45,7 +46,10 @@ if TYPE_CHECKING:
     from mae.reporting.config import ReportConfig, RunsConfig
     from mae.reporting.run import report as _report
     from mae.reporting.runs import runs as _runs
+    from mae.training.classifier_config import FinetuneConfig, LinprobeConfig
     from mae.training.config import PretrainConfig, ReplayConfig
+    from mae.training.finetune import finetune as _finetune
+    from mae.training.linprobe import linprobe as _linprobe
     from mae.training.pretrain import pretrain as _pretrain
     from mae.training.replay import replay as _replay
 
@@ -54,6 +58,9 @@ if TYPE_CHECKING:
     evaluate = plain_call(EvaluateConfig, _evaluate)
     export = plain_call(ExportConfig, _export)
     inspect = plain_call(InspectConfig, _inspect)
+    finetune = plain_call(FinetuneConfig, _finetune)
+    linprobe = plain_call(LinprobeConfig, _linprobe)
+    predict = plain_call(PredictConfig, _predict)
     pretrain = plain_call(PretrainConfig, _pretrain)
     profile = plain_call(ProfileConfig, _profile)
     reconstruct = plain_call(ReconstructConfig, _reconstruct)
@@ -91,6 +98,9 @@ _CALLS = {
     "evaluate": ("mae.evaluation.evaluate", "mae.evaluation.config", "EvaluateConfig"),
     "export": ("mae.exporting.run", "mae.exporting.config", "ExportConfig"),
     "inspect": ("mae.inspection.run", "mae.inspection.config", "InspectConfig"),
+    "finetune": ("mae.training.finetune", "mae.training.classifier_config", "FinetuneConfig"),
+    "linprobe": ("mae.training.linprobe", "mae.training.classifier_config", "LinprobeConfig"),
+    "predict": ("mae.evaluation.predict", "mae.evaluation.config", "PredictConfig"),
     "pretrain": ("mae.training.pretrain", "mae.training.config", "PretrainConfig"),
     "profile": ("mae.profiling.run", "mae.profiling.config", "ProfileConfig"),
     "reconstruct": ("mae.reconstruction.run", "mae.reconstruction.config", "ReconstructConfig"),
@@ -124,6 +134,14 @@ def _call_details(name: str) -> dict[str, Any]:
         from mae.training.presets import PRESETS
 
         return {"presets": PRESETS, "saved": settings_of_resumed}
+    if name in ("finetune", "linprobe"):
+        import functools
+
+        from mae.training.classifier_config import FINETUNE_PRESETS, LINPROBE_PRESETS
+        from mae.training.config import settings_of_resumed
+
+        presets = FINETUNE_PRESETS if name == "finetune" else LINPROBE_PRESETS
+        return {"presets": presets, "saved": functools.partial(settings_of_resumed, command=name)}
     return {}
 
 

@@ -50,10 +50,20 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
-    def forward(self, x: Tensor, first_query: int = 0) -> Tensor:
-        """(B, L, D) -> (B, L - first_query, D): only the tokens from ``first_query`` on are computed."""
+    def forward(self, x: Tensor, first_query: int = 0, scale: Tensor | None = None) -> Tensor:
+        """(B, L, D) -> (B, L - first_query, D): only the tokens from ``first_query`` on are computed.
+
+        Args:
+            x: (B, L, D).
+            first_query: The first token that is computed.
+            scale: (B, 2), what each image's two branches are multiplied by (drop path); 1 if None.
+        """
         mixed = self.attn(self.norm1(x), first_query)
-        return self._finish(x[:, first_query:], mixed)
+        if scale is None:
+            return self._finish(x[:, first_query:], mixed)
+        x = x[:, first_query:] + mixed * scale[:, :1, None]
+        out: Tensor = x + self.mlp(self.norm2(x)) * scale[:, 1:, None]
+        return out
 
     def forward_shared(self, own: Tensor, shared: Tensor, ids: Tensor, first_query: int = 0) -> Tensor:
         """``forward`` of tokens of which many are the same in every image, normalised and projected once.

@@ -56,8 +56,8 @@ def build_model(
     wanted = model.state_dict()
     state, ignored = _known(state, wanted)
     missing, _, misshapen = compare_shapes(state, wanted)
-    _refuse(checkpoint.path, missing, misshapen)
-    _refuse_not_finite(checkpoint.path, state)
+    refuse_misfit(checkpoint.path, missing, misshapen)
+    refuse_not_finite(checkpoint.path, state)
     model.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
@@ -95,8 +95,8 @@ def build_encoder(
         width = checkpoint.config.embed_dim
         state = {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)} | state
     missing, _, misshapen = compare_shapes(state, wanted)
-    _refuse(checkpoint.path, missing, misshapen)
-    _refuse_not_finite(checkpoint.path, state)
+    refuse_misfit(checkpoint.path, missing, misshapen)
+    refuse_not_finite(checkpoint.path, state)
     model.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True, strict=False)
     return model.eval(), tuple(note for note in notes if not is_decoder(note))
 
@@ -139,8 +139,8 @@ def load_weights(model: MaskedAutoencoder, checkpoint: Checkpoint) -> tuple[str,
         notes += (f"the file is {kind} and has no final encoder norm: that norm starts fresh",)
         missing = [key for key in missing if not key.startswith("norm.")]
     other_sizes = _other_sizes(checkpoint, model.config)
-    _refuse(checkpoint.path, missing, misshapen, other_sizes)
-    _refuse_not_finite(checkpoint.path, state)
+    refuse_misfit(checkpoint.path, missing, misshapen, other_sizes)
+    refuse_not_finite(checkpoint.path, state)
     notes += (other_sizes,) if other_sizes else ()  # other heads fit, and compute something else
     model.load_state_dict(state, strict=False)
     return notes + ignored
@@ -226,7 +226,12 @@ def _known(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[dict
     return known, (f"{len(unknown)} tensors of the file are not part of the model and stay unused: {a_few(unknown)}",)
 
 
-def _refuse_not_finite(path: Path, state: Mapping[str, Tensor]) -> None:
+def refuse_not_finite(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        CheckpointError: A tensor holds some.
+    """
     bad = [key for key, tensor in state.items() if not is_finite(tensor)]
     if bad:
         raise CheckpointError(
@@ -249,12 +254,22 @@ def _other_sizes(checkpoint: Checkpoint, wanted: MAEConfig) -> str | None:
     return f"the file's model has other sizes: {', '.join(told)}" if told else None
 
 
-def _refuse(
+def refuse_misfit(
     path: Path,
     missing: list[str],
     misshapen: list[tuple[str, tuple[int, ...], tuple[int, ...]]],
     other_sizes: str | None = None,
 ) -> None:
+    """Refuse tensors that are missing or have another shape, as ``compare_shapes`` finds them.
+
+    Args:
+        path: The file.
+        missing, misshapen: What does not fit.
+        other_sizes: Why, where the model has other sizes.
+
+    Raises:
+        CheckpointError: There are any.
+    """
     if misshapen:
         key, wanted, got = misshapen[0]
         others = f" (and {len(misshapen) - 1} more)" if len(misshapen) > 1 else ""

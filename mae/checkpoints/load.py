@@ -27,7 +27,7 @@ from mae.checkpoints.dialects import (
 )
 from mae.checkpoints.hub import LICENCE_NOTE, fetch, release_named, release_of
 from mae.checkpoints.pos_tables import grid_of
-from mae.checkpoints.run_states import run_states
+from mae.checkpoints.run_states import run_classifier, run_states
 from mae.checkpoints.safety import USABLE_TYPES, unusable_type
 from mae.checkpoints.sizes import Declared, config_from_shapes, variant_of
 from mae.config import MAEConfig, format_size, parse_size
@@ -112,15 +112,17 @@ def load_checkpoint(
 
     Args:
         path: A ``.pth``, ``.pt``, ``.bin`` or ``.safetensors`` file, a Hugging Face model's folder, a run's folder
-            (its newest state that can be read) or one of its states in shards; ``builtin`` for the weights that come
-            with the package; or the name of a released file such as ``mae_visualize_vit_base`` or
-            ``facebook/vit-mae-base``, which is downloaded once.
+            (its classifier if it has one, else its newest state that can be read) or one of its states in shards;
+            ``builtin`` for the weights that come with the package; or the name of a released file such as
+            ``mae_visualize_vit_base`` or ``facebook/vit-mae-base``, which is downloaded once.
         num_heads, decoder_num_heads: Attention heads, where the file does not tell them.
         offline: Download nothing.
 
     Raises:
         CheckpointError: The file is missing, broken, unsafe, or no masked autoencoder of images.
     """
+    if (classifier := run_classifier(Path(path))) is not None:
+        return _load(classifier, num_heads, decoder_num_heads)
     if states := run_states(Path(path)):
         return _newest_readable(states, lambda state: _load(state, num_heads, decoder_num_heads))
     with no_downloads(offline):

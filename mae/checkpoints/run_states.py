@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 STATE = "checkpoint-last"
+CLASSIFIER = "classifier.pth"  # of a run that learns classes: the weights of the epoch that is tested
 WHOLE, SHARDS = ".pth", ".dcp"
 _SLOT = re.compile(rf"{STATE}(?:-(\d+))?({re.escape(WHOLE)}|{re.escape(SHARDS)})")
 _KEPT = re.compile(rf"checkpoint-(\d+){re.escape(WHOLE)}")
@@ -22,6 +23,12 @@ def run_states(folder: Path) -> list[Path]:
         elif epoch := _KEPT.fullmatch(name):
             kept.append((-int(epoch[1]), name))
     return [folder / name for *_, name in sorted(slots)] + [folder / name for _, name in sorted(kept)]
+
+
+def run_classifier(folder: Path) -> Path | None:
+    """The classifier in a run's folder, where there is one."""
+    path = folder / CLASSIFIER
+    return path if path.is_file() else None
 
 
 def state_slot(folder: Path, number: int) -> Path | None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mae.checkpoints import Checkpoint
+from mae.checkpoints.classifiers import folded, pool_of
 from mae.checkpoints.dialects import to_hugging_face
 from mae.comparison.stages import watch
 from mae.config import LAYER_NORM_EPS, MAEConfig
@@ -34,7 +35,8 @@ def why_not(library: str, checkpoint: Checkpoint) -> str | None:
     if not is_installed("timm" if library == "the clone" else library):
         return f"{'timm, which it needs,' if library == 'the clone' else library} is not installed"
     if library == "timm":
-        return None if "norm.weight" in checkpoint.state else "the file has no final encoder norm"
+        known = {"norm.weight", "fc_norm.weight"} & set(checkpoint.state)
+        return None if known else "the file has no final encoder norm"
     if checkpoint.config.img_size[0] != checkpoint.config.img_size[1]:
         return "it takes square images only"
     return None if checkpoint.has_decoder else "it needs a decoder, and the file has none"
@@ -121,13 +123,16 @@ def run_timm(
     state: Mapping[str, Tensor], config: MAEConfig, imgs: Tensor, noise: Tensor, mask_ratio: float
 ) -> dict[str, Tensor]:
     """The stages of timm's VisionTransformer; its place for dropping patches is where ours are removed."""
-    model = timm_model(config)
-    model.load_state_dict({key: state[key] for key in model.state_dict()}, assign=True)
+    has_norm = "norm.weight" in state
+    model = timm_model(config, pool="cls" if has_norm else "mean", fc_norm=not has_norm)
+    # A norm after the pooling is not reached here.
+    unused = {"fc_norm.weight": torch.ones(config.embed_dim), "fc_norm.bias": torch.zeros(config.embed_dim)}
+    model.load_state_dict({key: state[key] if key in state else unused[key] for key in model.state_dict()}, assign=True)
     model.patch_drop = _KeepVisible(random_masking(noise, mask_ratio).ids_keep)
     model = model.eval().double()
     outputs = {"patch embedding": model.patch_embed, "visible tokens": model.patch_drop}
     outputs |= {f"encoder block {number}": block for number, block in enumerate(model.blocks)}
-    with watch(outputs | {"encoder norm": model.norm}, {}) as seen:
+    with watch(outputs | ({"encoder norm": model.norm} if has_norm else {}), {}) as seen:
         model.forward_features(imgs.double())
     return seen
 
@@ -142,7 +147,18 @@ class _KeepVisible(nn.Module):
         return torch.cat([x[:, :1], take_patches(x[:, 1:], self.ids_keep)], dim=1)
 
 
-def timm_model(config: MAEConfig) -> Any:
+@torch.no_grad()
+def timm_logits(checkpoint: Checkpoint, imgs: Tensor) -> Tensor:
+    """The logits of timm's VisionTransformer with a fine-tuned file's weights, loaded strictly, in float64."""
+    state = folded(checkpoint.state)
+    fc_norm = "fc_norm.weight" in state
+    model = timm_model(checkpoint.config, classes=len(state["head.weight"]), pool=pool_of(checkpoint), fc_norm=fc_norm)
+    model.load_state_dict({key: tensor.double() for key, tensor in state.items()}, strict=True, assign=True)
+    logits: Tensor = model.eval()(imgs.double())
+    return logits
+
+
+def timm_model(config: MAEConfig, *, classes: int = 0, pool: str = "cls", fc_norm: bool = False) -> Any:
     """A model of timm's of the encoder's sizes, on the meta device: it is about to get its weights."""
     from timm.models.vision_transformer import VisionTransformer
 
@@ -155,8 +171,9 @@ def timm_model(config: MAEConfig) -> Any:
             depth=config.depth,
             num_heads=config.num_heads,
             mlp_ratio=config.mlp_ratio,
-            num_classes=0,
-            global_pool="token",
+            num_classes=classes,
+            global_pool="avg" if pool == "mean" else "token",
+            fc_norm=fc_norm,
             norm_layer=partial(nn.LayerNorm, eps=LAYER_NORM_EPS),
         )
 

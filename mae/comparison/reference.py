@@ -79,6 +79,30 @@ def run_reference(
     return stages
 
 
+def run_classifier(state: Mapping[str, Tensor], sizes: Sizes, imgs: Tensor, pool: str) -> Tensor:
+    """The logits of a fine-tuned file for whole images, in float64.
+
+    Args:
+        state: Weights under official names, with ``head.weight`` and ``head.bias``.
+        sizes: What the weights do not tell.
+        imgs: (B, C, H, W), normalised.
+        pool: What the head sees: "mean" of the patch tokens, or the "cls" token.
+    """
+    patches = cut(imgs.double(), sizes.patch_size)  # (B, L, p, p, C)
+    weight, bias = state["patch_embed.proj.weight"].double(), state["patch_embed.proj.bias"].double()
+    tokens = torch.einsum("blhwc,dchw->bld", patches, weight) + bias
+    class_token = state["cls_token"].double().expand(len(imgs), 1, -1)
+    x = torch.cat([class_token, tokens], dim=1) + state["pos_embed"].double()
+    for number in count_blocks(state, "blocks."):
+        x = block(x, state, f"blocks.{number}.", sizes.num_heads)
+    if "fc_norm.weight" not in state:
+        x = layer_norm(x, state, "norm.")
+    pooled = x[:, 1:].mean(dim=1, keepdim=True) if pool == "mean" else x[:, :1]
+    if "fc_norm.weight" in state:
+        pooled = layer_norm(pooled, state, "fc_norm.")
+    return linear(pooled, state, "head.")[:, 0]
+
+
 @dataclass(frozen=True)
 class Order:
     """Positions of visible and removed patches, image by image."""

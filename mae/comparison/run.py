@@ -13,11 +13,12 @@ from torch import Tensor
 
 from mae.checkpoints import Checkpoint, load_checkpoint
 from mae.checkpoints.build import build_usable, is_decoder
+from mae.checkpoints.classifiers import build_classifier, folded, has_head, pool_of
 from mae.comparison.clone import check_clone, run_clone
 from mae.comparison.config import CompareConfig
 from mae.comparison.files import FilesReport, compare_files
-from mae.comparison.libraries import LIBRARIES, why_not
-from mae.comparison.reference import Sizes, run_reference
+from mae.comparison.libraries import LIBRARIES, timm_logits, why_not
+from mae.comparison.reference import Sizes, run_classifier, run_reference
 from mae.comparison.side_by_side import draw_side_by_side
 from mae.comparison.stages import TOLERANCES, StageDifference, compare_stages, first_beyond, own_stages
 from mae.comparison.weights import WeightsReport, inspect_weights
@@ -251,8 +252,13 @@ def _computations(
         if name == "paper":
             heads = Sizes(sizes.patch_size, sizes.num_heads, sizes.decoder_num_heads)
             stages = run_reference(known, heads, scene.imgs, scene.noise, scene.mask_ratio)
+            if has_head(checkpoint):
+                state = folded(checkpoint.state)
+                stages["logits"] = run_classifier(state, heads, scene.imgs, pool_of(checkpoint))
         elif name in LIBRARIES:
             stages = LIBRARIES[name](known, sizes, scene.imgs, scene.noise, scene.mask_ratio)
+            if name == "timm" and has_head(checkpoint):
+                stages["logits"] = timm_logits(checkpoint, scene.imgs)
         else:
             stages = run_clone(Path(name), checkpoint, scene.imgs, scene.noise, scene.mask_ratio)
         label = name if name in ("paper", *LIBRARIES) else "the clone"
@@ -267,6 +273,10 @@ def _own(model: MaskedAutoencoder, checkpoint: Checkpoint, scene: _Scene) -> dic
     stages = own_stages(model, scene.imgs, scene.noise, scene.mask_ratio, decode=checkpoint.has_decoder)
     if "norm.weight" not in checkpoint.state:
         del stages["encoder norm"]
+    if has_head(checkpoint):
+        with torch.no_grad():
+            classifier = build_classifier(checkpoint)[0].to(model.cls_token.dtype)
+            stages["logits"] = classifier(scene.imgs.to(model.cls_token.dtype))
     return stages
 
 

@@ -22,14 +22,18 @@ NEXT_TRIED, MOST_TRIES = 8, 16
 
 
 class Sample(NamedTuple):
-    """A decoded, augmented image (H, W, C) uint8, and the unreadable files that were tried first.
+    """A decoded, augmented image (H, W, C), and the unreadable files that were tried first.
 
     There is none where every file that was tried is unreadable.
+
+    Attributes:
+        number: Which image it is: the one that was drawn, or the one that took its place.
     """
 
     image: Tensor | None
     unreadable: tuple[Unreadable, ...]
     cached: bool = False
+    number: int = -1
 
 
 class ImageDataset(Dataset[Sample]):
@@ -61,7 +65,7 @@ class ImageDataset(Dataset[Sample]):
         for index in self._tried(draw):
             try:
                 image, cached = self._augmented(index, seed)
-                return Sample(image, tuple(unreadable), cached)
+                return Sample(image, tuple(unreadable), cached, index)
             except ImageError as error:
                 unreadable.append(Unreadable(self.source.name(index), error.reason))
         return Sample(None, tuple(unreadable))

@@ -29,16 +29,19 @@ class Batch(NamedTuple):
     """Images, and the unreadable files met on the way.
 
     Attributes:
-        images: (B, C, H, W) uint8 with channels last in memory; none if one of them could not be had.
+        images: (B, C, H, W) uint8, or float32 where the augmentation normalises, with channels last in memory; none if
+            one of them could not be had.
         unreadable: All files that could not be read.
         not_replaced: Those that were tried for an image that could not be had.
         cached: How many of the images were decoded already, as ``--cache`` had kept them.
+        indices: Which images of the source these are.
     """
 
     images: Tensor
     unreadable: tuple[Unreadable, ...]
     not_replaced: tuple[Unreadable, ...] = ()
     cached: int = 0
+    indices: tuple[int, ...] = ()
 
 
 def make_loader(
@@ -166,4 +169,5 @@ def collate(samples: list[Sample]) -> Batch:
     if len(images) < len(samples):
         return Batch(torch.empty(0, dtype=torch.uint8), unreadable, samples[-1].unreadable)
     cached = sum(sample.cached for sample in samples)
-    return Batch(torch.stack(images).permute(0, 3, 1, 2), unreadable, cached=cached)
+    indices = tuple(sample.number for sample in samples)
+    return Batch(torch.stack(images).permute(0, 3, 1, 2), unreadable, cached=cached, indices=indices)

@@ -179,3 +179,33 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.report is not None and self.report.suffix.lower() not in REPORT_FILES:
             raise ConfigError(f"--report {self.report}: the name must end in .html or .htm")
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictConfig:
+    """Which images, and which classifier."""
+
+    images: tuple[Path, ...] = option(
+        dataclasses.MISSING,
+        "Images, folders of images, archives (.tar, .zip), Parquet files, or https URLs of these.",
+        positional=True,
+        metavar="IMAGE",
+    )
+    checkpoint: Path = option(
+        Path("finetuned"),
+        "A classifier: the run folder of finetune or linprobe, or a fine-tuned checkpoint file.",
+        official=("model", "resume", "finetune"),
+    )
+    top_k: int = option(1, "How many of the likeliest classes to name.", low=1)
+    out: Path | None = option(None, "Also write a table: .csv.")
+    image_size: tuple[int, int] | None = shared_option("image_size", help=_IMAGE_SIZE_HELP, panel=_IMAGES)
+    crop_pct: float | None = option(**_CROP_PCT)
+    batch_size: int = option(**_BATCH_SIZE)
+    workers: int | None = shared_option("workers", panel=_COMPUTING)
+    device: str = shared_option("device", panel=_COMPUTING)
+    precision: str = shared_option("precision", panel=_COMPUTING)
+    offline: bool = shared_option("offline", panel=_COMPUTING)
+
+    def __post_init__(self) -> None:
+        if self.out is not None and self.out.suffix.lower() != ".csv":
+            raise ConfigError(f"--out {self.out}: the name must end in .csv")

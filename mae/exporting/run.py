@@ -14,9 +14,17 @@ from torch import Tensor
 from mae.checkpoints import Checkpoint, load_checkpoint
 from mae.checkpoints.build import build_usable, is_decoder
 from mae.checkpoints.builtin import BUILTIN
+from mae.checkpoints.classifiers import (
+    about_classes,
+    build_classifier,
+    class_names,
+    folded,
+    has_head,
+    pool_of,
+)
 from mae.checkpoints.dialects import to_hugging_face
 from mae.checkpoints.save import save, save_safetensors
-from mae.comparison.libraries import hugging_face_config, is_installed, load_transformers, timm_model
+from mae.comparison.libraries import hugging_face_config, is_installed, load_transformers, timm_logits, timm_model
 from mae.comparison.stages import TOLERANCES
 from mae.errors import CheckpointError, ConfigError, MaeError
 from mae.exporting.config import GRAPHS, ExportConfig
@@ -99,6 +107,8 @@ def export(config: ExportConfig, on_step: Callable[[str], None] = lambda step: N
     checkpoint = load_checkpoint(
         config.checkpoint, num_heads=config.num_heads, decoder_num_heads=config.decoder_num_heads
     )
+    if has_head(checkpoint):  # a linear probe's batch norm becomes part of a plain head
+        checkpoint = dataclasses.replace(checkpoint, state=folded(checkpoint.state))
     _refuse_misfit(config.to, checkpoint)
     if config.to in GRAPHS:
         refuse_missing(config.to)
@@ -232,7 +242,8 @@ def _write_safetensors(out: Path, state: Mapping[str, Tensor], checkpoint: Check
 
 
 def _write_timm(out: Path, state: Mapping[str, Tensor], checkpoint: Checkpoint) -> Path:
-    save_safetensors(out, state, {})
+    named = {"maecli": json.dumps(_own_entry(checkpoint))} if has_head(checkpoint) else {}
+    save_safetensors(out, state, named)
     return out
 
 
@@ -254,7 +265,11 @@ def _own_entry(checkpoint: Checkpoint) -> dict[str, Any]:
     sizes = dataclasses.asdict(checkpoint.config)
     if checkpoint.norm_pix_loss is None:
         del sizes["norm_pix_loss"]
-    return {"config": sizes}
+    entry: dict[str, Any] = {"config": sizes}
+    if has_head(checkpoint):
+        names, told = class_names(checkpoint)
+        entry |= about_classes(names, pool_of(checkpoint)) if told else {"pool": pool_of(checkpoint)}
+    return entry
 
 
 _ENDINGS = {
@@ -289,10 +304,12 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
 def _check_forward(to: str, out: Path, checkpoint: Checkpoint, again: Checkpoint) -> tuple[str, str, float]:
     """Who computed, what, and how far it is from ours."""
     imgs, noise = _check_inputs(checkpoint)
-    output = "prediction" if again.has_decoder else "features"
+    output = "prediction" if again.has_decoder else "logits" if has_head(again) else "features"
     wanted = _own_output(checkpoint)
     if to == "hf" and is_installed("transformers"):
         checked_by, got = "transformers", load_transformers(out)(imgs, noise=noise).logits
+    elif output == "logits" and to in ("timm", "official", "safetensors") and is_installed("timm"):
+        checked_by, got = "timm", timm_logits(again, imgs)
     elif to == "timm" and is_installed("timm") and "norm.weight" in again.state:
         model = timm_model(checkpoint.config)
         model.load_state_dict({key: again.state[key] for key in model.state_dict()}, assign=True)
@@ -312,8 +329,11 @@ def _check_inputs(checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _own_output(checkpoint: Checkpoint) -> Tensor:
-    """What our model computes with these weights, in float64: the prediction, or without a decoder the features."""
+    """What our model computes with these weights, in float64: the prediction, the logits, or the features."""
     imgs, noise = _check_inputs(checkpoint)
+    if has_head(checkpoint) and not checkpoint.has_decoder:
+        logits: Tensor = build_classifier(checkpoint)[0].double()(imgs)
+        return logits
     model = build_usable(checkpoint).double()
     return model(imgs, _MASK_RATIO, noise)[1] if checkpoint.has_decoder else model.encode(imgs)
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mae.checkpoints import Checkpoint
 from mae.checkpoints.build import build_encoder
+from mae.checkpoints.classifiers import pool_of
 from mae.config import LAYER_NORM_EPS, MAEConfig
 from mae.errors import CheckpointError
 from mae.mae import MaskedAutoencoder
@@ -56,17 +57,19 @@ class ServedClassifier(Served):
     Args:
         model: As above.
         dtype: As above.
-        norm: Of the averaged patches (``fc_norm``), or None: then the class token after the encoder's norm is taken.
+        norm: Of the averaged patches (``fc_norm``), or None: then the encoder's norm comes before the pooling.
+        pool: What the head sees: "mean" of the patch tokens, or the "cls" token.
         head: From (B, D) to logits.
     """
 
     output = "logits"
 
     def __init__(
-        self, model: MaskedAutoencoder, dtype: torch.dtype, norm: nn.LayerNorm | None, head: nn.Module
+        self, model: MaskedAutoencoder, dtype: torch.dtype, norm: nn.LayerNorm | None, pool: str, head: nn.Module
     ) -> None:
         super().__init__(model, dtype)
         self.fc_norm = norm
+        self.pool = pool
         self.head = head
         if norm is not None:
             self.encoder.norm = nn.Identity()  # type: ignore[assignment] # a mean of patches is normalised, not they
@@ -74,7 +77,8 @@ class ServedClassifier(Served):
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, classes)."""
         features = self.encoder(self.tokens(images))
-        pooled = features[:, 0] if self.fc_norm is None else self.fc_norm(features[:, 1:].mean(dim=1))
+        pooled = features[:, 1:].mean(dim=1) if self.pool == "mean" else features[:, 0]
+        pooled = pooled if self.fc_norm is None else self.fc_norm(pooled)
         logits: Tensor = self.head(pooled)
         return logits.to(images.dtype)
 
@@ -93,7 +97,7 @@ def served(checkpoint: Checkpoint, dtype: torch.dtype) -> Served:
     if "fc_norm.weight" in state:
         norm = nn.LayerNorm(checkpoint.config.embed_dim, eps=LAYER_NORM_EPS)
         _fill(norm, checkpoint, "fc_norm.")
-    return ServedClassifier(model, dtype, norm, _head(checkpoint)).finish()
+    return ServedClassifier(model, dtype, norm, pool_of(checkpoint), _head(checkpoint)).finish()
 
 
 def _head(checkpoint: Checkpoint) -> nn.Module:

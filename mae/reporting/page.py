@@ -64,6 +64,7 @@ def page(
         charts=_charts(log),
         images=images,
         previews=len(log.previews),
+        of_pixels=log.command == "pretrain",
         epochs=len(log.epochs),
         epoch_rows=[_epoch_row(log.epochs[number]) for number in evenly(len(log.epochs), MOST_ROWS)],
         unreadable=log.unreadable,
@@ -87,13 +88,13 @@ def _tiles(log: RunLog) -> dict[str, str]:
     last = log.epochs[-1] if log.epochs else None
     loss = last.loss if last else log.steps[-1].loss if log.steps else math.nan
     seconds = sum(one.seconds for one in log.epochs if math.isfinite(one.seconds))
-    psnr = [one.psnr for one in log.previews if math.isfinite(one.psnr)]
+    psnr, of_pixels = [one.psnr for one in log.previews if math.isfinite(one.psnr)], log.command == "pretrain"
     left = log.seconds_left()
-    tiles = {
+    tiles = _accuracy_tiles(log) | {
         "loss of the last epoch" if last else "loss": figure_text(loss),
         **_against_zero_prediction(log, loss),
         "loss of the first epoch": figure_text(first.loss) if first else "-",
-        f"PSNR, removed patches{_help(log)}": f"{psnr[-1]:.1f} dB" if psnr else "-",
+        **({f"PSNR, removed patches{_help(log)}": f"{psnr[-1]:.1f} dB" if psnr else "-"} if of_pixels else {}),
         "steps": f"{log.steps[-1].step:,}+" if log.steps and not log.finished else _steps(log),
         "images a second": figure_text(_mean(one.images_per_second for one in log.epochs[-20:])),
         "waiting for images": _percent(_mean(one.data_wait for one in log.epochs[-20:])),
@@ -107,6 +108,18 @@ def _tiles(log: RunLog) -> dict[str, str]:
 def _against_zero_prediction(log: RunLog, loss: float) -> dict[str, str]:
     """Of normalised patches predicting zero costs about 1, whatever the images; of raw pixels the log does not tell."""
     return {"of the loss of predicting zero": _percent(loss)} if log.config.get("norm_pix_loss") is True else {}
+
+
+def _accuracy_tiles(log: RunLog) -> dict[str, str]:
+    tiles = {}
+    if (test := log.test) is not None:
+        span = f" ({test.low:.1%} to {test.high:.1%})" if math.isfinite(test.low + test.high) else ""
+        tiles[f"test accuracy{span}"] = _percent(test.accuracy)
+    known = [one for one in log.validations if math.isfinite(one.accuracy)]
+    if known:
+        best = max(known, key=lambda one: one.accuracy)
+        tiles[f"held-out accuracy, epoch {best.epoch:,}"] = _percent(best.accuracy)
+    return tiles
 
 
 def _warnings(log: RunLog) -> list[str]:
@@ -141,11 +154,14 @@ def _charts(log: RunLog) -> list[Markup]:
     x_range = x_range_of([log.epochs_done, *(one.epoch for one in log.previews)])
     normalised = log.psnr_uses_original
     psnr = thin("mean of the preview images", ((one.epoch, one.psnr) for one in log.previews))
+    held_out = [thin("held-out images", ((one.epoch, one.loss) for one in log.validations))] if log.validations else []
     return [
+        *_accuracy_chart(log, x_range),
         chart(
             "Loss over epochs",
             [
                 thin("logged steps", ((one.epoch, one.loss) for one in steps)),
+                *held_out,
                 _means(log, "loss"),
             ],
             x_range=x_range,
@@ -161,12 +177,27 @@ def _charts(log: RunLog) -> list[Markup]:
             x_range=x_range,
             y_from=0,
         ),
-        chart(f"PSNR on removed patches, dB, over epochs{_help(log)}", [psnr], x_range=x_range),
+        *(
+            [chart(f"PSNR on removed patches, dB, over epochs{_help(log)}", [psnr], x_range=x_range)]
+            if log.command == "pretrain"
+            else []
+        ),
         chart("Images a second over epochs", _rates(log, "images_per_second"), x_range=x_range, y_from=0),
         chart(
             "Share of the time spent waiting for images", _rates(log, "data_wait"), x_range=x_range, y_from=0, y_to=1
         ),
     ]
+
+
+def _accuracy_chart(log: RunLog, x_range: tuple[float, float]) -> list[Markup]:
+    """Of a run that learns classes: how many held-out images are named rightly."""
+    if not log.validations:
+        return []
+    curve = thin("held-out training images", ((one.epoch, one.accuracy) for one in log.validations))
+    test = log.test
+    known = test is not None and math.isfinite(test.accuracy)
+    level = (test.accuracy, "test images, at the end") if test is not None and known else None
+    return [chart("Accuracy over epochs", [curve], x_range=x_range, y_from=0, y_to=1, level=level)]
 
 
 def _rates(log: RunLog, field: str) -> list[Curve]:

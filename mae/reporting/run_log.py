@@ -51,6 +51,26 @@ class LoggedEpoch:
     data_wait: float
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class LoggedValidation:
+    """What held-out images said at an epoch's end; ``epoch`` counts the epochs that are done."""
+
+    epoch: int
+    loss: float
+    accuracy: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LoggedTest:
+    """What the test images said at the end, with the 95 % interval; ``epoch`` counts up to that of the weights."""
+
+    epoch: int
+    accuracy: float
+    low: float
+    high: float
+    images: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Preview:
     """An image of reconstructions after so many epochs; NaN where the log does not tell its PSNR, dB."""
@@ -84,6 +104,8 @@ class RunLog:
         other_lines: Lines of the log that are whole and of no known kind.
         broken_lines: Lines of the log that are no JSON object, such as one that is being written.
         notes: What could not be read, and why.
+        validations: Of a run that learns classes, in order, each epoch once.
+        test: Of such a run that is done.
     """
 
     steps: tuple[LoggedStep, ...]
@@ -98,6 +120,14 @@ class RunLog:
     other_lines: int
     broken_lines: int
     notes: tuple[str, ...]
+    validations: tuple[LoggedValidation, ...] = ()
+    test: LoggedTest | None = None
+
+    @property
+    def command(self) -> str:
+        """Of what the run is one, by the settings that one command alone has."""
+        telling = {"layer_decay": "finetune", "trust_coefficient": "linprobe"}
+        return next((command for name, command in telling.items() if name in self.config), "pretrain")
 
     @property
     def wanted_epochs(self) -> int | None:
@@ -166,6 +196,8 @@ def read_run(run: Path) -> RunLog:
         other_lines=books.other,
         broken_lines=books.broken,
         notes=tuple(notes),
+        validations=tuple(books.validations[epoch] for epoch in sorted(books.validations)),
+        test=books.test,
     )
 
 
@@ -176,6 +208,8 @@ class _LogState:
         self.steps: dict[int, LoggedStep] = {}
         self.epochs: dict[int, LoggedEpoch] = {}
         self.psnr: dict[int, float] = {}
+        self.validations: dict[int, LoggedValidation] = {}
+        self.test: LoggedTest | None = None
         self.left_out = 0
         self.rollbacks = 0
         self.changes: list[LoggedChange] = []
@@ -189,6 +223,14 @@ class _LogState:
             done = int(epoch) + 1
             loss, lr = _number(entry["train_loss"]), _number(entry.get("train_lr"))
             self.epochs[done] = LoggedEpoch(done, loss, lr, _number(entry.get("seconds")), *rates)
+        elif "val_accuracy" in entry and 0 <= epoch < 1e9:
+            done = int(epoch) + 1
+            self.validations[done] = LoggedValidation(
+                done, _number(entry.get("val_loss")), _number(entry["val_accuracy"])
+            )
+        elif "test_accuracy" in entry and 0 <= epoch < 1e9:
+            names = ("test_accuracy", "test_low", "test_high", "test_images")
+            self.test = LoggedTest(int(epoch) + 1, *(_number(entry.get(name)) for name in names))
         elif "left_out" in entry:
             self.left_out += 1
         elif "rolled_back_to" in entry:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import threading
 import time
+import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ class Checkpointer:
         ranks: The processes that share it; the first one writes, or each its shards.
         args: The run's options under their official names.
         identity: What must not change when the run goes on.
+        about: What else a state tells of the model beside its sizes.
         minutes: How long the newest state may be behind.
         keep_last: How many of the newest states stay.
     """
@@ -65,6 +67,7 @@ class Checkpointer:
         *,
         args: Mapping[str, Any],
         identity: Mapping[str, Any],
+        about: Mapping[str, Any] = types.MappingProxyType({}),
         minutes: float,
         keep_last: int,
     ) -> None:
@@ -73,6 +76,7 @@ class Checkpointer:
         self.ranks = ranks
         self.args = args
         self.identity = identity
+        self.about = about
         self.seconds = minutes * 60
         self.keep_last = keep_last
         self._saved_at = time.monotonic()
@@ -159,7 +163,7 @@ class Checkpointer:
 
     def document(self, position: Position, state: Mapping[str, Any], **extra: Any) -> dict[str, Any]:
         """A state in the official trainer's layout."""
-        about = {"position": dataclasses.asdict(position), "run": dict(self.identity)}
+        about = {**self.about, "position": dataclasses.asdict(position), "run": dict(self.identity)}
         return checkpoint_document(
             state["model"],
             self.training_step.model.config,
@@ -269,7 +273,7 @@ def _load(path: Path) -> SavedState:
 _OLDER_NAMES = {"pictures": "images", "pictures_digest": "images_digest"}
 # What the entries of a state's identity are, where it has them; states of older versions have fewer.
 _COUNTS = ("images", "batch_size", "accum_iter", "processes")
-_KINDS = {"images_digest": str, "seed": int, "model": str, "compiled": bool, "settings": dict}
+_KINDS = {"images_digest": str, "seed": int, "model": str, "compiled": bool, "settings": dict, "classes": list}
 
 
 def _identity(values: Any) -> dict[str, Any]:

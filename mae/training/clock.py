@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -24,6 +26,15 @@ class Throughput:
 
     def __exit__(self, *_: Any) -> None:
         self._wait += time.monotonic() - self._entered
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within it the clock stands still."""
+        began = time.monotonic()
+        yield
+        gone = time.monotonic() - began
+        self._window = [(at + gone, images, wait) for at, images, wait in self._window]
+        self._epoch = (self._epoch[0] + gone, *self._epoch[1:])
 
     def rate(self) -> tuple[float, float]:
         """Images per second and share of waiting over the last ten seconds or the last step."""

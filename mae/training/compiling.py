@@ -9,29 +9,25 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from mae.mae import MaskedAutoencoder
-from mae.training.parallel import PretrainingLoss
-
 TIMED_STEPS = 5
 LEAST_GAIN = 1.02  # below it the difference is the machine's noise
 
 
-def compile_if_it_pays(model: MaskedAutoencoder, run: Callable[[nn.Module], None]) -> tuple[nn.Module, bool, str]:
-    """Compile the loss of a model and keep what is faster.
+def compile_if_it_pays(plain: nn.Module, run: Callable[[nn.Module], None]) -> tuple[nn.Module, bool, str]:
+    """Compile a loss and keep what is faster.
 
     torch keeps what it has compiled on the disk, so the next run with the same sizes starts sooner.
 
     Args:
-        model: On its device.
+        plain: The loss as a module, its model on its device.
         run: Takes a forward and a backward pass with a loss, and waits until they are done.
 
     Returns:
         The loss to use, whether it is the compiled one, and what came of it in a sentence.
     """
-    plain = PretrainingLoss(model)
     began = time.monotonic()
     try:
-        compiled: nn.Module = torch.compile(PretrainingLoss(model))  # type: ignore[assignment]
+        compiled: nn.Module = torch.compile(plain)  # type: ignore[assignment]
         run(compiled)
     except Exception as error:  # the compiler is a world of its own: no C++ compiler, no Triton, a full disk ...
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -51,6 +47,6 @@ def compile_if_it_pays(model: MaskedAutoencoder, run: Callable[[nn.Module], None
     return compiled, True, what
 
 
-def compiled_loss(model: MaskedAutoencoder) -> nn.Module:
+def compiled_loss(loss: nn.Module) -> nn.Module:
     """The compiled loss without asking whether it pays: a run goes on with the arithmetic that it began with."""
-    return torch.compile(PretrainingLoss(model))  # type: ignore[return-value]
+    return torch.compile(loss)  # type: ignore[return-value]

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from mae.config import MAEConfig, shared_option
 from mae.errors import ConfigError
@@ -40,6 +40,8 @@ def _names(value: Any) -> tuple[str, ...]:
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig:
     """The documented recipe (Paper: Appendix A.1, Table 8; the official PRETRAIN.md) as defaults."""
+
+    command: ClassVar[str] = "pretrain"
 
     data: tuple[Path, ...] = option(
         dataclasses.MISSING,
@@ -229,7 +231,7 @@ class PretrainConfig:
 
     def trackers(self) -> tuple[str, ...]:
         """Where the run is logged to beside its folder."""
-        return tuple(dict.fromkeys((*(("tensorboard",) if self.tensorboard else ()), *self.log_to)))
+        return trackers_of(self)
 
     def model_config(self) -> MAEConfig:
         """The architecture that these settings describe."""
@@ -246,18 +248,47 @@ class PretrainConfig:
 
     def as_plain(self) -> dict[str, Any]:
         """Every setting of the run by name, as TOML has it; paths are absolute, to lead there from anywhere."""
-        fields = [field for field in dataclasses.fields(self) if not option_of(field).typed_only]
-        values = {field.name: _plain(getattr(self, field.name)) for field in fields}
-        if self.init is not None and not self.init.exists():  # the name of a released file
-            values["init"] = str(self.init)
-        return values
+        return plain_settings(self)
 
 
-def settings_of_resumed(given: Mapping[str, Any]) -> dict[str, Any]:
+def trackers_of(config: Any) -> tuple[str, ...]:
+    """Where a run is logged to beside its folder."""
+    return tuple(dict.fromkeys((*(("tensorboard",) if config.tensorboard else ()), *config.log_to)))
+
+
+def plain_settings(config: Any) -> dict[str, Any]:
+    """Every setting of a run by name, as TOML has it; paths are absolute, to lead there from anywhere."""
+    fields = [field for field in dataclasses.fields(config) if not option_of(field).typed_only]
+    values = {field.name: _plain(getattr(config, field.name)) for field in fields}
+    if config.init is not None and not config.init.exists():  # the name of a released file
+        values["init"] = str(config.init)
+    return values
+
+
+# A setting that runs of one command alone have, by the command.
+_TELLING = {"mask_ratio": "pretrain", "layer_decay": "finetune", "trust_coefficient": "linprobe"}
+
+
+def check_command(run: Path, settings: Mapping[str, Any], command: str) -> None:
+    """Check that a run is one of a command's.
+
+    Raises:
+        ConfigError: Its settings are another command's.
+    """
+    whose = next((other for name, other in _TELLING.items() if name in settings), command)
+    if whose != command:
+        raise ConfigError(
+            f"{shown(run)} is a run of maecli {whose}, not of maecli {command}",
+            hint=f"maecli {whose} --resume {shown(run)} resumes it; --out starts another run elsewhere",
+        )
+
+
+def settings_of_resumed(given: Mapping[str, Any], command: str = "pretrain") -> dict[str, Any]:
     """A resumed run has its settings in its folder: those that are not given anew.
 
     Args:
         given: Settings by name; {} is told where ``resume`` is not among them.
+        command: Whose run it is to be.
 
     Raises:
         ConfigError: There are none that can be read, or ``out`` is another folder.
@@ -270,7 +301,9 @@ def settings_of_resumed(given: Mapping[str, Any]) -> dict[str, Any]:
             f"--resume {shown(run)} continues in its own folder, not in --out {shown(given['out'])}",
             hint=f"leave --out out; --init {shown(run / 'checkpoint-last.pth')} starts a new run from the weights",
         )
-    return read_run_settings(run)
+    settings = read_run_settings(run)
+    check_command(run, settings, command)
+    return settings
 
 
 def read_run_settings(run: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from mae.data.shared_memory import IS_SHARED
 from mae.data.sources.base import ImageSource
 from mae.data.sources.scan import Unreadable
 from mae.system.distributed import Ranks
-from mae.training.config import PretrainConfig
+from mae.training.classifier_config import RunConfig
 from mae.training.plan import TrainingPlan
 from mae.training.run_folder import Position
 
@@ -35,16 +35,18 @@ class DataModule:
         ranks: The processes that share each batch.
         device: Where the batches go.
         unreadable: What the scan could not read.
+        augmentation: What is done to each image.
     """
 
     def __init__(
         self,
-        config: PretrainConfig,
+        config: RunConfig,
         plan: TrainingPlan,
         images: ImageSource,
         ranks: Ranks,
         device: torch.device,
-        unreadable: Sequence[Unreadable] = (),
+        unreadable: Sequence[Unreadable],
+        augmentation: Augmentation,
     ) -> None:
         self.config = config
         self.plan = plan
@@ -53,9 +55,6 @@ class DataModule:
         self.unreadable = unreadable
         self.pin_memory = device.type == "cuda"
         self.workers = loader_workers(config.workers, device)
-        augmentation = Augmentation(
-            config.image_size, config.in_chans, config.crop_scale, config.hflip, config.decoder, config.crop_ratio
-        )
         cache_bytes = config.cache * 2**20 // (1 if IS_SHARED else max(1, self.workers))
         self.dataset = ImageDataset(images, augmentation, config.seed, cache_bytes)
         self._share_memory(cache_bytes)

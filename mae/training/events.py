@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mae.config import MAEConfig
 from mae.io.notebook import Drawn, Table, html_image
-from mae.training.config import PretrainConfig
+from mae.training.classifier_config import RunConfig
 from mae.training.plan import Advice, TrainingPlan
 
 LEARNT_SHARE = 0.9  # of the loss of predicting zero; the first hundred useful steps lead below it
@@ -21,12 +21,36 @@ class Scanned:
 
 
 @dataclasses.dataclass(frozen=True)
+class Classification:
+    """What a run that learns classes is about, beside what every run has.
+
+    Attributes:
+        command: "finetune" or "linprobe".
+        classes: Their names.
+        held_out, test_images: How many images choose the epoch, and how many test at the end.
+        start: Where the first weights come from, in words.
+        trained: How many parameters are trained.
+        pool: What the head sees: "mean" or "cls".
+        augmentation: What is done to the training images, in words.
+    """
+
+    command: str
+    classes: tuple[str, ...]
+    held_out: int
+    test_images: int
+    start: str
+    trained: int
+    pool: str
+    augmentation: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Started:
     """A run is about to begin.
 
     Attributes:
         parameters: All values of the model, position tables included.
-        zero_prediction_loss: The loss of predicting zero everywhere on the preview photographs.
+        zero_prediction_loss: The loss of predicting zero everywhere on the preview photographs, or of guessing classes.
         step_seconds: Measured time of one batch's forward and backward pass, without loading.
         first_epoch, first_step: Where a resumed run goes on.
         warnings: What went wrong on the way here.
@@ -34,9 +58,10 @@ class Started:
         advice: What in a new run's plan is unlikely to end well, and what to type instead.
         seconds_left: Of a run that goes on, at the pace that its log tells; None where it tells none.
         changes: What a run that goes on does otherwise than before, in words.
+        classification: Of a run that learns classes.
     """
 
-    config: PretrainConfig
+    config: RunConfig
     model: MAEConfig
     plan: TrainingPlan
     parameters: int
@@ -55,6 +80,7 @@ class Started:
     advice: tuple[Advice, ...] = ()
     seconds_left: float | None = None
     changes: tuple[str, ...] = ()
+    classification: Classification | None = None
 
     @property
     def seconds(self) -> float:
@@ -138,6 +164,37 @@ class Previewed:
 
 
 @dataclasses.dataclass(frozen=True)
+class Validated:
+    """What held-out images say at an epoch's end; ``epoch`` counts from 0.
+
+    Attributes:
+        val_loss: Mean cross-entropy.
+        val_accuracy: Share of the images that are named rightly.
+        best: Whether no epoch before was better.
+    """
+
+    epoch: int
+    val_loss: float
+    val_accuracy: float
+    best: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class FinalTest:
+    """The test images were asked; ``epoch`` is that of the weights, counted from 0.
+
+    Attributes:
+        test_accuracy, test_low, test_high: Share that is named rightly, with its 95 % interval.
+    """
+
+    epoch: int
+    test_accuracy: float
+    test_low: float
+    test_high: float
+    test_images: int
+
+
+@dataclasses.dataclass(frozen=True)
 class ImageUnreadable:
     """An image could not be decoded and another one took its place."""
 
@@ -153,7 +210,19 @@ class TrackerFailed:
     reason: str
 
 
-Event = Scanned | Started | Stepped | StepSkipped | RolledBack | EpochDone | Previewed | ImageUnreadable | TrackerFailed
+Event = (
+    Scanned
+    | Started
+    | Stepped
+    | StepSkipped
+    | RolledBack
+    | EpochDone
+    | Validated
+    | FinalTest
+    | Previewed
+    | ImageUnreadable
+    | TrackerFailed
+)
 
 
 @dataclasses.dataclass(frozen=True)

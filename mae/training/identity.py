@@ -9,6 +9,7 @@ from typing import Any
 from mae.io.urls import public_name
 from mae.models import factory_name
 from mae.system.distributed import Ranks
+from mae.training.classifier_config import RunConfig
 from mae.training.config import SIZES, PretrainConfig
 from mae.training.plan import TrainingPlan
 
@@ -86,7 +87,7 @@ _IN_ARGS = {
 }
 
 
-def deciding_settings(config: PretrainConfig) -> dict[str, Any]:
+def deciding_settings(config: RunConfig) -> dict[str, Any]:
     """The settings that decide a run's numbers, as plain values."""
     return {name: value for name, value in config.as_plain().items() if on_resume(name) is not OnResume.FREE}
 
@@ -109,15 +110,14 @@ def recorded_settings(identity: Mapping[str, Any], args: Any) -> dict[str, Any]:
     return {name: args[official] for name, official in _IN_ARGS.items() if isinstance(args.get(official), int | float)}
 
 
-def run_identity(config: PretrainConfig, plan: TrainingPlan) -> dict[str, Any]:
-    """What may not change between the parts of one run: each value decides its losses."""
+def run_identity(config: RunConfig, plan: TrainingPlan) -> dict[str, Any]:
+    """What may not change between the parts of one run, whatever its task: each value decides its losses."""
     return {
         "images": plan.images,
         "images_digest": plan.images_digest,
         "batch_size": plan.batch_size,
         "accum_iter": plan.accum_iter,
         "seed": config.seed,
-        "model": repr(config.model_config()),
     }
 
 

@@ -32,7 +32,7 @@ def give_up(
     files = [shown(name) for name in data.names(step.before, count)]
     replay = run.folder.replay(run.ranks.rank, run.ranks.size)
     batches = data.again(step.before, count)
-    inputs = [task.inputs(step.before, step.before.batch + number) for number in range(count)]
+    inputs = [task.inputs(step.before, step.before.batch + number, batch) for number, batch in enumerate(batches)]
     about = {"step": step.after.step, "lr": step.lr, "loss": loss, "files": files, "precision": run.config.precision}
     suspicious = not bool(step.losses.isfinite().all()) or (math.isfinite(loss) and run.ranks.first)
     write_replay(replay, checkpointer, step.before, batches, about | task.replayed(inputs), write=suspicious)

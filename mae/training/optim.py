@@ -26,6 +26,11 @@ def parameter_groups(model: MaskedAutoencoder, weight_decay: float) -> list[dict
 def make_optimizer(
     model: MaskedAutoencoder, *, lr: float, betas: tuple[float, float], weight_decay: float
 ) -> torch.optim.AdamW:
-    """AdamW over ``parameter_groups``; fused where the parameters' device has such a kernel."""
-    fused = next(model.parameters()).device.type in ("cuda", "cpu")
-    return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, betas=betas, fused=fused)
+    """AdamW over ``parameter_groups``."""
+    return adamw(parameter_groups(model, weight_decay), lr=lr, betas=betas)
+
+
+def adamw(groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
+    """AdamW; fused where the parameters' device has such a kernel."""
+    fused = groups[0]["params"][0].device.type in ("cuda", "cpu")
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)

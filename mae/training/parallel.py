@@ -37,14 +37,15 @@ class ParallelModel:
         loss: Its loss as a module, where that is not simply ``PretrainingLoss``.
     """
 
-    def __init__(
-        self, model: MaskedAutoencoder, ranks: Ranks, *, shard: bool = False, loss: nn.Module | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, ranks: Ranks, *, shard: bool = False, loss: nn.Module | None = None) -> None:
         self.model = model
         self.sharded = shard and not ranks.alone
         if self.sharded:
             _shard(model, ranks)
-        self.loss: LossFunction = PretrainingLoss(model) if loss is None else loss
+        if loss is None:
+            assert isinstance(model, MaskedAutoencoder)
+            loss = PretrainingLoss(model)
+        self.loss: LossFunction = loss
         self._ddp: nn.parallel.DistributedDataParallel | None = None
         if not ranks.alone and not self.sharded:
             with warnings.catch_warnings():
@@ -71,7 +72,7 @@ class ParallelModel:
         return self._ddp.no_sync()
 
 
-def _shard(model: MaskedAutoencoder, ranks: Ranks) -> None:
+def _shard(model: nn.Module, ranks: Ranks) -> None:
     """Each block is gathered when it is its turn; the rest is one more group."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -84,7 +85,8 @@ def _shard(model: MaskedAutoencoder, ranks: Ranks) -> None:
             register_fsdp_forward_method(module, "forward_shared")
     fully_shard(model, mesh=mesh)
     for method in ("pretraining_loss", "encode_visible", "forward_decoder"):
-        register_fsdp_forward_method(model, method)
+        if hasattr(model, method):
+            register_fsdp_forward_method(model, method)
 
 
 def whole(tensor: Tensor) -> Tensor:

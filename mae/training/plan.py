@@ -8,6 +8,7 @@ import math
 from mae.errors import DataError
 from mae.models import VARIANTS, variant_config
 from mae.models.parameters import count_parameters
+from mae.training.classifier_config import RunConfig
 from mae.training.config import PretrainConfig
 from mae.training.presets import PRESETS
 from mae.training.schedule import scaled_lr
@@ -54,7 +55,7 @@ class TrainingPlan:
 
 
 def make_plan(
-    config: PretrainConfig, images: int, digest: str = "", *, processes: int = 1, batch_size: int | None = None
+    config: RunConfig, images: int, digest: str = "", *, processes: int = 1, batch_size: int | None = None
 ) -> TrainingPlan:
     """Compute the plan of a run.
 

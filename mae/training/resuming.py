@@ -11,8 +11,8 @@ from mae.errors import ConfigError
 from mae.io.text import shown
 from mae.options import flag_name
 from mae.training.checkpointer import SavedState, newest_state
-from mae.training.config import PretrainConfig
-from mae.training.identity import OnResume, on_resume, run_identity
+from mae.training.classifier_config import RunConfig
+from mae.training.identity import OnResume, on_resume
 from mae.training.plan import TrainingPlan
 from mae.training.run_folder import Position, RunFolder
 from mae.training.schedule import lr_at
@@ -44,7 +44,7 @@ class Resumption:
         warnings: What is wrong with newer states, which cannot be read.
     """
 
-    recorded: PretrainConfig | None = None
+    recorded: RunConfig | None = None
     saved: SavedState | None = None
     changes: tuple[Change, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -67,7 +67,7 @@ class Resumption:
         """Images in a batch over all processes, where the run has fixed it."""
         return self.saved.identity["batch_size"] if self.saved else None
 
-    def rescheduled(self, config: PretrainConfig, plan: TrainingPlan) -> Rescheduled | None:
+    def rescheduled(self, config: RunConfig, plan: TrainingPlan) -> Rescheduled | None:
         """What another length does to the learning rate."""
         length = next((change for change in self.changes if change.name == "epochs"), None)
         if length is None:
@@ -79,7 +79,7 @@ class Resumption:
         )
         return Rescheduled(length.before, length.now, before, now)
 
-    def log_entry(self, config: PretrainConfig, plan: TrainingPlan) -> dict[str, Any] | None:
+    def log_entry(self, config: RunConfig, plan: TrainingPlan) -> dict[str, Any] | None:
         """The log's line about changes that the run's numbers tell of; None where there are none."""
         told = {one.name: [one.before, one.now] for one in self.changes if on_resume(one.name) is not OnResume.FREE}
         if not told:
@@ -89,7 +89,7 @@ class Resumption:
         schedule = self.rescheduled(config, plan)
         return entry | ({"lr": schedule.lr, "lr_before": schedule.lr_before} if schedule else {})
 
-    def told(self, config: PretrainConfig, plan: TrainingPlan) -> tuple[str, ...]:
+    def told(self, config: RunConfig, plan: TrainingPlan) -> tuple[str, ...]:
         """The changes in words."""
         said = []
         if schedule := self.rescheduled(config, plan):
@@ -121,7 +121,7 @@ class Rescheduled:
         )
 
 
-def take_up(run: RunFolder, config: PretrainConfig, recorded: PretrainConfig | None, processes: int) -> Resumption:
+def take_up(run: RunFolder, config: RunConfig, recorded: RunConfig | None, processes: int) -> Resumption:
     """Find the state to go on from, and refuse settings that would make another run of it.
 
     Args:
@@ -154,18 +154,23 @@ def take_up(run: RunFolder, config: PretrainConfig, recorded: PretrainConfig | N
     return Resumption(recorded, saved, tuple(changes), warnings)
 
 
-def check_same_run(resumption: Resumption, plan: TrainingPlan, config: PretrainConfig) -> None:
+def check_same_run(resumption: Resumption, now: Mapping[str, Any], config: RunConfig) -> None:
     """Refuse to go on where the images or the model would make another run of it.
+
+    Args:
+        resumption: Where the run goes on from.
+        now: What it would be now: ``run_identity``, and what the task adds.
+        config: Its settings.
 
     Raises:
         ConfigError: They differ from those that the state was trained with.
     """
     if resumption.saved is None:
         return
-    now, before = run_identity(config, plan), resumption.saved.identity
+    before = resumption.saved.identity
     differ = [name for name in now if before.get(name, now[name]) != now[name]]
     if "images" in differ:  # what follows from their number need not be told
-        differ = [name for name in differ if name == "images" or name in ("seed", "model")]
+        differ = [name for name in differ if name == "images" or name in ("seed", "model", "classes")]
     rows: list[tuple[str, Any, Any]] = []
     for name in differ:
         if name == "model":
@@ -176,10 +181,10 @@ def check_same_run(resumption: Resumption, plan: TrainingPlan, config: PretrainC
         raise another_run(rows, resumption.saved, config)
 
 
-_IN_WORDS = {"images": "number of images", "images_digest": "the images' names (digest)"}
+_IN_WORDS = {"classes": "classes", "images": "number of images", "images_digest": "the images' names (digest)"}
 
 
-def another_run(rows: Iterable[tuple[str, Any, Any]], saved: SavedState | None, config: PretrainConfig) -> ConfigError:
+def another_run(rows: Iterable[tuple[str, Any, Any]], saved: SavedState | None, config: RunConfig) -> ConfigError:
     """The refusal of what would make another run: each thing that differs, before and now."""
     if saved is not None:
         hint = f"put it back, or start a new run from its weights with --init {shown(saved.path)} and another --out"
@@ -190,7 +195,7 @@ def another_run(rows: Iterable[tuple[str, Any, Any]], saved: SavedState | None, 
 
 
 def _batch_change(
-    saved: SavedState | None, recorded: PretrainConfig | None, config: PretrainConfig, processes: int
+    saved: SavedState | None, recorded: RunConfig | None, config: RunConfig, processes: int
 ) -> list[Change]:
     """A batch is that of all processes: another number of them may share it."""
     if saved is None:
@@ -205,7 +210,7 @@ def _batch_change(
     return [Change("batch_size", f"{total} in all", f"{config.batch_size} x {processes} processes")]
 
 
-def _check_length(saved: SavedState | None, recorded: PretrainConfig | None, config: PretrainConfig) -> None:
+def _check_length(saved: SavedState | None, recorded: RunConfig | None, config: RunConfig) -> None:
     """Refuse a length below what is done, and one that a repeated command would bring back.
 
     Raises:
@@ -229,7 +234,7 @@ def _check_length(saved: SavedState | None, recorded: PretrainConfig | None, con
         )
 
 
-def _flag(config: PretrainConfig) -> str:
+def _flag(config: RunConfig) -> str:
     return f"{'--resume' if config.resume is not None else '--auto-resume:'} {shown(config.out)}"
 
 

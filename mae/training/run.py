@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from mae.system.distributed import Ranks
-from mae.training.config import PretrainConfig
+from mae.training.classifier_config import RunConfig
 from mae.training.events import Event
 from mae.training.plan import TrainingPlan
 from mae.training.run_folder import Position, RunFolder
@@ -30,7 +30,7 @@ class Run:
         should_stop: Asked between steps; once true, the state is saved and the run ends.
     """
 
-    config: PretrainConfig
+    config: RunConfig
     plan: TrainingPlan
     ranks: Ranks
     device: torch.device

@@ -12,7 +12,7 @@ import socket
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, TypeGuard
+from typing import IO, Any, TypeGuard, TypeVar
 
 import tomli_w
 
@@ -26,7 +26,8 @@ from mae.io.locks import take_lock
 from mae.io.text import shown
 from mae.options import build_config
 from mae.system.environment import ENVIRONMENT_FILE, environment
-from mae.training.config import CONFIG_FILE, PretrainConfig, read_run_settings
+from mae.training.classifier_config import ClassifierConfig, RunConfig
+from mae.training.config import CONFIG_FILE, PretrainConfig, check_command, read_run_settings
 
 _HOLDER = ".lock-holder"  # who holds the lock; not in the lock itself, which Windows lets nobody else read
 UNREADABLE_FILE = "unreadable.tsv"
@@ -34,6 +35,7 @@ _UNREADABLE_HEAD = "file\treason\n"
 LOG_FILE = "log.jsonl"
 # What a start writes before anything is learnt. The report on unreadable images is not among them: it says why.
 _OF_A_START = (CONFIG_FILE, ENVIRONMENT_FILE, "previews", "tensorboard", "wandb", "mlflow", ".trackers.json")
+Config = TypeVar("Config", bound=PretrainConfig | ClassifierConfig)
 _PACE_OF = 9  # newest epochs, or logged steps, whose pace is a run's
 
 
@@ -85,12 +87,14 @@ class Logged:
         psnr: Of the last image of reconstructions, dB.
         images_per_second: In the last epochs, or steps where no epoch is done; their median.
         changes: Entries about settings that were changed.
+        best: Accuracy on held-out images and its negative loss, of the best epoch.
     """
 
     train_loss: float | None
     psnr: float | None
     images_per_second: float | None
     changes: tuple[dict[str, Any], ...]
+    best: tuple[float, float] | None = None
 
 
 class RunFolder:
@@ -252,8 +256,11 @@ class RunFolder:
         """What made the loss no number, as one of so many processes saw it."""
         return self.path / ("replay.pth" if ranks == 1 else f"replay-{rank}.pth")
 
-    def read_config(self) -> PretrainConfig | None:
+    def read_config(self, config_class: type[Config]) -> Config | None:
         """The settings of the run that is here; None where the folder does not tell them.
+
+        Args:
+            config_class: Whose settings they are.
 
         Raises:
             ConfigError: They cannot be read.
@@ -261,9 +268,11 @@ class RunFolder:
         path = self.path / CONFIG_FILE
         if not path.exists() and not self.path.is_file():
             return None
-        return build_config(PretrainConfig, read_run_settings(self.path), source=str(path))
+        settings = read_run_settings(self.path)
+        check_command(self.path, settings, config_class.command)
+        return build_config(config_class, settings, source=str(path))
 
-    def write_config(self, config: PretrainConfig) -> None:
+    def write_config(self, config: RunConfig) -> None:
         """Write a TOML file that repeats the run when it is given to ``--config``."""
         if not self.writes:
             return
@@ -296,6 +305,7 @@ class RunFolder:
         known: dict[str, float] = {}
         paces: dict[bool, list[float]] = {True: [], False: []}
         changes = []
+        best: tuple[float, float] | None = None
         for _, entry in self._logged(position):
             known |= {name: entry[name] for name in ("train_loss", "psnr") if _is_number(entry.get(name))}
             if _is_number(pace := entry.get("images_per_second")) and pace > 0:
@@ -304,12 +314,16 @@ class RunFolder:
                 del of_epochs[:-_PACE_OF]
             if "changed" in entry:
                 changes.append(entry)
+            accuracy, loss = entry.get("val_accuracy"), entry.get("val_loss")
+            if entry.get("best") is True and _is_number(accuracy) and _is_number(loss):
+                best = (accuracy, -loss)
         newest = paces[True] or paces[False]
         return Logged(
             known.get("train_loss"),
             known.get("psnr"),
             statistics.median(newest) if newest else None,
             tuple(changes),
+            best,
         )
 
     def _logged(self, position: Position) -> Iterator[tuple[str, dict[str, Any]]]:

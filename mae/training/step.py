@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mae.data.transforms import normalise
-from mae.mae import MaskedAutoencoder
 from mae.system.device import autocast
 from mae.system.distributed import Ranks
 from mae.training.optim import make_optimizer
@@ -24,10 +24,12 @@ class TrainingStep:
         model: On its device.
         precision: "fp32", or "bf16" or "fp16" for matrix products; weights, norms and the loss stay in fp32.
         lr: Learning rate, until ``update`` is given another.
-        betas, weight_decay: AdamW's.
+        betas, weight_decay: AdamW's, where no other optimiser is given.
         ranks: The processes that share each step; each gives its part of the batch.
         shard: Divide the model over them.
-        loss: The model's loss as a module, where it is compiled.
+        loss: The model's loss as a module; None for pre-training's.
+        optimizer: Makes the optimiser of the model, once this is divided; a group's ``lr_scale`` multiplies its
+            learning rate.
 
     Attributes:
         loss_scale: What the last step's loss was multiplied by, scalar, on the device; 1 but in fp16.
@@ -35,30 +37,36 @@ class TrainingStep:
 
     def __init__(
         self,
-        model: MaskedAutoencoder,
+        model: Any,
         precision: str,
         *,
-        lr: float,
-        betas: tuple[float, float],
-        weight_decay: float,
+        lr: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.0,
         ranks: Ranks | None = None,
         shard: bool = False,
         loss: nn.Module | None = None,
+        optimizer: Callable[[], torch.optim.Optimizer] | None = None,
     ) -> None:
         self.model = model
         self.device = next(model.parameters()).device
         self.precision = precision
         self.ranks = ranks or Ranks()
         self.parallel = ParallelModel(model, self.ranks, shard=shard, loss=loss)
-        self.optimizer = make_optimizer(model, lr=lr, betas=betas, weight_decay=weight_decay)
+        if optimizer is None:
+            self.optimizer: torch.optim.Optimizer = make_optimizer(model, lr=lr, betas=betas, weight_decay=weight_decay)
+        else:
+            self.optimizer = optimizer()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.loss_scale = torch.ones((), device=self.device)
         if self.device.type == "cpu":
             keep_freed_memory()
 
     def loss(self, images: Tensor, *inputs: Any) -> Tensor:
-        """The loss of images (B, C, H, W) uint8 and what the task gives beside them, such as mask ratio and noise."""
-        imgs = normalise(self._on_device(images))
+        """The loss of images (B, C, H, W), uint8 or normalised, and what the task gives beside them, such as masks."""
+        imgs = self._on_device(images)
+        if not imgs.is_floating_point():  # else it was done where the augmentation needs it
+            imgs = normalise(imgs)
         there = [self._on_device(value) if isinstance(value, Tensor) else value for value in inputs]
         with autocast(self.device, self.precision):
             return self.parallel.loss(imgs, *there)
@@ -84,14 +92,14 @@ class TrainingStep:
         """
         if lr is not None:
             for group in self.optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get("lr_scale", 1.0)
         self.scaler.unscale_(self.optimizer)
         norm = self._gradient_norm()
         if self.scaler.is_enabled():
             self.loss_scale = self.scaler.scale(torch.ones_like(self.loss_scale))
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        elif self.optimizer.defaults["fused"]:
+        elif self.optimizer.defaults.get("fused"):
             # The fused kernel reads the flag on the device, so the host need not wait for the norm.
             self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
             self.optimizer.step()

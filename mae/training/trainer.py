@@ -96,7 +96,7 @@ class Trainer:
             self.unreadable.require_image(batch.not_replaced)
             last = number == here.batch + micro_batches - 1
             losses.append(
-                step.backward(batch.images, *self.task.inputs(here, number), share=1 / micro_batches, last=last)
+                step.backward(batch.images, *self.task.inputs(here, number, batch), share=1 / micro_batches, last=last)
             )
             self.throughput.images += run.plan.batch_size
             self.loaded += len(batch.images)
@@ -129,7 +129,8 @@ class Trainer:
         done, config = self.state.position, self.run.config
         self.state.position = Position(epoch=done.epoch + 1, step=done.step, in_a_row=done.in_a_row, turn=done.turn)
         finished, last = done.epoch + 1, done.epoch + 1 == config.epochs
-        if config.preview_every and (finished % config.preview_every == 0 or last):
+        self.validate(done)
+        if self.task.shows(finished):
             self.preview(done, finished)
         if (finished % config.save_every == 0 and not last) or (last and self.state.step.parallel.sharded):
             self.save(keep=True)
@@ -152,6 +153,14 @@ class Trainer:
         entry = dataclasses.asdict(self.last_epoch)
         self.run.folder.log({name: value for name, value in entry.items() if name != "cache_hits" or value is not None})
         self.run.on_event(self.last_epoch)
+
+    def validate(self, done: Position) -> None:
+        """Ask the held-out images, if there are any; the time that it takes is no training."""
+        with self.throughput.paused():
+            validated = self.task.validate(done)
+        if validated is not None:
+            self.run.folder.log({**dataclasses.asdict(validated), "step": done.step})
+            self.run.on_event(validated)
 
     def preview(self, done: Position, finished: int) -> None:
         """Draw the preview of an epoch."""

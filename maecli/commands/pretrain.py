@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,25 +14,25 @@ from mae.training.config import PretrainConfig, settings_of_resumed
 from mae.training.presets import PRESETS
 from maecli.options import command_from
 from maecli.output import Output, as_document
+from maecli.stopping import StopOnSignal
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mae.training.events import PretrainResult, Started
+    from mae.training.classifier_config import ClassifierConfig
+    from mae.training.events import PretrainResult
 
 
 SWITCHES = {"dry_run": "Print the plan, with what may be wrong with it, and stop; nothing is written."}
-# SLURM announces a preemption by SIGUSR1 where it is asked to; Windows has none.
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
-def _written_config(config: PretrainConfig) -> Path | None:
+def written_config(config: PretrainConfig | ClassifierConfig) -> Path | None:
     """Where a new run writes its settings; a resumed run already has them there."""
     return None if config.resume or config.auto_resume else config.out / "config.toml"
 
 
 @command_from(
-    PretrainConfig, toml=True, saved=settings_of_resumed, written=_written_config, presets=PRESETS, switches=SWITCHES
+    PretrainConfig, toml=True, saved=settings_of_resumed, written=written_config, presets=PRESETS, switches=SWITCHES
 )
 def pretrain(config: PretrainConfig, output: Output, *, dry_run: bool) -> None:
     """Train a masked autoencoder on a folder of images; labels are not needed.
@@ -50,11 +49,11 @@ def pretrain(config: PretrainConfig, output: Output, *, dry_run: bool) -> None:
     from mae.checkpoints.hub import announce_downloads
     from mae.training.pretrain import plan_run
     from mae.training.pretrain import pretrain as train
-    from maecli.views.progress import TrainingView
+    from maecli.views.progress import TrainingView, show_plan
 
     if dry_run:
         with announce_downloads(output.download), TrainingView(output) as view:
-            _show_plan(plan_run(config, view), output)
+            show_plan(plan_run(config, view), output)
         return
     stop = StopOnSignal()
     speaks = os.environ.get("RANK", "0") == "0"  # of several processes, one
@@ -81,84 +80,8 @@ def pretrain(config: PretrainConfig, output: Output, *, dry_run: bool) -> None:
         raise typer.Exit(128 + (stop.number or signal.SIGTERM))
 
 
-class StopOnSignal:
-    """The first Ctrl-C, SIGTERM or SIGUSR1 finishes the step and saves; the second ends at once.
-
-    Attributes:
-        number: The signal that came; 0 while none has.
-        asked: Whether training has begun to ask; before, there is nothing to save, so the first one ends at once.
-    """
-
-    def __init__(self) -> None:
-        self.number = 0
-        self.asked = False
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> StopOnSignal:
-        for number in SIGNALS:
-            self._before[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def __call__(self) -> bool:
-        """Whether a signal came."""
-        self.asked = True
-        return self.number != 0
-
-    def _on_signal(self, number: int, frame: types.FrameType | None) -> None:
-        if self.number or not self.asked:
-            if number == signal.SIGINT:
-                raise KeyboardInterrupt
-            raise SystemExit(128 + number)
-        self.number = number
-
-
 def _document(result: PretrainResult) -> dict[str, Any]:
     return as_document(result) | {"learnt": result.learnt}
-
-
-def _show_plan(started: Started, output: Output) -> None:
-    """A plan as the result; of several processes, one shows it."""
-    from maecli.views.progress import plan_panel, tell_plan
-
-    if os.environ.get("RANK", "0") != "0":
-        return
-    output.result(
-        lambda: _plan_document(started), lambda console: console.print(plan_panel(started)), round(started.seconds)
-    )
-    if not output.quiet:
-        tell_plan(started, output)
-
-
-def _plan_document(started: Started) -> dict[str, Any]:
-    """The plan as JSON has it; ``config`` under the names of a TOML file."""
-    import dataclasses
-
-    plan = dataclasses.asdict(started.plan)
-    return {
-        "dry_run": True,
-        "config": {name: value for name, value in started.config.as_plain().items() if value is not None},
-        "model": dataclasses.asdict(started.model),
-        "parameters": started.parameters,
-        "plan": {name: value for name, value in plan.items() if name not in ("warnings", "images_digest")},
-        "skipped": started.skipped,
-        "others": started.others,
-        "device": started.device,
-        "precision": started.precision,
-        "workers": started.workers,
-        "processes": started.processes,
-        "first_step": started.first_step,
-        "zero_prediction_loss": started.zero_prediction_loss,
-        "batch_seconds": started.step_seconds,
-        "seconds": started.seconds,
-        "warnings": [*started.warnings, *started.plan.warnings],
-        "advice": [dataclasses.asdict(one) for one in started.advice],
-        "notes": [*started.notes],
-        "changes": [*started.changes],
-    }
 
 
 def _show(console: Console, result: PretrainResult) -> None:

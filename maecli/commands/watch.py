@@ -97,9 +97,21 @@ def _facts(log: RunLog) -> dict[str, str]:
         "learning rate": f"{rates.lr:.2e}" if rates else "-",
         "images/s": f"{rates.images_per_second:,.0f}" if rates else "-",
         "waiting for data": f"{rates.data_wait:.0%}" if rates else "-",
-        "PSNR": _psnr(log),
+        **({"PSNR": _psnr(log)} if log.command == "pretrain" else _accuracies(log)),
     }
     return facts | ({"left": f"about {duration(left)}"} if left and not log.finished else {})
+
+
+def _accuracies(log: RunLog) -> dict[str, str]:
+    """Of a run that learns classes."""
+    known = [one for one in log.validations if math.isfinite(one.accuracy)]
+    best = max(known, key=lambda one: one.accuracy) if known else None
+    newest = f"{known[-1].accuracy:.1%}" if known else "-"
+    found = {
+        "held-out accuracy": newest if best is None else f"{newest}, at best {best.accuracy:.1%} (epoch {best.epoch})"
+    }
+    test = log.test
+    return found | ({"test accuracy": f"{test.accuracy:.1%}"} if test and math.isfinite(test.accuracy) else {})
 
 
 def _psnr(log: RunLog) -> str:
@@ -136,6 +148,8 @@ def _document(run: Path, log: RunLog) -> dict[str, Any]:
         "step": log.steps[-1].step if log.steps else None,
         "loss": _loss(log),
         "psnr": log.previews[-1].psnr if log.previews else None,
+        "val_accuracy": log.validations[-1].accuracy if log.validations else None,
+        "test_accuracy": log.test.accuracy if log.test else None,
         "psnr_uses_original": log.psnr_uses_original,
         "seconds_left": log.seconds_left(),
     }

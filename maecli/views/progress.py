@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import os
 import sys
 import time
 from types import TracebackType
@@ -10,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from mae.config import format_size
 from mae.io.text import shown
+from mae.training.config import PretrainConfig
 from mae.training.events import (
     EpochDone,
     Event,
+    FinalTest,
     ImageUnreadable,
     Previewed,
     RolledBack,
@@ -21,6 +25,7 @@ from mae.training.events import (
     Stepped,
     StepSkipped,
     TrackerFailed,
+    Validated,
 )
 from maecli.output import Output, can_redraw, make_console
 
@@ -79,6 +84,13 @@ class TrainingView:
             self._step(event)
         elif isinstance(event, EpochDone):
             self._epoch(event)
+        elif isinstance(event, Validated):
+            best = ", the best so far" if event.best else ""
+            self._say(
+                f"epoch {event.epoch + 1}: held-out accuracy {event.val_accuracy:.1%}, loss {event.val_loss:.4f}{best}"
+            )
+        elif isinstance(event, FinalTest):
+            self._say(f"tested on {event.test_images:,} images with the weights of epoch {event.epoch + 1}")
         elif isinstance(event, Previewed):
             self._say(
                 f"epoch {event.path.stem.removeprefix('epoch-').lstrip('0')}: image {event.path}, "
@@ -147,23 +159,17 @@ def plan_panel(event: Started) -> Panel:
     from rich.table import Table
     from rich.text import Text
 
-    plan, config, model = event.plan, event.config, event.model
+    plan, config = event.plan, event.config
     skipped = f", {event.skipped} unreadable skipped" if event.skipped else ""
     others = f", {event.others} other files ignored" if event.others else ""
-    target = "normalised pixels" if model.norm_pix_loss else "raw pixels"
     scaled = "given" if config.lr is not None else f"{config.base_lr:g} x {plan.effective_batch} / 256"
     accumulated = f" x {plan.accum_iter} accumulated = {plan.effective_batch}" if plan.accum_iter > 1 else ""
     shared = (
         f", {plan.batch_size // event.processes} in each of {event.processes} processes" if event.processes > 1 else ""
     )
-    changed = ", ".join(f"{name} {value:g}" for name, value in config.changed_sizes().items())
-    variant = f"{config.variant} with {changed}" if changed else config.variant
     rows = {
         "images": f"{plan.images:,} found{skipped}{others}",
-        "model": f"{variant}, {event.parameters:,} parameters, {format_size(model.img_size)} px, patches of "
-        f"{model.patch_size}, {model.in_chans} channels",
-        "target": f"{target}, {config.mask_ratio:.0%} removed; predicting zero gives a loss of "
-        f"{event.zero_prediction_loss:.3f}",
+        **_what_is_learnt(event),
         "batch": f"{plan.batch_size}{shared}{accumulated}",
         "learning rate": f"{plan.lr:.3g} ({scaled}), warm-up {config.warmup_epochs:g} of {config.epochs} epochs, then "
         f"cosine to {config.min_lr:g}",
@@ -179,7 +185,38 @@ def plan_panel(event: Started) -> Panel:
     table = Table.grid(padding=(0, 2))
     for name, value in rows.items():
         table.add_row(Text(name, style="bold"), Text(value, overflow="fold"))
-    return Panel(table, title="pretrain", expand=False)
+    title = event.classification.command if event.classification else "pretrain"
+    return Panel(table, title=title, expand=False)
+
+
+def _what_is_learnt(event: Started) -> dict[str, str]:
+    """The rows of a plan that differ from task to task."""
+    config, model, classification = event.config, event.model, event.classification
+    sizes = f"{format_size(model.img_size)} px, patches of {model.patch_size}, {model.in_chans} channels"
+    if classification is None:
+        assert isinstance(config, PretrainConfig)
+        changed = ", ".join(f"{name} {value:g}" for name, value in config.changed_sizes().items())
+        variant = f"{config.variant} with {changed}" if changed else config.variant
+        target = "normalised pixels" if model.norm_pix_loss else "raw pixels"
+        return {
+            "model": f"{variant}, {event.parameters:,} parameters, {sizes}",
+            "target": f"{target}, {config.mask_ratio:.0%} removed; predicting zero gives a loss of "
+            f"{event.zero_prediction_loss:.3f}",
+        }
+    names = ", ".join(shown(name, 20) for name in classification.classes[:6])
+    more = ", ..." if len(classification.classes) > 6 else ""
+    count = classification.held_out
+    held_out = f"{count:,} held out to choose the epoch" if count else "none held out"
+    return {
+        "classes": f"{len(classification.classes):,} ({names}{more}); guessing gives a loss of "
+        f"{event.zero_prediction_loss:.3f}",
+        "other images": f"{held_out}, {classification.test_images:,} to test once, at the end",
+        "model": f"width {model.embed_dim}, {model.depth} blocks, {model.num_heads} heads, {sizes}; "
+        f"{classification.trained:,} of {event.parameters:,} parameters are trained, the head sees the "
+        + ("mean of the patch tokens" if classification.pool == "mean" else "class token"),
+        "start": classification.start,
+        "augmentation": classification.augmentation,
+    }
 
 
 def helped_text(helped: bool) -> str:
@@ -202,3 +239,41 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def show_plan(started: Started, output: Output) -> None:
+    """A plan as the result; of several processes, one shows it."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    output.result(
+        lambda: _plan_document(started), lambda console: console.print(plan_panel(started)), round(started.seconds)
+    )
+    if not output.quiet:
+        tell_plan(started, output)
+
+
+def _plan_document(started: Started) -> dict[str, Any]:
+    """The plan as JSON has it; ``config`` under the names of a TOML file."""
+    plan = dataclasses.asdict(started.plan)
+    return {
+        "dry_run": True,
+        "config": {name: value for name, value in started.config.as_plain().items() if value is not None},
+        "model": dataclasses.asdict(started.model),
+        "parameters": started.parameters,
+        "plan": {name: value for name, value in plan.items() if name not in ("warnings", "images_digest")},
+        "skipped": started.skipped,
+        "others": started.others,
+        "device": started.device,
+        "precision": started.precision,
+        "workers": started.workers,
+        "processes": started.processes,
+        "first_step": started.first_step,
+        "zero_prediction_loss": started.zero_prediction_loss,
+        "batch_seconds": started.step_seconds,
+        "seconds": started.seconds,
+        "warnings": [*started.warnings, *started.plan.warnings],
+        "advice": [dataclasses.asdict(one) for one in started.advice],
+        "notes": [*started.notes],
+        "changes": [*started.changes],
+        **({"classification": dataclasses.asdict(started.classification)} if started.classification else {}),
+    }

@@ -30,6 +30,11 @@ MORE = {
     "maecli pretrain photos scans": SMALL,
     "maecli pretrain photos --preset": SMALL,
     "maecli pretrain --resume": ["--epochs", "2"],
+    "maecli linprobe flowers": ["--epochs", "2", "--workers", "0", "--device", "cpu"],
+    "maecli linprobe --resume": ["--epochs", "3"],
+    "maecli finetune flowers": ["--epochs", "2", "--workers", "0", "--device", "cpu", "--augmenter", "torchvision"],
+    "maecli finetune --resume": ["--epochs", "3"],
+    "maecli predict": ["--workers", "0", "--device", "cpu"],
     "maecli watch": ["--once"],
     "maecli compare": ["--offline"],
 }

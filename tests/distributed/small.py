@@ -74,19 +74,19 @@ def kill_at(place: str) -> None:
 
 def scan_without_end() -> None:
     """Look for images until a signal comes."""
-    from mae.training import pretrain
+    from mae.training import engine
 
     def scan(*_: Any, **__: Any) -> Any:
         sys.stderr.write("scanning\n")
         sys.stderr.flush()
         time.sleep(600)
 
-    pretrain.scan_images = scan
+    engine.scan_images = scan
 
 
 def spoil(batches: int) -> None:
     """Lose the first losses; no step is timed before, which the processes would have to do together."""
-    from mae.training import pretrain
+    from mae.training import engine
     from mae.training.step import TrainingStep
 
     loss, numbers = TrainingStep.loss, itertools.count()
@@ -95,7 +95,7 @@ def spoil(batches: int) -> None:
         return loss(self, *batch) * (float("nan") if next(numbers) < batches else 1.0)
 
     TrainingStep.loss = spoilt  # type: ignore[method-assign]
-    pretrain._time_batch = lambda *_: 0.1
+    engine._time_batch = lambda *_: 0.1
 
 
 if __name__ == "__main__":

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mae.system.distributed import Ranks
+from mae.data.augment import Augmentation
+from mae.data.loader import Batch
+from mae.data.sources.base import ImageSource
+from mae.data.sources.scan import ImageScan, Unreadable
+from mae.mae import MaskedAutoencoder
 from mae.system.seeding import stream
 from mae.training.config import PretrainConfig
-from mae.training.events import Previewed
-from mae.training.plan import TrainingPlan
+from mae.training.events import Classification, Previewed
+from mae.training.identity import official_args
+from mae.training.optim import make_optimizer
+from mae.training.parallel import PretrainingLoss
+from mae.training.plan import Advice, check_plan, check_time
 from mae.training.previews import Previews
+from mae.training.run import Run
 from mae.training.run_folder import Position
 
 
@@ -21,27 +30,105 @@ class PretrainingTask:
     """Predict the removed patches.
 
     Args:
-        config, plan, ranks: The run's.
-        previews: The photographs that are reconstructed now and then.
+        config: The run's.
+        scan: The images that were found.
+        held_out: Photographs that are reconstructed now and then, where others than the training images are.
+        model: With its first weights.
+        notes: What a user should know of these.
     """
 
-    def __init__(self, config: PretrainConfig, plan: TrainingPlan, ranks: Ranks, previews: Previews) -> None:
-        self.config = config
-        self.plan = plan
-        self.ranks = ranks
-        self.previews = previews
-        self.num_patches = config.model_config().num_patches
+    model: Any  # Task's is any module
+    images: ImageSource
+    unreadable: Sequence[Unreadable]
+    classification: Classification | None = None
+    run: Run
+    previews: Previews
 
-    def inputs(self, position: Position, batch: int) -> tuple[float, Tensor]:
+    def __init__(
+        self,
+        config: PretrainConfig,
+        scan: ImageScan,
+        held_out: ImageSource | None,
+        model: MaskedAutoencoder,
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        self.config = config
+        self.images, self.unreadable, self.others = scan.images, scan.unreadable, scan.others
+        self.held_out = held_out
+        self.model = model
+        self.notes = notes
+        self.augmentation = augmentation_of(config)
+
+    @property
+    def zero_prediction_loss(self) -> float:
+        """Of predicting zero everywhere."""
+        return self.previews.zero_prediction_loss
+
+    def begin(self, run: Run, position: Position) -> None:
+        """Choose the photographs for the previews."""
+        self.run = run
+        self.previews = Previews(self.model, self.images, self.held_out, self.config.mask_ratio)
+
+    def loss(self) -> nn.Module:
+        """The mean square difference of removed patches."""
+        return PretrainingLoss(self.model)
+
+    def make_optimizer(self, lr: float) -> torch.optim.Optimizer:
+        """AdamW with the official groups."""
+        config = self.config
+        return make_optimizer(self.model, lr=lr, betas=config.betas, weight_decay=config.weight_decay)
+
+    def inputs(self, position: Position, number: int, batch: Batch) -> tuple[float, Tensor]:
         """The mask ratio, and (B, L) uniform noise on the CPU from which this process's masks are drawn."""
-        source = stream(self.config.seed, "mask", position.epoch, batch)
-        whole = torch.rand(self.plan.batch_size, self.num_patches, generator=source)
-        return self.config.mask_ratio, whole[self.ranks.share(self.plan.batch_size)]
+        source = stream(self.config.seed, "mask", position.epoch, number)
+        size = self.run.plan.batch_size
+        whole = torch.rand(size, self.model.config.num_patches, generator=source)
+        return self.config.mask_ratio, whole[self.run.ranks.share(size)]
+
+    def timing_inputs(self, count: int) -> tuple[float, Tensor]:
+        """Any masks."""
+        source = stream(self.config.seed, "timing", "mask")
+        return self.config.mask_ratio, torch.rand(count, self.model.config.num_patches, generator=source)
 
     def replayed(self, inputs: list[tuple[Any, ...]]) -> dict[str, Any]:
         """Mask ratio and noise."""
         return {"mask_ratio": self.config.mask_ratio, "noise": torch.stack([noise for _, noise in inputs])}
 
+    def identity(self) -> dict[str, Any]:
+        """The model."""
+        return {"model": repr(self.model.config)}
+
+    def about(self) -> dict[str, Any]:
+        """Nothing beside the sizes."""
+        return {}
+
+    def official_args(self) -> dict[str, Any]:
+        """As the official pre-training script names them."""
+        return official_args(self.config, self.run.plan, self.run.ranks)
+
+    def advice(self, seconds: float) -> tuple[Advice, ...]:
+        """By what is known of pre-training."""
+        config, plan = self.config, self.run.plan
+        return (*check_plan(config, plan), *check_time(config, plan, config.device, seconds))
+
+    def shows(self, epochs: int) -> bool:
+        """Every so many epochs and after the last."""
+        every = self.config.preview_every
+        return bool(every) and (epochs % every == 0 or epochs == self.config.epochs)
+
     def preview(self, path: Path, epochs: int, *, write: bool) -> Previewed:
         """Reconstructions of the preview photographs, and their mean PSNR on removed patches."""
         return Previewed(path, self.previews.draw(path, epochs, write=write), self.config.norm_pix_loss)
+
+    def validate(self, done: Position) -> None:
+        """No image is held out."""
+
+    def finish(self, position: Position) -> None:
+        """Nothing is left to do."""
+
+
+def augmentation_of(config: PretrainConfig) -> Augmentation:
+    """The official one, as the settings have it."""
+    return Augmentation(
+        config.image_size, config.in_chans, config.crop_scale, config.hflip, config.decoder, config.crop_ratio
+    )

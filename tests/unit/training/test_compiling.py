@@ -36,14 +36,14 @@ def a_pass(loss: nn.Module) -> None:
 def test_what_is_faster_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     model = create_model(CONFIG)
     monkeypatch.setattr(torch, "compile", lambda loss: Slower(loss, 0.05))
-    loss, compiled, note = compile_if_it_pays(model, a_pass)
+    loss, compiled, note = compile_if_it_pays(PretrainingLoss(model), a_pass)
     assert isinstance(loss, PretrainingLoss)
     assert not compiled
     assert "so it is not used" in note
     # The plain loss is the slow one now.
     monkeypatch.setattr(torch, "compile", lambda loss: Slower(loss, 0.0))
     loss, compiled, note = compile_if_it_pays(
-        model, lambda loss: a_pass(loss if isinstance(loss, Slower) else Slower(loss, 0.05))
+        PretrainingLoss(model), lambda loss: a_pass(loss if isinstance(loss, Slower) else Slower(loss, 0.05))
     )
     assert isinstance(loss, Slower)
     assert compiled
@@ -55,7 +55,7 @@ def test_a_compiler_that_fails_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("no C++ compiler\nand much more")
 
     monkeypatch.setattr(torch, "compile", fail)
-    loss, compiled, note = compile_if_it_pays(create_model(CONFIG), a_pass)
+    loss, compiled, note = compile_if_it_pays(PretrainingLoss(create_model(CONFIG)), a_pass)
     assert isinstance(loss, PretrainingLoss)
     assert (compiled, note) == (False, "torch.compile failed, so the step is not compiled: no C++ compiler")
 

@@ -16,6 +16,7 @@ from mae.training.config import PretrainConfig
 from mae.training.data_module import DataModule
 from mae.training.plan import make_plan
 from mae.training.run_folder import Position
+from mae.training.tasks.pretrain import augmentation_of
 
 
 class Machine:
@@ -48,7 +49,8 @@ def config(tmp_path: Path) -> PretrainConfig:
 
 def feed(config: PretrainConfig, ranks: Ranks) -> DataModule:
     images = scan_images(config.data).images
-    return DataModule(config, make_plan(config, len(images), processes=ranks.size), images, ranks, torch.device("cpu"))
+    plan = make_plan(config, len(images), processes=ranks.size)
+    return DataModule(config, plan, images, ranks, torch.device("cpu"), (), augmentation_of(config))
 
 
 def epoch(one: DataModule, number: int) -> list[int]:

@@ -125,9 +125,9 @@ def test_accumulated_batches_step_like_one_large_batch(
     monkeypatch.setattr(
         PretrainingTask,
         "inputs",
-        lambda self, position, batch: (
+        lambda self, position, number, batch: (
             self.config.mask_ratio,
-            noise[batch * self.plan.batch_size : (batch + 1) * self.plan.batch_size],
+            noise[number * self.run.plan.batch_size : (number + 1) * self.run.plan.batch_size],
         ),
     )
     moments, losses = {}, {}
@@ -152,7 +152,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, batches: set[int], factor: float = fl
     monkeypatch.setattr(
         TrainingStep, "loss", lambda self, *batch: loss(self, *batch) * (factor if next(numbers) in batches else 1.0)
     )
-    monkeypatch.setattr("mae.training.pretrain._time_batch", lambda *_: 0.1)
+    monkeypatch.setattr("mae.training.engine._time_batch", lambda *_: 0.1)
 
 
 @pytest.mark.parametrize("factor", [float("nan"), 1e38])
@@ -208,8 +208,8 @@ def in_fp16(monkeypatch: pytest.MonkeyPatch, largest: float) -> list[float]:
         return loss
 
     monkeypatch.setattr(TrainingStep, "backward", overflowing)
-    monkeypatch.setattr("mae.training.pretrain.resolve_precision", lambda *_: "fp16")
-    monkeypatch.setattr("mae.training.pretrain._time_batch", lambda *_: 0.1)
+    monkeypatch.setattr("mae.training.engine.resolve_precision", lambda *_: "fp16")
+    monkeypatch.setattr("mae.training.engine._time_batch", lambda *_: 0.1)
     return tried
 
 
@@ -262,7 +262,7 @@ def test_memory_that_is_full_before_the_first_step_is_explained(
         monkeypatch.setattr(TrainingStep, "backward", full)
     if where == "the trial of the plain step":
         config = dataclasses.replace(config, compile=True)
-        monkeypatch.setattr("mae.training.pretrain.compile_if_it_pays", lambda model, run: run(PretrainingLoss(model)))
+        monkeypatch.setattr("mae.training.engine.compile_if_it_pays", lambda loss, run: run(loss))
     with pytest.raises(TrainingError, match=r"^out of memory$") as caught:
         pretrain(dataclasses.replace(config, activation_checkpointing=activation_checkpointing))
     assert "halve --batch-size and double --accum-iter" in str(caught.value.hint)
@@ -635,8 +635,10 @@ def test_a_compiled_run_goes_on_compiled(config: PretrainConfig, monkeypatch: py
             made.append(True)
             return super().forward(*batch)
 
-    monkeypatch.setattr("mae.training.pretrain.compile_if_it_pays", lambda model, run: (Compiled(model), True, "fast"))
-    monkeypatch.setattr("mae.training.pretrain.compiled_loss", Compiled)
+    monkeypatch.setattr(
+        "mae.training.engine.compile_if_it_pays", lambda loss, run: (Compiled(loss.model), True, "fast")
+    )
+    monkeypatch.setattr("mae.training.engine.compiled_loss", lambda loss: Compiled(loss.model))
     events: list[Event] = []
     listen, should_stop = stop_after(3)
 

@@ -22,7 +22,7 @@ from mae.training import checkpointer as saving_module
 from mae.training.checkpointer import SavedState
 from mae.training.config import PretrainConfig
 from mae.training.events import Event, Started
-from mae.training.identity import ON_RESUME, OnResume
+from mae.training.identity import ON_RESUME, OnResume, run_identity
 from mae.training.plan import make_plan
 from mae.training.pretrain import pretrain
 from mae.training.resuming import Resumption, check_same_run, take_up
@@ -221,7 +221,7 @@ def test_a_longer_run_is_recorded_and_a_bare_resume_goes_on_with_it(
     assert [(one.epoch, one.what) for one in log.changes] == [(3.0, "epochs 3 -> 5")]
     assert log.other_lines == 0
     assert load_checkpoint(finished.out / "checkpoint-last.pth").args["epochs"] == 5
-    recorded = RunFolder(finished.out, resume=True).read_config()
+    recorded = RunFolder(finished.out, resume=True).read_config(PretrainConfig)
     assert recorded is not None
     said = started(dataclasses.replace(recorded, resume=finished.out))
     assert (said.changes, said.config.epochs, said.first_step) == ((), 5, 11)
@@ -247,7 +247,7 @@ def test_a_longer_run_that_is_killed_before_its_next_state_goes_on_longer(
     for _ in range(2):
         with pytest.raises(Killed):
             pretrain(dataclasses.replace(finished, epochs=4), kill)
-    recorded = RunFolder(finished.out, resume=True).read_config()
+    recorded = RunFolder(finished.out, resume=True).read_config(PretrainConfig)
     assert recorded is not None
     assert recorded.epochs == 4
     assert len(changes(finished.out)) == 1
@@ -330,7 +330,7 @@ def test_a_run_without_a_state_begins_with_the_weights_that_it_was_given(
         with pytest.raises(KeyboardInterrupt):
             pretrain(given)
     monkeypatch.chdir("/")
-    recorded = RunFolder(config.out, resume=True).read_config()
+    recorded = RunFolder(config.out, resume=True).read_config(PretrainConfig)
     assert recorded is not None
     pretrain(dataclasses.replace(recorded, resume=config.out))
     assert same(weights(config.out), weights(tmp_path / "other"))
@@ -541,7 +541,7 @@ def failing(*_: Any) -> Any:
     raise TrainingError("out of memory")
 
 
-@pytest.mark.parametrize("where", ["mae.training.pretrain._time_batch", "mae.training.step.TrainingStep.update"])
+@pytest.mark.parametrize("where", ["mae.training.engine._time_batch", "mae.training.step.TrainingStep.update"])
 def test_a_start_that_comes_to_nothing_leaves_no_folder(
     config: PretrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str
 ) -> None:
@@ -566,7 +566,7 @@ def test_a_resume_that_fails_at_its_start_leaves_the_run_as_it_was(
 ) -> None:
     before = sorted((path.name, path.read_bytes()) for path in finished.out.glob("c*"))
     with monkeypatch.context() as patch:
-        patch.setattr("mae.training.pretrain._time_batch", failing)
+        patch.setattr("mae.training.engine._time_batch", failing)
         with pytest.raises(TrainingError):
             pretrain(dataclasses.replace(finished, epochs=9))
     assert sorted((path.name, path.read_bytes()) for path in finished.out.glob("c*")) == before
@@ -637,9 +637,10 @@ def test_of_two_models_the_sizes_that_differ_are_shown(config: PretrainConfig) -
     grown = now.replace("depth=1, num_heads", "depth=7, num_heads")
     older = now.replace(", norm_pix_loss=True", "")
     assert grown != now != older
-    check_same_run(Resumption(saved=saved_with(model=older, batch_size=2)), plan, config)
+    same_model = {**run_identity(config, plan), "model": now}
+    check_same_run(Resumption(saved=saved_with(model=older, batch_size=2)), same_model, config)
     with pytest.raises(ConfigError) as refused:
-        check_same_run(Resumption(saved=saved_with(model=grown, batch_size=2)), plan, config)
+        check_same_run(Resumption(saved=saved_with(model=grown, batch_size=2)), same_model, config)
     assert [line.split() for line in refused.value.details[1:]] == [["model:", "depth", "7", "1"]]
     with pytest.raises(ConfigError, match=r"model +nonsense\( +MAEConfig"):
-        check_same_run(Resumption(saved=saved_with(model="nonsense(", batch_size=2)), plan, config)
+        check_same_run(Resumption(saved=saved_with(model="nonsense(", batch_size=2)), same_model, config)

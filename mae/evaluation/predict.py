@@ -1,0 +1,140 @@
+"""Name the classes of images with a fine-tuned classifier."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from mae.checkpoints import load_checkpoint
+from mae.checkpoints.classifiers import build_classifier, class_names, has_head, no_head
+from mae.data.decoding.image import check_channels
+from mae.data.eval_loader import EvalDataset, eval_batches
+from mae.data.eval_transform import EvalTransform
+from mae.data.loader import loader_workers
+from mae.data.sources.scan import scan_images
+from mae.data.transforms import normalise
+from mae.errors import ConfigError, DataError
+from mae.evaluation.config import PredictConfig
+from mae.evaluation.extract import Progress
+from mae.io.download import obeys_offline
+from mae.io.files import refuse_input, refuse_place, write_atomically
+from mae.io.notebook import Drawn, Table
+from mae.io.text import shown
+from mae.system.device import autocast, resolve_device, resolve_precision
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """One image's likeliest classes.
+
+    Attributes:
+        image: Its name.
+        classes: (name, probability), the likeliest first.
+    """
+
+    image: str
+    classes: tuple[tuple[str, float], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictResult(Drawn):
+    """What was found.
+
+    Attributes:
+        checkpoint: The file that named the classes.
+        predictions: In the order of the images.
+        out: The table that was written.
+        skipped: (name, reason) of images that could not be read.
+        notes: What a user should know.
+    """
+
+    checkpoint: Path
+    predictions: tuple[Prediction, ...]
+    out: Path | None
+    skipped: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+
+    def _table(self) -> Table:
+        return Table(
+            f"{len(self.predictions):,} images",
+            [(one.image, *(f"{name} {share:.1%}" for name, share in one.classes)) for one in self.predictions[:50]],
+        )
+
+
+@obeys_offline
+def predict(config: PredictConfig, on_progress: Callable[[Progress], None] = lambda progress: None) -> PredictResult:
+    """Name the likeliest classes of images, of whole folders and of archives.
+
+    Args:
+        config: What to do.
+        on_progress: Told how far it is.
+
+    Raises:
+        ConfigError: Settings that cannot be used.
+        DataError: No image can be read.
+        CheckpointError: The file holds no classifier.
+    """
+    if config.out is not None:
+        refuse_place(config.out, "--out")
+    checkpoint = load_checkpoint(config.checkpoint)
+    if config.out is not None:
+        inputs = {"the checkpoint": [checkpoint.path], "the images": config.images}
+        refuse_input(config.out, "--out", inputs)
+    if not has_head(checkpoint):
+        raise no_head(checkpoint)
+    model, notes = build_classifier(checkpoint, img_size=config.image_size)
+    check_channels(model.config.in_chans)
+    names, told = class_names(checkpoint)
+    if not told:
+        notes += (f"{shown(checkpoint.path)} does not name its classes: they are numbers",)
+    device = resolve_device(config.device)
+    precision = resolve_precision(config.precision, device)
+    model = model.to(device)
+    scan = scan_images(config.images, lambda files: on_progress(Progress("looking at files", files, 0)))
+    dataset = EvalDataset(scan.images, EvalTransform(model.config.img_size, config.crop_pct), model.config.in_chans)
+    batches = [
+        range(start, min(len(dataset), start + config.batch_size))
+        for start in range(0, len(dataset), config.batch_size)
+    ]
+    skipped = [(str(one.path), one.reason) for one in scan.unreadable]
+    found: list[Prediction] = []
+    workers = min(loader_workers(config.workers, device), len(batches) - 1)  # none for a single batch
+    top = min(config.top_k, len(names))
+    for batch in eval_batches(dataset, batches, workers=workers):
+        skipped += [(str(scan.images.name(index)), reason) for index, reason in batch.unreadable]
+        if batch.indices:
+            with torch.inference_mode(), autocast(device, precision):
+                logits = model(normalise(batch.images.to(device, non_blocking=True)))
+            shares, places = logits.float().softmax(dim=1).topk(top, dim=1)
+            found += [
+                Prediction(
+                    str(scan.images.name(index)),
+                    tuple((names[place], share) for place, share in zip(row, values, strict=True)),
+                )
+                for index, row, values in zip(batch.indices, places.tolist(), shares.tolist(), strict=True)
+            ]
+        on_progress(Progress("predicting", len(found) + len(skipped), len(dataset)))
+    if not found:
+        name, reason = skipped[0]
+        raise DataError(f"none of {len(dataset):,} images can be read, for instance {shown(name)}: {reason}")
+    if config.out is not None:
+        _write_table(config.out, found)
+    return PredictResult(checkpoint.path, tuple(found), config.out, tuple(skipped), (*checkpoint.notes, *notes))
+
+
+def _write_table(out: Path, found: list[Prediction]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    ranks = range(1, len(found[0].classes) + 1)
+    writer.writerow(["image", *(name for rank in ranks for name in (f"class_{rank}", f"probability_{rank}"))])
+    for one in found:
+        writer.writerow([one.image, *(value for name, share in one.classes for value in (name, f"{share:.6g}"))])
+    try:
+        write_atomically(out, lambda file: file.write(text.getvalue().encode("utf-8", "surrogateescape")))
+    except OSError as error:
+        raise ConfigError(f"--out {shown(out)}: {error.strerror}") from None

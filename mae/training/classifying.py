@@ -1,0 +1,160 @@
+"""What ``finetune`` and ``linprobe`` do alike: find images and weights, and tell how a run ended."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+from mae.checkpoints import load_checkpoint
+from mae.checkpoints.classifiers import load_encoder
+from mae.checkpoints.load import Checkpoint, load_checkpoint_or_default
+from mae.checkpoints.run_states import CLASSIFIER
+from mae.config import MAEConfig
+from mae.data.decoding.image import check_channels
+from mae.evaluation.results import Accuracy, percent
+from mae.io.notebook import Drawn, Table
+from mae.io.text import shown
+from mae.models import create_model, variant_config
+from mae.models.classifier import ImageClassifier
+from mae.system.seeding import derive_seed, seeded
+from mae.training.classifier_config import ClassifierConfig
+from mae.training.engine import Ended
+from mae.training.resuming import Resumption
+from mae.training.run_folder import Position, RunFolder
+from mae.training.testing import TestResult, read_test_result
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierResult(Drawn):
+    """How a run ended.
+
+    Attributes:
+        run: Its folder.
+        checkpoint: The classifier that was tested; of a run that was stopped, its newest state.
+        epochs, steps: Done.
+        train_loss: Of the last epoch that was done; None if there is none, or it is non-finite.
+        held_out_accuracy: Of the chosen epoch; None where no images are held out.
+        test: How the classifier did on the test images; None where the run was stopped before.
+        seconds: Of training.
+        stopped: Whether it was asked to stop before its last epoch.
+        was_finished: Whether it had come to its end before, so that nothing was done.
+    """
+
+    run: Path
+    checkpoint: Path
+    epochs: int
+    steps: int
+    train_loss: float | None
+    held_out_accuracy: float | None
+    test: TestResult | None
+    seconds: float
+    stopped: bool
+    was_finished: bool = False
+
+    @property
+    def top1(self) -> Accuracy | None:
+        """Of the test images."""
+        return self.test.top1 if self.test else None
+
+    def _table(self) -> Table:
+        test = self.test
+        return Table(
+            "stopped and saved" if self.stopped else "the classifier is trained",
+            [
+                ("checkpoint", self.checkpoint),
+                ("epochs", self.epochs),
+                ("loss", self.train_loss),
+                ("held-out accuracy", self.held_out_accuracy),
+                ("test accuracy, %", percent(test.top1) if test else None),
+                ("test images", test.test_images if test else None),
+                ("seconds", self.seconds),
+            ],
+        )
+
+
+def make_classifier(
+    config: ClassifierConfig, classes: int, resumption: Resumption, head_std: float, *, fc_norm: bool, probe: bool
+) -> tuple[ImageClassifier, str, tuple[str, ...]]:
+    """The model with its first weights, where these come from, and what a user should be told.
+
+    Raises:
+        CheckpointError: The weights cannot be used.
+    """
+    checkpoint = _checkpoint(config, resumption)
+    if checkpoint is None:
+        sizes: dict[str, Any] = {"patch_size": config.patch_size} if config.patch_size else {}
+        sizes |= {"num_heads": config.num_heads} if config.num_heads else {}
+        sizes |= {"img_size": config.image_size} if config.image_size else {}
+        architecture = _encoder_of(variant_config(str(config.variant), **sizes))
+    else:
+        architecture = _encoder_of(checkpoint.config)
+        if config.image_size is not None:
+            architecture = architecture.replace(img_size=config.image_size)
+    check_channels(architecture.in_chans)
+    with seeded(derive_seed(config.seed, "head")):
+        model = ImageClassifier(architecture, classes, pool=config.pool, fc_norm=fc_norm, probe=probe)
+        model.reset_head(head_std)
+    _take_fresh_encoder(model, architecture, config.seed)
+    notes: tuple[str, ...] = ()
+    start = "fresh weights"
+    if checkpoint is not None and not config.from_scratch:
+        start = f"weights from {shown(checkpoint.path)}"
+        if resumption.saved is None:
+            notes = (*checkpoint.notes, *load_encoder(model, checkpoint))
+    if probe:
+        model.requires_grad_(False)
+        model.head.requires_grad_(True)
+    return model, start, notes
+
+
+def _checkpoint(config: ClassifierConfig, resumption: Resumption) -> Checkpoint | None:
+    """Whose sizes, and perhaps weights, the model has: of a run that goes on, its state's."""
+    if resumption.saved is not None:
+        return load_checkpoint(resumption.saved.path)
+    if config.from_scratch and config.variant is not None:
+        return None
+    if config.init is None:
+        return load_checkpoint_or_default(None)
+    return load_checkpoint(config.init, num_heads=config.num_heads)
+
+
+def _encoder_of(config: MAEConfig) -> MAEConfig:
+    """The same sizes with those of the decoder, which a classifier lacks, as usual."""
+    usual = MAEConfig()
+    names = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads", "norm_pix_loss")
+    return config.replace(**{name: getattr(usual, name) for name in names})
+
+
+def _take_fresh_encoder(model: ImageClassifier, architecture: MAEConfig, seed: int) -> None:
+    """Fresh weights, drawn as ``pretrain`` draws them."""
+    with seeded(derive_seed(seed, "weights")):
+        fresh = create_model(architecture).state_dict()
+    model.load_state_dict({key: value for key, value in fresh.items() if key in model.state_dict()}, strict=False)
+
+
+def is_complete(folder: RunFolder, position: Position) -> bool:
+    """Whether a run whose last epoch is done was tested after it."""
+    result = read_test_result(folder.path)
+    return result is not None and result.epochs == position.epoch and (folder.path / CLASSIFIER).exists()
+
+
+def result_of(ended: Ended) -> ClassifierResult:
+    """How a run ended."""
+    trainer, position, logged = ended.trainer, ended.position, ended.logged
+    stopped = trainer.stopped if trainer else False
+    classifier = ended.folder.path / CLASSIFIER
+    train_loss = trainer.last_epoch.train_loss if trainer and trainer.last_epoch else logged.train_loss
+    return ClassifierResult(
+        run=ended.folder.path,
+        checkpoint=classifier if classifier.exists() and not stopped else ended.checkpoint,
+        epochs=position.epoch,
+        steps=position.step,
+        train_loss=train_loss if train_loss is not None and math.isfinite(train_loss) else None,
+        held_out_accuracy=logged.best[0] if logged.best else None,
+        test=None if stopped else read_test_result(ended.folder.path),
+        seconds=trainer.seconds if trainer else 0.0,
+        stopped=stopped,
+        was_finished=trainer is None,
+    )

@@ -1,0 +1,404 @@
+"""A training run of any task, from its settings to its last step."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import nn
+
+from mae.data.decoding.jpeg import resolve_decoder
+from mae.data.sources.scan import ImageScan, scan_images
+from mae.errors import DataError
+from mae.io.download import is_offline
+from mae.io.text import shown
+from mae.io.urls import url_of
+from mae.system.device import resolve_device, resolve_precision
+from mae.system.distributed import Ranks, ranks_from_environment
+from mae.system.seeding import stream
+from mae.training.checkpointer import Checkpointer, finished_file, restore
+from mae.training.classifier_config import RunConfig
+from mae.training.compiling import compile_if_it_pays, compiled_loss
+from mae.training.data_module import DataModule
+from mae.training.events import Event, Scanned, Started
+from mae.training.failures import explained
+from mae.training.identity import deciding_settings, run_identity
+from mae.training.plan import TrainingPlan, make_plan
+from mae.training.resuming import Resumption, check_same_run, take_up
+from mae.training.run import Run, TrainingState
+from mae.training.run_folder import Logged, Position, RunFolder, holds_run
+from mae.training.step import TrainingStep
+from mae.training.tasks.base import Task
+from mae.training.trackers import Trackers
+from mae.training.trainer import Trainer
+from mae.training.unreadable import check_unreadable
+
+TIMED_IMAGES = 8
+Config = TypeVar("Config", bound=RunConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class Start(Generic[Config]):
+    """Where a run begins: its settings, resolved for this machine, its folder and its processes."""
+
+    config: Config
+    folder: RunFolder
+    recorded: Config | None  # the settings in the folder of a run that goes on
+    ranks: Ranks
+    device: torch.device
+    on_event: Callable[[Event], None]
+    should_stop: Callable[[], bool]
+
+    def explained(self, error: RuntimeError | MemoryError) -> Exception:
+        """An error from deep inside in a user's words, or the error itself."""
+        return explained(error, self.ranks, activation_checkpointing=self.config.activation_checkpointing)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskType(Generic[Config]):
+    """One kind of training.
+
+    Attributes:
+        command: Its name on the command line.
+        make: Looks for all that the settings name, before anything is written: images, the model, first weights.
+        is_complete: Whether a folder lacks nothing of a run that has come to a position, its last.
+    """
+
+    command: str
+    make: Callable[[Start[Config], Resumption], Task]
+    is_complete: Callable[[RunFolder, Position], bool] = lambda folder, position: True
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How a run ended.
+
+    Attributes:
+        folder: Where it wrote.
+        position: How far it is.
+        checkpoint: Its newest state, or its official file where the state is in shards.
+        planned, trainer: Of this part of it; None where it had come to its end before.
+    """
+
+    folder: RunFolder
+    position: Position
+    checkpoint: Path
+    planned: Started | None = None
+    trainer: Trainer | None = None
+
+    @property
+    def logged(self) -> Logged:
+        """What the log tells up to the end."""
+        return self.folder.read_log(self.position)
+
+    @property
+    def preview(self) -> Path | None:
+        """The newest preview."""
+        preview = self.folder.preview(self.position.epoch)
+        return preview if preview.exists() else None
+
+
+def run_task(
+    kind: TaskType[Config], config: Config, on_event: Callable[[Event], None], should_stop: Callable[[], bool]
+) -> Ended:
+    """Train to the last epoch, or go on with a run that is there.
+
+    Args:
+        kind: What is trained.
+        config: All settings; for a resumed run those of its ``config.toml``.
+        on_event: Told what happens.
+        should_stop: Asked between steps; once true, the state is saved and the run ends.
+
+    Raises:
+        MaeError: As the task's command says.
+    """
+    start = _start(config, on_event, should_stop)
+    ended = _train(kind, start, _resumption(start))
+    start.ranks.leave()
+    return ended
+
+
+def plan_task(kind: TaskType[Config], config: Config, on_event: Callable[[Event], None]) -> Started:
+    """Compute what ``run_task`` would do, up to its first step; nothing is written."""
+    start = _start(config, on_event, lambda: False, writes=False)
+    try:
+        resumption = _resumption(start)
+        _, planned = _prepare(start, resumption, kind.make(start, resumption))
+    except (RuntimeError, MemoryError) as error:
+        raise start.explained(error) from None
+    start.ranks.leave()
+    return planned
+
+
+def _start(
+    config: Config,
+    on_event: Callable[[Event], None],
+    should_stop: Callable[[], bool],
+    *,
+    writes: bool = True,
+) -> Start[Config]:
+    """Resolve the settings and meet the other processes."""
+    ranks = ranks_from_environment()
+    device = resolve_device(config.device, None if ranks.alone else ranks.local_rank)
+    config = dataclasses.replace(config, device=device.type, out=config.resume or config.out)
+    resume = config.resume is not None or (config.auto_resume and holds_run(config.out))
+    folder = RunFolder(config.out, resume=resume, writes=ranks.first and writes)
+    recorded = folder.read_config(type(config)) if resume else None
+    # What is left to choose stays what it was chosen to be; a JPEG has the same pixels whatever decodes it.
+    precision = recorded.precision if recorded and config.precision == "auto" else config.precision
+    config = dataclasses.replace(
+        config, precision=resolve_precision(precision, device), decoder=resolve_decoder(config.decoder)
+    )
+    ranks.join(device)
+    return Start(config, folder, recorded, ranks, device, on_event if ranks.first else _ignore, should_stop)
+
+
+def _ignore(event: Event) -> None:
+    pass
+
+
+def _resumption(start: Start[Any]) -> Resumption:
+    """Where the run resumes from, the same for all processes."""
+    found = take_up(start.folder, start.config, start.recorded, start.ranks.size) if start.folder.resume else None
+    resumption = found or Resumption()
+    start.ranks.check_same("the saved step", resumption.position.step)
+    return resumption
+
+
+def _train(kind: TaskType[Config], start: Start[Config], resumption: Resumption) -> Ended:
+    """Prepare and train; a start that comes to nothing leaves no folder."""
+    if start.ranks.gather(_is_finished(kind, start, resumption))[0]:
+        return _ended(start.folder, resumption.position)
+    task = kind.make(start, resumption)
+    trainer: Trainer | None = None
+    try:
+        start.folder.make()  # not before all that was named has been found
+        if resumption.saved:
+            start.folder.set_aside_newer(resumption.saved.path)
+        trainer, planned = _prepare(start, resumption, task)
+        start.on_event(planned)
+        start.ranks.begin_training()
+        trainer.train()
+        if not trainer.stopped:
+            task.finish(trainer.state.position)
+        return _ended(start.folder, trainer.state.position, planned, trainer)
+    except BaseException as error:
+        # A start that came to nothing leaves no folder; one that was broken off in its first step can go on.
+        if trainer is None or (isinstance(error, Exception) and trainer.state.position == resumption.position):
+            start.folder.abandon()
+        if not isinstance(error, RuntimeError | MemoryError):
+            raise
+        # Memory may run out as soon as the model is moved; a loader's end is met wherever training happens to be.
+        raise (trainer or start).explained(error) from None
+    finally:
+        start.folder.release()
+
+
+def _ended(
+    folder: RunFolder, position: Position, planned: Started | None = None, trainer: Trainer | None = None
+) -> Ended:
+    state = folder.states()[0] if folder.writes or trainer is None else folder.checkpoint
+    official = finished_file(folder, state, position)
+    return Ended(folder, position, official if official.exists() else state, planned, trainer)
+
+
+def _is_finished(kind: TaskType[Config], start: Start[Config], resumption: Resumption) -> bool:
+    """Whether nothing at all is left to do."""
+    if resumption.saved is None or resumption.warnings or resumption.changed("epochs"):
+        return False
+    position = resumption.position
+    if position.epoch < start.config.epochs or not kind.is_complete(start.folder, position):
+        return False
+    return finished_file(start.folder, resumption.saved.path, position).exists()
+
+
+def _prepare(start: Start[Any], resumption: Resumption, task: Task) -> tuple[Trainer, Started]:
+    """Everything up to the first step."""
+    config, folder, ranks, position = start.config, start.folder, start.ranks, resumption.position
+    if not folder.resume:
+        folder.write_config(config)  # first of all: a run that is killed from here on can go on
+    folder.write_environment()
+    on_event = start.on_event
+    if config.trackers() and folder.writes:
+        settings = config.as_plain()
+        on_event = trackers = Trackers(
+            config.trackers(), folder.path, settings, position.step, offline=is_offline(), on_event=on_event
+        )
+        folder.when_released(trackers.close)
+    plan = _plan(start, resumption, task)
+    share = ranks.share(plan.batch_size)
+    here = share.stop - share.start
+    notes = task.notes + _decoder_note(config.decoder)
+    if resumption.other_processes(ranks.size):
+        notes += (f"the run's batches of {plan.batch_size} images are {here} in each of {ranks.size} processes here",)
+        config = dataclasses.replace(config, batch_size=here)
+    run = Run(config, plan, ranks, start.device, folder, on_event, start.should_stop)
+
+    model = task.model.to(start.device)
+    model.set_activation_checkpointing(config.activation_checkpointing)
+    task.begin(run, position)
+    loss, compiled, note = _loss(task, run, here, resumption)
+    notes += note
+    step = TrainingStep(
+        model,
+        config.precision,
+        ranks=ranks,
+        shard=config.shard,
+        loss=loss,
+        optimizer=lambda: task.make_optimizer(plan.lr),
+    )
+    data = DataModule(config, plan, task.images, ranks, start.device, task.unreadable, task.augmentation)
+    if resumption.saved:
+        restore(resumption.saved, step)
+    identity = {"processes": ranks.size, "compiled": compiled, "settings": deciding_settings(config)}
+    checkpointer = Checkpointer(
+        folder,
+        step,
+        ranks,
+        args=task.official_args(),
+        identity={**run_identity(config, plan), **task.identity(), **identity},
+        about=task.about(),
+        minutes=config.save_minutes,
+        keep_last=config.keep_last,
+    )
+    trainer = Trainer(run, TrainingState(step, position), task, data, checkpointer)
+
+    step_seconds = _time_batch(step, task, config, here)
+    logged = folder.read_log(position)
+    folder.start_log(position)
+    if folder.resume:
+        _record_changes(run, resumption, logged)
+    planned = Started(
+        config=config,
+        model=model.config,
+        plan=plan,
+        parameters=sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers())),
+        skipped=len(task.unreadable),
+        others=task.others,
+        device=config.device,
+        precision=config.precision,
+        workers=data.workers,
+        zero_prediction_loss=task.zero_prediction_loss,
+        step_seconds=step_seconds,
+        first_epoch=position.epoch,
+        first_step=position.step,
+        notes=notes,
+        warnings=resumption.warnings,
+        processes=ranks.size,
+        seconds_left=_seconds_left(run, resumption, logged),
+        changes=resumption.told(config, plan),
+        classification=task.classification,
+    )
+    if not folder.resume:
+        planned = dataclasses.replace(planned, advice=task.advice(planned.seconds))
+    return trainer, planned
+
+
+def _plan(start: Start[Any], resumption: Resumption, task: Task) -> TrainingPlan:
+    """Compute the plan for the images that there are, which every process must have found alike."""
+    config, ranks, images = start.config, start.ranks, task.images
+    start.folder.start_unreadable(task.unreadable)
+    found = len(images) + len(task.unreadable)
+    check_unreadable(len(task.unreadable), found, config.max_unreadable, start.folder)
+    ranks.check_same("images", (len(images), images.digest()))
+    plan = make_plan(config, len(images), images.digest(), processes=ranks.size, batch_size=resumption.batch_size)
+    check_same_run(resumption, {**run_identity(config, plan), **task.identity()}, config)
+    return plan
+
+
+def _record_changes(run: Run, resumption: Resumption, logged: Logged) -> None:
+    """Record in the folder with which settings the run is resumed, and in the log from which step on."""
+    if resumption.recorded is None or resumption.recorded.as_plain() != run.config.as_plain():
+        run.folder.write_config(run.config)
+    entry = resumption.log_entry(run.config, run.plan)
+    if entry is not None and entry not in logged.changes:  # it is there where the run was killed before its next state
+        run.folder.log(entry)
+
+
+def _seconds_left(run: Run, resumption: Resumption, logged: Logged) -> float | None:
+    """Of a run that goes on where it ran before, at the pace that its log tells."""
+    changed = resumption.changed("device", "precision", "compile", "shard")
+    elsewhere = changed or resumption.other_processes(run.ranks.size)
+    if logged.images_per_second is None or elsewhere:
+        return None
+    position, plan = resumption.position, run.plan
+    batches = (run.config.epochs - position.epoch) * plan.batches_per_epoch - position.batch
+    return batches * plan.batch_size / logged.images_per_second
+
+
+def scan(start: Start[Any], command: str) -> ImageScan:
+    """All images; the first process of each machine looks, and the others read what it has kept."""
+    config, ranks = start.config, start.ranks
+    if ranks.local_rank:
+        ranks.wait()
+    try:
+        found = scan_images(
+            config.data, lambda files: start.on_event(Scanned(files)), cache_bytes=config.cache_disk * 10**9
+        )
+    except DataError as error:
+        if not start.folder.resume or all(url_of(path) or path.exists() for path in config.data):
+            raise
+        where = shown(start.folder.path)
+        raise DataError(
+            error.message, hint=f"if they have moved: maecli {command} WHERE_THEY_ARE --resume {where}"
+        ) from None
+    if not ranks.local_rank:
+        ranks.wait()
+    return found
+
+
+def _loss(task: Task, run: Run, images: int, resumption: Resumption) -> tuple[nn.Module, bool, tuple[str, ...]]:
+    """The loss as a module, whether it is compiled, and what to say of that.
+
+    Compiled arithmetic rounds otherwise, so a run that goes on keeps what it began with, unless told otherwise.
+    """
+    config, plain = run.config, task.loss()
+    if not config.compile:
+        return plain, False, ()
+    if resumption.saved and not resumption.changed("compile"):
+        was_compiled = resumption.saved.identity.get("compiled")
+        return (compiled_loss(plain), True, ()) if was_compiled else (plain, False, ())
+
+    def take(loss: nn.Module) -> None:
+        step = TrainingStep(task.model, config.precision, loss=loss, optimizer=lambda: task.make_optimizer(0.0))
+        _pass(step, task, config, images)
+
+    loss, compiled, note = compile_if_it_pays(plain, take)
+    if run.ranks.gather(compiled)[0] == compiled:
+        return loss, compiled, (note,)
+    return (plain, False, (note,)) if compiled else (compiled_loss(plain), True, (note,))  # the first one decides
+
+
+def _decoder_note(decoder: str) -> tuple[str, ...]:
+    if decoder != "pillow" or resolve_decoder("auto") != "pillow":
+        return ()
+    return ("JPEGs are decoded by Pillow; pip install 'maecli[fast]' brings a faster decoder with the same pixels",)
+
+
+def _time_batch(training_step: TrainingStep, task: Task, config: RunConfig, batch_size: int) -> float:
+    """Seconds of one batch's forward and backward pass, from a few images of noise; nothing is changed."""
+    images = min(batch_size, TIMED_IMAGES) if training_step.device.type == "cpu" else batch_size
+    _pass(training_step, task, config, images)  # warms up
+    return _pass(training_step, task, config, images) * batch_size / images
+
+
+def _pass(training_step: TrainingStep, task: Task, config: RunConfig, count: int) -> float:
+    """Seconds of a forward and a backward pass over noise."""
+    model: nn.Module = training_step.model
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]  # a norm's running statistics
+    source = stream(config.seed, "timing")
+    size, in_chans = task.model.config.img_size, task.model.config.in_chans
+    # As the loader lays them out in memory.
+    images = torch.randint(0, 256, (count, *size, in_chans), generator=source, dtype=torch.uint8).permute(0, 3, 1, 2)
+    start = time.monotonic()
+    try:
+        training_step.backward(images, *task.timing_inputs(count)).item()
+        return time.monotonic() - start
+    finally:
+        model.zero_grad(set_to_none=True)
+        for buffer, before in kept:
+            buffer.copy_(before)

@@ -1,0 +1,74 @@
+"""Fine-tune an encoder with a classification head on labelled images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from mae.data.classifier_augment import check_policy, resolve_augmenter
+from mae.io.download import obeys_offline
+from mae.training.classifier_config import FinetuneConfig
+from mae.training.classifying import ClassifierResult, is_complete, make_classifier, result_of
+from mae.training.engine import Start, TaskType, plan_task, run_task, scan
+from mae.training.events import Event, Started
+from mae.training.labelled import divide
+from mae.training.resuming import Resumption
+from mae.training.tasks.finetune import HEAD_STD, FinetuneTask
+
+
+@obeys_offline
+def finetune(
+    config: FinetuneConfig,
+    on_event: Callable[[Event], None] = lambda event: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> ClassifierResult:
+    """Fine-tune an encoder with a classification head, and test the best epoch once.
+
+    With ``config.resume`` the run in that folder goes on: the same losses and weights, bit for bit on a CPU,
+    as if it had never stopped.
+
+    Args:
+        config: All settings; for a resumed run those of its ``config.toml``.
+        on_event: Told what happens, see ``mae.training.events``.
+        should_stop: Asked between steps; once true, the state is saved and the run ends.
+
+    Raises:
+        ConfigError: Settings that cannot be used here.
+        DataError: No labelled images, or too many of them unreadable.
+        CheckpointError: ``init`` or the run's checkpoint cannot be used.
+        TrainingError: Training cannot go on.
+    """
+    return result_of(run_task(FINETUNING, _resolved(config), on_event, should_stop))
+
+
+@obeys_offline
+def plan_finetune(config: FinetuneConfig, on_event: Callable[[Event], None] = lambda event: None) -> Started:
+    """Compute what ``finetune`` would do with the same settings, up to its first step; nothing is written.
+
+    Args:
+        config: All settings.
+        on_event: Told what happens on the way.
+
+    Raises:
+        MaeError: As ``finetune``.
+    """
+    return plan_task(FINETUNING, _resolved(config), on_event)
+
+
+def _resolved(config: FinetuneConfig) -> FinetuneConfig:
+    return dataclasses.replace(config, augmenter=resolve_augmenter(config.augmenter))
+
+
+def _make(start: Start[FinetuneConfig], resumption: Resumption) -> FinetuneTask:
+    """Look for all that is named, before anything is written."""
+    config = start.config
+    found = scan(start, "finetune")
+    labelled = divide(found, config)
+    model, origin, notes = make_classifier(
+        config, len(labelled.classes), resumption, HEAD_STD, fc_norm=config.pool == "mean", probe=False
+    )
+    check_policy(config.aa, model.config.in_chans)
+    return FinetuneTask(config, found, labelled, model, origin, notes)
+
+
+FINETUNING = TaskType("finetune", _make, is_complete)

@@ -1,0 +1,93 @@
+"""Labelled images of a run: which teach, which choose the epoch, and which test once, at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mae.data.sources.base import ImageSource
+from mae.data.sources.scan import ImageScan
+from mae.errors import DataError
+from mae.evaluation.splits import make_split, read_labels, stratified
+from mae.io.text import shown
+from mae.system.seeding import stream
+from mae.training.classifier_config import ClassifierConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Some images, as numbers in a source, and their classes."""
+
+    images: NDArray[np.int64]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def chosen(self, which: NDArray[np.int64]) -> Part:
+        """Some of them."""
+        return Part(self.images[which], self.labels[which])
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledImages:
+    """All images of a run that learns classes.
+
+    Attributes:
+        source: Those of all parts.
+        classes: Names, sorted.
+        train: Those that teach.
+        held_out: Training images that choose the epoch; empty where the last one is taken.
+        test: Those that test, once.
+        notes: How they were divided, for people.
+    """
+
+    source: ImageSource
+    classes: tuple[str, ...]
+    train: Part
+    held_out: Part
+    test: Part
+    notes: tuple[str, ...]
+
+
+def divide(scan: ImageScan, config: ClassifierConfig) -> LabelledImages:
+    """Read the labels off the folders and divide the images.
+
+    Raises:
+        DataError: There are no class folders, only one, or they do not fit together.
+    """
+    where = ", ".join(map(shown, config.data))
+    labels = read_labels(scan.images, config.data)
+    split = make_split(scan.images, labels, where, seed=config.seed, test_share=config.test_share)
+    train, test = Part(split.train, split.train_labels), Part(split.test, split.test_labels)
+    if config.label_fraction < 1:
+        train = train.chosen(stratified(train.labels, config.label_fraction, config.seed, "labels"))
+    held = np.zeros(len(train), dtype=bool)
+    if config.select == "best":
+        held[_held_out(train.labels, config.val_share, config.seed)] = True
+        if not held.any():
+            raise DataError(
+                f"{where}: every class has one training image only, so none can be held out to choose the epoch",
+                hint="--select last holds none out",
+            )
+    return LabelledImages(
+        scan.images,
+        split.classes,
+        train.chosen(np.flatnonzero(~held)),
+        train.chosen(np.flatnonzero(held)),
+        test,
+        split.notes,
+    )
+
+
+def _held_out(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
+    """Places of a share of each class, at least one image and never all of them."""
+    chosen = []
+    for number in np.unique(labels):
+        own = np.flatnonzero(labels == number)
+        order = torch.randperm(len(own), generator=stream(seed, "held out", int(number))).numpy()
+        chosen.append(own[order][: min(len(own) - 1, max(1, round(share * len(own))))])
+    return np.concatenate(chosen)

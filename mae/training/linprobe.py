@@ -1,0 +1,67 @@
+"""Train a linear classifier on the features of a frozen encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mae.io.download import obeys_offline
+from mae.training.classifier_config import LinprobeConfig
+from mae.training.classifying import ClassifierResult, is_complete, make_classifier, result_of
+from mae.training.engine import Start, TaskType, plan_task, run_task, scan
+from mae.training.events import Event, Started
+from mae.training.labelled import divide
+from mae.training.resuming import Resumption
+from mae.training.tasks.linprobe import HEAD_STD, LinprobeTask
+
+
+@obeys_offline
+def linprobe(
+    config: LinprobeConfig,
+    on_event: Callable[[Event], None] = lambda event: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> ClassifierResult:
+    """Train a linear classifier on the features of a frozen encoder, and test the best epoch once.
+
+    With ``config.resume`` the run in that folder goes on: the same losses and weights, bit for bit on a CPU,
+    as if it had never stopped.
+
+    Args:
+        config: All settings; for a resumed run those of its ``config.toml``.
+        on_event: Told what happens, see ``mae.training.events``.
+        should_stop: Asked between steps; once true, the state is saved and the run ends.
+
+    Raises:
+        ConfigError: Settings that cannot be used here.
+        DataError: No labelled images, or too many of them unreadable.
+        CheckpointError: ``init`` or the run's checkpoint cannot be used.
+        TrainingError: Training cannot go on.
+    """
+    return result_of(run_task(PROBING, config, on_event, should_stop))
+
+
+@obeys_offline
+def plan_linprobe(config: LinprobeConfig, on_event: Callable[[Event], None] = lambda event: None) -> Started:
+    """Compute what ``linprobe`` would do with the same settings, up to its first step; nothing is written.
+
+    Args:
+        config: All settings.
+        on_event: Told what happens on the way.
+
+    Raises:
+        MaeError: As ``linprobe``.
+    """
+    return plan_task(PROBING, config, on_event)
+
+
+def _make(start: Start[LinprobeConfig], resumption: Resumption) -> LinprobeTask:
+    """Look for all that is named, before anything is written."""
+    config = start.config
+    found = scan(start, "linprobe")
+    labelled = divide(found, config)
+    model, origin, notes = make_classifier(
+        config, len(labelled.classes), resumption, HEAD_STD, fc_norm=False, probe=True
+    )
+    return LinprobeTask(config, found, labelled, model, origin, notes)
+
+
+PROBING = TaskType("linprobe", _make, is_complete)

@@ -1,0 +1,344 @@
+"""Learning classes as a task: what fine-tuning and linear probing have in common."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mae.checkpoints.classifiers import about_classes, build_classifier, folded
+from mae.checkpoints.load import load_checkpoint
+from mae.checkpoints.run_states import CLASSIFIER
+from mae.checkpoints.save import checkpoint_document, save
+from mae.data.augment import Augmentation
+from mae.data.eval_loader import EvalDataset, eval_batches
+from mae.data.eval_transform import EvalTransform
+from mae.data.loader import Batch, loader_workers
+from mae.data.sources.base import ImageSource, Subset
+from mae.data.sources.scan import ImageScan, Unreadable
+from mae.data.transforms import normalise
+from mae.errors import CheckpointError, TrainingError
+from mae.evaluation.extract import check_unreadable
+from mae.evaluation.metrics import accuracy
+from mae.evaluation.results import Accuracy, ClassAccuracy
+from mae.io.urls import public_name
+from mae.models.classifier import ImageClassifier
+from mae.system.device import autocast
+from mae.system.seeding import stream
+from mae.training.classifier_config import ClassifierConfig
+from mae.training.events import Classification, FinalTest, Previewed, Validated
+from mae.training.labelled import LabelledImages, Part
+from mae.training.plan import Advice
+from mae.training.run import Run
+from mae.training.run_folder import Position
+from mae.training.testing import TestResult, write_test_result
+
+TOP = 5
+
+
+class Answers(NamedTuple):
+    """What a classifier says of some images.
+
+    Attributes:
+        truth: (N,), the classes that they have.
+        predicted: (N,), the likeliest.
+        place: (N,), how many classes were likelier than the true one.
+        loss: Mean cross-entropy.
+        unreadable: (name, reason) of images that could not be read.
+    """
+
+    truth: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    place: NDArray[np.int64]
+    loss: float
+    unreadable: tuple[tuple[str, str], ...]
+
+
+class ClassificationTask(abc.ABC):
+    """Name the class of an image.
+
+    Args:
+        config: The run's.
+        scan: All images that were found.
+        labelled: The same, divided.
+        model: With its first weights.
+        start: Where these come from, in words.
+        notes: What a user should know.
+    """
+
+    command: str
+    images: ImageSource
+    unreadable: Sequence[Unreadable]
+    run: Run
+
+    def __init__(
+        self,
+        config: Any,
+        scan: ImageScan,
+        labelled: LabelledImages,
+        model: ImageClassifier,
+        start: str,
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        self.config: ClassifierConfig = config
+        self.labelled = labelled
+        self.unreadable, self.others = scan.unreadable, scan.others
+        self.images = Subset(labelled.source, labelled.train.images)
+        self.labels = torch.from_numpy(labelled.train.labels)
+        self.model: Any = model
+        self.notes = (*labelled.notes, *notes)
+        self.augmentation = self.make_augmentation()
+        self.best: tuple[float, float] | None = None
+        self.classification: Classification | None = Classification(
+            command=self.command,
+            classes=labelled.classes,
+            held_out=len(labelled.held_out),
+            test_images=len(labelled.test),
+            start=start,
+            trained=sum(one.numel() for one in model.parameters() if one.requires_grad),
+            pool=model.pool,
+            augmentation=str(self.augmentation),
+        )
+
+    @abc.abstractmethod
+    def make_augmentation(self) -> Augmentation:
+        """What is done to each training image."""
+
+    @abc.abstractmethod
+    def loss(self) -> nn.Module:
+        """As ``Task`` has it."""
+
+    @abc.abstractmethod
+    def make_optimizer(self, lr: float) -> torch.optim.Optimizer:
+        """As ``Task`` has it."""
+
+    @abc.abstractmethod
+    def inputs(self, position: Position, number: int, batch: Batch) -> tuple[Any, ...]:
+        """As ``Task`` has it."""
+
+    @abc.abstractmethod
+    def timing_inputs(self, count: int) -> tuple[Any, ...]:
+        """As ``Task`` has it."""
+
+    def labels_of(self, batch: Batch) -> Tensor:
+        """(B,): those of the images that are there, which may have taken the place of unreadable ones."""
+        return self.labels[list(batch.indices)]
+
+    @property
+    def zero_prediction_loss(self) -> float:
+        """Of giving every class the same chance."""
+        return math.log(len(self.labelled.classes))
+
+    def begin(self, run: Run, position: Position) -> None:
+        """Learn from the log which epoch was the best so far."""
+        self.run = run
+        self.best = run.folder.read_log(position).best
+
+    def replayed(self, inputs: list[tuple[Any, ...]]) -> dict[str, Any]:
+        """What beside the images a step has seen."""
+        return {"task": self.command, "inputs": [list(one) for one in inputs]}
+
+    def identity(self) -> dict[str, Any]:
+        """The model, and the classes that it tells apart."""
+        return {"model": repr(self.model.config), "classes": list(self.labelled.classes)}
+
+    def about(self) -> dict[str, Any]:
+        """The classes' names and what the head sees."""
+        return about_classes(self.labelled.classes, self.model.pool)
+
+    def official_args(self) -> dict[str, Any]:
+        """The settings under the names of the official scripts' ``args``."""
+        config, plan, ranks, size = self.config, self.run.plan, self.run.ranks, self.model.config.img_size
+        return {
+            "nb_classes": len(self.labelled.classes),
+            "input_size": size[0] if size[0] == size[1] else list(size),
+            "global_pool": self.model.pool == "mean",
+            "batch_size": plan.batch_size // ranks.size,
+            "accum_iter": plan.accum_iter,
+            "epochs": config.epochs,
+            "warmup_epochs": config.warmup_epochs,
+            "blr": config.base_lr,
+            "lr": plan.lr,
+            "min_lr": config.min_lr,
+            "weight_decay": config.weight_decay,
+            "seed": config.seed,
+            "device": config.device,
+            "finetune": "" if config.from_scratch else str(config.init or ""),
+            "data_path": public_name(config.data[0]),
+            "output_dir": str(config.out),
+            "distributed": not ranks.alone,
+            "world_size": ranks.size,
+        }
+
+    def advice(self, seconds: float) -> tuple[Advice, ...]:
+        """None."""
+        return ()
+
+    def shows(self, epochs: int) -> bool:
+        """There are no previews."""
+        return False
+
+    def preview(self, path: Path, epochs: int, *, write: bool) -> Previewed:
+        """There are none."""
+        raise NotImplementedError
+
+    def validate(self, done: Position) -> Validated | None:
+        """Ask the held-out training images; the best epoch's weights are kept in a file."""
+        if not len(self.labelled.held_out):
+            return None
+        answers = self.ask(self.model, self.labelled.held_out)
+        right = float((answers.place == 0).mean()) if len(answers.place) else 0.0
+        score = (right, -answers.loss)
+        best = math.isfinite(answers.loss) and (self.best is None or score > self.best)
+        if best:
+            self.best = score
+            self.keep(done)
+        return Validated(done.epoch, answers.loss, right, best)
+
+    def keep(self, done: Position) -> None:
+        """Write the weights as the run's classifier."""
+        if not self.run.folder.writes:
+            return
+        state = {key: tensor.detach().cpu() for key, tensor in folded(self.model.state_dict()).items()}
+        document = checkpoint_document(
+            state, self.model.config, epoch=done.epoch, args=self.official_args(), extra={"maecli": self.about()}
+        )
+        try:
+            save(self.run.folder.path / CLASSIFIER, document)
+        except CheckpointError as error:
+            raise TrainingError(error.message) from None
+
+    def finish(self, position: Position) -> None:
+        """Test the chosen epoch's weights: the test images are read here and nowhere else."""
+        run, labelled = self.run, self.labelled
+        path = run.folder.path / CLASSIFIER
+        if self.config.select == "last":
+            self.keep(Position(epoch=position.epoch - 1))
+        run.ranks.wait()
+        if not path.exists():
+            raise TrainingError(
+                f"{path} is missing: no epoch had a finite loss on the held-out images, or the file was removed",
+                hint="lower --lr, or start again with another --out",
+            )
+        checkpoint = load_checkpoint(path)
+        model = build_classifier(checkpoint)[0].to(run.device)
+        answers = self.ask(model, labelled.test)
+        check_unreadable(answers.unreadable, len(labelled.test), self.config.max_unreadable)
+        chosen = (checkpoint.epoch or 0) + 1
+        result = test_result(answers, labelled.classes, position.epoch, chosen)
+        if run.folder.writes:
+            write_test_result(run.folder.path, result)
+        top1 = result.top1
+        tested = FinalTest(chosen - 1, top1.value, top1.low, top1.high, len(answers.truth))
+        run.folder.log({**dataclasses.asdict(tested), "step": position.step})
+        run.on_event(tested)
+        run.ranks.wait()
+
+    @torch.no_grad()
+    def ask(self, model: ImageClassifier, part: Part) -> Answers:
+        """What a classifier says of images, shared by the processes of the run."""
+        ranks, config = self.run.ranks, self.config
+        self._share_statistics(model)
+        training = model.training
+        model.eval()
+        own = slice(ranks.rank, None, ranks.size)
+        truth = dict(zip(part.images[own].tolist(), part.labels[own].tolist(), strict=True))
+        found: list[tuple[int, int, int, float]] = []
+        unreadable: list[tuple[str, str]] = []
+        for indices, logits, skipped in self._logits(model, part.images[own].tolist()):
+            labels = torch.tensor([truth[index] for index in indices], dtype=torch.int64, device=logits.device)
+            place = (logits > logits.gather(1, labels[:, None])).sum(dim=1)
+            losses = F.cross_entropy(logits, labels, reduction="none")
+            columns = (labels.tolist(), logits.argmax(dim=1).tolist(), place.tolist(), losses.tolist())
+            found += zip(*columns, strict=True)
+            unreadable += skipped
+        model.train(training)
+        gathered = ranks.gather((found, unreadable))
+        answers = [row for rows, _ in gathered for row in rows]
+        broken = tuple(one for _, names in gathered for one in names)
+        check_unreadable(broken, len(part), config.max_unreadable)
+        counts = np.array([row[:3] for row in answers], dtype=np.int64).reshape(-1, 3)
+        loss = math.fsum(row[3] for row in answers) / max(1, len(answers))
+        return Answers(counts[:, 0], counts[:, 1], counts[:, 2], loss, broken)
+
+    def _logits(
+        self, model: ImageClassifier, indices: Sequence[int]
+    ) -> Iterator[tuple[tuple[int, ...], Tensor, list[tuple[str, str]]]]:
+        """Images by their numbers, float32 logits, and what could not be read."""
+        sizes, source = model.config, self.labelled.source
+        dataset = EvalDataset(source, EvalTransform(sizes.img_size, self.config.crop_pct), sizes.in_chans)
+        size = max(1, self.run.plan.batch_size // self.run.ranks.size)
+        batches = [indices[start : start + size] for start in range(0, len(indices), size)]
+        device = self.run.device
+        for batch in eval_batches(dataset, batches, workers=loader_workers(self.config.workers, device)):
+            broken = [(str(source.name(index)), reason) for index, reason in batch.unreadable]
+            if not batch.indices:
+                yield (), torch.empty(0, len(self.labelled.classes), device=device), broken
+                continue
+            with autocast(device, self.config.precision):
+                logits = model(normalise(batch.images.to(device, non_blocking=True)))
+            yield batch.indices, logits.float(), broken
+
+    def _share_statistics(self, model: nn.Module) -> None:
+        """Running statistics are those of the first process, which also saves them."""
+        if self.run.ranks.alone:
+            return
+        first = self.run.ranks.gather([buffer.cpu() for buffer in model.buffers()])[0]
+        for buffer, value in zip(model.buffers(), first, strict=True):
+            buffer.copy_(value)
+
+    def random(self, purpose: str, position: Position, number: int) -> torch.Generator:
+        """The generator of something random about a batch."""
+        return stream(self.config.seed, purpose, position.epoch, number)
+
+    def own_share(self, whole: Tensor | None) -> Tensor | None:
+        """This process's part of what was drawn for the whole batch."""
+        return None if whole is None else whole[self.run.ranks.share(self.run.plan.batch_size)]
+
+
+def test_result(answers: Answers, classes: Sequence[str], epochs: int, chosen: int) -> TestResult:
+    """All that is told of the test images."""
+    per_class = []
+    for number, name in enumerate(classes):
+        own = answers.truth == number
+        if own.any():
+            per_class.append(ClassAccuracy(name, int(own.sum()), accuracy(answers.predicted[own], answers.truth[own])))
+    confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    np.add.at(confusion, (answers.truth, answers.predicted), 1)
+    top5: Accuracy | None = None
+    if len(classes) > TOP:
+        within = (answers.place < TOP).astype(np.int64)
+        top5 = accuracy(within, np.ones_like(within))
+    return TestResult(
+        epochs=epochs,
+        chosen_epoch=chosen,
+        test_images=len(answers.truth),
+        top1=accuracy((answers.place > 0).astype(np.int64), np.zeros_like(answers.place)),
+        top5=top5,
+        loss=answers.loss,
+        mean_class_accuracy=sum(one.test.value for one in per_class) / len(per_class),
+        classes=tuple(per_class),
+        confusion=tuple(tuple(int(count) for count in row) for row in confusion),
+        skipped=answers.unreadable,
+    )
+
+
+class ClassificationLoss(nn.Module):
+    """Cross-entropy as a forward pass, which is all that DDP and torch.compile look at."""
+
+    def __init__(self, model: ImageClassifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, imgs: Tensor, labels: Tensor) -> Tensor:
+        """(B, C, H, W), (B,) -> scalar."""
+        return F.cross_entropy(self.model(imgs).float(), labels)

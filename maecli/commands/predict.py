@@ -1,0 +1,70 @@
+"""``maecli predict IMAGE...``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mae.evaluation.config import PredictConfig
+from mae.io.text import shown
+from maecli.options import command_from
+from maecli.output import Output, fitted, warn_skipped
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mae.evaluation.predict import PredictResult
+
+
+@command_from(PredictConfig)
+def predict(config: PredictConfig, output: Output) -> None:
+    """Name the classes of images with a fine-tuned classifier.
+
+    Examples:
+      maecli predict cat.jpg --checkpoint finetuned
+
+      maecli predict photos --checkpoint finetuned --top-k 3 --out predictions.csv
+
+      maecli predict cat.jpg --checkpoint finetuned --json
+    """
+    from mae.checkpoints.hub import announce_downloads
+    from mae.evaluation.predict import predict as use_case
+    from maecli.views.counting import CountingView
+
+    with announce_downloads(output.download), CountingView(output) as view:
+        result = use_case(config, view)
+    for note in result.notes:
+        output.note(note)
+    warn_skipped(output, result.skipped)
+    first = "\n".join(one.classes[0][0] for one in result.predictions)
+    output.result(lambda: _document(result), lambda console: _show(console, result), first)
+
+
+def _document(result: PredictResult) -> dict[str, Any]:
+    return {
+        "checkpoint": str(result.checkpoint),
+        "predictions": [
+            {
+                "image": one.image,
+                "classes": [{"class": name, "probability": share} for name, share in one.classes],
+            }
+            for one in result.predictions
+        ],
+        "out": str(result.out) if result.out else None,
+        "skipped": [{"path": name, "reason": reason} for name, reason in result.skipped],
+        "notes": list(result.notes),
+    }
+
+
+def _show(console: Console, result: PredictResult) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2), pad_edge=False, show_header=False)
+    table.add_column("image", overflow="fold")
+    table.add_column("classes", overflow="fold")
+    for one in result.predictions:
+        named = ", ".join(f"{shown(name, 40)} {share:.1%}" for name, share in one.classes)
+        table.add_row(Text(shown(one.image)), Text(named))
+    console.print(fitted(console, table))
+    if result.out is not None:
+        console.print(f"wrote {shown(result.out)}", soft_wrap=True, markup=False)

@@ -1,0 +1,115 @@
+"""How ``finetune`` and ``linprobe`` run and show their results; ``pretrain`` has more to show."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from mae.evaluation.results import percent
+from mae.io.text import shown
+from maecli.output import Output, as_document, warn_skipped
+from maecli.stopping import StopOnSignal
+from maecli.views.progress import TrainingView, duration
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mae.training.classifier_config import ClassifierConfig
+    from mae.training.classifying import ClassifierResult
+    from mae.training.events import Started
+
+MOST_CLASSES = 20  # that are shown, the least accurate first
+
+
+def run_training(
+    config: ClassifierConfig,
+    output: Output,
+    train: Callable[..., ClassifierResult],
+    plan: Callable[..., Started] | None,
+) -> None:
+    """Train, or with ``plan`` show what would be done, and show the result.
+
+    Args:
+        config: All settings.
+        output: Where it is shown.
+        train: The use case.
+        plan: The use case of ``--dry-run``.
+    """
+    from mae.checkpoints.hub import announce_downloads
+    from maecli.views.progress import show_plan
+
+    if plan is not None:
+        with announce_downloads(output.download), TrainingView(output) as view:
+            show_plan(plan(config, view), output)
+        return
+    stop = StopOnSignal()
+    speaks = os.environ.get("RANK", "0") == "0"  # of several processes, one
+    again = f"maecli {config.command} --resume {shown(config.resume or config.out)}"
+    try:
+        with stop, announce_downloads(output.download), TrainingView(output) as view:
+            result = train(config, view, stop)
+    except (KeyboardInterrupt, SystemExit):
+        if stop.asked and speaks:
+            output.note(f"stopped at once, without saving; resume the last state with: {again}")
+        raise
+    if speaks:
+        value = f"{result.test.top1.value:.4f}" if result.test else result.checkpoint
+        output.result(lambda: _document(result), lambda console: _show(console, result), value)
+        if result.stopped:
+            output.note(f"stopped and saved; resume with: {again}")
+        if result.was_finished:
+            output.note(
+                f"{shown(result.run)} is finished, so nothing was done; to make it longer: {again} --epochs N, with N "
+                f"above {result.epochs}"
+            )
+        if result.test:
+            warn_skipped(output, result.test.skipped)
+    if result.stopped:
+        raise typer.Exit(128 + (stop.number or signal.SIGTERM))
+
+
+def _document(result: ClassifierResult) -> dict[str, Any]:
+    return as_document(result)
+
+
+def _show(console: Console, result: ClassifierResult) -> None:
+    took = "" if result.was_finished else f" in {duration(result.seconds)}"
+    parts = [f"{result.epochs} epochs, {result.steps:,} steps{took}"]
+    if result.train_loss is not None:
+        parts.append(f"loss {result.train_loss:.4f}")
+    if result.held_out_accuracy is not None:
+        parts.append(f"held-out accuracy {result.held_out_accuracy:.1%} at best")
+    console.print("; ".join(parts), soft_wrap=True)
+    if result.test is not None:
+        _show_test(console, result)
+    console.print(f"checkpoint  {shown(result.checkpoint)}", soft_wrap=True, markup=False)
+
+
+def _show_test(console: Console, result: ClassifierResult) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from maecli.output import fitted
+
+    test = result.test
+    assert test is not None
+    top5 = f", top-5 {percent(test.top5)} %" if test.top5 else ""
+    console.print(
+        f"{test.test_images:,} test images, read once, by the weights of epoch {test.chosen_epoch}: "
+        f"accuracy {percent(test.top1)} %{top5}; mean over classes {100 * test.mean_class_accuracy:.1f} %",
+        soft_wrap=True,
+    )
+    worst = sorted(test.classes, key=lambda one: one.test.value)[:MOST_CLASSES]
+    table = Table(box=None, padding=(0, 2), pad_edge=False)
+    table.add_column("class")
+    table.add_column("test images", justify="right")
+    table.add_column("accuracy, %", justify="right")
+    for one in worst:
+        table.add_row(Text(shown(one.name, 40)), f"{one.test_images:,}", percent(one.test))
+    console.print(fitted(console, table))
+    if len(test.classes) > len(worst):
+        console.print(f"and {len(test.classes) - len(worst):,} classes with higher accuracy, in result.json")

@@ -1,0 +1,138 @@
+"""Naming classes: the likeliest first, of files, folders and archives; and what cannot name any."""
+
+from __future__ import annotations
+
+import csv
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from mae.checkpoints import load_checkpoint
+from mae.checkpoints.classifiers import about_classes, build_classifier
+from mae.checkpoints.save import checkpoint_document, save
+from mae.config import MAEConfig
+from mae.data.image_transform import transforms
+from mae.errors import CheckpointError, DataError
+from mae.evaluation.config import PredictConfig
+from mae.evaluation.predict import predict
+from mae.models.classifier import ImageClassifier
+from mae.system.seeding import seeded
+from maecli.app import app
+from tests.unit.evaluation.small import SIZES, checkpoint, class_folders
+
+NAMES = ("blue", "green", "red", "unknown")
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> Path:
+    with seeded(3):
+        model = ImageClassifier(MAEConfig(**SIZES | {"img_size": (16, 16)}), 4)
+        torch.nn.init.normal_(model.head.weight)  # type: ignore[arg-type]
+    extra = {"maecli": about_classes(NAMES, "mean")}
+    save(tmp_path / "classifier.pth", checkpoint_document(model.state_dict(), model.config, extra=extra))
+    return tmp_path / "classifier.pth"
+
+
+def config(images: Path, classifier: Path, **changes: object) -> PredictConfig:
+    settings = {"images": (images,), "checkpoint": classifier, "workers": 0, "device": "cpu", "precision": "fp32"}
+    return PredictConfig(**settings | {"batch_size": 2} | changes)  # type: ignore[arg-type]
+
+
+def test_the_likeliest_classes_are_named_in_order(tmp_path: Path, classifier: Path) -> None:
+    class_folders(tmp_path / "images", 2)
+    result = predict(config(tmp_path / "images", classifier, top_k=9, out=tmp_path / "table.csv"))
+    model, _ = build_classifier(load_checkpoint(classifier))
+    assert len(result.predictions) == 6
+    for one in result.predictions:
+        with torch.no_grad():
+            shares = model(transforms(model)(one.image)[None]).softmax(dim=1)[0]
+        wanted = sorted(zip(NAMES, shares.tolist(), strict=True), key=lambda pair: -pair[1])
+        assert [name for name, _ in one.classes] == [name for name, _ in wanted]
+        assert [share for _, share in one.classes] == pytest.approx([share for _, share in wanted], rel=1e-4)
+    rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
+    assert [row["class_1"] for row in rows] == [one.classes[0][0] for one in result.predictions]
+    assert rows[0]["image"] == result.predictions[0].image
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for path in sorted((tmp_path / "images").rglob("*.png")):
+            archive.write(path, path.relative_to(tmp_path / "images"))
+    packed = predict(config(tmp_path / "images.zip", classifier))
+    assert [one.classes[0] for one in packed.predictions] == [one.classes[0] for one in result.predictions]
+
+
+def test_broken_images_are_skipped_unless_all_are(tmp_path: Path, classifier: Path) -> None:
+    class_folders(tmp_path / "images", 2)
+    broken = tmp_path / "images/red/0.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    result = predict(config(tmp_path / "images", classifier))
+    assert (len(result.predictions), [name for name, _ in result.skipped]) == (5, [str(broken)])
+    with pytest.raises(DataError, match=r"none of 1 images can be read, for instance .*0\.png"):
+        predict(config(broken, classifier))
+
+
+def test_an_encoder_without_a_head_is_refused_with_what_to_type(tmp_path: Path) -> None:
+    weights = checkpoint(tmp_path / "mae.pth")
+    class_folders(tmp_path / "images", 1)
+    with pytest.raises(CheckpointError, match=r"mae\.pth holds no classification head") as refused:
+        predict(config(tmp_path / "images", weights))
+    assert refused.value.hint == f"train one on labelled images: maecli finetune DATA --init {weights}"
+    done = CliRunner().invoke(app, ["predict", str(tmp_path / "images"), "--checkpoint", str(weights)])
+    assert done.exit_code == 4
+
+
+def test_a_file_without_names_gives_numbers_and_says_so(tmp_path: Path, classifier: Path) -> None:
+    document = torch.load(classifier, weights_only=False)
+    save(tmp_path / "official.pth", {"model": document["model"]})
+    class_folders(tmp_path / "images", 1)
+    result = predict(config(tmp_path / "images", tmp_path / "official.pth"))
+    assert {one.classes[0][0] for one in result.predictions} <= {"0", "1", "2", "3"}
+    assert any("does not name its classes" in note for note in result.notes)
+
+
+def test_the_command_prints_one_document(tmp_path: Path, classifier: Path) -> None:
+    class_folders(tmp_path / "images", 1)
+    words = ["predict", str(tmp_path / "images"), "--checkpoint", str(classifier), "--workers", "0", "--top-k", "2"]
+    done = CliRunner().invoke(app, [*words, "--json"])
+    document = json.loads(done.stdout)
+    assert [len(one["classes"]) for one in document["predictions"]] == [2, 2, 2]
+    assert set(document["predictions"][0]["classes"][0]) == {"class", "probability"}
+    shown = CliRunner().invoke(app, words)
+    assert document["predictions"][0]["classes"][0]["class"] in shown.stdout
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+def test_compare_and_export_hold_logits_against_others(tmp_path: Path, pool: str) -> None:
+    """Builtin, timm and a second file; a changed head is found, and the names survive an export."""
+    from mae.checkpoints.classifiers import class_names
+    from mae.comparison.config import CompareConfig
+    from mae.comparison.run import compare
+    from mae.exporting.config import ExportConfig
+    from mae.exporting.run import export
+
+    with seeded(4):
+        model = ImageClassifier(MAEConfig(**SIZES | {"img_size": (16, 16)}), 4, pool=pool, fc_norm=pool == "mean")
+        for parameter in model.parameters():  # biases and norms as after training
+            torch.nn.init.normal_(parameter, mean=float(parameter.detach().mean()), std=0.1)
+    extra = {"maecli": about_classes(NAMES, pool)}
+    path = tmp_path / "first.pth"
+    save(path, checkpoint_document(model.state_dict(), model.config, extra=extra))
+    found = compare(CompareConfig(path))
+    by_reference = {(one.reference, one.precision): one for one in found.computations}
+    assert {"builtin"} <= {name for name, _ in by_reference}
+    for one in found.computations:
+        assert one.stages[-1].name == "logits"
+        assert one.first_beyond is None
+    if any(name == "timm" for name, _ in by_reference):
+        written = export(ExportConfig(path, "timm", out=tmp_path / "timm.safetensors"))
+        assert (written.checked_by, written.output) == ("timm", "logits")
+        assert class_names(load_checkpoint(written.out)) == (NAMES, True)
+    with torch.no_grad():
+        model.head.bias[1] += 0.5  # type: ignore[index, union-attr]
+    save(tmp_path / "second.pth", checkpoint_document(model.state_dict(), model.config, extra=extra))
+    between = compare(CompareConfig(path, checkpoint=tmp_path / "second.pth")).between
+    assert between is not None
+    assert between.first_beyond == "logits"

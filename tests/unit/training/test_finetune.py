@@ -1,0 +1,326 @@
+"""Fine-tuning: exact resumption, the official groups, one reading of the test images, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mae.checkpoints import load_checkpoint
+from mae.checkpoints.classifiers import build_classifier, class_names
+from mae.config import MAEConfig
+from mae.data.eval_loader import EvalDataset
+from mae.errors import CheckpointError, ConfigError, DataError
+from mae.models.classifier import ImageClassifier
+from mae.training.classifier_config import FinetuneConfig
+from mae.training.events import Event, FinalTest, Started, Validated
+from mae.training.finetune import finetune, plan_finetune
+from mae.training.run_folder import RunFolder
+from mae.training.tasks.finetune import layer_groups
+from tests.unit.evaluation.small import SIZES, checkpoint, class_folders
+from tests.unit.training.labelled import finetuning as finetuning
+from tests.unit.training.small import logged, same, stop_after, weights
+
+
+def test_resumed_equals_uninterrupted(finetuning: FinetuneConfig, tmp_path: Path) -> None:
+    config = dataclasses.replace(finetuning, drop_path=0.5)
+    whole = finetune(config)
+    for steps in (2, 7):
+        parted = dataclasses.replace(config, out=tmp_path / f"parted{steps}")
+        stopped = finetune(parted, *stop_after(steps))
+        assert (stopped.stopped, stopped.steps, stopped.test) == (True, steps, None)
+        resumed = finetune(dataclasses.replace(parted, resume=parted.out))
+        assert same(weights(config.out), weights(parted.out))
+        assert logged(config.out) == logged(parted.out)
+        assert resumed.test == whole.test
+        assert same(*(load_checkpoint(run / "classifier.pth").state for run in (config.out, parted.out)))
+    again = finetune(dataclasses.replace(config, resume=config.out))
+    assert again.was_finished
+    assert again.test == whole.test
+
+
+def test_the_test_images_are_read_once_and_the_best_epochs_weights_answer(
+    finetuning: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    load = EvalDataset.__getitem__
+
+    def watched(self: EvalDataset, index: int) -> Any:
+        read.append(str(self.source.name(index)))
+        return load(self, index)
+
+    monkeypatch.setattr(EvalDataset, "__getitem__", watched)
+    events: list[Event] = []
+    result = finetune(finetuning, events.append)
+    tested = [name for name in read if "/test/" in name]
+    assert len(tested) == len(set(tested)) == 12
+    assert read[-12:] == tested
+    validated = [event for event in events if isinstance(event, Validated)]
+    assert len(validated) == 3
+    scores = [(event.val_accuracy, -event.val_loss) for event in validated]
+    assert [event.best for event in validated] == [score == max(scores[: n + 1]) for n, score in enumerate(scores)]
+    assert result.test is not None
+    assert result.test.chosen_epoch == 1 + scores.index(max(scores))
+    (test,) = (event for event in events if isinstance(event, FinalTest))
+    assert (test.test_accuracy, test.test_images) == (result.test.top1.value, 12)
+    assert sum(map(sum, result.test.confusion)) == 12
+    assert sum(result.test.confusion[k][k] for k in range(3)) == round(12 * result.test.top1.value)
+    model, _ = build_classifier(load_checkpoint(finetuning.out))
+    assert class_names(load_checkpoint(finetuning.out)) == (("blue", "green", "red"), True)
+    assert model.classes == 3
+
+
+def test_the_last_epoch_holds_nothing_out(finetuning: FinetuneConfig) -> None:
+    events: list[Event] = []
+    result = finetune(dataclasses.replace(finetuning, select="last"), events.append)
+    (started,) = (event for event in events if isinstance(event, Started))
+    assert started.classification is not None
+    assert (started.plan.images, started.classification.held_out) == (24, 0)
+    assert not [event for event in events if isinstance(event, Validated)]
+    assert result.test is not None
+    assert result.test.chosen_epoch == 3
+    assert same(weights(finetuning.out), load_checkpoint(finetuning.out / "classifier.pth").state)
+
+
+def test_pre_trained_weights_are_taken_and_from_scratch_takes_sizes_alone(
+    finetuning: FinetuneConfig, tmp_path: Path
+) -> None:
+    """With a learning rate of almost nothing, the encoder stays what it was."""
+    still = dataclasses.replace(finetuning, lr=1e-30, min_lr=0.0, epochs=1, weight_decay=0.0)
+    finetune(still)
+    found, given = weights(still.out), load_checkpoint(tmp_path / "encoder.pth").state
+    shared = [key for key in found if key in given]
+    assert {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.1.mlp.fc2.bias"} <= set(shared)
+    assert all(torch.allclose(found[key], given[key], atol=1e-7) for key in shared)
+    assert float(found["head.weight"].std()) == pytest.approx(2e-5, rel=0.3)
+    scratch = dataclasses.replace(still, from_scratch=True, out=tmp_path / "scratch")
+    finetune(scratch)
+    assert weights(scratch.out).keys() == found.keys()
+    assert not torch.allclose(weights(scratch.out)["blocks.0.attn.qkv.weight"], given["blocks.0.attn.qkv.weight"])
+    larger = dataclasses.replace(still, image_size=(32, 32), out=tmp_path / "larger")
+    finetune(larger)
+    assert weights(larger.out)["pos_embed"].shape == (1, 17, 32)
+
+
+def test_layer_groups_are_those_of_the_formula() -> None:
+    """Re-derived parameter by parameter: 0.5 for each layer above, of depth + 2 layers."""
+    model = ImageClassifier(MAEConfig(**SIZES | {"img_size": (16, 16)}), 3)
+    groups = layer_groups(model, 0.05, 0.5)
+    found = {id(p): (group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert len(found) == len(list(model.parameters())) == sum(len(group["params"]) for group in groups)
+    for name, parameter in model.named_parameters():
+        above = 3 if name.startswith(("cls", "pos", "patch")) else 0
+        if name.startswith("blocks."):
+            above = 2 - int(name[7])
+        decays = parameter.ndim > 1 and not name.startswith(("cls", "pos"))
+        assert found[id(parameter)] == (0.5**above, 0.05 if decays else 0.0), name
+
+
+def test_each_group_learns_at_its_own_rate(finetuning: FinetuneConfig) -> None:
+    finetune(dataclasses.replace(finetuning, epochs=1, layer_decay=0.5, warmup_epochs=0.0))
+    groups = (load_checkpoint(finetuning.out / "checkpoint-last.pth").optimizer or {})["param_groups"]
+    assert {round(group["lr"] / groups[-1]["lr"], 6) for group in groups} == {1.0, 0.5, 0.25, 0.125}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("pool", "fc_norm"), [("mean", True), ("cls", False)])
+def test_timm_loads_the_file_strictly_and_computes_the_same_logits(
+    finetuning: FinetuneConfig, pool: str, fc_norm: bool
+) -> None:
+    timm = pytest.importorskip("timm.models.vision_transformer")
+    finetune(dataclasses.replace(finetuning, epochs=1, pool=pool, lr=1e-2))
+    path = finetuning.out / "classifier.pth"
+    state = torch.load(path, weights_only=False)["model"]
+    theirs = timm.VisionTransformer(
+        img_size=16, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=3, fc_norm=fc_norm,
+        global_pool="avg" if pool == "mean" else "token", norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
+    )  # fmt: skip
+    theirs.load_state_dict(state, strict=True)
+    ours, _ = build_classifier(load_checkpoint(path))
+    imgs = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = theirs.eval()(imgs)
+        assert float(wanted.std()) > 1e-4
+        assert torch.allclose(ours(imgs), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_batch_has_the_labels_of_the_images_that_took_the_place_of_broken_ones(
+    finetuning: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mae.training.tasks.finetune import FinetuneTask
+
+    for path in (finetuning.data[0] / "train/blue").glob("[0-3].png"):
+        path.write_bytes(path.read_bytes()[:60])  # its head is an image's, so the scan takes it for one
+    seen: list[tuple[str, str]] = []
+    inputs = FinetuneTask.inputs
+
+    def watched(self: FinetuneTask, position: Any, number: int, batch: Any) -> Any:
+        names = [self.images.name(index).parent.name for index in batch.indices]
+        seen.extend(zip(names, (self.labelled.classes[int(one)] for one in self.labels_of(batch)), strict=True))
+        return inputs(self, position, number, batch)
+
+    monkeypatch.setattr(FinetuneTask, "inputs", watched)
+    finetune(dataclasses.replace(finetuning, select="last", max_unreadable=0.9, epochs=1))
+    assert len(seen) == 24
+    assert all(folder == label for folder, label in seen)
+
+
+def one_of_each(data: Path) -> None:
+    """Three images in all, and no split."""
+    shutil.rmtree(data / "test")
+    for path in [*data.rglob("[1-9].png")]:
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda data: [shutil.rmtree(data / part / name) for part in ("train", "test") for name in ("red", "green")],
+         r"there is only one class, blue"),
+        (lambda data: shutil.rmtree(data / "test/red"), r"data/test has no folder red with images"),
+        (lambda data: (data / "test/red").rename(data / "test/crimson"), r"data/train has no folder crimson"),
+        (one_of_each, r"data/blue has only one image"),
+    ],
+)  # fmt: skip
+def test_data_that_cannot_teach_classes(finetuning: FinetuneConfig, spoil: Any, message: str) -> None:
+    spoil(finetuning.data[0])
+    with pytest.raises(DataError, match=message):
+        finetune(finetuning)
+    assert not finetuning.out.exists()
+
+
+def test_too_many_corrupt_images_are_named(finetuning: FinetuneConfig) -> None:
+    for path in (finetuning.data[0] / "test").rglob("*.png"):
+        path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(DataError, match=r"12 of 12 images cannot be read, for instance .*png"):
+        finetune(finetuning)
+
+
+def test_weights_that_cannot_be_taken(finetuning: FinetuneConfig, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no such checkpoint file: .*none\.pth"):
+        finetune(dataclasses.replace(finetuning, init=tmp_path / "none.pth"))
+    finetune(dataclasses.replace(finetuning, epochs=1))
+    events: list[Event] = []
+    other = dataclasses.replace(finetuning, init=finetuning.out, out=tmp_path / "other", epochs=1)
+    finetune(other, events.append)
+    (started,) = (event for event in events if isinstance(event, Started))
+    assert "the file is fine-tuned: its encoder has seen labels, and its head is not used" in started.notes
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"variant": "vit_tiny"}, "--variant vit_tiny: the sizes are those of the pre-trained weights"),
+        ({"variant": "vit_tiny", "from_scratch": True}, "--variant and --init both tell the sizes"),
+        ({"min_lr": 1.0}, "--min-lr 1 is above --lr 0.002"),
+    ],
+)
+def test_settings_that_do_not_fit(finetuning: FinetuneConfig, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(finetuning, **given)
+
+
+def test_a_policy_that_is_none(finetuning: FinetuneConfig) -> None:
+    with pytest.raises(ConfigError, match="--aa rand-x9: wanted a RandAugment policy"):
+        finetune(dataclasses.replace(finetuning, aa="rand-x9"))
+
+
+def test_another_commands_run_is_refused(finetuning: FinetuneConfig) -> None:
+    from mae.training.config import PretrainConfig, settings_of_resumed
+
+    finetune(dataclasses.replace(finetuning, epochs=1))
+    with pytest.raises(ConfigError, match=r"run is a run of maecli finetune, not of maecli pretrain"):
+        settings_of_resumed({"resume": finetuning.out})
+    with pytest.raises(ConfigError, match=r"run is a run of maecli finetune, not of maecli pretrain"):
+        RunFolder(finetuning.out, resume=True).read_config(PretrainConfig)
+
+
+def test_other_classes_are_another_run(finetuning: FinetuneConfig, tmp_path: Path) -> None:
+    finetune(finetuning, *stop_after(2))
+    for part in ("train", "test"):
+        (finetuning.data[0] / part / "red").rename(finetuning.data[0] / part / "crimson")
+    with pytest.raises(ConfigError, match=r"would not be the same run"):
+        finetune(dataclasses.replace(finetuning, resume=finetuning.out))
+
+
+def test_a_dry_run_writes_nothing(finetuning: FinetuneConfig) -> None:
+    started = plan_finetune(finetuning)
+    assert started.classification is not None
+    assert started.classification.classes == ("blue", "green", "red")
+    assert started.zero_prediction_loss == pytest.approx(1.0986, abs=1e-4)
+    assert (started.plan.images, started.classification.held_out, started.classification.test_images) == (21, 3, 12)
+    assert not finetuning.out.exists()
+
+
+def test_one_tree_is_split_by_the_seed_and_said(finetuning: FinetuneConfig, tmp_path: Path) -> None:
+    class_folders(tmp_path / "tree", 10)
+    events: list[Event] = []
+    result = finetune(dataclasses.replace(finetuning, data=(tmp_path / "tree",), epochs=1), events.append)
+    (started,) = (event for event in events if isinstance(event, Started))
+    assert any("20% of each class (6 of 30 images) test, drawn by --seed 0" in note for note in started.notes)
+    assert result.test is not None
+    assert result.test.test_images == 6
+    assert json.loads((finetuning.out / "result.json").read_text())["test_images"] == 6
+
+
+def test_four_channels_need_no_colour_policy(finetuning: FinetuneConfig, tmp_path: Path) -> None:
+    four = dataclasses.replace(finetuning, init=checkpoint(tmp_path / "four.pth", in_chans=4), epochs=1)
+    assert finetune(four).epochs == 1
+    with pytest.raises(ConfigError, match="is for images of 3 channels; the model has 4"):
+        finetune(dataclasses.replace(four, aa="rand-m9", out=tmp_path / "aa"))
+
+
+def test_watch_and_report_show_the_accuracies(finetuning: FinetuneConfig, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from mae.reporting.config import ReportConfig
+    from mae.reporting.run import report
+    from mae.reporting.run_log import read_run
+    from maecli.app import app
+
+    result = finetune(finetuning)
+    assert result.test is not None
+    log = read_run(finetuning.out)
+    assert [one.epoch for one in log.validations] == [1, 2, 3]
+    assert max(one.accuracy for one in log.validations) == result.held_out_accuracy
+    assert log.test is not None
+    assert (log.test.epoch, log.test.accuracy) == (result.test.chosen_epoch, result.test.top1.value)
+    assert log.other_lines == 0
+    report(ReportConfig(finetuning.out, out=tmp_path / "page.html"))
+    page = (tmp_path / "page.html").read_text()
+    assert "Accuracy over epochs" in page
+    assert "test accuracy (" in page
+    assert "Reconstructions" not in page
+    assert "PSNR" not in page
+    watched = CliRunner().invoke(app, ["watch", str(finetuning.out)]).output
+    assert f"test accuracy     {result.test.top1.value:.1%}" in watched
+    assert "held-out accuracy" in watched
+
+
+def test_the_command_prints_one_document_and_resumes(finetuning: FinetuneConfig) -> None:
+    from typer.testing import CliRunner
+
+    from maecli.app import app
+
+    words = [
+        "finetune", str(finetuning.data[0]), "--init", str(finetuning.init), "--out", str(finetuning.out),
+        "--epochs", "1",
+        "--batch-size", "4", "--augmenter", "torchvision", "--aa", "none", "--reprob", "0", "--workers", "0", "--json",
+        "--device", "cpu", "--warmup-epochs", "0",
+    ]  # fmt: skip
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    assert document["test"]["test_images"] == 12
+    assert 0 <= document["test"]["top1"]["low"] <= document["test"]["top1"]["value"]
+    longer = CliRunner().invoke(app, ["finetune", "--resume", str(finetuning.out), "--epochs", "2"])
+    assert longer.exit_code == 0, longer.output
+    assert "12 test images, read once" in longer.output
+    plan = CliRunner().invoke(app, [*words, "--dry-run", "--out", f"{finetuning.out}-other"])
+    assert json.loads(plan.stdout)["classification"]["classes"] == ["blue", "green", "red"]

@@ -1,0 +1,52 @@
+"""LARS against its formula, written out with plain numbers."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from mae.training.lars import LARS
+
+
+def by_hand(weights: list[float], gradients: list[list[float]], *, matrix: bool, decay: float) -> list[float]:
+    """So many steps with lr 0.5, momentum 0.9, trust 0.01; a matrix is decayed and scaled, a vector is not."""
+    w, m = list(weights), [0.0] * len(weights)
+    for gradient in gradients:
+        update = [g + decay * x for g, x in zip(gradient, w, strict=True)] if matrix else list(gradient)
+        if matrix:
+            norm, size = math.hypot(*w), math.hypot(*update)
+            scale = 0.01 * norm / size if norm > 0 and size > 0 else 1.0
+            update = [scale * u for u in update]
+        m = [0.9 * a + u for a, u in zip(m, update, strict=True)]
+        w = [x - 0.5 * a for x, a in zip(w, m, strict=True)]
+    return w
+
+
+def test_two_steps_are_those_of_the_formula() -> None:
+    gradients = [[1.0, -2.0, 0.5, 3.0], [0.25, 0.5, -1.0, 2.0]]
+    for decay in (0.0, 0.1):
+        for start in ([1.0, 2.0, -1.0, 0.5], [0.0] * 4):
+            matrix = nn.Parameter(torch.tensor(start).view(2, 2))
+            vector = nn.Parameter(torch.tensor(start))
+            optimizer = LARS([matrix, vector], 0.5, weight_decay=decay, trust_coefficient=0.01)
+            for gradient in gradients:
+                matrix.grad, vector.grad = torch.tensor(gradient).view(2, 2), torch.tensor(gradient)
+                optimizer.step()
+            for parameter, is_matrix in ((matrix, True), (vector, False)):
+                wanted = torch.tensor(by_hand(start, gradients, matrix=is_matrix, decay=decay))
+                assert torch.allclose(parameter.detach().flatten(), wanted, rtol=1e-5)
+
+
+def test_a_step_that_is_not_finite_changes_nothing() -> None:
+    weight = nn.Parameter(torch.ones(2, 2))
+    optimizer = LARS([weight], 1.0)
+    weight.grad = torch.full((2, 2), 2.0)
+    optimizer.step()
+    kept, momentum = weight.detach().clone(), optimizer.state[weight]["mu"].clone()
+    weight.grad = torch.full((2, 2), float("nan"))
+    optimizer.found_inf = torch.ones(())
+    optimizer.step()
+    assert torch.equal(weight, kept)
+    assert torch.equal(optimizer.state[weight]["mu"], momentum)
