@@ -258,7 +258,7 @@ class LinprobeConfig(ClassifierConfig):
 
 RunConfig = PretrainConfig | ClassifierConfig  # of any run
 
-# Measured on small data; see docs/finetune.md.
+# Starting points by judgement, not the best of several; docs/finetune.md says so.
 FINETUNE_PRESETS: dict[str, Preset] = {
     "small": Preset(
         "hundreds to thousands of images",
