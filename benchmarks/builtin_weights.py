@@ -291,7 +291,7 @@ def measured(pattern: str, sha256: str) -> Iterator[tuple[Path, dict[str, Any]]]
         if result.get("weights_sha256") == sha256:
             yield path, result
         else:
-            print(f"{path.relative_to(ROOT)} is about other weights and not in the card")
+            print(f"{path.name} is about other weights and not in the card")
 
 
 NOT_MEASURED = "Not measured yet for these weights."
