@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 
 from mae.io.notebook import DrawnPage, Table
@@ -161,7 +162,7 @@ class EvaluateResult(DrawnPage):
     def shown_k(self) -> int:
         """Of the numbers of neighbours that were asked for, the one that tables show."""
         ks = [k for row in self.rows for scores in row.scores for k in scores.knn or ()]
-        return min(ks, key=lambda k: (abs(k - HEADLINE_K), k)) if ks else HEADLINE_K
+        return nearest_k(ks) if ks else HEADLINE_K
 
     def _table(self) -> Table:
         rows = []
@@ -178,6 +179,11 @@ class EvaluateResult(DrawnPage):
             rows,
             ("features", f"k-NN ({self.shown_k})", "linear", "attentive"),
         )
+
+
+def nearest_k(ks: Iterable[int]) -> int:
+    """Of numbers of neighbours the one that is shown where one is."""
+    return min(ks, key=lambda k: (abs(k - HEADLINE_K), k))
 
 
 def row_name(row: Row) -> str:

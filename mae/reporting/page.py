@@ -100,6 +100,15 @@ def _tiles(log: RunLog) -> dict[str, str]:
         "waiting for images": _percent(_mean(one.data_wait for one in log.epochs[-20:])),
         "time in epochs": _duration(seconds) if last else "-",
     }
+    measured = {
+        "loss of held-out images": figure_text(log.newest("val_loss")),
+        "k-NN accuracy": _percent(log.newest("knn")),
+        "linear accuracy": _percent(log.newest("linear")),
+        "RankMe": figure_text(log.newest("rank_me")),
+        "time in measuring these": _duration(sum(one.seconds for one in log.probes if math.isfinite(one.seconds))),
+    }
+    if log.probes:
+        tiles |= {name: value for name, value in measured.items() if value != "-"}
     if not log.finished and left is not None:
         tiles["left, at this pace"] = _duration(left)
     return tiles
@@ -151,7 +160,7 @@ def _help(log: RunLog) -> str:
 
 def _charts(log: RunLog) -> list[Markup]:
     steps = log.steps
-    x_range = x_range_of([log.epochs_done, *(one.epoch for one in log.previews)])
+    x_range = x_range_of([log.epochs_done, *(one.epoch for one in log.previews), *(one.epoch for one in log.probes)])
     normalised = log.psnr_uses_original
     psnr = thin("mean of the preview images", ((one.epoch, one.psnr) for one in log.previews))
     held_out = [thin("held-out images", ((one.epoch, one.loss) for one in log.validations))] if log.validations else []
@@ -163,6 +172,7 @@ def _charts(log: RunLog) -> list[Markup]:
                 thin("logged steps", ((one.epoch, one.loss) for one in steps)),
                 *held_out,
                 _means(log, "loss"),
+                *_measured(log, val_loss="held-out images, fixed masks"),
             ],
             x_range=x_range,
             level=(1.0, "predicting zero: about 1 for normalised patches") if normalised else None,
@@ -177,6 +187,7 @@ def _charts(log: RunLog) -> list[Markup]:
             x_range=x_range,
             y_from=0,
         ),
+        *_probe_charts(log, x_range),
         *(
             [chart(f"PSNR on removed patches, dB, over epochs{_help(log)}", [psnr], x_range=x_range)]
             if log.command == "pretrain"
@@ -198,6 +209,26 @@ def _accuracy_chart(log: RunLog, x_range: tuple[float, float]) -> list[Markup]:
     known = test is not None and math.isfinite(test.accuracy)
     level = (test.accuracy, "test images, at the end") if test is not None and known else None
     return [chart("Accuracy over epochs", [curve], x_range=x_range, y_from=0, y_to=1, level=level)]
+
+
+def _probe_charts(log: RunLog, x_range: tuple[float, float]) -> list[Markup]:
+    """Of runs that were probed."""
+    accuracies = _measured(log, knn="20 nearest neighbours", linear="linear")
+    ranks = _measured(log, rank_me="of the probe's training images")
+    charts = []
+    if accuracies:
+        charts.append(chart("Accuracy of probes of the encoder, over epochs", accuracies, x_range=x_range))
+    if ranks:
+        charts.append(chart("RankMe, the number of directions that features use, over epochs", ranks, x_range=x_range))
+    return charts
+
+
+def _measured(log: RunLog, **titles: str) -> list[Curve]:
+    """A curve of each that was measured at least once."""
+    found = {name: [(one.epoch, getattr(one, name)) for one in log.probes] for name in titles}
+    return [
+        thin(titles[name], points) for name, points in found.items() if any(math.isfinite(value) for _, value in points)
+    ]
 
 
 def _rates(log: RunLog, field: str) -> list[Curve]:

@@ -71,6 +71,21 @@ class LoggedTest:
     images: float
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class LoggedProbe:
+    """A line of what was measured beside the training; NaN for what was not.
+
+    ``epoch`` counts from the run's start, with a fraction; accuracies are from 0 to 1.
+    """
+
+    epoch: float
+    val_loss: float
+    knn: float
+    linear: float
+    rank_me: float
+    seconds: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Preview:
     """An image of reconstructions after so many epochs; NaN where the log does not tell its PSNR, dB."""
@@ -95,6 +110,7 @@ class RunLog:
     Attributes:
         steps, epochs: In order, each once; a non-finite value is NaN.
         previews: Images that are there, in order.
+        probes: What was measured beside the training, in order.
         config: From ``config.toml``; empty where there is none that can be read.
         environment: From ``environment.json``; empty where there is none that can be read.
         unreadable: (name, reason) of unreadable images.
@@ -111,6 +127,7 @@ class RunLog:
     steps: tuple[LoggedStep, ...]
     epochs: tuple[LoggedEpoch, ...]
     previews: tuple[Preview, ...]
+    probes: tuple[LoggedProbe, ...]
     config: dict[str, Any]
     environment: dict[str, Any]
     unreadable: tuple[tuple[str, str], ...]
@@ -150,6 +167,11 @@ class RunLog:
         """Whether removed patches were drawn with the original's mean and std, which raises the previews' PSNR."""
         return self.config.get("norm_pix_loss") is True
 
+    def newest(self, name: str) -> float:
+        """Of what is measured beside the training, such as ``val_loss``; NaN where it is not."""
+        known = (value for one in reversed(self.probes) if math.isfinite(value := getattr(one, name)))
+        return next(known, math.nan)
+
     def seconds_left(self) -> float | None:
         """At the pace of the last epochs; None where it cannot be told."""
         paces = sorted(one.seconds for one in self.epochs[-9:] if math.isfinite(one.seconds))
@@ -180,13 +202,14 @@ def read_run(run: Path) -> RunLog:
     books = _LogState()
     for entry in _log_entries(run / "log.jsonl", books, notes):
         books.add(entry)
-        if len(books.steps) + len(books.epochs) >= MOST_LINES:
+        if len(books.steps) + len(books.epochs) + len(books.probes) >= MOST_LINES:
             notes.append(f"log.jsonl has more than {MOST_LINES:,} lines; the others are ignored")
             break
     return RunLog(
         steps=tuple(books.steps[step] for step in sorted(books.steps)),
         epochs=tuple(books.epochs[epoch] for epoch in sorted(books.epochs)),
         previews=_previews(run / "previews", books.psnr),
+        probes=tuple(books.probes[epoch] for epoch in sorted(books.probes)),
         config=_read(run / "config.toml", tomllib.loads, notes),
         environment=_read(run / ENVIRONMENT_FILE, json.loads, notes) if ENVIRONMENT_FILE in names else {},
         unreadable=_unreadable(run / "unreadable.tsv", notes) if "unreadable.tsv" in names else (),
@@ -210,6 +233,7 @@ class _LogState:
         self.psnr: dict[int, float] = {}
         self.validations: dict[int, LoggedValidation] = {}
         self.test: LoggedTest | None = None
+        self.probes: dict[float, LoggedProbe] = {}
         self.left_out = 0
         self.rollbacks = 0
         self.changes: list[LoggedChange] = []
@@ -238,6 +262,8 @@ class _LogState:
         elif "changed" in entry and 0 <= epoch < 1e9:
             if what := _changes_in_words(entry["changed"]):
                 self.changes.append(LoggedChange(epoch, what))
+        elif "epochs" in entry and ("val_loss" in entry or "knn" in entry):
+            self._add_probe(entry)
         elif "preview" in entry:
             name = _PREVIEW.fullmatch(str(entry["preview"])[:99])
             if name:
@@ -247,6 +273,15 @@ class _LogState:
             self.steps[int(step)] = LoggedStep(int(step), epoch, loss, lr, *rates)
         else:
             self.other += 1
+
+    def _add_probe(self, entry: dict[str, Any]) -> None:
+        epoch = _number(entry["epochs"])
+        if not 0 <= epoch < 1e9:
+            self.other += 1
+            return
+        values = {name: _number(entry.get(name)) for name in ("val_loss", "knn", "linear", "rank_me")}
+        took = [_number(entry.get(name, 0.0)) for name in ("val_seconds", "probe_seconds")]
+        self.probes[epoch] = LoggedProbe(epoch, **values, seconds=sum(took))
 
 
 def _changes_in_words(changed: Any) -> str:

@@ -26,6 +26,7 @@ _MODEL = "Model"
 _ARCHITECTURE = "Architecture, where it is not the variant's"
 _RECIPE = "Recipe"
 _DATA = "Data"
+_PROBES = "Measured as it learns"
 _RUN = "Run"
 
 
@@ -152,6 +153,24 @@ class PretrainConfig:
         0.1, "Stop if more than this fraction of the images is unreadable.", low=0, high=1, panel=_DATA
     )
 
+    val: Path | None = option(
+        None,
+        "Held-out images, a folder or a file: their loss under fixed masks is logged, and the previews show them.",
+        default_text="no loss; previews of 4 images of DATA",
+        panel=_PROBES,
+    )
+    probe: Path | None = option(
+        None,
+        "Class folders or an archive of them: k-NN and linear accuracy and RankMe of the encoder are logged.",
+        panel=_PROBES,
+    )
+    probe_every: int = option(
+        20, "Probe every so many epochs, and before the first and after the last.", low=1, panel=_PROBES
+    )
+    probe_images: int = option(
+        3000, "Use at most so many images of --probe, kept in memory; about two thirds train.", low=4, panel=_PROBES
+    )
+
     activation_checkpointing: bool = option(
         False,
         "Recompute activations in the backward pass: far less memory, about a third slower.",
@@ -196,9 +215,6 @@ class PretrainConfig:
         panel=_RUN,
     )
     preview_every: int = option(20, "Draw reconstructions every so many epochs; 0 disables it.", low=0, panel=_RUN)
-    val: Path | None = option(
-        None, "Images to reconstruct for the previews: a folder or a file.", default_text="4 images of DATA", panel=_RUN
-    )
     log_every: int = option(20, "Write a line to log.jsonl every so many steps; 0 for epochs only.", low=0, panel=_RUN)
     offline: bool = shared_option("offline", panel=_RUN)
     tensorboard: bool = option(

@@ -181,6 +181,8 @@ def _train(kind: TaskType[Config], start: Start[Config], resumption: Resumption)
             start.folder.set_aside_newer(resumption.saved.path)
         trainer, planned = _prepare(start, resumption, task)
         start.on_event(planned)
+        if planned.probed is not None:
+            trainer.note(planned.probed, planned.probed.step)
         start.ranks.begin_training()
         trainer.train()
         if not trainer.stopped:
@@ -272,6 +274,7 @@ def _prepare(start: Start[Any], resumption: Resumption, task: Task) -> tuple[Tra
     folder.start_log(position)
     if folder.resume:
         _record_changes(run, resumption, logged)
+    probed = task.probes.begin(run.epochs_at(position), position.step, logged) if task.probes else None
     planned = Started(
         config=config,
         model=model.config,
@@ -292,6 +295,8 @@ def _prepare(start: Start[Any], resumption: Resumption, task: Task) -> tuple[Tra
         seconds_left=_seconds_left(run, resumption, logged),
         changes=resumption.told(config, plan),
         classification=task.classification,
+        probes=task.probes.plan if task.probes else None,
+        probed=probed,
     )
     if not folder.resume:
         planned = dataclasses.replace(planned, advice=task.advice(planned.seconds))

@@ -45,6 +45,59 @@ class Classification:
 
 
 @dataclasses.dataclass(frozen=True)
+class ProbePlan:
+    """What is measured beside the training, and what it costs.
+
+    Attributes:
+        val_images: Held-out images whose loss is measured every epoch; 0 without.
+        train_images, test_images, classes: Of the probes; 0 without.
+        every: Epochs from one probe to the next.
+        val_seconds, probe_seconds: Of one time each, as measured; 0 without.
+    """
+
+    val_images: int
+    train_images: int
+    test_images: int
+    classes: int
+    every: int
+    val_seconds: float
+    probe_seconds: float
+
+    def due(self, epochs: int, last: int) -> bool:
+        """Whether the encoder is probed after so many epochs."""
+        return self.classes > 0 and (epochs % self.every == 0 or epochs == last)
+
+    def seconds(self, first: int, last: int) -> float:
+        """Of all that is measured from one epoch to the last."""
+        probes = sum(self.due(epochs, last) for epochs in range(first + 1, last + 1))
+        return (last - first) * self.val_seconds + probes * self.probe_seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Probed:
+    """What was measured of the model beside its training; None for what was not due.
+
+    Attributes:
+        epochs: From the run's start.
+        step: Optimiser steps done.
+        val_loss: Of held-out images under fixed masks.
+        knn, linear: Accuracy on the test part of ``--probe``, from 0 to 1: 20 nearest neighbours (10 of few images),
+            and a linear probe, of the mean of patches behind the final norm.
+        rank_me: Of the same features of the training part.
+        val_seconds, probe_seconds: What it took.
+    """
+
+    epochs: float
+    step: int
+    val_loss: float | None = None
+    knn: float | None = None
+    linear: float | None = None
+    rank_me: float | None = None
+    val_seconds: float | None = None
+    probe_seconds: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Started:
     """A run is about to begin.
 
@@ -59,6 +112,8 @@ class Started:
         seconds_left: Of a run that goes on, at the pace that its log tells; None where it tells none.
         changes: What a run that goes on does otherwise than before, in words.
         classification: Of a run that learns classes.
+        probes: What is measured beside the training; None without.
+        probed: What was measured before the first step; None where the log told the cost.
     """
 
     config: RunConfig
@@ -81,13 +136,20 @@ class Started:
     seconds_left: float | None = None
     changes: tuple[str, ...] = ()
     classification: Classification | None = None
+    probes: ProbePlan | None = None
+    probed: Probed | None = None
 
     @property
     def seconds(self) -> float:
-        """How long the steps that are left take: at the pace of the run's log, else as measured without loading."""
+        """How long what is left takes: at the pace of the run's log, else as measured without loading."""
         if self.seconds_left is not None:
-            return self.seconds_left
-        return (self.plan.total_steps - self.first_step) * self.plan.accum_iter * self.step_seconds
+            return self.seconds_left + self.probe_seconds
+        return (self.plan.total_steps - self.first_step) * self.plan.accum_iter * self.step_seconds + self.probe_seconds
+
+    @property
+    def probe_seconds(self) -> float:
+        """How much of that is measuring beside the training."""
+        return self.probes.seconds(self.first_epoch, self.config.epochs) if self.probes else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +281,7 @@ Event = (
     | EpochDone
     | Validated
     | FinalTest
+    | Probed
     | Previewed
     | ImageUnreadable
     | TrackerFailed
@@ -239,6 +302,7 @@ class PretrainResult(Drawn):
         psnr_uses_original: Whether that PSNR is helped: a model of normalised patches is drawn with each patch's
             brightness and contrast from the original.
         cache_hits: Of the last epoch, as in ``EpochDone``.
+        val_loss, knn, linear, rank_me: The newest, as in ``Probed``; None without.
     """
 
     run: Path
@@ -254,6 +318,10 @@ class PretrainResult(Drawn):
     stopped: bool
     cache_hits: float | None = None
     was_finished: bool = False
+    val_loss: float | None = None
+    knn: float | None = None
+    linear: float | None = None
+    rank_me: float | None = None
 
     @property
     def learnt(self) -> bool | None:
@@ -272,6 +340,10 @@ class PretrainResult(Drawn):
                 ("loss", self.train_loss),
                 ("loss of predicting zero", self.zero_prediction_loss),
                 ("PSNR of the previews, dB", self.psnr),
+                ("loss of held-out images", self.val_loss),
+                ("k-NN accuracy", self.knn),
+                ("linear accuracy", self.linear),
+                ("RankMe", self.rank_me),
                 ("seconds", self.seconds),
             ],
         )

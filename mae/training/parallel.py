@@ -84,7 +84,7 @@ def _shard(model: nn.Module, ranks: Ranks) -> None:
             fully_shard(module, mesh=mesh)
             register_fsdp_forward_method(module, "forward_shared")
     fully_shard(model, mesh=mesh)
-    for method in ("pretraining_loss", "encode_visible", "forward_decoder"):
+    for method in ("pretraining_loss", "encode", "encode_visible", "forward_decoder"):
         if hasattr(model, method):
             register_fsdp_forward_method(model, method)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from mae.checkpoints import load_checkpoint, load_weights
 from mae.data.decoding.image import check_channels
@@ -14,7 +15,9 @@ from mae.training.config import PretrainConfig
 from mae.training.engine import Ended, Start, TaskType, plan_task, run_task, scan
 from mae.training.events import Event, PretrainResult, Started
 from mae.training.previews import held_out_images
+from mae.training.probes import find_probe_data
 from mae.training.resuming import Resumption
+from mae.training.run_folder import Logged
 from mae.training.tasks.pretrain import PretrainingTask
 
 
@@ -66,12 +69,13 @@ def _make(start: Start[PretrainConfig], resumption: Resumption) -> PretrainingTa
     config = start.config
     found = scan(start, "pretrain")
     held_out = held_out_images(config.val)
+    probe_data = find_probe_data(config, held_out, len(found.images), start.ranks, start.device)
     with seeded(derive_seed(config.seed, "weights")):
         model = create_model(config.model_config())
     notes: tuple[str, ...] = ()
     if resumption.saved is None and config.init is not None:
         notes = (f"weights from {config.init}", *load_weights(model, load_checkpoint(config.init)))
-    return PretrainingTask(config, found, held_out, model, notes)
+    return PretrainingTask(config, found, held_out, probe_data, model, (*notes, *probe_data.notes))
 
 
 PRETRAINING = TaskType("pretrain", _make)
@@ -96,4 +100,10 @@ def _result(ended: Ended) -> PretrainResult:
         stopped=trainer.stopped if trainer else False,
         cache_hits=trainer.last_epoch.cache_hits if trainer and trainer.last_epoch else None,
         was_finished=trainer is None,
+        **_measured(logged),
     )
+
+
+def _measured(logged: Logged) -> dict[str, Any]:
+    """What was measured last beside the training."""
+    return {name: logged.probed.get(name) for name in ("val_loss", "knn", "linear", "rank_me")}

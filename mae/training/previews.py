@@ -109,7 +109,7 @@ def held_out_images(val: Path | None) -> ImageSource | None:
 def _load_some(images: ImageSource, count: int, model: MaskedAutoencoder) -> list[tuple[int, Tensor]]:
     """Images from all over the source with their numbers, (C, H, W) uint8 in the model's frame; none that is broken."""
     loaded: list[tuple[int, Tensor]] = []
-    for index in _evenly_chosen(len(images), count):
+    for index in evenly_chosen(len(images), count):
         try:
             image = images.load(index, model.config.in_chans)
         except DataError:  # the loader reports it
@@ -120,7 +120,7 @@ def _load_some(images: ImageSource, count: int, model: MaskedAutoencoder) -> lis
     return loaded
 
 
-def _evenly_chosen(images: int, count: int) -> list[int]:
+def evenly_chosen(images: int, count: int) -> list[int]:
     """Their numbers in an order that starts with a few from all over, then the others."""
     if images <= count:
         return list(range(images))

@@ -34,8 +34,9 @@ UNREADABLE_FILE = "unreadable.tsv"
 _UNREADABLE_HEAD = "file\treason\n"
 LOG_FILE = "log.jsonl"
 # What a start writes before anything is learnt. The report on unreadable images is not among them: it says why.
-_OF_A_START = (CONFIG_FILE, ENVIRONMENT_FILE, "previews", "tensorboard", "wandb", "mlflow", ".trackers.json")
+_OF_A_START = (CONFIG_FILE, ENVIRONMENT_FILE, LOG_FILE, "previews", "tensorboard", "wandb", "mlflow", ".trackers.json")
 Config = TypeVar("Config", bound=PretrainConfig | ClassifierConfig)
+_PROBED = ("val_loss", "knn", "linear", "rank_me", "val_seconds", "probe_seconds")
 _PACE_OF = 9  # newest epochs, or logged steps, whose pace is a run's
 
 
@@ -88,6 +89,7 @@ class Logged:
         images_per_second: In the last epochs, or steps where no epoch is done; their median.
         changes: Entries about settings that were changed.
         best: Accuracy on held-out images and its negative loss, of the best epoch.
+        probed: By name, the newest of what was measured beside the training, and the seconds that it took.
     """
 
     train_loss: float | None
@@ -95,6 +97,7 @@ class Logged:
     images_per_second: float | None
     changes: tuple[dict[str, Any], ...]
     best: tuple[float, float] | None = None
+    probed: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 class RunFolder:
@@ -307,7 +310,7 @@ class RunFolder:
         changes = []
         best: tuple[float, float] | None = None
         for _, entry in self._logged(position):
-            known |= {name: entry[name] for name in ("train_loss", "psnr") if _is_number(entry.get(name))}
+            known |= {name: entry[name] for name in ("train_loss", "psnr", *_PROBED) if _is_number(entry.get(name))}
             if _is_number(pace := entry.get("images_per_second")) and pace > 0:
                 of_epochs = paces["train_loss" in entry]
                 of_epochs.append(pace)
@@ -324,6 +327,7 @@ class RunFolder:
             statistics.median(newest) if newest else None,
             tuple(changes),
             best,
+            {name: known[name] for name in _PROBED if name in known},
         )
 
     def _logged(self, position: Position) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -10,7 +10,7 @@ import torch
 from mae.training.checkpointer import Checkpointer
 from mae.training.clock import Throughput
 from mae.training.data_module import DataModule
-from mae.training.events import EpochDone, Previewed
+from mae.training.events import EpochDone, Previewed, Probed, Validated
 from mae.training.failures import explained
 from mae.training.monitor import PendingStep, StepMonitor
 from mae.training.nonfinite import give_up
@@ -159,8 +159,13 @@ class Trainer:
         with self.throughput.paused():
             validated = self.task.validate(done)
         if validated is not None:
-            self.run.folder.log({**dataclasses.asdict(validated), "step": done.step})
-            self.run.on_event(validated)
+            self.note(validated, done.step)
+
+    def note(self, validated: Validated | Probed, step: int) -> None:
+        """Log what was measured beside the training."""
+        entry = {**dataclasses.asdict(validated), "step": step}
+        self.run.folder.log({name: value for name, value in entry.items() if value is not None})
+        self.run.on_event(validated)
 
     def preview(self, done: Position, finished: int) -> None:
         """Draw the preview of an epoch."""

@@ -84,6 +84,12 @@ def _document(result: PretrainResult) -> dict[str, Any]:
     return as_document(result) | {"learnt": result.learnt}
 
 
+def _measured(result: PretrainResult) -> str:
+    named = {"held-out loss": (result.val_loss, "{:.4f}"), "k-NN": (result.knn, "{:.1%}")}
+    named |= {"linear": (result.linear, "{:.1%}"), "RankMe": (result.rank_me, "{:.1f}")}
+    return ", ".join(f"{name} {form.format(value)}" for name, (value, form) in named.items() if value is not None)
+
+
 def _show(console: Console, result: PretrainResult) -> None:
     from maecli.views.progress import duration, psnr_text
 
@@ -95,6 +101,8 @@ def _show(console: Console, result: PretrainResult) -> None:
     if result.psnr is not None:
         parts.append(psnr_text(result.psnr, helped=result.psnr_uses_original))
     console.print("; ".join(parts), soft_wrap=True)
+    if measured := _measured(result):
+        console.print(f"measured    {measured}", soft_wrap=True)
     console.print(f"checkpoint  {result.checkpoint}", soft_wrap=True)
     if result.preview:
         console.print(f"image     {result.preview}", soft_wrap=True)

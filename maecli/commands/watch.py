@@ -99,6 +99,15 @@ def _facts(log: RunLog) -> dict[str, str]:
         "waiting for data": f"{rates.data_wait:.0%}" if rates else "-",
         **({"PSNR": _psnr(log)} if log.command == "pretrain" else _accuracies(log)),
     }
+    measured = {
+        "held-out loss": ("val_loss", "{:.4f}"),
+        "k-NN accuracy": ("knn", "{:.1%}"),
+        "linear accuracy": ("linear", "{:.1%}"),
+        "RankMe": ("rank_me", "{:.1f}"),
+    }
+    for title, (name, form) in measured.items():
+        if math.isfinite(value := log.newest(name)):
+            facts[title] = form.format(value)
     return facts | ({"left": f"about {duration(left)}"} if left and not log.finished else {})
 
 
@@ -151,5 +160,9 @@ def _document(run: Path, log: RunLog) -> dict[str, Any]:
         "val_accuracy": log.validations[-1].accuracy if log.validations else None,
         "test_accuracy": log.test.accuracy if log.test else None,
         "psnr_uses_original": log.psnr_uses_original,
+        **{
+            name: value if math.isfinite(value := log.newest(name)) else None
+            for name in ("val_loss", "knn", "linear", "rank_me")
+        },
         "seconds_left": log.seconds_left(),
     }

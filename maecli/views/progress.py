@@ -19,6 +19,7 @@ from mae.training.events import (
     FinalTest,
     ImageUnreadable,
     Previewed,
+    Probed,
     RolledBack,
     Scanned,
     Started,
@@ -47,7 +48,7 @@ class TrainingView:
         self.total_steps = 0
         self.started = 0.0
         self.first_step = 0
-        self.spoke = 0.0
+        self.spoke = self.probed = 0.0
 
     def __enter__(self) -> TrainingView:
         return self
@@ -91,6 +92,8 @@ class TrainingView:
             )
         elif isinstance(event, FinalTest):
             self._say(f"tested on {event.test_images:,} images with the weights of epoch {event.epoch + 1}")
+        elif isinstance(event, Probed):
+            self._probed(event)
         elif isinstance(event, Previewed):
             self._say(
                 f"epoch {event.path.stem.removeprefix('epoch-').lstrip('0')}: image {event.path}, "
@@ -139,6 +142,13 @@ class TrainingView:
                 + (f"  {event.cache_hits:.0%} from the cache" if event.cache_hits is not None else "")
             )
 
+    def _probed(self, event: Probed) -> None:
+        """A probe's line always; of the loss alone, a line as often as of epochs."""
+        if event.knn is None and event.epochs and time.monotonic() - self.probed < SECONDS_BETWEEN_LINES:
+            return
+        self.probed = time.monotonic()
+        self._say(f"{'before training' if not event.epochs else f'epoch {event.epochs:.4g}'}: {probed_text(event)}")
+
     def _say(self, line: str) -> None:
         (self.bar.console if self.bar is not None else self.console).print(line, soft_wrap=True)
 
@@ -180,6 +190,7 @@ def plan_panel(event: Started) -> Panel:
         + ("if data loading keeps up" if event.seconds_left is None else "at the rate in its log"),
         "folder": shown(config.out),
     }
+    rows |= _probe_rows(event)
     if event.changes:
         rows["changed"] = "\n".join(event.changes)
     table = Table.grid(padding=(0, 2))
@@ -229,6 +240,39 @@ def psnr_text(psnr: float, *, helped: bool) -> str:
     return f"PSNR {psnr:.1f} dB on removed patches{helped_text(helped)}"
 
 
+def probed_text(event: Probed) -> str:
+    """What was measured, and how long it took."""
+    parts = []
+    if event.val_loss is not None:
+        parts.append(f"held-out loss {event.val_loss:.4f} ({event.val_seconds:.1f} s)")
+    if event.knn is not None and event.linear is not None and event.rank_me is not None:
+        parts.append(
+            f"k-NN {event.knn:.1%}, linear {event.linear:.1%}, RankMe {event.rank_me:.1f} ({event.probe_seconds:.1f} s)"
+        )
+    return ", ".join(parts)
+
+
+def _probe_rows(event: Started) -> dict[str, str]:
+    """What is measured beside the training, and its share of the time."""
+    plan = event.probes
+    if plan is None:
+        return {}
+    rows = {}
+    if plan.val_images:
+        rows["validation"] = (
+            f"loss of {plan.val_images:,} held-out images every epoch, {plan.val_seconds:.1f} s each time"
+        )
+    if plan.classes:
+        rows["probes"] = (
+            f"{plan.train_images:,} + {plan.test_images:,} images of {plan.classes:,} classes every "
+            f"{'epoch' if plan.every == 1 else f'{plan.every} epochs'}, {plan.probe_seconds:.1f} s each time"
+        )
+    name = [*rows][-1]
+    share = event.probe_seconds / event.seconds if event.seconds else 0.0
+    rows[name] += f"; {'both' if len(rows) > 1 else 'that is'} {share:.1%} of the time"
+    return rows
+
+
 def duration(seconds: float) -> str:
     """A duration in its two largest units."""
     minutes, seconds = divmod(round(seconds), 60)
@@ -276,4 +320,5 @@ def _plan_document(started: Started) -> dict[str, Any]:
         "notes": [*started.notes],
         "changes": [*started.changes],
         **({"classification": dataclasses.asdict(started.classification)} if started.classification else {}),
+        "probes": dataclasses.asdict(started.probes) | {"seconds": started.probe_seconds} if started.probes else None,
     }

@@ -13,8 +13,9 @@ from mae.data.augment import Augmentation
 from mae.data.loader import Batch
 from mae.data.sources.base import ImageSource
 from mae.data.sources.scan import Unreadable
-from mae.training.events import Classification, Previewed, Validated
+from mae.training.events import Classification, Previewed, Probed, Validated
 from mae.training.plan import Advice
+from mae.training.probes import Probes
 from mae.training.run import Run
 from mae.training.run_folder import Position
 
@@ -32,6 +33,7 @@ class Task(Protocol):
         augmentation: What is done to each image.
         notes: What a user should know before the first step.
         classification: What a plan tells of classes; None where there are none.
+        probes: What measures the encoder beside the training; None where nothing does, or before the run has begun.
     """
 
     model: Any
@@ -41,6 +43,7 @@ class Task(Protocol):
     augmentation: Augmentation
     notes: tuple[str, ...]
     classification: Classification | None
+    probes: Probes | None
 
     @property
     def zero_prediction_loss(self) -> float:
@@ -104,7 +107,7 @@ class Task(Protocol):
         """Draw what the model makes of a few images after so many epochs; every process takes part, one writes."""
         ...
 
-    def validate(self, done: Position) -> Validated | None:
+    def validate(self, done: Position) -> Validated | Probed | None:
         """What held-out images say at an epoch's end; None where the task holds none out."""
         ...
 

@@ -38,6 +38,7 @@ from mae.training.classifier_config import ClassifierConfig
 from mae.training.events import Classification, FinalTest, Previewed, Validated
 from mae.training.labelled import LabelledImages, Part
 from mae.training.plan import Advice
+from mae.training.probes import Probes
 from mae.training.run import Run
 from mae.training.run_folder import Position
 from mae.training.testing import TestResult, write_test_result
@@ -79,6 +80,7 @@ class ClassificationTask(abc.ABC):
     images: ImageSource
     unreadable: Sequence[Unreadable]
     run: Run
+    probes: Probes | None = None
 
     def __init__(
         self,

@@ -16,12 +16,13 @@ from mae.data.sources.scan import ImageScan, Unreadable
 from mae.mae import MaskedAutoencoder
 from mae.system.seeding import stream
 from mae.training.config import PretrainConfig
-from mae.training.events import Classification, Previewed
+from mae.training.events import Classification, Previewed, Probed
 from mae.training.identity import official_args
 from mae.training.optim import make_optimizer
 from mae.training.parallel import PretrainingLoss
 from mae.training.plan import Advice, check_plan, check_time
 from mae.training.previews import Previews
+from mae.training.probes import ProbeData, Probes
 from mae.training.run import Run
 from mae.training.run_folder import Position
 
@@ -33,6 +34,7 @@ class PretrainingTask:
         config: The run's.
         scan: The images that were found.
         held_out: Photographs that are reconstructed now and then, where others than the training images are.
+        probe_data: Images that it is measured on now and then.
         model: With its first weights.
         notes: What a user should know of these.
     """
@@ -43,18 +45,21 @@ class PretrainingTask:
     classification: Classification | None = None
     run: Run
     previews: Previews
+    probes: Probes | None = None
 
     def __init__(
         self,
         config: PretrainConfig,
         scan: ImageScan,
         held_out: ImageSource | None,
+        probe_data: ProbeData,
         model: MaskedAutoencoder,
         notes: tuple[str, ...] = (),
     ) -> None:
         self.config = config
         self.images, self.unreadable, self.others = scan.images, scan.unreadable, scan.others
         self.held_out = held_out
+        self.probe_data = probe_data
         self.model = model
         self.notes = notes
         self.augmentation = augmentation_of(config)
@@ -67,6 +72,7 @@ class PretrainingTask:
     def begin(self, run: Run, position: Position) -> None:
         """Choose the photographs for the previews."""
         self.run = run
+        self.probes = Probes(self.config, self.model, self.probe_data, run.ranks)
         self.previews = Previews(self.model, self.images, self.held_out, self.config.mask_ratio)
 
     def loss(self) -> nn.Module:
@@ -120,8 +126,9 @@ class PretrainingTask:
         """Reconstructions of the preview photographs, and their mean PSNR on removed patches."""
         return Previewed(path, self.previews.draw(path, epochs, write=write), self.config.norm_pix_loss)
 
-    def validate(self, done: Position) -> None:
-        """No image is held out."""
+    def validate(self, done: Position) -> Probed | None:
+        """The loss of held-out images, and what probes say of the encoder."""
+        return self.probes.measure(done.epoch + 1, done.step) if self.probes else None
 
     def finish(self, position: Position) -> None:
         """Nothing is left to do."""

@@ -85,6 +85,23 @@ def test_a_finished_run(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] in (["my run", "page.html"], ["page.html", "my run"])
 
 
+def test_what_was_measured_beside_the_training_is_drawn(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", done=4, epochs=4)
+    plain = page_of(run, tmp_path / "plain.html")
+    assert "held-out" not in plain.text
+    with (run / "log.jsonl").open("a") as file:
+        for epochs in range(5):
+            line = {"epochs": epochs, "val_loss": 1 - 0.1 * epochs, "val_seconds": 1.0}
+            if epochs % 2 == 0:
+                line |= {"knn": 0.3 + 0.01 * epochs, "linear": 0.5, "rank_me": 20.0 + epochs, "probe_seconds": 9.0}
+            file.write(json.dumps(line) + "\n")
+    page = page_of(run, tmp_path / "page.html")
+    for words in ("held-out images, fixed masks", "34.0%", "50.0%", "RankMe", "0.6", "32 s", "20 nearest neighbours"):
+        assert words in page.text
+    curves = [sum(tag == "path" for tag, _ in one.elements) for one in (plain, page)]
+    assert curves[1] == curves[0] + 4
+
+
 def test_a_run_under_way_with_half_a_line(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", done=2, epochs=10)
     with (run / "log.jsonl").open("a") as file:

@@ -142,3 +142,21 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
         read_run(tmp_path / "none")
     with pytest.raises(ConfigError, match="holds no run"):
         read_run(tmp_path)
+
+
+def test_what_was_measured_beside_the_training(tmp_path: Path) -> None:
+    lines = [
+        {"epochs": 2, "step": 16, "val_loss": None, "val_seconds": 0.5},
+        {"epochs": 0.0, "step": 0, "val_loss": 1.1, "knn": 0.3, "linear": 0.4, "rank_me": 9.5, "probe_seconds": 2.0},
+        {"epochs": 1, "step": 8, "val_loss": 0.9},
+        {"epochs": -1, "knn": 0.3},
+        {"epochs": "many", "val_loss": "low"},
+        {"epochs": 3, "knn": [0.3], "linear": 1e99},
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    log = read_run(tmp_path)
+    assert [one.epoch for one in log.probes] == [0, 1, 2, 3]
+    assert (log.newest("val_loss"), log.newest("knn"), log.newest("linear")) == (0.9, 0.3, 0.4)
+    assert log.probes[0].seconds == 2.0
+    assert math.isnan(log.probes[3].linear)
+    assert log.other_lines == 2

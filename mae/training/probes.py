@@ -1,0 +1,341 @@
+"""What the model knows while it learns: the loss of held-out images under fixed masks, and probes of the encoder.
+
+Nothing here draws from a generator that training draws from, and nothing of the model is changed, so a run has the
+same numbers with and without it. Every process of a run takes its part of the images, in as many forward passes as
+the others; the first one fits the probes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mae.data.eval_loader import EvalDataset, eval_batches
+from mae.data.eval_transform import EvalTransform
+from mae.data.loader import loader_workers
+from mae.data.sources.base import ImageSource, Subset
+from mae.data.sources.scan import scan_images
+from mae.data.transforms import normalise
+from mae.errors import DataError
+from mae.evaluation.knn import knn
+from mae.evaluation.linear import linear
+from mae.evaluation.metrics import rank_me
+from mae.evaluation.results import nearest_k
+from mae.evaluation.splits import Split, make_split, read_labels, stratified
+from mae.io.text import shown
+from mae.mae import MaskedAutoencoder
+from mae.system.device import autocast
+from mae.system.distributed import Ranks
+from mae.system.seeding import stream
+from mae.training.config import PretrainConfig
+from mae.training.events import Probed, ProbePlan
+from mae.training.previews import MASK_SEED, evenly_chosen
+from mae.training.run_folder import Logged
+
+MOST_VAL_IMAGES = 512
+LEAST_VAL_IMAGES = 16  # else a tenth of the training images, so that validation costs a few per cent of an epoch
+TEST_SHARE = 1 / 3  # of the probe's images
+MOST_BATCH = 64
+FEWEST_FOR_WORKERS = 128  # images; fewer are decoded sooner than loader processes start
+Made = TypeVar("Made")
+
+
+class _Batch(NamedTuple):
+    """Places of images among those that were chosen, and the images, (B, C, H, W) uint8."""
+
+    places: NDArray[np.int64]
+    images: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedImages:
+    """Images that the model is shown again and again; each process holds its batches of them.
+
+    Attributes:
+        readable: Places of those that could be read, among those that were chosen, in order.
+        batches: Of this process.
+        rounds: Batches of the process that has the most.
+    """
+
+    readable: NDArray[np.int64]
+    batches: tuple[_Batch, ...]
+    rounds: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """The probe's images.
+
+    Attributes:
+        images: Those that train, then those that test.
+        train, test: Rows of ``images.readable``.
+        train_labels, test_labels: Classes of these.
+        classes: How many there are.
+    """
+
+    images: FixedImages
+    train: NDArray[np.int64]
+    test: NDArray[np.int64]
+    train_labels: NDArray[np.int64]
+    test_labels: NDArray[np.int64]
+    classes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeData:
+    """All images that are not learnt from; None for what is not asked."""
+
+    val: FixedImages | None
+    labelled: Labelled | None
+    notes: tuple[str, ...] = ()
+
+
+def find_probe_data(
+    config: PretrainConfig, held_out: ImageSource | None, train_images: int, ranks: Ranks, device: torch.device
+) -> ProbeData:
+    """Look for the images of ``--val`` and ``--probe`` and decode them, before anything is written.
+
+    Args:
+        config: The run's.
+        held_out: The images of ``--val``.
+        train_images: How many the run learns from.
+        ranks, device: The run's.
+
+    Raises:
+        DataError: Images or labels cannot be used.
+    """
+    val, labelled = None, None
+    notes: list[str] = []
+    if held_out is not None:
+        ranks.check_same("images of --val", (len(held_out), held_out.digest()))
+        count = min(MOST_VAL_IMAGES, max(LEAST_VAL_IMAGES, train_images // 10))
+        chosen = np.sort(np.array(evenly_chosen(len(held_out), count)[:count], dtype=np.int64))
+        val, note = _load(config, held_out, chosen, "--val", ranks, device)
+        notes += note
+    if config.probe is not None:
+        labelled, note = _labelled(config, config.probe, ranks, device)
+        notes += note
+    return ProbeData(val, labelled, tuple(notes))
+
+
+def _labelled(config: PretrainConfig, data: Path, ranks: Ranks, device: torch.device) -> tuple[Labelled, Sequence[str]]:
+    """The images of ``--probe``, split and bounded; every process finds the same.
+
+    Raises:
+        DataError: There are none, or their classes do not fit.
+    """
+    try:
+        source = scan_images([data]).images
+        labels = read_labels(source, [data])
+        split = make_split(source, labels, shown(data), seed=config.seed, test_share=TEST_SHARE)
+    except DataError as error:
+        raise DataError(f"--probe {error.message}", hint=error.hint) from None
+    ranks.check_same("images of --probe", (len(source), source.digest()))
+    train, test = _bounded(split, config.probe_images, config.seed)
+    chosen = np.concatenate([split.train[train], split.test[test]])
+    images, notes = _load(config, source, chosen, "--probe", ranks, device)
+    of = np.concatenate([split.train_labels[train], split.test_labels[test]])[images.readable]
+    teaches = images.readable < len(train)
+    found = Labelled(
+        images,
+        np.flatnonzero(teaches),
+        np.flatnonzero(~teaches),
+        of[teaches],
+        of[~teaches],
+        len(split.classes),
+    )
+    for part, left in (("training", found.train_labels), ("test", found.test_labels)):
+        counts = np.bincount(left, minlength=found.classes)
+        if not counts.all():
+            name = shown(split.classes[int(counts.argmin())])
+            raise DataError(
+                f"--probe {shown(data)}: no {part} image of {name} can be read",
+                hint="repair the images, or remove the folder",
+            )
+    return found, (*split.notes, *notes)
+
+
+def _bounded(split: Split, most: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of the training and of the test part, about ``most`` in all, of each class at least one of each."""
+    test = max(1, min(len(split.test), round(most * TEST_SHARE)))
+    train = max(1, min(len(split.train), most - test))
+    return (
+        stratified(split.train_labels, min(1.0, train / len(split.train)), seed, "probe train"),
+        stratified(split.test_labels, min(1.0, test / len(split.test)), seed, "probe test"),
+    )
+
+
+def _load(
+    config: PretrainConfig,
+    source: ImageSource,
+    chosen: NDArray[np.int64],
+    option: str,
+    ranks: Ranks,
+    device: torch.device,
+) -> tuple[FixedImages, Sequence[str]]:
+    """Decode this process's batches of the images.
+
+    Raises:
+        DataError: Too many of them are unreadable.
+    """
+    size = min(MOST_BATCH, config.batch_size)
+    batches = [range(start, min(start + size, len(chosen))) for start in range(0, len(chosen), size)]
+    own = batches[ranks.rank :: ranks.size]
+    dataset = EvalDataset(Subset(source, chosen), EvalTransform(config.image_size), config.in_chans)
+    workers = min(loader_workers(config.workers, device), len(own)) if len(chosen) >= FEWEST_FOR_WORKERS else 0
+    loaded = list(eval_batches(dataset, own, workers=workers)) if own else []
+    bad = sorted(one for part in ranks.gather([one for batch in loaded for one in batch.unreadable]) for one in part)
+    notes = []
+    if bad:
+        place, reason = bad[0]
+        what = (
+            f"{option}: {len(bad):,} of {len(chosen):,} images are unreadable, for instance "
+            f"{shown(source.name(int(chosen[place])))}: {reason}"
+        )
+        if len(bad) > config.max_unreadable * len(chosen) or len(bad) == len(chosen):
+            raise DataError(what, hint="repair or remove them, or allow more with --max-unreadable")
+        notes.append(what)
+    readable = np.setdiff1d(np.arange(len(chosen)), np.array([place for place, _ in bad], dtype=np.int64))
+    kept = tuple(_Batch(np.array(one.indices, dtype=np.int64), one.images) for one in loaded if one.indices)
+    return FixedImages(readable, kept, max(ranks.gather(len(kept)))), notes
+
+
+class Probes:
+    """Measures a model on images that it does not learn from.
+
+    Args:
+        config: The run's.
+        model: On its device, perhaps in shards.
+        data: The images.
+        ranks: The processes that share the run; all of them call the same methods.
+
+    Attributes:
+        plan: What is measured and what it costs, known after ``begin``; None where nothing is.
+    """
+
+    def __init__(self, config: PretrainConfig, model: MaskedAutoencoder, data: ProbeData, ranks: Ranks) -> None:
+        self.config = config
+        self.model = model
+        self.data = data
+        self.ranks = ranks
+        self.plan: ProbePlan | None = None
+
+    def begin(self, epochs: float, step: int, logged: Logged) -> Probed | None:
+        """Compute the plan; measure once unless the log of a run that goes on tells what that costs.
+
+        Args:
+            epochs, step: How far the run has come.
+            logged: What its log tells up to there.
+
+        Returns:
+            What was measured.
+        """
+        val, labelled = self.data.val, self.data.labelled
+        wanted = {"val_seconds": val, "probe_seconds": labelled}
+        if not any(wanted.values()):
+            return None
+        # The first process alone decides: the others may not see its log.
+        seconds = self.ranks.gather({name: logged.probed.get(name) for name in wanted})[0]
+        probed = None
+        if any(wanted[name] and seconds[name] is None for name in wanted):
+            probed = self._measure(epochs, step, probe=labelled is not None)
+            seconds = dataclasses.asdict(probed)
+        self.plan = ProbePlan(
+            val_images=len(val.readable) if val else 0,
+            train_images=len(labelled.train) if labelled else 0,
+            test_images=len(labelled.test) if labelled else 0,
+            classes=labelled.classes if labelled else 0,
+            every=self.config.probe_every,
+            val_seconds=seconds["val_seconds"] or 0.0 if val else 0.0,
+            probe_seconds=seconds["probe_seconds"] or 0.0 if labelled else 0.0,
+        )
+        return probed
+
+    def measure(self, epochs: int, step: int) -> Probed | None:
+        """What is due after so many epochs; None if nothing is."""
+        probe = self.plan is not None and self.plan.due(epochs, self.config.epochs)
+        return self._measure(epochs, step, probe=probe) if probe or self.data.val else None
+
+    def _measure(self, epochs: float, step: int, *, probe: bool) -> Probed:
+        probed = Probed(epochs, step)
+        if self.data.val is not None:
+            began = time.monotonic()
+            loss = self._val_loss(self.data.val)
+            probed = dataclasses.replace(probed, val_loss=loss, val_seconds=_seconds_since(began))
+        if probe and self.data.labelled is not None:
+            began = time.monotonic()
+            near, fitted, rank = self._probe(self.data.labelled)
+            seconds = _seconds_since(began)
+            probed = dataclasses.replace(probed, knn=near, linear=fitted, rank_me=rank, probe_seconds=seconds)
+        return probed
+
+    def _val_loss(self, images: FixedImages) -> float:
+        """Each image has its own mask, the same one every time and in every run."""
+        count = int(images.readable.max()) + 1
+        noise = torch.rand(count, self.model.config.num_patches, generator=stream(MASK_SEED, "val mask"))
+
+        def loss(imgs: Tensor, places: NDArray[np.int64]) -> float:
+            own = noise[torch.from_numpy(places)].to(imgs.device)
+            return float(self.model.pretraining_loss(imgs, self.config.mask_ratio, own)) * len(places)
+
+        return sum(total for _, total in self._on_all(images, loss)) / len(images.readable)
+
+    def _probe(self, labelled: Labelled) -> tuple[float, float, float]:
+        """Accuracy of k-NN and of a linear probe, and RankMe, of the mean of patches behind the final norm."""
+
+        def mean_of_patches(imgs: Tensor, _: NDArray[np.int64]) -> Tensor:
+            return self.model.encode(imgs)[:, 1:].float().mean(dim=1).cpu()
+
+        found = self._on_all(labelled.images, mean_of_patches)
+        # The others wait here while the first process fits.
+        values = (math.nan, math.nan, math.nan)
+        if self.ranks.first:
+            values = self._fit(labelled, torch.cat([rows for _, rows in found]))
+        first: tuple[float, float, float] = self.ranks.gather(values)[0]
+        return first
+
+    def _fit(self, labelled: Labelled, features: Tensor) -> tuple[float, float, float]:
+        """Of features in the order of the images; NaN where the model has diverged."""
+        if not bool(features.isfinite().all()):
+            return math.nan, math.nan, math.nan
+        train, test = features[torch.from_numpy(labelled.train)], features[torch.from_numpy(labelled.test)]
+        labels = labelled.train_labels
+        by_k = knn(train, torch.from_numpy(labels), test, labelled.classes).predicted
+        named = by_k[nearest_k(by_k)]
+        fitted = linear(train, labels, test, labelled.classes, seed=self.config.seed)
+        return (
+            float((named == labelled.test_labels).mean()),
+            float((fitted.predicted == labelled.test_labels).mean()),
+            rank_me(train, seed=self.config.seed),
+        )
+
+    @torch.no_grad()
+    def _on_all(self, images: FixedImages, run: Callable[[Tensor, NDArray[np.int64]], Made]) -> list[tuple[int, Made]]:
+        """What ``run`` makes of every batch of all processes, by the place of its first image, in order.
+
+        A model in shards is put together by all processes in each pass, so one whose batches are done goes on with
+        an image of nothing.
+        """
+        config, device = self.model.config, next(self.model.parameters()).device
+        nothing = _Batch(np.zeros(1, np.int64), torch.zeros(1, config.in_chans, *config.img_size, dtype=torch.uint8))
+        found = []
+        for number in range(images.rounds):
+            batch = images.batches[number] if number < len(images.batches) else nothing
+            with autocast(device, self.config.precision):
+                one = run(normalise(batch.images.to(device)), batch.places)
+            if batch is not nothing:
+                found.append((int(batch.places[0]), one))
+        return sorted((one for part in self.ranks.gather(found) for one in part), key=lambda one: one[0])
+
+
+def _seconds_since(began: float) -> float:
+    return round(time.monotonic() - began, 3)
