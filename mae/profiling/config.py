@@ -56,7 +56,7 @@ class ProfileConfig:
     )
     precision: str = shared_option(
         "precision",
-        help="Number format; auto is what pretrain uses: bf16 if the --gpu, or this processor, supports it, else fp32.",
+        help="Number format; auto is bf16 if the --gpu, or this processor, supports it, else fp32; --measure times it.",
         panel=_MODEL,
     )
     device: str = shared_option(

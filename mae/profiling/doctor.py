@@ -129,22 +129,16 @@ def _failure_to_load(module: str) -> str | None:
 def _with_torch(found: Diagnosis) -> Diagnosis:
     import torch
 
-    from mae.system.device import resolve_device, resolve_precision
+    from mae.system.device import precision_reason, resolve_device, resolve_precision
 
     device = resolve_device("auto")
     precision = resolve_precision("auto", device)
-    reasons = {
-        ("cuda", "bf16"): "the GPU multiplies in bf16",
-        ("cuda", "fp32"): "the GPU has no bf16; fp16 is faster, if the loss stays finite",
-        ("cpu", "bf16"): "the processor multiplies in bf16 (AVX512-BF16 or AMX)",
-        ("cpu", "fp32"): "the processor has neither AVX512-BF16 nor AMX",
-    }
     return dataclasses.replace(
         found,
         gpus=tuple(graphics_cards()),
         device=device.type,
         precision=precision,
-        precision_reason=reasons.get((device.type, precision), "what this device supports"),
+        precision_reason=precision_reason(device, precision),
         threads=torch.get_num_threads(),
     )
 

@@ -6,6 +6,7 @@ import torch
 
 from mae.errors import ConfigError
 from mae.system.precision import choose_precision
+from mae.system.products import product_times
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -43,10 +44,26 @@ def resolve_device(name: str, index: int | None = None) -> torch.device:
 def resolve_precision(name: str, device: torch.device) -> str:
     """What ``auto`` stands for on this machine's device, by ``mae.system.precision.choose_precision``.
 
+    On a CPU matrix products in both precisions are timed, once per process; of several processes, and of a run
+    that goes on, one answer has to be taken for all.
+
     Raises:
         ConfigError: fp16 on a CPU.
     """
     return choose_precision(name, device.type, native_bf16=name == "auto" and _multiplies_bf16(device))
+
+
+def precision_reason(device: torch.device, precision: str) -> str:
+    """Why ``auto`` is that precision on this device."""
+    if device.type == "cpu":
+        return str(product_times())
+    if device.type == "cuda":
+        return (
+            "the GPU multiplies in bf16"
+            if precision == "bf16"
+            else "the GPU has no bf16; fp16 is faster, if the loss stays finite"
+        )
+    return "bf16 is not taken on this device"
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -59,6 +76,5 @@ def _multiplies_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        # Torch has no public question for it on every version that we support.
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        return product_times().precision == "bf16"
     return False

@@ -1,4 +1,8 @@
-"""Which precision a device computes in: the one decision that plans and training share. Standard library only."""
+"""Which precision a device computes in: the one decision that plans and training share. Standard library only.
+
+Training asks with what it timed on the processor it has (``system.products``), a plan with what is known of one
+without loading torch.
+"""
 
 from __future__ import annotations
 
@@ -31,5 +35,8 @@ def choose_precision(wanted: str, device: str, *, native_bf16: bool) -> str:
 
 
 def processor_has_bf16(features: Collection[str]) -> bool:
-    """Whether a processor with these features, as ``system.environment.cpu_features`` names them, multiplies bf16."""
+    """Whether a processor with these features, as ``system.environment.cpu_features`` names them, multiplies bf16.
+
+    Other processors may do it too (on ARM they have other names), so this is for plans that may not load torch.
+    """
     return any(feature in features for feature in _CPU_BF16)

@@ -17,7 +17,7 @@ from mae.errors import DataError
 from mae.io.download import is_offline
 from mae.io.text import shown
 from mae.io.urls import url_of
-from mae.system.device import resolve_device, resolve_precision
+from mae.system.device import precision_reason, resolve_device, resolve_precision
 from mae.system.distributed import Ranks, ranks_from_environment
 from mae.system.seeding import stream
 from mae.training.checkpointer import Checkpointer, finished_file, restore
@@ -52,6 +52,7 @@ class Start(Generic[Config]):
     device: torch.device
     on_event: Callable[[Event], None]
     should_stop: Callable[[], bool]
+    precision_reason: str | None = None  # where the precision was chosen here
 
     def explained(self, error: RuntimeError | MemoryError) -> Exception:
         """An error from deep inside in a user's words, or the error itself."""
@@ -149,12 +150,13 @@ def _start(
     folder = RunFolder(config.out, resume=resume, writes=ranks.first and writes)
     recorded = folder.read_config(type(config)) if resume else None
     # What is left to choose stays what it was chosen to be; a JPEG has the same pixels whatever decodes it.
-    precision = recorded.precision if recorded and config.precision == "auto" else config.precision
-    config = dataclasses.replace(
-        config, precision=resolve_precision(precision, device), decoder=resolve_decoder(config.decoder)
-    )
+    wanted = recorded.precision if recorded and config.precision == "auto" else config.precision
+    precision = resolve_precision(wanted, device)
+    reason = precision_reason(device, precision) if wanted == "auto" else None
     ranks.join(device)
-    return Start(config, folder, recorded, ranks, device, on_event if ranks.first else _ignore, should_stop)
+    precision, reason = ranks.gather((precision, reason))[0]  # times differ from process to process
+    config = dataclasses.replace(config, precision=precision, decoder=resolve_decoder(config.decoder))
+    return Start(config, folder, recorded, ranks, device, on_event if ranks.first else _ignore, should_stop, reason)
 
 
 def _ignore(event: Event) -> None:
@@ -284,6 +286,7 @@ def _prepare(start: Start[Any], resumption: Resumption, task: Task) -> tuple[Tra
         others=task.others,
         device=config.device,
         precision=config.precision,
+        precision_reason=start.precision_reason,
         workers=data.workers,
         zero_prediction_loss=task.zero_prediction_loss,
         step_seconds=step_seconds,

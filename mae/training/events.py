@@ -114,6 +114,7 @@ class Started:
         classification: Of a run that learns classes.
         probes: What is measured beside the training; None without.
         probed: What was measured before the first step; None where the log told the cost.
+        precision_reason: Why ``--precision auto`` is this precision; None where it was given or is the run's.
     """
 
     config: RunConfig
@@ -138,6 +139,7 @@ class Started:
     classification: Classification | None = None
     probes: ProbePlan | None = None
     probed: Probed | None = None
+    precision_reason: str | None = None
 
     @property
     def seconds(self) -> float:

@@ -177,6 +177,7 @@ def plan_panel(event: Started) -> Panel:
     shared = (
         f", {plan.batch_size // event.processes} in each of {event.processes} processes" if event.processes > 1 else ""
     )
+    why = f" ({event.precision_reason})" if event.precision_reason else ""
     rows = {
         "images": f"{plan.images:,} found{skipped}{others}",
         **_what_is_learnt(event),
@@ -185,7 +186,7 @@ def plan_panel(event: Started) -> Panel:
         f"cosine to {config.min_lr:g}",
         "steps": f"{plan.total_steps:,} ({plan.steps_per_epoch:,} an epoch)"
         + (f", resuming after step {event.first_step:,}" if event.first_step else ""),
-        "computing": f"{event.device}, {event.precision}, {event.workers} loader processes",
+        "computing": f"{event.device}, {event.precision}{why}, {event.workers} loader processes",
         "time": f"about {duration(event.seconds)}, "
         + ("if data loading keeps up" if event.seconds_left is None else "at the rate in its log"),
         "folder": shown(config.out),
@@ -309,6 +310,7 @@ def _plan_document(started: Started) -> dict[str, Any]:
         "others": started.others,
         "device": started.device,
         "precision": started.precision,
+        "precision_reason": started.precision_reason,
         "workers": started.workers,
         "processes": started.processes,
         "first_step": started.first_step,

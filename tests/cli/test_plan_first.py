@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(photos: Path, here: Path) 
     assert "warning: 800 steps in all; a model shows little after fewer than 1,000; try --epochs 1000" in seen.err
     assert "warning: the learning rate is 4.7e-06" in seen.err
     assert list(here.iterdir()) == []
+    assert re.search(r"cpu, (bf|fp)(16|32) \((bf16|fp32) products timed at [\d.]+ times the speed of", seen.out)
     quiet = run_at("pretrain", photos, *TINY, "--dry-run", "--quiet")
     assert quiet.out.strip().isdigit()
     assert (quiet.code, quiet.err) == (0, "")
@@ -55,6 +57,7 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(photos: Path, here: Path) 
 def test_a_dry_run_is_one_document(photos: Path, here: Path) -> None:
     document = planned(photos, *SHORT)
     assert document["dry_run"] is True
+    assert (document["precision"], document["precision_reason"]) == ("fp32", None)  # given
     assert document["plan"]["total_steps"] == 4
     assert document["config"]["epochs"] == 2
     assert document["config"]["data"] == [str(photos)]

@@ -36,12 +36,12 @@ LISTED = {
     "mae/checkpoints/load.py _refuse_inflated": Covered(1, "files are read to the host, whatever the machine has"),
     "mae/data/loader.py loader_workers": Covered(1, "only a number of processes, by cores"),
     "mae/system/device.py _multiplies_bf16": Covered(3, TWO),
+    "mae/system/device.py precision_reason": Covered(2, GPU + "test_doctor_measures_the_gpu"),
     "mae/system/device.py resolve_device": Covered(
         9, "tests/unit/system/test_device.py::test_a_gpu_has_an_index", "test_device.py says there is one, and asks"
     ),
     "mae/profiling/doctor.py": Covered(2, GPU + "test_doctor_measures_the_gpu", "only the side of a matrix"),
     "mae/profiling/doctor.py _warnings": Covered(3, "advice for machines that compute on a CPU"),
-    "mae/profiling/doctor.py _with_torch": Covered(2, GPU + "test_doctor_measures_the_gpu"),
     "mae/system/environment.py graphics_cards": Covered(3, TWO),
     "mae/evaluation/evaluate.py _probe_device": Covered(1, "an Apple GPU computes no float64, so the host does"),
     "mae/evaluation/extract.py extract": Covered(1, GPU + "test_embed_gives_the_features_of_a_cpu"),

@@ -18,6 +18,7 @@ from mae.io.locks import take_lock
 from mae.io.toml import read_toml
 from mae.options import flag_name
 from mae.reporting.run_log import read_run
+from mae.system.products import ProductTimes
 from mae.training import checkpointer as saving_module
 from mae.training.checkpointer import SavedState
 from mae.training.config import PretrainConfig
@@ -193,6 +194,19 @@ def test_what_only_rounds_otherwise_may_change_and_is_said(parted: PretrainConfi
     # What is left to choose stays what it is, wherever the run goes on.
     said = started(dataclasses.replace(parted, precision="auto"), 6)
     assert (said.precision, said.changes) == ("bf16", ())
+
+
+def test_a_run_chooses_its_precision_once_and_says_why(parted: PretrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock decides for a new run; one that goes on keeps what is on record, whatever a clock says then."""
+    fast = ProductTimes(fp32=3e-3, bf16=1e-3)
+    monkeypatch.setattr("mae.system.device.product_times", lambda: fast)
+    begun = dataclasses.replace(parted, precision="auto", resume=None, out=parted.out.with_name("chosen"))
+    said = started(begun, 2)
+    assert (said.precision, said.precision_reason) == ("bf16", "bf16 products timed at 3.0 times the speed of fp32")
+    assert settings(begun.out)["precision"] == "bf16"
+    monkeypatch.setattr("mae.system.device.product_times", lambda: ProductTimes(fp32=1e-3, bf16=3e-3))
+    said = started(dataclasses.replace(begun, resume=begun.out), 3)
+    assert (said.precision, said.precision_reason) == ("bf16", None)
 
 
 def test_a_scaler_starts_afresh_where_none_was_saved() -> None:

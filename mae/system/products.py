@@ -1,0 +1,63 @@
+"""Whether a processor multiplies bf16 matrices faster than fp32 ones: timed, not looked up in a list of features."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+
+import torch
+
+WORTHWHILE = 1.2  # casting to bf16 costs time too, so its products have to be clearly faster
+_TRIAL_SIDE, _SIDE, _ROUNDS = 128, 384, 5
+_EMULATED = 4.0  # times as slow in a small product: emulation, of which a large product would take a second
+
+
+@dataclasses.dataclass(frozen=True)
+class ProductTimes:
+    """Seconds of one matrix product in two precisions; None where torch refuses it."""
+
+    fp32: float
+    bf16: float | None
+
+    @property
+    def gain(self) -> float:
+        """How many times as fast as fp32 bf16 is; 0 where nothing could be timed."""
+        return self.fp32 / self.bf16 if self.bf16 else 0.0
+
+    @property
+    def precision(self) -> str:
+        """What ``auto`` takes: bf16 only where it is clearly faster."""
+        return "bf16" if self.gain >= WORTHWHILE else "fp32"
+
+    def __str__(self) -> str:
+        if not self.gain:
+            return "bf16 products could not be timed on this processor"
+        if self.gain >= 1:
+            return f"bf16 products timed at {self.gain:.1f} times the speed of fp32"
+        return f"fp32 products timed at {1 / self.gain:.1f} times the speed of bf16"
+
+
+@functools.cache
+def product_times() -> ProductTimes:
+    """Time both precisions on the CPU with torch's threads: some 30 ms, once per process.
+
+    The fastest of a few rounds that take turns, because other programs slow most of them down.
+    """
+    try:
+        trial = ProductTimes(_seconds(torch.float32, _TRIAL_SIDE), _seconds(torch.bfloat16, _TRIAL_SIDE))
+        if trial.gain * _EMULATED < 1:
+            return trial
+        rounds = [(_seconds(torch.float32, _SIDE), _seconds(torch.bfloat16, _SIDE)) for _ in range(_ROUNDS)]
+    except RuntimeError:  # no bf16 products in this build of torch
+        return ProductTimes(0.0, None)
+    return ProductTimes(min(fp32 for fp32, _ in rounds), min(bf16 for _, bf16 in rounds))
+
+
+def _seconds(dtype: torch.dtype, side: int) -> float:
+    """Of one product, after one that warms up: the first one builds kernels and starts threads."""
+    left, right = (torch.ones(side, side, dtype=dtype) for _ in range(2))
+    torch.mm(left, right)
+    start = time.perf_counter()
+    torch.mm(left, right)
+    return time.perf_counter() - start
