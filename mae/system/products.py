@@ -9,7 +9,7 @@ import time
 import torch
 
 WORTHWHILE = 1.2  # casting to bf16 costs time too, so its products have to be clearly faster
-_TRIAL_SIDE, _SIDE, _ROUNDS = 128, 384, 5
+_TRIAL_SIDE, _SIDE, _ROUNDS = 128, 384, 4
 _EMULATED = 4.0  # times as slow in a small product: emulation, of which a large product would take a second
 
 
@@ -40,17 +40,17 @@ class ProductTimes:
 
 @functools.cache
 def product_times() -> ProductTimes:
-    """Time both precisions on the CPU with torch's threads: some 30 ms, once per process.
-
-    The fastest of a few rounds that take turns, because other programs slow most of them down.
-    """
+    """Time both precisions on the CPU with torch's threads: some 50 ms, once per process."""
     try:
-        trial = ProductTimes(_seconds(torch.float32, _TRIAL_SIDE), _seconds(torch.bfloat16, _TRIAL_SIDE))
-        if trial.gain * _EMULATED < 1:
-            return trial
-        rounds = [(_seconds(torch.float32, _SIDE), _seconds(torch.bfloat16, _SIDE)) for _ in range(_ROUNDS)]
+        trial = _fastest(_TRIAL_SIDE)
+        return trial if trial.gain * _EMULATED < 1 else _fastest(_SIDE)
     except RuntimeError:  # no bf16 products in this build of torch
         return ProductTimes(0.0, None)
+
+
+def _fastest(side: int) -> ProductTimes:
+    """Of a few rounds that take turns, because other programs slow some of them down."""
+    rounds = [(_seconds(torch.float32, side), _seconds(torch.bfloat16, side)) for _ in range(_ROUNDS)]
     return ProductTimes(min(fp32 for fp32, _ in rounds), min(bf16 for _, bf16 in rounds))
 
 
