@@ -254,6 +254,7 @@ def _prepare(start: Start[Any], resumption: Resumption, task: Task) -> tuple[Tra
         shard=config.shard,
         loss=loss,
         optimizer=lambda: task.make_optimizer(plan.lr),
+        clip_grad=task.clip_grad,
     )
     data = DataModule(config, plan, task.images, ranks, start.device, task.unreadable, task.augmentation)
     if resumption.saved:

@@ -30,6 +30,7 @@ class TrainingStep:
         loss: The model's loss as a module; None for pre-training's.
         optimizer: Makes the optimiser of the model, once this is divided; a group's ``lr_scale`` multiplies its
             learning rate.
+        clip_grad: The norm to which a larger gradient is scaled down; None for never.
 
     Attributes:
         loss_scale: What the last step's loss was multiplied by, scalar, on the device; 1 but in fp16.
@@ -47,6 +48,7 @@ class TrainingStep:
         shard: bool = False,
         loss: nn.Module | None = None,
         optimizer: Callable[[], torch.optim.Optimizer] | None = None,
+        clip_grad: float | None = None,
     ) -> None:
         self.model = model
         self.device = next(model.parameters()).device
@@ -59,6 +61,7 @@ class TrainingStep:
             self.optimizer = optimizer()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.loss_scale = torch.ones((), device=self.device)
+        self.clip_grad = clip_grad
         if self.device.type == "cpu":
             keep_freed_memory()
 
@@ -88,13 +91,16 @@ class TrainingStep:
         """Take an optimiser step, unless a gradient is non-finite, and clear the gradients.
 
         Returns:
-            The gradients' norm, not waited for; where it is not finite, weights and moments are as they were.
+            The gradients' norm before clipping, not waited for; where it is not finite, weights and moments are as
+            they were.
         """
         if lr is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr * group.get("lr_scale", 1.0)
         self.scaler.unscale_(self.optimizer)
         norm = self._gradient_norm()
+        if self.clip_grad is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.clip_grad, norm)
         if self.scaler.is_enabled():
             self.loss_scale = self.scaler.scale(torch.ones_like(self.loss_scale))
             self.scaler.step(self.optimizer)

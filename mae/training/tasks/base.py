@@ -50,6 +50,11 @@ class Task(Protocol):
         """The loss of a model that has learnt nothing; known once the run has begun."""
         ...
 
+    @property
+    def clip_grad(self) -> float | None:
+        """The norm to which a larger gradient is scaled down; None for never."""
+        ...
+
     def begin(self, run: Run, position: Position) -> None:
         """Take up the run at a position, as soon as its plan is made and the model is on its device."""
         ...

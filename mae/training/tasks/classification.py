@@ -136,6 +136,11 @@ class ClassificationTask(abc.ABC):
         return self.labels[list(batch.indices)]
 
     @property
+    def clip_grad(self) -> float | None:
+        """Gradients are taken as they are."""
+        return None
+
+    @property
     def zero_prediction_loss(self) -> float:
         """Of giving every class the same chance."""
         return math.log(len(self.labelled.classes))

@@ -48,6 +48,11 @@ class FinetuneTask(ClassificationTask):
     command = "finetune"
     config: FinetuneConfig
 
+    @property
+    def clip_grad(self) -> float | None:
+        """The option's norm."""
+        return self.config.clip_grad
+
     def make_augmentation(self) -> Augmentation:
         """Crop, flip, RandAugment, random erasing."""
         config, sizes = self.config, self.model.config

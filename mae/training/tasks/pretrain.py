@@ -43,6 +43,7 @@ class PretrainingTask:
     images: ImageSource
     unreadable: Sequence[Unreadable]
     classification: Classification | None = None
+    clip_grad: float | None = None
     run: Run
     previews: Previews
     probes: Probes | None = None

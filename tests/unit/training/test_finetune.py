@@ -128,6 +128,17 @@ def test_each_group_learns_at_its_own_rate(finetuning: FinetuneConfig) -> None:
     assert {round(group["lr"] / groups[-1]["lr"], 6) for group in groups} == {1.0, 0.5, 0.25, 0.125}
 
 
+def test_gradients_are_scaled_down_to_the_norm_that_is_asked(finetuning: FinetuneConfig, tmp_path: Path) -> None:
+    def momentum(clip_grad: float | None) -> float:
+        config = dataclasses.replace(finetuning, epochs=1, clip_grad=clip_grad, out=tmp_path / f"clip-{clip_grad}")
+        finetune(config)
+        state = (load_checkpoint(config.out / "checkpoint-last.pth").optimizer or {})["state"]
+        return float(torch.cat([entry["exp_avg"].flatten() for entry in state.values()]).norm())
+
+    # A running mean of gradients of norm 0.001 is no longer than these.
+    assert 0.0 < momentum(0.001) <= 0.00101 < momentum(None)
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize(("pool", "fc_norm"), [("mean", True), ("cls", False)])
 def test_timm_loads_the_file_strictly_and_computes_the_same_logits(
