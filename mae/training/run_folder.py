@@ -173,12 +173,15 @@ class RunFolder:
 
     def release(self) -> None:
         """Let another run in."""
-        while self._closing:
-            self._closing.pop()()
+        self._close()
         if self._unlock is not None:
             _remove(self.path / _HOLDER)
             self._unlock()
             self._unlock = None
+
+    def _close(self) -> None:
+        while self._closing:
+            self._closing.pop()()
 
     def abandon(self) -> None:
         """Take away what ``make`` and the start after it have put here, since nothing came of it.
@@ -187,6 +190,7 @@ class RunFolder:
         """
         if self.states():
             return
+        self._close()  # what still writes here
         made, self._made = self._made, []
         for path in made:
             with contextlib.suppress(OSError):

@@ -39,6 +39,10 @@ CASES = [
     (("evaluate", URL, "--checkpoint", "{file}", "--cache", "{out}"), 3, NOT_HERE),
     (("evaluate", IMAGE, "--checkpoint", "facebook/vit-mae-base", "--cache", "{out}"), 4, NOT_CACHED),
     (("inspect", URL), 3, NOT_HERE),
+    (("finetune", URL, "--init", "{file}", "--out", "{out}"), 3, NOT_HERE),
+    (("linprobe", URL, "--init", "{file}", "--out", "{out}"), 3, NOT_HERE),
+    (("predict", IMAGE, "--checkpoint", "facebook/vit-mae-base"), 4, NOT_CACHED),
+    (("demo", "--checkpoint", "facebook/vit-mae-base"), 4, NOT_CACHED),
     (("export", "mae_visualize_vit_base", "--to", "timm"), 4, NOT_CACHED),
     (("export", "{file}", "--to", "hf", "--out", "{out}"), 0, ""),
 ]

@@ -291,8 +291,8 @@ def _damaged() -> Iterator[Case]:
     yield Case("page2.png", _written(b"\n <HTML><body>login</body></HTML>"), refused="is a web page")
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
     yield Case("pointer.jpg", _written(pointer), refused="is a Git LFS pointer")
-    yield Case("text.png", _written(b"words " * 99), refused="no image that Pillow knows")
-    yield Case("zeros.jpg", _written(bytes(5000)), refused="no image that Pillow knows")
+    yield Case("text.png", _written(b"words " * 99), refused="is not an image format that Pillow reads")
+    yield Case("zeros.jpg", _written(bytes(5000)), refused="is not an image format that Pillow reads")
     yield Case("drawing.png", _written(b"<svg xmlns='http://www.w3.org/2000/svg'></svg>"), refused="is SVG")
     yield Case(
         "program.jpg", _written(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"), refused="is PostScript"

@@ -122,7 +122,7 @@ def test_compare_and_export_hold_logits_against_others(tmp_path: Path, pool: str
     save(path, checkpoint_document(model.state_dict(), model.config, extra=extra))
     found = compare(CompareConfig(path))
     by_reference = {(one.reference, one.precision): one for one in found.computations}
-    assert {"builtin"} <= {name for name, _ in by_reference}
+    assert {"paper"} <= {name for name, _ in by_reference}
     for one in found.computations:
         assert one.stages[-1].name == "logits"
         assert one.first_beyond is None
