@@ -139,8 +139,21 @@ def _make_timm(policy: str, image_size: tuple[int, int]) -> Callable[[Any], Any]
         "img_mean": tuple(min(255, round(255 * value)) for value in mean),
         "interpolation": Image.Resampling.BICUBIC,
     }
-    made: Callable[[Any], Any] = rand_augment_transform(policy, settings)
-    return made
+    made: Any = rand_augment_transform(policy, settings)
+    for operation in made.ops:
+        if operation.name.startswith("Posterize"):
+            operation.aug_fn = _posterizing(operation.aug_fn)
+    randomly: Callable[[Any], Any] = made
+    return randomly
+
+
+def _posterizing(posterize: Callable[..., Image.Image]) -> Callable[..., Image.Image]:
+    """Timm's operation, and black for 0 bits, which a strong magnitude asks for and newer releases of Pillow refuse."""
+
+    def applied(image: Image.Image, bits: int, **settings: Any) -> Image.Image:
+        return posterize(image, bits, **settings) if bits > 0 else Image.new(image.mode, image.size)
+
+    return applied
 
 
 def _make_torchvision(policy: str, image_size: tuple[int, int]) -> Callable[[Any], Any]:

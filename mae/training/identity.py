@@ -124,16 +124,9 @@ def run_identity(config: RunConfig, plan: TrainingPlan) -> dict[str, Any]:
     }
 
 
-def official_args(config: PretrainConfig, plan: TrainingPlan, ranks: Ranks) -> dict[str, Any]:
-    """The settings under the names of the official trainer's ``args``."""
-    size = config.image_size
+def official_training_args(config: RunConfig, plan: TrainingPlan, ranks: Ranks) -> dict[str, Any]:
+    """The settings that all official trainers have, under the names of their ``args``."""
     return {
-        "model": factory_name(config.variant) if not config.changed_sizes() else "custom",
-        "input_size": size[0] if size[0] == size[1] else list(size),
-        "patch_size": config.model_config().patch_size,
-        "in_chans": config.in_chans,
-        "mask_ratio": config.mask_ratio,
-        "norm_pix_loss": config.norm_pix_loss,
         "batch_size": plan.batch_size // ranks.size,
         "accum_iter": plan.accum_iter,
         "epochs": config.epochs,
@@ -148,4 +141,18 @@ def official_args(config: PretrainConfig, plan: TrainingPlan, ranks: Ranks) -> d
         "output_dir": str(config.out),
         "distributed": not ranks.alone,
         "world_size": ranks.size,
+    }
+
+
+def official_args(config: PretrainConfig, plan: TrainingPlan, ranks: Ranks) -> dict[str, Any]:
+    """The settings under the names of the official trainer's ``args``."""
+    size = config.image_size
+    return {
+        "model": factory_name(config.variant) if not config.changed_sizes() else "custom",
+        "input_size": size[0] if size[0] == size[1] else list(size),
+        "patch_size": config.model_config().patch_size,
+        "in_chans": config.in_chans,
+        "mask_ratio": config.mask_ratio,
+        "norm_pix_loss": config.norm_pix_loss,
+        **official_training_args(config, plan, ranks),
     }

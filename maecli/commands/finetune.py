@@ -31,6 +31,6 @@ def finetune(config: FinetuneConfig, output: Output, *, dry_run: bool) -> None:
     """
     from mae.training.finetune import finetune as use_case
     from mae.training.finetune import plan_finetune
-    from maecli.views.training import run_training
+    from maecli.views.training import run_training, show_classifier
 
-    run_training(config, output, use_case, plan_finetune if dry_run else None)
+    run_training(config, output, use_case, plan_finetune if dry_run else None, show_classifier)

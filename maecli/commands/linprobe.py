@@ -31,6 +31,6 @@ def linprobe(config: LinprobeConfig, output: Output, *, dry_run: bool) -> None:
     """
     from mae.training.linprobe import linprobe as use_case
     from mae.training.linprobe import plan_linprobe
-    from maecli.views.training import run_training
+    from maecli.views.training import run_training, show_classifier
 
-    run_training(config, output, use_case, plan_linprobe if dry_run else None)
+    run_training(config, output, use_case, plan_linprobe if dry_run else None, show_classifier)

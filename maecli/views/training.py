@@ -1,11 +1,11 @@
-"""How ``finetune`` and ``linprobe`` run and show their results; ``pretrain`` has more to show."""
+"""How the training commands run: a plan, progress, stopping, and the result in a terminal."""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
@@ -13,23 +13,25 @@ from mae.evaluation.results import percent
 from mae.io.text import shown
 from maecli.output import Output, as_document, warn_skipped
 from maecli.stopping import StopOnSignal
-from maecli.views.progress import TrainingView, duration
+from maecli.views.progress import TrainingView, duration, psnr_text, show_plan
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mae.training.classifier_config import ClassifierConfig
     from mae.training.classifying import ClassifierResult
-    from mae.training.events import Started
+    from mae.training.events import PretrainResult, Started
+
+    Result = TypeVar("Result", bound=PretrainResult | ClassifierResult)
 
 MOST_CLASSES = 20  # that are shown, the least accurate first
 
 
 def run_training(
-    config: ClassifierConfig,
+    config: Any,
     output: Output,
-    train: Callable[..., ClassifierResult],
+    train: Callable[..., Result],
     plan: Callable[..., Started] | None,
+    show: Callable[[Result, Output], None],
 ) -> None:
     """Train, or with ``plan`` show what would be done, and show the result.
 
@@ -38,9 +40,9 @@ def run_training(
         output: Where it is shown.
         train: The use case.
         plan: The use case of ``--dry-run``.
+        show: Shows what training came to; of several processes, one does.
     """
     from mae.checkpoints.hub import announce_downloads
-    from maecli.views.progress import show_plan
 
     if plan is not None:
         with announce_downloads(output.download), TrainingView(output) as view:
@@ -57,8 +59,7 @@ def run_training(
             output.note(f"stopped at once, without saving; resume the last state with: {again}")
         raise
     if speaks:
-        value = f"{result.test.top1.value:.4f}" if result.test else result.checkpoint
-        output.result(lambda: _document(result), lambda console: _show(console, result), value)
+        show(result, output)
         if result.stopped:
             output.note(f"stopped and saved; resume with: {again}")
         if result.was_finished:
@@ -66,17 +67,54 @@ def run_training(
                 f"{shown(result.run)} is finished, so nothing was done; to make it longer: {again} --epochs N, with N "
                 f"above {result.epochs}"
             )
-        if result.test:
-            warn_skipped(output, result.test.skipped)
     if result.stopped:
         raise typer.Exit(128 + (stop.number or signal.SIGTERM))
 
 
-def _document(result: ClassifierResult) -> dict[str, Any]:
-    return as_document(result)
+def show_pretraining(result: PretrainResult, output: Output) -> None:
+    """The result of ``pretrain``."""
+    document = as_document(result) | {"learnt": result.learnt}
+    output.result(lambda: document, lambda console: _show_pretraining(console, result), result.checkpoint)
 
 
-def _show(console: Console, result: ClassifierResult) -> None:
+def show_classifier(result: ClassifierResult, output: Output) -> None:
+    """The result of ``finetune`` and ``linprobe``."""
+    value = f"{result.test.top1.value:.4f}" if result.test else result.checkpoint
+    output.result(lambda: as_document(result), lambda console: _show_classifier(console, result), value)
+    if result.test:
+        warn_skipped(output, result.test.skipped)
+
+
+def _show_pretraining(console: Console, result: PretrainResult) -> None:
+    took = "" if result.was_finished else f" in {duration(result.seconds)}"
+    parts = [f"{result.epochs} epochs, {result.steps:,} steps{took}"]
+    if result.train_loss is not None:
+        zero = result.zero_prediction_loss
+        parts.append(f"loss {result.train_loss:.4f}" + (f", where predicting zero costs {zero:.4f}" if zero else ""))
+    if result.psnr is not None:
+        parts.append(psnr_text(result.psnr, helped=result.psnr_uses_original))
+    console.print("; ".join(parts), soft_wrap=True)
+    if measured := _measured(result):
+        console.print(f"measured    {measured}", soft_wrap=True)
+    console.print(f"checkpoint  {result.checkpoint}", soft_wrap=True)
+    if result.preview:
+        console.print(f"image       {result.preview}", soft_wrap=True)
+    if result.cache_hits is not None:
+        console.print(f"cache       {result.cache_hits:.0%} of the last epoch's images were in it", soft_wrap=True)
+    if result.learnt is False:
+        console.print(
+            "The model has learnt almost nothing: train for more steps (--epochs) or at a higher learning rate (--lr).",
+            soft_wrap=True,
+        )
+
+
+def _measured(result: PretrainResult) -> str:
+    named = {"held-out loss": (result.val_loss, "{:.4f}"), "k-NN": (result.knn, "{:.1%}")}
+    named |= {"linear": (result.linear, "{:.1%}"), "RankMe": (result.rank_me, "{:.1f}")}
+    return ", ".join(f"{name} {form.format(value)}" for name, (value, form) in named.items() if value is not None)
+
+
+def _show_classifier(console: Console, result: ClassifierResult) -> None:
     took = "" if result.was_finished else f" in {duration(result.seconds)}"
     parts = [f"{result.epochs} epochs, {result.steps:,} steps{took}"]
     if result.train_loss is not None:

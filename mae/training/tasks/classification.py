@@ -30,12 +30,12 @@ from mae.errors import CheckpointError, TrainingError
 from mae.evaluation.extract import check_unreadable
 from mae.evaluation.metrics import accuracy
 from mae.evaluation.results import Accuracy, ClassAccuracy
-from mae.io.urls import public_name
 from mae.models.classifier import ImageClassifier
 from mae.system.device import autocast
 from mae.system.seeding import stream
 from mae.training.classifier_config import ClassifierConfig
 from mae.training.events import Classification, FinalTest, Previewed, Validated
+from mae.training.identity import official_training_args
 from mae.training.labelled import LabelledImages, Part
 from mae.training.plan import Advice
 from mae.training.probes import Probes
@@ -164,26 +164,13 @@ class ClassificationTask(abc.ABC):
 
     def official_args(self) -> dict[str, Any]:
         """The settings under the names of the official scripts' ``args``."""
-        config, plan, ranks, size = self.config, self.run.plan, self.run.ranks, self.model.config.img_size
+        config, size = self.config, self.model.config.img_size
         return {
             "nb_classes": len(self.labelled.classes),
             "input_size": size[0] if size[0] == size[1] else list(size),
             "global_pool": self.model.pool == "mean",
-            "batch_size": plan.batch_size // ranks.size,
-            "accum_iter": plan.accum_iter,
-            "epochs": config.epochs,
-            "warmup_epochs": config.warmup_epochs,
-            "blr": config.base_lr,
-            "lr": plan.lr,
-            "min_lr": config.min_lr,
-            "weight_decay": config.weight_decay,
-            "seed": config.seed,
-            "device": config.device,
             "finetune": "" if config.from_scratch else str(config.init or ""),
-            "data_path": public_name(config.data[0]),
-            "output_dir": str(config.out),
-            "distributed": not ranks.alone,
-            "world_size": ranks.size,
+            **official_training_args(config, self.run.plan, self.run.ranks),
         }
 
     def advice(self, seconds: float) -> tuple[Advice, ...]:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from mae.data.augment import Augmentation
-from mae.data.classifier_augment import ClassifierAugmentation, resolve_augmenter
+from mae.data.classifier_augment import ClassifierAugmentation, _make_timm, resolve_augmenter
 from mae.data.transforms import normalise
 from mae.errors import ConfigError
 from mae.system.seeding import derive_seed
@@ -87,6 +87,23 @@ def test_timms_operations_are_those_of_its_own_training_transform() -> None:
                 wanted = one(wanted)
         ours = augmented(seed, policy=POLICY, reprob=1.0, augmenter="timm")
         assert torch.allclose(ours, wanted.permute(1, 2, 0), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["", "-inc1"])
+@pytest.mark.parametrize("magnitude", [0, 10])
+def test_every_operation_takes_the_ends_of_the_range(magnitude: int, kind: str) -> None:
+    """Magnitudes vary from image to image and are cut off at 0 and 10: 0 bits of colour, say, are black."""
+    pytest.importorskip("timm")
+    image = Image.effect_noise((32, 24), 90).convert("RGB")
+    made = _make_timm(f"rand-m{magnitude}{kind}", (32, 24))
+    darkest = 255
+    for operation in made.ops:  # type: ignore[attr-defined]
+        operation.prob = 1.0
+        changed = np.array(operation(image))
+        assert changed.shape == (24, 32, 3), operation
+        if operation.name.startswith("Posterize"):
+            darkest = int(changed.max())
+    assert (darkest == 0) == (magnitude == (10 if kind else 0))
 
 
 def test_loader_processes_make_their_own_operations() -> None:
