@@ -1,6 +1,7 @@
 "use strict";
 const MASKED = "rgb(124, 116, 104)"; // the mean colour, as in the images that maecli draws
 const SCALE = 4; // canvas pixels for one of the image
+const LARGEST = 64 * 2 ** 20; // bytes; the server takes no more
 const at = (id) => document.getElementById(id);
 const state = { image: null, rows: 0, columns: 0, order: [], masked: new Set(), seed: 2, asked: 0, busy: false };
 const picture = new Image();
@@ -18,6 +19,7 @@ function say(text) {
 
 async function take(file) {
   if (!file) return;
+  if (file.size > LARGEST) return say(`${file.name} is larger than ${LARGEST / 2 ** 20} MiB`);
   say("");
   try {
     const given = await ask(`image?seed=${state.seed}`, file);

@@ -29,8 +29,10 @@ class DemoServer(ThreadingHTTPServer):
     """Serves the page of a session on 127.0.0.1.
 
     Args:
-        session: What answers.
         port: 0 for a free one.
+
+    Attributes:
+        session: What answers; to be set before the first request is served.
 
     Raises:
         ConfigError: The port cannot be had.
@@ -38,8 +40,9 @@ class DemoServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, session: DemoSession, port: int) -> None:
-        self.session = session
+    session: DemoSession
+
+    def __init__(self, port: int) -> None:
         try:
             super().__init__((HOST, port), _Handler)
         except OSError as error:
@@ -61,7 +64,7 @@ class _Handler(BaseHTTPRequestHandler):
         """The page's own files, and what it says of the model."""
         path = urlsplit(self.path).path
         if not self._is_ours():
-            self._answer(403, {"error": "only the page itself may ask"})
+            self._refuse()
         elif path in _FILES:
             name, kind = _FILES[path]
             self._send(200, Path(__file__).with_name(name).read_bytes(), kind)
@@ -83,20 +86,28 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         self.close_connection = True
         if not self._is_ours():
-            self._answer(403, {"error": "only the page itself may ask"})
+            self._refuse()
         elif address.path not in answers:
             self._answer(404, {"error": "there is no such page"})
-        elif not length.isdecimal() or int(length) > LARGEST_BODY:
+        elif not length.isdecimal() or len(length) > 10 or int(length) > LARGEST_BODY:
             self._answer(413, {"error": f"at most {LARGEST_BODY // 2**20} MiB are taken"})
         else:
             try:
                 self._answer(200, answers[address.path](self.rfile.read(int(length))))
             except MaeError as error:
                 self._answer(400, {"error": error.message})
+            except (RuntimeError, MemoryError) as error:  # memory is full, or a bug: the page says so and goes on
+                self._answer(500, {"error": f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"})
+
+    def _refuse(self) -> None:
+        said = f"only the page itself may ask, at {self.server.url} (a forwarded port must have the same number)"
+        self._answer(403, {"error": said})
 
     def _is_ours(self) -> bool:
         """Not another site in the same browser: neither by a link, nor by a name that leads to this machine."""
-        hosts = {f"{name}:{self.server.server_port}" for name in (HOST, "localhost")}
+        port = self.server.server_port
+        hosts = {f"{name}:{port}" for name in (HOST, "localhost")}
+        hosts |= {HOST, "localhost"} if port == 80 else set()  # browsers leave the usual port out
         origin = self.headers.get("Origin")
         return self.headers.get("Host") in hosts and (origin is None or origin in {f"http://{host}" for host in hosts})
 

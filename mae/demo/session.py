@@ -102,7 +102,7 @@ class DemoSession:
             self._images[number] = image, framed
             if len(self._images) > KEPT_IMAGES:
                 self._images.popitem(last=False)
-        rows, columns = framed.model.config.grid
+        rows, columns = framed.config.grid
         return {
             "image": number,
             "original": _data_uri(tensor_to_image(framed.original)),
@@ -128,7 +128,7 @@ class DemoSession:
         """
         with self._lock:
             _, framed = self._get(number)
-            patches = framed.model.config.num_patches
+            patches = framed.config.num_patches
             if not all(0 <= patch < patches for patch in masked):
                 raise DataError(f"the image has patches 0 to {patches - 1}")
             removed = torch.zeros(1, patches, device=self._device)

@@ -24,6 +24,7 @@ from mae.inspection.sheet import Tile, contact_sheet
 from mae.io.files import refuse_input, refuse_place, write_atomically
 from mae.io.notebook import Drawn, Table
 from mae.io.text import shown
+from mae.io.urls import public_name
 from mae.system.environment import usable_cores
 
 MOST_GROUPS = 100  # of equal files that are named
@@ -147,11 +148,13 @@ def inspect(config: InspectConfig, on_progress: Callable[[int, int], None] = lam
         ConfigError: The contact sheet or the page cannot be written.
     """
     begun = time.monotonic()
-    for flag, path in (("--sheet", config.sheet), ("--report", config.report)):
-        if path is not None:
-            refuse_place(path, flag)
-            refuse_input(path, flag, {"one of the data": config.data}, folders=config.data)
+    written = [(flag, path) for flag, path in (("--sheet", config.sheet), ("--report", config.report)) if path]
+    for flag, path in written:
+        refuse_place(path, flag)
+        refuse_input(path, flag, {"one of the data": config.data}, folders=config.data)
     scan = scan_images(config.data, lambda files: on_progress(files, 0), offline=config.offline)
+    for flag, path in written:
+        refuse_input(path, flag, {"one of the data": scan.looked_into}, folders=scan.looked_into)
     shown_images = _evenly(len(scan.images), config.images if config.sheet or config.report else 0)
     decode = frozenset([*_evenly(len(scan.images), config.decode), *shown_images])
     dataset = FactsDataset(scan.images, duplicates=config.duplicates, decode=decode)
@@ -243,7 +246,7 @@ class _Tally:
         duplicates, groups = self._duplicates(good) if config.duplicates else (None, ())
         mean, square = self.sums / max(1, self.decoded)
         return InspectResult(
-            data=tuple(str(path) for path in config.data),
+            data=tuple(public_name(path) for path in config.data),
             images=int(good.sum()),
             unreadable_files=self.unreadable_files,
             unreadable=tuple(self.unreadable),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mae.checkpoints import Checkpoint, build_model, load_checkpoint_or_default
 from mae.checkpoints.build import learnt_tables
-from mae.config import DEFAULT_MASK_RATIO, num_kept
+from mae.config import DEFAULT_MASK_RATIO, MAEConfig, num_kept
 from mae.data.decoding.image import check_channels, load_image
 from mae.data.sources.given import GivenImages
 from mae.data.transforms import (
@@ -131,6 +131,8 @@ def reconstruct(
         refuse_place(config.separate, "--separate", folder=True)
     if config.animate is not None:
         refuse_place(config.animate, "--animate")
+        if out is not None and out.resolve() == config.animate.resolve():
+            raise ConfigError(f"--out and --animate are one file, {shown(out)}", hint="give them two names")
     device = resolve_device(config.device)
     checkpoint = load_checkpoint_or_default(config.checkpoint)
     check_channels(checkpoint.config.in_chans)
@@ -192,10 +194,10 @@ def reconstruct(
 
 @dataclasses.dataclass(frozen=True)
 class FramedImage:
-    """An image in the model's frame: (1, C, H, W) normalised, the model for that frame, and what was cut off."""
+    """An image in the model's frame: (1, C, H, W) normalised, the model's sizes for that frame, and its own size."""
 
     imgs: Tensor
-    model: MaskedAutoencoder
+    config: MAEConfig
     source_size: tuple[int, int]
 
     @property
@@ -205,7 +207,7 @@ class FramedImage:
 
     @property
     def img_size(self) -> tuple[int, int]:
-        return self.model.config.img_size
+        return self.config.img_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +231,7 @@ class Reconstructor:
         self.norm_pix_source = "option" if config.norm_pix != "auto" else "checkpoint"
         self.size = config.image_size or checkpoint.config.img_size
         self.resizes = self._shows_whole_images() if config.resize is None else config.resize
-        self._models: dict[tuple[int, int], MaskedAutoencoder] = {}
+        self._newest: tuple[tuple[int, int], MaskedAutoencoder] | None = None
         for ratio in config.ratios:
             num_kept(self.model_for(self.size).config.num_patches, ratio)
 
@@ -246,13 +248,13 @@ class Reconstructor:
         return not learnt
 
     def model_for(self, size: tuple[int, int]) -> MaskedAutoencoder:
-        """The model with position tables for a frame, built once for each."""
-        if size not in self._models:
+        """The model with position tables for a frame; the newest is kept, since each holds all weights."""
+        if self._newest is None or self._newest[0] != size:
             model, notes = build_model(self.checkpoint, img_size=size, scaled_positions=True)
             if size == self.size or learnt_tables(self.checkpoint):  # the formula fits a frame of any shape: no news
                 self.notes += [note for note in notes if note not in self.notes]
-            self._models[size] = model.to(self.device).eval()
-        return self._models[size]
+            self._newest = size, model.to(self.device).eval()
+        return self._newest[1]
 
     def frame(self, image: Image.Image, path: Path) -> FramedImage:
         """Crop the image to the frame, or choose a frame of the image's shape."""
@@ -268,7 +270,7 @@ class Reconstructor:
         else:
             framed = crop_to(image, size)
         imgs = normalise(image_to_tensor(framed))[None].to(self.device)
-        return FramedImage(imgs, self.model_for(size), image.size)
+        return FramedImage(imgs, self.model_for(size).config, image.size)
 
     def maskings(self, image: FramedImage) -> list[Masking]:
         """The masks for one image: the user's own, or one per ratio from the seed.
@@ -282,7 +284,7 @@ class Reconstructor:
 
     def noise(self, image: FramedImage) -> Tensor:
         """(1, L), which decides what a mask of any ratio removes."""
-        patches = image.model.config.num_patches
+        patches = image.config.num_patches
         return torch.rand(1, patches, generator=torch.Generator().manual_seed(self.config.seed)).to(self.device)
 
     def _own_masking(self, image: FramedImage, mask: Image.Image) -> Masking:
@@ -290,7 +292,7 @@ class Reconstructor:
         size = image.img_size
         if mask.size == image.source_size and not self.resizes:
             mask = crop_to(mask, size)
-        rows, columns = image.model.config.grid
+        rows, columns = image.config.grid
         shares = image_to_tensor(mask.resize((columns, rows), Image.Resampling.BOX)).float().flatten(1) / 255
         removed = (shares > 0.5).float()  # (1, L)
         kept = int((removed == 0).sum())
@@ -302,7 +304,7 @@ class Reconstructor:
 
     def reconstruct(self, image: FramedImage, masking: Masking) -> _Masked:
         """Predict the removed patches and make the panels."""
-        model = image.model
+        model = self.model_for(image.img_size)
         pred = predict(model, image.imgs, masking)
         if self.norm_pix is None:
             self.norm_pix = _looks_normalised(model, image.imgs, masking, pred)
@@ -341,7 +343,7 @@ def _result(path: Path, framed: FramedImage, shot: _Masked) -> ImageResult:
 
 def _animated(path: Path, framed: FramedImage, reconstructor: Reconstructor, ratio: float) -> Row:
     """A row of one frame of the animation; of a small image one patch at least is kept."""
-    kept = max(1, int(framed.model.config.num_patches * (1 - ratio)))
+    kept = max(1, int(framed.config.num_patches * (1 - ratio)))
     shot = reconstructor.reconstruct(framed, masking_from_order(reconstructor.noise(framed), kept))
     caption = _caption(path, [_result(path, framed, shot)])
     return Row(_images_of([shot]), f"{caption}   masked {shot.removed_share:.0%}")

@@ -132,9 +132,9 @@ def _report_one(config: ReportConfig, run: Path) -> ReportResult:
     name = run.name or run.resolve().name or str(run)
     state = run_state(run, log, time.time())
     document = page(shown(name), log, images, notes, last_line(run), time.time(), state).encode()
-    _write(config.out, document)
     if config.animate is not None:
         notes += [note for note in _animate(config.animate, log) if note not in notes]
+    _write(config.out, document)
     return _result(config, len(document), log, len(images), notes)
 
 

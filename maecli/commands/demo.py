@@ -24,11 +24,11 @@ def demo(config: DemoConfig, output: Output) -> None:
         from mae.demo.server import DemoServer
         from mae.demo.session import start_session
 
-    with announce_downloads(output.download):
-        session = start_session(config, lambda done, total: output.count(done, total, "images"))
-    for note in session.notes:
-        output.note(note)
-    with DemoServer(session, config.port) as server:
+    with DemoServer(config.port) as server:  # first of all: the port may be taken
+        with announce_downloads(output.download):
+            server.session = start_session(config, lambda done, total: output.count(done, total, "images"))
+        for note in server.session.notes:
+            output.note(note)
         output.result(lambda: {"url": server.url}, lambda console: console.print(server.url), server.url)
         output.note("open this address in a browser; Ctrl-C ends it")
         try:

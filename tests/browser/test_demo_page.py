@@ -54,7 +54,8 @@ def address(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MAECLI_BUILTIN", str(weights))
         session = DemoSession(DemoConfig(data=photos, checkpoint=Path("builtin"), device="cpu"))
-    with DemoServer(session, 0) as server:
+    with DemoServer(0) as server:
+        server.session = session
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         yield server.url

@@ -109,7 +109,8 @@ class RemoteObject:
             data: bytes = system.cat_file(path, start=start, end=end)
             if len(data) != end - start:
                 self._check_unchanged()
-                raise OSError(f"{len(data):,} bytes came where {end - start:,} were asked for")
+                kind = _TooMuchError if len(data) > end - start else OSError
+                raise kind(f"{len(data):,} bytes came where {end - start:,} were asked for")
             return data
 
         data = self._attempt(ask)
@@ -166,7 +167,10 @@ class RemoteObject:
             words = without_secrets((str(error).strip().splitlines() or [""])[0], self.url)
             reason = f"the server answers {status}" if status else f"{words or type(error).__name__}"[:300]
         after = f", after {attempts} attempts" if attempts > 1 else ""
-        return RemoteError(f"{shown(self.name)} cannot be read: {shown(reason)}{after}")
+        hint = None
+        if isinstance(error, _TooMuchError):
+            hint = "the server seems to ignore byte ranges: download the file first"
+        return RemoteError(f"{shown(self.name)} cannot be read: {shown(reason)}{after}", hint=hint)
 
     def _system(self) -> tuple[Any, str]:
         process = os.getpid()
@@ -176,6 +180,10 @@ class RemoteObject:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_systems": {}}
+
+
+class _TooMuchError(OSError):
+    """More bytes came than were asked for."""
 
 
 class _Ranges(io.RawIOBase):

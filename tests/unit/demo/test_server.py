@@ -28,7 +28,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoServer]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MAECLI_BUILTIN", str(weights))
         session = DemoSession(DemoConfig(checkpoint=Path("builtin"), device="cpu"))
-    with DemoServer(session, 0) as server:
+    with DemoServer(0) as server:
+        server.session = session
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         yield server
@@ -114,6 +115,27 @@ def test_nothing_else_is_served(server: DemoServer) -> None:
         assert ask(server, address)[0] == 404
     assert ask(server, "/elsewhere", b"")[0] == 404
     assert ask(server, "/image?seed=2", b"", Content_Length=str(LARGEST_BODY + 1))[0] == 413
+    assert ask(server, "/image?seed=2", b"", Content_Length="9" * 5000)[0] == 413
+
+
+def test_the_usual_port_has_no_number(server: DemoServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = {"Host": "127.0.0.1", "Origin": "http://127.0.0.1"}
+    assert ask(server, "/model", **host)[0] == 403
+    port = server.server_port
+    monkeypatch.setattr(server, "server_port", 80)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request("GET", "/model", None, host)
+    assert connection.getresponse().status == 200
+
+
+def test_a_full_memory_is_told_and_the_page_goes_on(server: DemoServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(body: bytes, seed: int) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server.session, "add", full)
+        assert ask(server, "/image?seed=2", image()) == (500, {"error": "MemoryError: "})
+    assert ask(server, "/image?seed=2", image())[0] == 200
 
 
 def test_only_this_machine_is_listened_to(server: DemoServer) -> None:
@@ -122,4 +144,4 @@ def test_only_this_machine_is_listened_to(server: DemoServer) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(ConfigError, match=r"^--port \d+: "):
-            DemoServer(server.session, taken.getsockname()[1])
+            DemoServer(taken.getsockname()[1])

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import mae
 from mae.data.decoding.formats import ImageError
+from mae.data.sources.scan import scan_images
 from mae.errors import ConfigError, DataError
 from mae.inspection.config import InspectConfig
 from mae.inspection.run import InspectResult, inspect
@@ -123,6 +124,17 @@ def test_sheet_page_and_command(photos: Path, tmp_path: Path) -> None:
     assert mae.inspect(photos, workers=0).images == 5
 
 
+def test_a_urls_secrets_are_written_nowhere(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = scan_images([photos])
+    monkeypatch.setattr("mae.inspection.run.scan_images", lambda *_, **__: scan)
+    url = Path("https://me:pass-word@host.example/a.tar?X-Amz-Signature=very-secret")
+    result = inspect(InspectConfig(data=(url,), report=tmp_path / "x.html", workers=0))
+    assert "host.example/a.tar" in result.data[0]
+    for text in (str(result), result._repr_html_(), (tmp_path / "x.html").read_text()):
+        assert "pass-word" not in text
+        assert "very-secret" not in text
+
+
 def test_refusals(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--sheet .*: the name must end in \.jpg"):
         InspectConfig(data=(photos,), sheet=Path("x.pdf"))
@@ -130,6 +142,10 @@ def test_refusals(photos: Path, tmp_path: Path) -> None:
         inspect(InspectConfig(data=(photos,), report=tmp_path / "no" / "x.html"))
     with pytest.raises(ConfigError, match="lies in"):
         inspect(InspectConfig(data=(photos,), sheet=photos / "0.jpg"))
+    before = (photos / "more" / "copy.jpg").read_bytes()
+    with pytest.raises(ConfigError, match="lies in"):
+        inspect(InspectConfig(data=(photos,), sheet=photos / "more" / "copy.jpg"))
+    assert (photos / "more" / "copy.jpg").read_bytes() == before
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no image in"):
         inspect(InspectConfig(data=(tmp_path / "empty",)))

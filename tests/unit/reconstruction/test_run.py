@@ -400,3 +400,5 @@ def test_an_animation_of_growing_masks(config: ReconstructConfig, tmp_path: Path
         dataclasses.replace(config, animate=path, mask=path)
     with pytest.raises(ConfigError, match="is the image itself"):
         reconstruct(dataclasses.replace(config, images=(path,), animate=path))
+    with pytest.raises(ConfigError, match="--out and --animate are one file"):
+        reconstruct(dataclasses.replace(config, out=tmp_path / "one.webp", animate=tmp_path / "one.webp"))

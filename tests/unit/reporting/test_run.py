@@ -257,4 +257,5 @@ def test_previews_as_an_animation(tmp_path: Path, suffix: str) -> None:
         report(ReportConfig(run=run, out=tmp_path / "report.html", animate=path.replace(run / path.name)))
     bare = write_run(tmp_path / "bare", previews=0)
     with pytest.raises(ConfigError, match="no preview that can be read"):
-        report(ReportConfig(run=bare, out=tmp_path / "report.html", animate=path))
+        report(ReportConfig(run=bare, out=tmp_path / "none.html", animate=path))
+    assert not (tmp_path / "none.html").exists()
