@@ -360,7 +360,9 @@ def feature_lines(sha256: str) -> Iterator[str]:
         for row in result["rows"]:
             accuracies = [row["knn"], row["linear"], row["attentive"]]
             shown = ["-" if one is None else f"{one:.1%}" for one in accuracies]
-            yield f"| {result['name']}, {result['classes']} classes | {row['subject']} | {' | '.join(shown)} |"
+            images = f"{result['train_images']:,} + {result['test_images']:,} images"
+            data = f"{result['name']}, {result['classes']} classes, {images}"
+            yield f"| {data} | {row['subject']} | {' | '.join(shown)} |"
 
 
 def write_text(path: Path, text: str) -> None:
