@@ -16,8 +16,8 @@ from pathlib import Path
 from mae.config import MAEConfig
 from mae.training.config import PretrainConfig
 from mae.training.pretrain import pretrain
-from maecli.commands.pretrain import StopOnSignal
 from maecli.output import Output
+from maecli.stopping import StopOnSignal
 from maecli.views.progress import TrainingView
 
 

@@ -79,16 +79,17 @@ class DataModule:
 
     def seek(self, position: Position) -> None:
         """Let the next batch be the one at a position; loader processes start here."""
-        if self._prefetcher is not None:
-            self._prefetcher.stop()
+        self.close()
         self._batches = self.batches(position)
         if self.images.is_remote:  # not before the loader processes are there: threads do not survive a fork
             ahead = BATCHES_AHEAD + max(1, self.workers) * LOADED_AHEAD
             self._prefetcher = Prefetcher(self.images, self._draws(position), ahead)
 
-    def __del__(self) -> None:
-        if (prefetcher := getattr(self, "_prefetcher", None)) is not None:
-            prefetcher.stop()  # of a run that was stopped; else it has come to the last batch
+    def close(self) -> None:
+        """Fetch nothing more ahead, as for a run that is stopped before its last batch."""
+        if self._prefetcher is not None:
+            self._prefetcher.stop()
+            self._prefetcher = None
 
     def next_batch(self) -> Batch:
         """The batch at the place, and one place on; ``seek`` comes first."""

@@ -257,6 +257,7 @@ def _prepare(start: Start[Any], resumption: Resumption, task: Task) -> tuple[Tra
         clip_grad=task.clip_grad,
     )
     data = DataModule(config, plan, task.images, ranks, start.device, task.unreadable, task.augmentation)
+    folder.when_released(data.close)
     if resumption.saved:
         restore(resumption.saved, step)
     identity = {"processes": ranks.size, "compiled": compiled, "settings": deciding_settings(config)}

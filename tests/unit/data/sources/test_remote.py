@@ -278,3 +278,7 @@ def test_a_store_that_goes_away_stops_the_run_and_is_named(
     with pytest.raises(DataError, match=r"train-00\.tar cannot be read: there is no such object") as caught:
         pretrain(config, listen)
     assert "Traceback" not in str(caught.value)
+    end = time.monotonic() + 10  # while the error, and what it holds, is still there
+    while any(thread.name.startswith("prefetch") for thread in threading.enumerate()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
