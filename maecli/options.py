@@ -34,15 +34,47 @@ from maecli.output import Output
 # Options of the official scripts without a counterpart in a command, and what to do instead.
 _PINNED = dict.fromkeys(("pin_mem", "no_pin_mem"), "drop it: memory is pinned for CUDA and nowhere else")
 _LAUNCHED = ("world_size", "local_rank", "dist_on_itp", "dist_url", "dist_eval")
+_RESUMED = "drop it: the checkpoint stores the epoch; --resume RUN continues where the run stopped"
 _FROZEN = {
     **_PINNED,
     "nb_classes": "drop it: the class folders tell the number of classes",
     "eval": "drop it: maecli evaluate trains its probes and tests them in one call",
 }
+
+
+def _learning(command: str) -> dict[str, str]:
+    """Of a command that learns classes."""
+    launcher = f"torchrun --nproc-per-node 8 -m maecli {command} ..."
+    return {
+        **_FROZEN,
+        "eval": "drop it: the test images are asked once, after the last epoch; maecli predict names other images",
+        "start_epoch": _RESUMED,
+        **dict.fromkeys(_LAUNCHED, f"drop it: the launcher sets it: {launcher}"),
+        "dist_eval": "drop it: the processes always share the images that are held out or tested",
+    }
+
+
 NOT_NEEDED: dict[str, dict[str, str]] = {
+    "FinetuneConfig": {
+        **_learning("finetune"),
+        "color_jitter": "drop it: RandAugment takes its place, in the official recipe too; --aa is its policy",
+        **dict.fromkeys(
+            ("remode", "recount", "resplit"),
+            "drop it: one rectangle of noise is erased, as in the official recipe; --reprob is the probability",
+        ),
+        **dict.fromkeys(
+            ("cutmix_minmax", "mixup_mode"), "drop it: a batch is mixed as a whole, as in the official recipe"
+        ),
+    },
+    "LinprobeConfig": _learning("linprobe"),
+    "PredictConfig": {
+        **_FROZEN,
+        "eval": "drop it: predict does nothing else",
+        **dict.fromkeys(_LAUNCHED, "drop it: predict runs in one process"),
+    },
     "PretrainConfig": {
         **_PINNED,
-        "start_epoch": "drop it: the checkpoint stores the epoch; --resume RUN continues where the run stopped",
+        "start_epoch": _RESUMED,
         **dict.fromkeys(_LAUNCHED, "drop it: the launcher sets it: torchrun --nproc-per-node 8 -m maecli pretrain ..."),
     },
     "EmbedConfig": {

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 import torch
+from torch import Tensor
 
 from mae.checkpoints import load_checkpoint
 from mae.checkpoints.classifiers import build_classifier, class_names, has_head, no_head
@@ -18,7 +20,7 @@ from mae.data.eval_transform import EvalTransform
 from mae.data.loader import loader_workers
 from mae.data.sources.scan import scan_images
 from mae.data.transforms import normalise
-from mae.errors import ConfigError, DataError
+from mae.errors import CheckpointError, ConfigError, DataError
 from mae.evaluation.config import PredictConfig
 from mae.evaluation.extract import Progress
 from mae.io.download import obeys_offline
@@ -26,6 +28,8 @@ from mae.io.files import refuse_input, refuse_place, write_atomically
 from mae.io.notebook import Drawn, Table
 from mae.io.text import shown
 from mae.system.device import autocast, resolve_device, resolve_precision
+
+MOST_KEPT = 50  # predictions of a result whose table is in a file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +51,15 @@ class PredictResult(Drawn):
 
     Attributes:
         checkpoint: The file that named the classes.
-        predictions: In the order of the images.
+        images: How many were named.
+        predictions: In the order of the images; with ``out``, which has them all, the first 50.
         out: The table that was written.
         skipped: (name, reason) of images that could not be read.
         notes: What a user should know.
     """
 
     checkpoint: Path
+    images: int
     predictions: tuple[Prediction, ...]
     out: Path | None
     skipped: tuple[tuple[str, str], ...]
@@ -61,8 +67,11 @@ class PredictResult(Drawn):
 
     def _table(self) -> Table:
         return Table(
-            f"{len(self.predictions):,} images",
-            [(one.image, *(f"{name} {share:.1%}" for name, share in one.classes)) for one in self.predictions[:50]],
+            f"{self.images:,} images",
+            [
+                (one.image, *(f"{name} {share:.1%}" for name, share in one.classes))
+                for one in self.predictions[:MOST_KEPT]
+            ],
         )
 
 
@@ -96,45 +105,80 @@ def predict(config: PredictConfig, on_progress: Callable[[Progress], None] = lam
     precision = resolve_precision(config.precision, device)
     model = model.to(device)
     scan = scan_images(config.images, lambda files: on_progress(Progress("looking at files", files, 0)))
+    if config.top_k > len(names):
+        notes += (f"--top-k {config.top_k}: the classifier has {len(names):,} classes, so all are named",)
     dataset = EvalDataset(scan.images, EvalTransform(model.config.img_size, config.crop_pct), model.config.in_chans)
     batches = [
         range(start, min(len(dataset), start + config.batch_size))
         for start in range(0, len(dataset), config.batch_size)
     ]
     skipped = [(str(one.path), one.reason) for one in scan.unreadable]
-    found: list[Prediction] = []
-    workers = min(loader_workers(config.workers, device), len(batches) - 1)  # none for a single batch
-    top = min(config.top_k, len(names))
-    for batch in eval_batches(dataset, batches, workers=workers):
-        skipped += [(str(scan.images.name(index)), reason) for index, reason in batch.unreadable]
-        if batch.indices:
-            with torch.inference_mode(), autocast(device, precision):
-                logits = model(normalise(batch.images.to(device, non_blocking=True)))
-            shares, places = logits.float().softmax(dim=1).topk(top, dim=1)
-            found += [
-                Prediction(
-                    str(scan.images.name(index)),
-                    tuple((names[place], share) for place, share in zip(row, values, strict=True)),
-                )
-                for index, row, values in zip(batch.indices, places.tolist(), shares.tolist(), strict=True)
-            ]
-        on_progress(Progress("predicting", len(found) + len(skipped), len(dataset)))
-    if not found:
-        name, reason = skipped[0]
-        raise DataError(f"none of {len(dataset):,} images can be read, for instance {shown(name)}: {reason}")
-    if config.out is not None:
-        _write_table(config.out, found)
-    return PredictResult(checkpoint.path, tuple(found), config.out, tuple(skipped), (*checkpoint.notes, *notes))
+    count = 0
+
+    def predictions() -> Iterator[Prediction]:
+        nonlocal count
+        workers = min(loader_workers(config.workers, device), len(batches) - 1)  # none for a single batch
+        for batch in eval_batches(dataset, batches, workers=workers):
+            skipped.extend((str(scan.images.name(index)), reason) for index, reason in batch.unreadable)
+            if batch.indices:
+                with torch.inference_mode(), autocast(device, precision):
+                    logits = model(normalise(batch.images.to(device, non_blocking=True))).float()
+                _refuse_not_finite(checkpoint.path, logits, [str(scan.images.name(index)) for index in batch.indices])
+                shares, places = logits.softmax(dim=1).topk(min(config.top_k, len(names)), dim=1)
+                for index, row, values in zip(batch.indices, places.tolist(), shares.tolist(), strict=True):
+                    named = tuple((names[place], share) for place, share in zip(row, values, strict=True))
+                    yield Prediction(str(scan.images.name(index)), named)
+                count += len(batch.indices)
+            on_progress(Progress("predicting", count + len(skipped), len(dataset)))
+        if not count:
+            name, reason = skipped[0]
+            raise DataError(f"none of {len(dataset):,} images can be read, for instance {shown(name)}: {reason}")
+
+    found = list(predictions()) if config.out is None else _write_table(config.out, predictions())
+    return PredictResult(checkpoint.path, count, tuple(found), config.out, tuple(skipped), (*checkpoint.notes, *notes))
 
 
-def _write_table(out: Path, found: list[Prediction]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    ranks = range(1, len(found[0].classes) + 1)
-    writer.writerow(["image", *(name for rank in ranks for name in (f"class_{rank}", f"probability_{rank}"))])
-    for one in found:
-        writer.writerow([one.image, *(value for name, share in one.classes for value in (name, f"{share:.6g}"))])
+def _refuse_not_finite(checkpoint: Path, logits: Tensor, names: Sequence[str]) -> None:
+    """Refuse answers that are no numbers.
+
+    Raises:
+        CheckpointError: There are some.
+    """
+    bad = (~logits.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if bad:
+        raise CheckpointError(
+            f"{shown(checkpoint)}: its answer to {shown(names[bad[0]])} is non-finite",
+            hint="--precision fp32 rules out an overflow; else its training had diverged",
+        )
+
+
+def _write_table(out: Path, predictions: Iterable[Prediction]) -> list[Prediction]:
+    """Write each prediction as it comes, and return the first of them.
+
+    Raises:
+        ConfigError: The table cannot be written.
+    """
+    first: list[Prediction] = []
+
+    def write(file: IO[bytes]) -> None:
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="", write_through=True)
+        try:
+            _write_rows(csv.writer(text, lineterminator="\n"), predictions, first)
+        finally:
+            text.detach()
+
     try:
-        write_atomically(out, lambda file: file.write(text.getvalue().encode("utf-8", "surrogateescape")))
+        write_atomically(out, write)
     except OSError as error:
         raise ConfigError(f"--out {shown(out)}: {error.strerror}") from None
+    return first
+
+
+def _write_rows(writer: Any, predictions: Iterable[Prediction], first: list[Prediction]) -> None:
+    for one in predictions:
+        if not first:
+            ranks = range(1, len(one.classes) + 1)
+            writer.writerow(["image", *(name for rank in ranks for name in (f"class_{rank}", f"probability_{rank}"))])
+        if len(first) < MOST_KEPT:
+            first.append(one)
+        writer.writerow([one.image, *(value for name, share in one.classes for value in (name, f"{share:.6g}"))])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mae.data.sources.base import ImageSource
 from mae.errors import DataError
-from mae.io.text import shown
+from mae.io.text import a_few, shown
 from mae.system.seeding import stream
 
 TRAIN_NAMES = ("train", "training")
@@ -30,12 +30,16 @@ class Labels:
         label: (N,) int64, a number in ``classes``; -1 where an image is in no class folder.
         part: (N,) int64, a number in ``parts``; -1 for all where there are no parts.
         parts: Names of the folders above the class folders, such as ("test", "train"); empty where there are none.
+        lost: Names of class folders none of whose images can be read.
+        nested: Names of class folders that hold nothing but folders.
     """
 
     classes: tuple[str, ...]
     label: NDArray[np.int64]
     part: NDArray[np.int64]
     parts: tuple[str, ...]
+    lost: tuple[str, ...] = ()
+    nested: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +54,10 @@ class Split:
     notes: tuple[str, ...]
 
 
-def read_labels(source: ImageSource, roots: Sequence[Path]) -> Labels:
+def read_labels(source: ImageSource, roots: Sequence[Path], unreadable: Iterable[Path] = ()) -> Labels:
     """Labels by the folders that images lie in below ``roots`` (folders or archives).
+
+    ``unreadable`` are files and folders that the scan could not read: a class must not vanish with them.
 
     A class is the folder below ``train``, ``test`` or ``val`` where both kinds are there, else the uppermost folder
     that not all images lie in; deeper folders are not examined.
@@ -59,14 +65,19 @@ def read_labels(source: ImageSource, roots: Sequence[Path]) -> Labels:
     names = [_inside(str(source.name(index)), roots) for index in range(len(source))]
     folders = [root for root in roots if root.is_dir()]
     if len(folders) > 1 and all(len(parts) == 1 for parts in names):  # the class folders themselves were given
-        names = [_inside(str(source.name(index)), [root.parent for root in folders]) for index in range(len(source))]
-    depth = _wrappers(names)
-    tops = {parts[depth] for parts in names if len(parts) > depth + 1}
+        roots = [root.parent for root in folders]
+        names = [_inside(str(source.name(index)), roots) for index in range(len(source))]
+    broken = [_inside(str(path), roots) + (("",) if path.is_dir() else ()) for path in unreadable]
+    deep = [*names, *(parts for parts in broken if len(parts) > 2)]
+    depth = _wrappers(deep)
+    tops = {parts[depth] for parts in deep if len(parts) > depth + 1}
     has_parts = _one_of(tops, TRAIN_NAMES) is not None and _one_of(tops, (*TEST_NAMES, *VAL_NAMES)) is not None
     place = depth + has_parts
     found = [parts[place] if len(parts) > place + 1 else "" for parts in names]
     classes = tuple(sorted(set(found) - {""}))
     number = {name: index for index, name in enumerate(classes)}
+    flat = {name for name, parts in zip(found, names, strict=True) if len(parts) == place + 2}
+    lost = {parts[place] for parts in broken if len(parts) > place + 1} - set(classes)
     part_names = tuple(sorted(tops)) if has_parts else ()
     part_number = {name: index for index, name in enumerate(part_names)}
     return Labels(
@@ -76,6 +87,8 @@ def read_labels(source: ImageSource, roots: Sequence[Path]) -> Labels:
             [part_number.get(parts[depth], -1) if len(parts) > depth + 1 else -1 for parts in names], dtype=np.int64
         ),
         part_names,
+        tuple(sorted(lost)),
+        tuple(name for name in classes if name not in flat),
     )
 
 
@@ -121,7 +134,30 @@ def make_split(source: ImageSource, labels: Labels, where: str, *, seed: int, te
     """
     if not labels.classes:
         raise DataError(f"{where}: there are no class folders", hint=LABELS_HINT)
+    if labels.lost:
+        raise DataError(
+            f"{where}: no image of {a_few(labels.lost)} can be read", hint="repair the images, or remove the folder"
+        )
+    if not labels.parts:
+        _refuse_half_a_split(labels, where)
     return _given(source, labels, where) if labels.parts else _drawn(source, labels, where, seed, test_share)
+
+
+def _refuse_half_a_split(labels: Labels, where: str) -> None:
+    """Refuse to take ``train`` or ``test`` for a class where its counterpart has another name.
+
+    Raises:
+        DataError: One of them holds class folders.
+    """
+    part = _one_of(labels.nested, (*TRAIN_NAMES, *TEST_NAMES, *VAL_NAMES))
+    if part is not None:
+        others = [name for name in labels.classes if name != part]
+        wanted = "test/ or val/" if part.lower() in TRAIN_NAMES else "train/"
+        beside = f", but {a_few(others)}" if others else ""
+        raise DataError(
+            f"{where}/{shown(part)} holds class folders, and beside it there is no {wanted}{beside}",
+            hint=f"rename the folder that belongs to it to {wanted}; {LABELS_HINT}",
+        )
 
 
 def _given(source: ImageSource, labels: Labels, where: str) -> Split:
@@ -168,8 +204,8 @@ def _drawn(source: ImageSource, labels: Labels, where: str, seed: int, test_shar
         train.append(order[held:])
     chosen = np.sort(np.concatenate(train)), np.sort(np.concatenate(test))
     note = (
-        f"{where} has no train/ and test/: {test_share:.0%} of each class ({len(chosen[1]):,} of {len(labels.label):,} "
-        f"images) test, drawn by --seed {seed}"
+        f"{where} is not divided into train/ and test/ (or val/): {test_share:.0%} of each class "
+        f"({len(chosen[1]):,} of {len(labels.label):,} images) test, drawn by --seed {seed}"
     )
     return _split(labels, list(range(len(labels.classes))), *chosen, (note,))
 

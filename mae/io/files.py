@@ -84,6 +84,28 @@ def refuse_input(path: Path, label: str, inputs: Mapping[str, Iterable[Path]], *
             )
 
 
+def refuse_inside(path: Path, label: str, folders: Iterable[Path]) -> None:
+    """Refuse a folder for results that is one of the folders that are read, or lies in one.
+
+    Args:
+        path: The folder that is to be written to; it need not be there yet.
+        label: The option that named it.
+        folders: What is read; files among it do not count.
+
+    Raises:
+        ConfigError: It is such a one.
+    """
+    above = [path.resolve(), *path.resolve().parents]
+    for folder in folders:
+        if folder.is_dir() and folder.resolve() in above:
+            what = "is" if folder.resolve() == above[0] else "lies in"
+            raise ConfigError(
+                f"{label} {shown(path)} {what} {shown(folder)}, whose images are read: what is written there would be "
+                "taken for data",
+                hint=f"give {label} a folder elsewhere",
+            )
+
+
 def _is(place: Path, info: os.stat_result) -> bool:
     found = _stat(place)
     return found is not None and os.path.samestat(found, info)

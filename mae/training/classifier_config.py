@@ -70,6 +70,7 @@ class ClassifierConfig:
         "What the head sees: the mean of the patch tokens (then fc_norm), or the class token (after norm).",
         choices=HEAD_POOLS,
         panel=_MODEL,
+        official=("global_pool", "cls_token"),
     )
 
     epochs: int = _as_in_pretraining("epochs", help="Total number of epochs.")
@@ -244,6 +245,7 @@ class LinprobeConfig(ClassifierConfig):
         "What the head sees: the class token (official) or the mean of the patch tokens, after the encoder's norm.",
         choices=HEAD_POOLS,
         panel=_MODEL,
+        official=("global_pool", "cls_token"),
     )
     epochs: int = _as_in_pretraining("epochs", default=90, help="Total number of epochs.")
     warmup_epochs: float = _as_in_pretraining("warmup_epochs", default=10.0)

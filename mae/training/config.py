@@ -299,6 +299,15 @@ def check_command(run: Path, settings: Mapping[str, Any], command: str) -> None:
         )
 
 
+def is_run_config(path: Path) -> bool:
+    """Whether a file holds the settings of a run, of whatever command."""
+    try:
+        settings = read_toml(path, "--out")
+    except ConfigError:
+        return False
+    return "data" in settings and any(name in settings for name in _TELLING)
+
+
 def settings_of_resumed(given: Mapping[str, Any], command: str = "pretrain") -> dict[str, Any]:
     """A resumed run has its settings in its folder: those that are not given anew.
 

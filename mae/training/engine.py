@@ -15,6 +15,7 @@ from mae.data.decoding.jpeg import resolve_decoder
 from mae.data.sources.scan import ImageScan, scan_images
 from mae.errors import DataError
 from mae.io.download import is_offline
+from mae.io.files import refuse_inside
 from mae.io.text import shown
 from mae.io.urls import url_of
 from mae.system.device import precision_reason, resolve_device, resolve_precision
@@ -148,6 +149,8 @@ def _start(
     config = dataclasses.replace(config, device=device.type, out=config.resume or config.out)
     resume = config.resume is not None or (config.auto_resume and holds_run(config.out))
     folder = RunFolder(config.out, resume=resume, writes=ranks.first and writes)
+    if not resume:
+        refuse_inside(config.out, "--out", [path for path in config.data if url_of(path) is None])
     recorded = folder.read_config(type(config)) if resume else None
     # What is left to choose stays what it was chosen to be; a JPEG has the same pixels whatever decodes it.
     wanted = recorded.precision if recorded and config.precision == "auto" else config.precision

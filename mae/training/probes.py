@@ -134,8 +134,9 @@ def _labelled(config: PretrainConfig, data: Path, ranks: Ranks, device: torch.de
         DataError: There are none, or their classes do not fit.
     """
     try:
-        source = scan_images([data]).images
-        labels = read_labels(source, [data])
+        scan = scan_images([data])
+        source = scan.images
+        labels = read_labels(source, [data], [one.path for one in scan.unreadable])
         split = make_split(source, labels, shown(data), seed=config.seed, test_share=TEST_SHARE)
     except DataError as error:
         raise DataError(f"--probe {error.message}", hint=error.hint) from None

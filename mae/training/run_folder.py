@@ -16,8 +16,8 @@ from typing import IO, Any, TypeGuard, TypeVar
 
 import tomli_w
 
+from mae.checkpoints.run_states import CLASSIFIER, STATE, run_states, state_slot
 from mae.checkpoints.run_states import SHARDS as SHARDS
-from mae.checkpoints.run_states import STATE, run_states, state_slot
 from mae.checkpoints.run_states import WHOLE as WHOLE
 from mae.data.sources.scan import Unreadable
 from mae.errors import ConfigError, TrainingError
@@ -27,10 +27,11 @@ from mae.io.text import shown
 from mae.options import build_config
 from mae.system.environment import ENVIRONMENT_FILE, environment
 from mae.training.classifier_config import ClassifierConfig, RunConfig
-from mae.training.config import CONFIG_FILE, PretrainConfig, check_command, read_run_settings
+from mae.training.config import CONFIG_FILE, PretrainConfig, check_command, is_run_config, read_run_settings
 
 _HOLDER = ".lock-holder"  # who holds the lock; not in the lock itself, which Windows lets nobody else read
 UNREADABLE_FILE = "unreadable.tsv"
+RESULT_FILE = "result.json"  # of a run that learns classes
 _UNREADABLE_HEAD = "file\treason\n"
 LOG_FILE = "log.jsonl"
 # What a start writes before anything is learnt. The report on unreadable images is not among them: it says why.
@@ -126,6 +127,27 @@ class RunFolder:
                 f"{path} already holds a run",
                 hint=f"--resume {path} resumes it, --auto-resume does so whenever there is one; "
                 "--out starts one elsewhere",
+            )
+        if not resume:
+            self._refuse_foreign()
+
+    def _refuse_foreign(self) -> None:
+        """Refuse to write over files of others and over results; a run that was killed early left its settings.
+
+        Raises:
+            ConfigError: There are such files.
+        """
+        names = (CONFIG_FILE, ENVIRONMENT_FILE, LOG_FILE, CLASSIFIER, RESULT_FILE, "replay.pth")
+        there = [name for name in names if (self.path / name).exists()]
+        if RESULT_FILE in there and is_run_config(self.path / CONFIG_FILE):
+            raise ConfigError(
+                f"{shown(self.path)} holds the result of a run whose states were removed; it would be overwritten",
+                hint="give --out another folder",
+            )
+        if there and not is_run_config(self.path / CONFIG_FILE):
+            raise ConfigError(
+                f"{shown(self.path / there[0])} is not a run's, and would be overwritten",
+                hint="give --out another folder, or move the file away",
             )
 
     def make(self) -> None:

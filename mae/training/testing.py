@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mae.evaluation.results import Accuracy, ClassAccuracy
-from mae.training.run_folder import write_in_run
-
-RESULT_FILE = "result.json"
+from mae.training.run_folder import RESULT_FILE, write_in_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +25,7 @@ class TestResult:
         classes: Each with its accuracy, in order.
         confusion: [true class][named class], counts.
         skipped: (name, reason) of test images that could not be read.
+        untested: Classes of which none could be read; they are in no mean.
     """
 
     __test__ = False  # pytest takes a class of such a name for a test
@@ -41,6 +40,7 @@ class TestResult:
     classes: tuple[ClassAccuracy, ...]
     confusion: tuple[tuple[int, ...], ...]
     skipped: tuple[tuple[str, str], ...]
+    untested: tuple[str, ...] = ()
 
 
 def write_test_result(folder: Path, result: TestResult) -> None:
@@ -63,6 +63,7 @@ def read_test_result(folder: Path) -> TestResult | None:
                 ),
                 "confusion": tuple(tuple(row) for row in values["confusion"]),
                 "skipped": tuple((name, reason) for name, reason in values["skipped"]),
+                "untested": tuple(values.get("untested", ())),
             }
         )
     except (OSError, ValueError, TypeError, KeyError):

@@ -35,13 +35,14 @@ def predict(config: PredictConfig, output: Output) -> None:
     for note in result.notes:
         output.note(note)
     warn_skipped(output, result.skipped)
-    first = "\n".join(one.classes[0][0] for one in result.predictions)
-    output.result(lambda: _document(result), lambda console: _show(console, result), first)
+    first = "\n".join(shown(one.classes[0][0]) for one in result.predictions)  # a line each
+    output.result(lambda: _document(result), lambda console: _show(console, result), result.out or first)
 
 
 def _document(result: PredictResult) -> dict[str, Any]:
     return {
         "checkpoint": str(result.checkpoint),
+        "images": result.images,
         "predictions": [
             {
                 "image": one.image,
@@ -66,5 +67,7 @@ def _show(console: Console, result: PredictResult) -> None:
         named = ", ".join(f"{shown(name, 40)} {share:.1%}" for name, share in one.classes)
         table.add_row(Text(shown(one.image)), Text(named))
     console.print(fitted(console, table))
+    if result.images > len(result.predictions):
+        console.print(f"and {result.images - len(result.predictions):,} more")
     if result.out is not None:
         console.print(f"wrote {shown(result.out)}", soft_wrap=True, markup=False)

@@ -88,7 +88,7 @@ class TrainingView:
         elif isinstance(event, Validated):
             best = ", the best so far" if event.best else ""
             self._say(
-                f"epoch {event.epoch + 1}: held-out accuracy {event.val_accuracy:.1%}, loss {event.val_loss:.4f}{best}"
+                f"epoch {event.epoch + 1}: held-out accuracy {event.val_accuracy:.1%}, loss {event.val_loss:.5g}{best}"
             )
         elif isinstance(event, FinalTest):
             self._say(f"tested on {event.test_images:,} images with the weights of epoch {event.epoch + 1}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from mae.evaluation.results import percent
-from mae.io.text import shown
+from mae.io.text import a_few, shown
 from maecli.output import Output, as_document, warn_skipped
 from maecli.stopping import StopOnSignal
 from maecli.views.progress import TrainingView, duration, psnr_text, show_plan
@@ -83,6 +83,8 @@ def show_classifier(result: ClassifierResult, output: Output) -> None:
     output.result(lambda: as_document(result), lambda console: _show_classifier(console, result), value)
     if result.test:
         warn_skipped(output, result.test.skipped)
+        if result.test.untested:
+            output.warn(f"no test image could be read of {a_few(result.test.untested)}: what is told is of the others")
 
 
 def _show_pretraining(console: Console, result: PretrainResult) -> None:

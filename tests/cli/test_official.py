@@ -45,9 +45,48 @@ def test_every_official_option_of_pretraining(official: str, ours: str, form: st
     assert ours in hint.split()[3:] or ours in hint, hint
 
 
+# Of main_linprobe.py, and what main_finetune.py has beside it.
+PROBING = {name: ours for name, ours in OFFICIAL.items() if name not in ("--mask_ratio", "--norm_pix_loss")} | {
+    "--data_path": "DATA",
+    "--finetune": "--init",
+    "--global_pool": "--pool",
+    "--cls_token": "--pool",
+    "--nb_classes": "the class folders tell",
+    "--eval": "maecli predict",
+    "--dist_eval": "share the images",
+}
+FINETUNING = PROBING | {
+    "--drop_path": "--drop-path",
+    "--clip_grad": "--clip-grad",
+    "--layer_decay": "--layer-decay",
+    "--color_jitter": "--aa",
+    "--remode": "--reprob",
+    "--recount": "--reprob",
+    "--resplit": "--reprob",
+    "--cutmix_minmax": "as in the official recipe",
+    "--mixup_mode": "as in the official recipe",
+    "--mixup_prob": "--mixup-prob",
+    "--mixup_switch_prob": "--mixup-switch-prob",
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "official", "ours"),
+    [("linprobe", *pair) for pair in PROBING.items()] + [("finetune", *pair) for pair in FINETUNING.items()],
+)
+def test_every_official_option_of_learning_classes(command: str, official: str, ours: str) -> None:
+    seen = run_at(command, "photos", official, "3")
+    assert (seen.code, seen.out) == (2, "")
+    error, hint = seen.err.splitlines()
+    assert error == f"error: there is no option {official}"
+    assert hint.startswith("hint: ")
+    assert ours in hint
+
+
 @pytest.mark.parametrize(
     ("arguments", "ours"),
     [
+        (["predict", "cat.jpg", "--nb_classes", "3"], "the class folders tell"),
         (["reconstruct", "cat.jpg", "--norm_pix_loss"], "--norm-pix here"),
         (["reconstruct", "cat.jpg", "--model", "mae_vit_base_patch16"], "--checkpoint here"),
         (["reconstruct", "--data_path", "photos"], "maecli reconstruct IMAGE"),

@@ -173,13 +173,22 @@ def _count(match: re.Match[str]) -> int:
 
 def _nothing_found(paths: Sequence[Path], unreadable: Sequence[Unreadable], others: int) -> DataError:
     where = ", ".join(shown(path) for path in paths)
-    what = f"{len(unreadable)} unreadable and {others} other files" if unreadable or others else "it is empty"
+    if unreadable:
+        what = f"{len(unreadable)} unreadable and {others} other files"
+    elif others:
+        what = f"{others} files of other kinds" if others > 1 else "a file of another kind"
+    else:
+        what = "only hidden files, which are not read" if any(map(_holds_hidden, paths)) else "it is empty"
     hint = f"{shown(unreadable[0].path)}: {unreadable[0].reason}" if unreadable else None
     for path in paths:
         archive = next((one for one in sorted(path.glob("*")) if _is_archive(one) or one.suffix == ".parquet"), None)
         if archive is not None:
             hint = f"archives are read when they are named: {shown(path)}/*{archive.suffix}"
     return DataError(f"no image in {where}: {what}", hint=hint)
+
+
+def _holds_hidden(path: Path) -> bool:
+    return any(name.startswith(".") for _, folders, files in os.walk(path) for name in (*folders, *files))
 
 
 def holds_many(path: Path) -> bool:
@@ -198,7 +207,9 @@ def _missing(source: Path) -> str:
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR):
             return describe_failure(error)
-    return "is a link to nothing" if source.is_symlink() else "no such folder"
+    if source.is_symlink():
+        return "is a link to nothing"
+    return "no such file" if source.suffix else "no such folder"
 
 
 def _archives(paths: Sequence[Path], reader: FolderReader) -> list[tuple[Path, ArchiveListing]]:

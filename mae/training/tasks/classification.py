@@ -52,7 +52,8 @@ class Answers(NamedTuple):
     Attributes:
         truth: (N,), the classes that they have.
         predicted: (N,), the likeliest.
-        place: (N,), how many classes were likelier than the true one.
+        place: (N,), how many classes were likelier than the true one; of equally likely ones the first counts, and
+            all of them where an answer is non-finite.
         loss: Mean cross-entropy.
         unreadable: (name, reason) of images that could not be read.
     """
@@ -226,7 +227,11 @@ class ClassificationTask(abc.ABC):
         checkpoint = load_checkpoint(path)
         model = build_classifier(checkpoint)[0].to(run.device)
         answers = self.ask(model, labelled.test)
-        check_unreadable(answers.unreadable, len(labelled.test), self.config.max_unreadable)
+        if not math.isfinite(answers.loss):
+            raise TrainingError(
+                f"{path}: its answers to the test images are non-finite, so the run has diverged",
+                hint="lower --lr, or start again with another --out",
+            )
         chosen = (checkpoint.epoch or 0) + 1
         result = test_result(answers, labelled.classes, position.epoch, chosen)
         if run.folder.writes:
@@ -250,7 +255,7 @@ class ClassificationTask(abc.ABC):
         unreadable: list[tuple[str, str]] = []
         for indices, logits, skipped in self._logits(model, part.images[own].tolist()):
             labels = torch.tensor([truth[index] for index in indices], dtype=torch.int64, device=logits.device)
-            place = (logits > logits.gather(1, labels[:, None])).sum(dim=1)
+            place = places(logits, labels)
             losses = F.cross_entropy(logits, labels, reduction="none")
             columns = (labels.tolist(), logits.argmax(dim=1).tolist(), place.tolist(), losses.tolist())
             found += zip(*columns, strict=True)
@@ -299,6 +304,14 @@ class ClassificationTask(abc.ABC):
         return None if whole is None else whole[self.run.ranks.share(self.run.plan.batch_size)]
 
 
+def places(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many classes come before the true one: (N, C), (N,) -> (N,)."""
+    own = logits.gather(1, labels[:, None])
+    earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
+    before = ((logits > own) | ((logits == own) & earlier)).sum(dim=1)
+    return before.where(logits.isfinite().all(dim=1), torch.full_like(before, logits.shape[1]))
+
+
 def test_result(answers: Answers, classes: Sequence[str], epochs: int, chosen: int) -> TestResult:
     """All that is told of the test images."""
     per_class = []
@@ -323,6 +336,7 @@ def test_result(answers: Answers, classes: Sequence[str], epochs: int, chosen: i
         classes=tuple(per_class),
         confusion=tuple(tuple(int(count) for count in row) for row in confusion),
         skipped=answers.unreadable,
+        untested=tuple(name for number, name in enumerate(classes) if number not in answers.truth),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import zipfile
 from pathlib import Path
@@ -18,6 +19,7 @@ from mae.config import MAEConfig
 from mae.data.image_transform import transforms
 from mae.errors import CheckpointError, DataError
 from mae.evaluation.config import PredictConfig
+from mae.evaluation.extract import Progress
 from mae.evaluation.predict import predict
 from mae.models.classifier import ImageClassifier
 from mae.system.seeding import seeded
@@ -101,6 +103,72 @@ def test_the_command_prints_one_document(tmp_path: Path, classifier: Path) -> No
     assert set(document["predictions"][0]["classes"][0]) == {"class", "probability"}
     shown = CliRunner().invoke(app, words)
     assert document["predictions"][0]["classes"][0]["class"] in shown.stdout
+
+
+def test_rows_are_written_as_they_come_and_only_the_first_are_kept(
+    tmp_path: Path, classifier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mae.evaluation import predict as module
+
+    monkeypatch.setattr(module, "MOST_KEPT", 2)
+    class_folders(tmp_path / "images", 2)
+    whole = predict(config(tmp_path / "images", classifier))
+    out = tmp_path / "table.csv"
+    alive: list[int] = []
+    result = predict(
+        config(tmp_path / "images", classifier, out=out),
+        lambda _: alive.append(sum(type(one) is module.Prediction for one in gc.get_objects())),
+    )
+    assert max(alive) - alive[0] <= 3  # the two that are kept and the last one
+    assert (result.images, result.predictions) == (6, whole.predictions[:2])
+    rows = list(csv.DictReader(out.read_text().splitlines()))
+    assert [(row["image"], row["class_1"]) for row in rows] == [
+        (one.image, one.classes[0][0]) for one in whole.predictions
+    ]
+    assert (whole.images, len(whole.predictions)) == (6, 6)
+
+
+def test_a_table_is_whole_or_not_there(tmp_path: Path, classifier: Path) -> None:
+    class_folders(tmp_path / "images", 2)
+    out = tmp_path / "table.csv"
+    out.write_text("as it was")
+
+    def interrupted(progress: Progress) -> None:
+        if progress.done == 4:
+            assert len(list(tmp_path.glob(".table.csv*"))) == 1
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict(config(tmp_path / "images", classifier, out=out), interrupted)
+    assert out.read_text() == "as it was"
+    assert list(tmp_path.glob(".table*")) == []
+
+
+def test_answers_that_are_no_numbers_are_refused(tmp_path: Path, classifier: Path) -> None:
+    document = torch.load(classifier, weights_only=True)
+    document["model"]["head.weight"] *= 3e38 / document["model"]["head.weight"].abs().max()
+    save(tmp_path / "diverged.pth", document)
+    class_folders(tmp_path / "images", 1)
+    with pytest.raises(CheckpointError, match=r"diverged\.pth: its answer to .*0\.png is non-finite"):
+        predict(config(tmp_path / "images", tmp_path / "diverged.pth"))
+
+
+def test_more_classes_than_there_are_is_said(tmp_path: Path, classifier: Path) -> None:
+    class_folders(tmp_path / "images", 1)
+    result = predict(config(tmp_path / "images", classifier, top_k=9))
+    assert "--top-k 9: the classifier has 4 classes, so all are named" in result.notes
+
+
+def test_quiet_is_a_line_for_each_image_whatever_the_classes_are_called(tmp_path: Path) -> None:
+    with seeded(3):
+        model = ImageClassifier(MAEConfig(**SIZES | {"img_size": (16, 16)}), 2)
+    extra = {"maecli": about_classes(("a\nb", "c\nd"), "mean")}
+    save(tmp_path / "odd.pth", checkpoint_document(model.state_dict(), model.config, extra=extra))
+    class_folders(tmp_path / "images", 1)
+    words = ["predict", str(tmp_path / "images"), "--checkpoint", str(tmp_path / "odd.pth"), "--workers", "0"]
+    lines = CliRunner().invoke(app, [*words, "--quiet"]).stdout.splitlines()
+    assert len(lines) == 3
+    assert set(lines) <= {"a\\nb", "c\\nd"}
 
 
 @pytest.mark.parity

@@ -16,8 +16,9 @@ from tests.unit.evaluation.small import class_folders, image
 
 
 def split_of(root: Path, *, test_share: float = 0.25, seed: int = 0) -> Split:
-    source = scan_images([root]).images
-    return make_split(source, read_labels(source, [root]), root.name, seed=seed, test_share=test_share)
+    scan = scan_images([root])
+    labels = read_labels(scan.images, [root], [one.path for one in scan.unreadable])
+    return make_split(scan.images, labels, root.name, seed=seed, test_share=test_share)
 
 
 def test_train_and_test_folders(tmp_path: Path) -> None:
@@ -106,9 +107,44 @@ def flat_parts(root: Path) -> None:
         image(root / part / "0.png", (0, 0, 0), 0)
 
 
+def train_without_test(root: Path) -> None:
+    for part in ("train", "dev"):
+        class_folders(root / part, 2)
+
+
+def no_train(root: Path) -> None:
+    for part in ("test", "val"):
+        class_folders(root / part, 2)
+
+
+def unreadable_class(root: Path) -> None:
+    class_folders(root, 3)
+    (root / "rare").mkdir()
+    (root / "rare" / "0.jpg").write_text("a text")
+
+
+def unreadable_in_both(root: Path) -> None:
+    for part in ("train", "test"):
+        class_folders(root / part, 3)
+        (root / part / "rare").mkdir()
+        (root / part / "rare" / "0.jpg").write_bytes(b"")
+
+
+def unreadable_test(root: Path) -> None:
+    class_folders(root / "train", 3)
+    class_folders(root / "test", 1)
+    for path in (root / "test").rglob("*.png"):
+        path.write_bytes(b"")
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
+        (train_without_test, "d/train holds class folders, and beside it there is no test/ or val/, but dev"),
+        (no_train, "d/test holds class folders, and beside it there is no train/, but val"),
+        (unreadable_class, "d: no image of rare can be read"),
+        (unreadable_in_both, "d: no image of rare can be read"),
+        (unreadable_test, "d/test has no folder blue .and 2 more. with images"),
         (none, "d: there are no class folders"),
         (one, "d: there is only one class, red"),
         (loose, "stray.png is in no class folder"),
@@ -125,6 +161,14 @@ def test_what_does_not_fit_is_one_line(make: Callable[[Path], None], words: str,
         split_of(tmp_path / "d")
     assert error.value.hint
     assert "\n" not in error.value.message
+
+
+def test_a_class_may_be_called_test_and_a_broken_image_is_no_lost_class(tmp_path: Path) -> None:
+    class_folders(tmp_path / "d", 3)
+    (tmp_path / "d" / "red").rename(tmp_path / "d" / "test")
+    (tmp_path / "d" / "blue" / "broken.jpg").write_bytes(b"")
+    (tmp_path / "d" / "loose.jpg").write_bytes(b"")
+    assert split_of(tmp_path / "d").classes == ("blue", "green", "test")
 
 
 def test_a_smaller_share_is_part_of_a_larger_one() -> None:

@@ -16,13 +16,15 @@ from mae.checkpoints import load_checkpoint
 from mae.checkpoints.classifiers import build_classifier, class_names
 from mae.config import MAEConfig
 from mae.data.eval_loader import EvalDataset
-from mae.errors import CheckpointError, ConfigError, DataError
+from mae.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mae.models.classifier import ImageClassifier
 from mae.training.classifier_config import FinetuneConfig
 from mae.training.events import Event, FinalTest, Started, Validated
 from mae.training.finetune import finetune, plan_finetune
 from mae.training.run_folder import RunFolder
+from mae.training.tasks.classification import places
 from mae.training.tasks.finetune import layer_groups
+from mae.training.testing import read_test_result
 from tests.unit.evaluation.small import SIZES, checkpoint, class_folders
 from tests.unit.training.labelled import finetuning as finetuning
 from tests.unit.training.small import logged, same, stop_after, weights
@@ -224,6 +226,39 @@ def test_weights_that_cannot_be_taken(finetuning: FinetuneConfig, tmp_path: Path
     assert "the file is fine-tuned: its encoder has seen labels, and its head is not used" in started.notes
 
 
+def test_an_answer_is_right_only_if_it_is_a_number_and_the_first_of_the_likeliest() -> None:
+    logits = torch.tensor([[1.0, 2.0, 0.0], [1.0] * 3, [1.0] * 3, [torch.nan] * 3, [0.0, 1.0, torch.inf]])
+    labels = torch.tensor([1, 0, 2, 0, 2])
+    assert places(logits, labels).tolist() == [0, 0, 2, 3, 3]
+    finite = places(logits[:3], labels[:3]) == 0
+    assert finite.tolist() == (logits[:3].argmax(dim=1) == labels[:3]).tolist()
+
+
+@pytest.mark.parametrize("select", ["best", "last"])
+def test_a_run_that_diverges_names_nothing_rightly(finetuning: FinetuneConfig, select: str) -> None:
+    """Weights that are numbers give answers that are none."""
+    events: list[Event] = []
+    config = dataclasses.replace(finetuning, lr=1e18, warmup_epochs=0.0, epochs=2, nan_limit=99, select=select)
+    with pytest.raises(TrainingError, match=r"classifier\.pth.*non-finite|classifier\.pth is missing") as refused:
+        finetune(config, events.append)
+    assert "lower --lr" in str(refused.value.hint)
+    assert not (config.out / "result.json").exists()
+    assert all(one.val_accuracy == 0 for one in events if isinstance(one, Validated))
+
+
+def test_a_class_without_a_readable_test_image_is_named(finetuning: FinetuneConfig) -> None:
+    from tests.cli.at_terminal import run_at
+
+    for path in (finetuning.data[0] / "test" / "red").glob("*.png"):
+        path.write_bytes(path.read_bytes()[:80])
+    result = finetune(dataclasses.replace(finetuning, epochs=1, max_unreadable=0.5))
+    assert result.test is not None
+    assert result.test.untested == ("red",)
+    assert read_test_result(finetuning.out) == result.test
+    seen = run_at("finetune", "--resume", finetuning.out)
+    assert "warning: no test image could be read of red: what is told is of the others" in seen.err
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -235,6 +270,17 @@ def test_weights_that_cannot_be_taken(finetuning: FinetuneConfig, tmp_path: Path
 def test_settings_that_do_not_fit(finetuning: FinetuneConfig, given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(finetuning, **given)
+
+
+@pytest.mark.parametrize("inside", [".", "train", "run", "test/run/one"])
+def test_a_run_does_not_write_among_its_images(finetuning: FinetuneConfig, inside: str) -> None:
+    out = finetuning.data[0] / inside
+    before = sorted(finetuning.data[0].rglob("*"))
+    with pytest.raises(ConfigError, match=r"--out .* (is|lies in) .*data, whose images are read"):
+        finetune(dataclasses.replace(finetuning, out=out))
+    assert sorted(finetuning.data[0].rglob("*")) == before
+    with pytest.raises(ConfigError, match="whose images are read"):
+        plan_finetune(dataclasses.replace(finetuning, out=out))
 
 
 def test_a_policy_that_is_none(finetuning: FinetuneConfig) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mae.data.sources.scan import Unreadable
-from mae.errors import TrainingError
+from mae.errors import ConfigError, TrainingError
 from mae.training.run_folder import RunFolder
 
 
@@ -70,3 +70,22 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
     (run.path / "unreadable.tsv").mkdir()
     with pytest.raises(TrainingError, match=r"unreadable\.tsv: Is a directory"):
         run.report_unreadable([bad(1)])
+
+
+@pytest.mark.parametrize("name", ["config.toml", "log.jsonl", "classifier.pth", "result.json", "environment.json"])
+def test_files_of_others_are_not_written_over(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine = 1")
+    with pytest.raises(ConfigError, match=rf"{name} is not a run's, and would be overwritten"):
+        RunFolder(tmp_path, resume=False)
+
+
+def test_a_run_that_was_killed_early_can_start_again_but_a_result_stays(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('data = ["/photos"]\nlayer_decay = 0.65\n')
+    (tmp_path / "log.jsonl").write_text("")
+    (tmp_path / "notes.txt").write_text("mine")
+    RunFolder(tmp_path, resume=False)
+    (tmp_path / "classifier.pth").write_text("the first epoch's")
+    RunFolder(tmp_path, resume=False)
+    (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(ConfigError, match="holds the result of a run whose states were removed"):
+        RunFolder(tmp_path, resume=False)

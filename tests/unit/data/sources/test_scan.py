@@ -45,9 +45,17 @@ def test_circular_links_end(tmp_path: Path) -> None:
 def test_empty_and_missing_folders_are_data_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no image in .*: it is empty"):
         scan_images([tmp_path])
-    (tmp_path / "a.txt").write_text("words")
-    with pytest.raises(DataError, match="1 other files"):
+    (tmp_path / "folder" / ".git").mkdir(parents=True)
+    with pytest.raises(DataError, match="only hidden files, which are not read"):
         scan_images([tmp_path])
+    (tmp_path / "a.txt").write_text("words")
+    with pytest.raises(DataError, match="a file of another kind"):
+        scan_images([tmp_path])
+    (tmp_path / "b.txt").write_text("words")
+    with pytest.raises(DataError, match="2 files of other kinds"):
+        scan_images([tmp_path])
+    with pytest.raises(DataError, match=r"none\.jpg: no such file$"):
+        scan_images([tmp_path / "none.jpg"])
     with pytest.raises(DataError, match="no such folder"):
         scan_images([tmp_path / "none"])
 
