@@ -32,7 +32,7 @@ class EpochBatches(Sampler[list[Draw]]):
 
     Args:
         images: Number of images.
-        batch_size: Images in a batch over all ranks, at most ``images``.
+        global_batch_size: Images per batch over all ranks, at most ``images``.
         epochs: Epochs of the whole run.
         seed: The run's seed.
         start_epoch, start_batch: Where to go on.
@@ -47,7 +47,7 @@ class EpochBatches(Sampler[list[Draw]]):
     def __init__(
         self,
         images: int,
-        batch_size: int,
+        global_batch_size: int,
         epochs: int,
         seed: int,
         start_epoch: int = 0,
@@ -58,10 +58,12 @@ class EpochBatches(Sampler[list[Draw]]):
         world_size: int = 1,
         turn: int = 0,
     ) -> None:
-        if batch_size % world_size:
-            raise ConfigError(f"a batch of {batch_size} images cannot be shared equally by {world_size} processes")
+        if global_batch_size % world_size:
+            raise ConfigError(
+                f"a batch of {global_batch_size} images cannot be shared equally by {world_size} processes"
+            )
         self.images = images
-        self.batch_size = batch_size
+        self.global_batch_size = global_batch_size
         self.epochs = epochs
         self.seed = seed
         self.start_epoch = start_epoch
@@ -72,12 +74,12 @@ class EpochBatches(Sampler[list[Draw]]):
         self.turn = turn
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        first, share = self.start_batch, self.batch_size // self.world_size
+        first, share = self.start_batch, self.global_batch_size // self.world_size
         for epoch in range(self.start_epoch, self.epochs):
             place = ("order", epoch, self.turn) if self.turn else ("order", epoch)
             order = epoch_order(self.images, self.groups, stream(self.seed, *place))
-            for batch in range(first, self.images // self.batch_size):
-                start = batch * self.batch_size + self.rank * share
+            for batch in range(first, self.images // self.global_batch_size):
+                start = batch * self.global_batch_size + self.rank * share
                 yield [Draw(epoch, index) for index in order[start : start + share].tolist()]
             first = 0
 

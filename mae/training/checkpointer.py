@@ -55,7 +55,8 @@ class Checkpointer:
         args: The run's options under their official names.
         identity: What must not change when the run goes on.
         about: What else a state tells of the model beside its sizes.
-        minutes: How long the newest state may be behind.
+        minutes: Longest time between two states, in minutes.
+        keep_every: Epochs between two checkpoints that stay.
         keep_last: How many of the newest states stay.
     """
 
@@ -69,6 +70,7 @@ class Checkpointer:
         identity: Mapping[str, Any],
         about: Mapping[str, Any] = types.MappingProxyType({}),
         minutes: float,
+        keep_every: int = 1,
         keep_last: int,
     ) -> None:
         self.run = run
@@ -78,10 +80,15 @@ class Checkpointer:
         self.identity = identity
         self.about = about
         self.seconds = minutes * 60
+        self.keep_every = keep_every
         self.keep_last = keep_last
         self._saved_at = time.monotonic()
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
+
+    def keeps(self, epochs: int) -> bool:
+        """Whether a checkpoint that stays is due after so many epochs."""
+        return epochs % self.keep_every == 0
 
     def due(self) -> bool:
         """Whether the newest state is older than it may be, or could not be written, which ``save`` then raises."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from mae.config import shared_option
 from mae.errors import ConfigError
 from mae.options import Preset, option, option_of
-from mae.training.config import PretrainConfig, plain_settings, trackers_of
+from mae.training.config import PretrainConfig, RunSettings
 
 HEAD_POOLS = ("mean", "cls")
 _MODEL = "Model"
@@ -27,10 +27,8 @@ def _as_in_pretraining(name: str, **changes: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassifierConfig:
+class ClassifierConfig(RunSettings):
     """What both have: labelled images, an encoder to start from, a recipe, and how a run is kept."""
-
-    command: ClassVar[str]
 
     data: tuple[Path, ...] = option(
         dataclasses.MISSING,
@@ -145,16 +143,7 @@ class ClassifierConfig:
             raise ConfigError("--variant and --init both tell the sizes of the model", hint="drop one of them")
         if self.patch_size is not None and self.variant is None:
             raise ConfigError("--patch-size goes with --from-scratch and --variant alone", hint="drop it")
-        if self.crop_scale[0] > self.crop_scale[1]:
-            raise ConfigError(f"--crop-scale {self.crop_scale[0]:g} {self.crop_scale[1]:g}: the first is the smaller")
-        if self.crop_ratio[0] > self.crop_ratio[1]:
-            raise ConfigError(f"--crop-ratio {self.crop_ratio[0]:g} {self.crop_ratio[1]:g}: the first is the smaller")
-        if self.lr is not None and self.min_lr > self.lr:
-            raise ConfigError(f"--min-lr {self.min_lr:g} is above --lr {self.lr:g}")
-
-    def trackers(self) -> tuple[str, ...]:
-        """Where the run is logged to beside its folder."""
-        return trackers_of(self)
+        self.check_ranges()
 
     @property
     def shard(self) -> bool:
@@ -165,10 +154,6 @@ class ClassifierConfig:
     def activation_checkpointing(self) -> bool:
         """As ``finetune`` has it; a frozen encoder keeps no activations."""
         return False
-
-    def as_plain(self) -> dict[str, Any]:
-        """Every setting of the run by name, as TOML has it; paths are absolute, to lead there from anywhere."""
-        return plain_settings(self)
 
 
 @dataclasses.dataclass(frozen=True)

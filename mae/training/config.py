@@ -38,8 +38,46 @@ def _names(value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word for item in items for word in item.replace(",", " ").split()))
 
 
+class RunSettings:
+    """What the settings of all training runs have in common; the subclasses declare the options."""
+
+    command: ClassVar[str]
+    crop_scale: tuple[float, float]
+    crop_ratio: tuple[float, float]
+    lr: float | None
+    min_lr: float
+    init: Path | None
+    tensorboard: bool
+    log_to: tuple[str, ...]
+
+    def check_ranges(self) -> None:
+        """Check settings against each other.
+
+        Raises:
+            ConfigError: Two of them contradict each other.
+        """
+        if self.crop_scale[0] > self.crop_scale[1]:
+            raise ConfigError(f"--crop-scale {self.crop_scale[0]:g} {self.crop_scale[1]:g}: the first is the smaller")
+        if self.crop_ratio[0] > self.crop_ratio[1]:
+            raise ConfigError(f"--crop-ratio {self.crop_ratio[0]:g} {self.crop_ratio[1]:g}: the first is the smaller")
+        if self.lr is not None and self.min_lr > self.lr:
+            raise ConfigError(f"--min-lr {self.min_lr:g} is above --lr {self.lr:g}")
+
+    def trackers(self) -> tuple[str, ...]:
+        """The trackers that the run is logged to, beside ``log.jsonl``."""
+        return tuple(dict.fromkeys((*(("tensorboard",) if self.tensorboard else ()), *self.log_to)))
+
+    def as_plain(self) -> dict[str, Any]:
+        """Every setting by name, as values that TOML has; paths are absolute, so that they are valid anywhere."""
+        fields = [field for field in dataclasses.fields(self) if not option_of(field).typed_only]  # type: ignore[arg-type]
+        values = {field.name: _plain(getattr(self, field.name)) for field in fields}
+        if self.init is not None and not self.init.exists():  # the name of a released file
+            values["init"] = str(self.init)
+        return values
+
+
 @dataclasses.dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(RunSettings):
     """The documented recipe (Paper: Appendix A.1, Table 8; the official PRETRAIN.md) as defaults."""
 
     command: ClassVar[str] = "pretrain"
@@ -233,21 +271,11 @@ class PretrainConfig:
         self.model_config().num_kept(self.mask_ratio)
         if self.model_config().num_kept(self.mask_ratio) == self.model_config().num_patches:
             raise ConfigError(f"--mask-ratio {self.mask_ratio:g} removes no patch, so there is nothing to learn")
-        if self.crop_scale[0] > self.crop_scale[1]:
-            raise ConfigError(f"--crop-scale {self.crop_scale[0]:g} {self.crop_scale[1]:g}: the first is the smaller")
-        if self.crop_ratio[0] > self.crop_ratio[1]:
-            raise ConfigError(f"--crop-ratio {self.crop_ratio[0]:g} {self.crop_ratio[1]:g}: the first is the smaller")
-        if self.lr is not None and self.min_lr > self.lr:
-            raise ConfigError(f"--min-lr {self.min_lr:g} is above --lr {self.lr:g}")
-
+        self.check_ranges()
         if self.shard and self.precision == "fp16":
             raise ConfigError("--shard does not go with --precision fp16", hint="take bf16")
         if self.shard and self.compile:
             raise ConfigError("--shard does not go with --compile", hint="drop one of them")
-
-    def trackers(self) -> tuple[str, ...]:
-        """Where the run is logged to beside its folder."""
-        return trackers_of(self)
 
     def model_config(self) -> MAEConfig:
         """The architecture that these settings describe."""
@@ -261,24 +289,6 @@ class PretrainConfig:
         """Sizes of encoder and decoder that are not the variant's."""
         own, variant = self.model_config(), variant_config(self.variant)
         return {name: getattr(own, name) for name in SIZES if getattr(own, name) != getattr(variant, name)}
-
-    def as_plain(self) -> dict[str, Any]:
-        """Every setting of the run by name, as TOML has it; paths are absolute, to lead there from anywhere."""
-        return plain_settings(self)
-
-
-def trackers_of(config: Any) -> tuple[str, ...]:
-    """Where a run is logged to beside its folder."""
-    return tuple(dict.fromkeys((*(("tensorboard",) if config.tensorboard else ()), *config.log_to)))
-
-
-def plain_settings(config: Any) -> dict[str, Any]:
-    """Every setting of a run by name, as TOML has it; paths are absolute, to lead there from anywhere."""
-    fields = [field for field in dataclasses.fields(config) if not option_of(field).typed_only]
-    values = {field.name: _plain(getattr(config, field.name)) for field in fields}
-    if config.init is not None and not config.init.exists():  # the name of a released file
-        values["init"] = str(config.init)
-    return values
 
 
 # A setting that runs of one command alone have, by the command.

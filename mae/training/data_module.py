@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,9 +15,7 @@ from mae.data.prefetch import Prefetcher
 from mae.data.sampler import Draw, EpochBatches
 from mae.data.shared_memory import IS_SHARED
 from mae.data.sources.base import ImageSource
-from mae.data.sources.scan import Unreadable
 from mae.system.distributed import Ranks
-from mae.training.classifier_config import RunConfig
 from mae.training.plan import TrainingPlan
 from mae.training.run_folder import Position
 
@@ -30,33 +27,34 @@ class DataModule:
     """Makes batches that depend on the position in the run and on nothing that happened before it.
 
     Args:
-        config, plan: The run's.
-        images: All of them.
+        plan: The run's: number of images, batch size, epochs and seed.
+        images: All training images.
+        augmentation: Crops, flips and whatever else is done to each image.
         ranks: The processes that share each batch.
-        device: Where the batches go.
-        unreadable: What the scan could not read.
-        augmentation: What is done to each image.
+        device: The device that the batches are copied to.
+        workers: Number of loader processes; None to choose it.
+        cache_bytes: Memory for decoded images, for all processes of a machine together.
     """
 
     def __init__(
         self,
-        config: RunConfig,
         plan: TrainingPlan,
         images: ImageSource,
+        augmentation: Augmentation,
         ranks: Ranks,
         device: torch.device,
-        unreadable: Sequence[Unreadable],
-        augmentation: Augmentation,
+        *,
+        workers: int | None,
+        cache_bytes: int,
     ) -> None:
-        self.config = config
         self.plan = plan
         self.images = images
         self.ranks = ranks
-        self.unreadable = unreadable
         self.pin_memory = device.type == "cuda"
-        self.workers = loader_workers(config.workers, device)
-        cache_bytes = config.cache * 2**20 // (1 if IS_SHARED else max(1, self.workers))
-        self.dataset = ImageDataset(images, augmentation, config.seed, cache_bytes)
+        self.workers = loader_workers(workers, device)
+        self.caches = cache_bytes > 0
+        cache_bytes //= 1 if IS_SHARED else max(1, self.workers)
+        self.dataset = ImageDataset(images, augmentation, plan.seed, cache_bytes)
         self._share_memory(cache_bytes)
         self._batches: Batches | None = None
         self._prefetcher: Prefetcher | None = None
@@ -117,9 +115,9 @@ class DataModule:
     def _draws(self, position: Position) -> EpochBatches:
         return EpochBatches(
             self.plan.images,
-            self.plan.batch_size,
-            self.config.epochs,
-            self.config.seed,
+            self.plan.global_batch_size,
+            self.plan.epochs,
+            self.plan.seed,
             position.epoch,
             position.batch,
             groups=self.images.groups,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -28,7 +28,7 @@ from mae.training.data_module import DataModule
 from mae.training.events import Event, Scanned, Started
 from mae.training.failures import explained
 from mae.training.identity import deciding_settings, run_identity
-from mae.training.plan import TrainingPlan, make_plan
+from mae.training.plan import make_plan
 from mae.training.resuming import Resumption, check_same_run, take_up
 from mae.training.run import Run, TrainingState
 from mae.training.run_folder import Logged, Position, RunFolder, holds_run
@@ -48,7 +48,7 @@ class Start(Generic[Config]):
 
     config: Config
     folder: RunFolder
-    recorded: Config | None  # the settings in the folder of a run that goes on
+    recorded: Mapping[str, Any] | None  # the settings in the folder of a resumed run
     ranks: Ranks
     device: torch.device
     on_event: Callable[[Event], None]
@@ -66,12 +66,13 @@ class TaskType(Generic[Config]):
 
     Attributes:
         command: Its name on the command line.
-        make: Looks for all that the settings name, before anything is written: images, the model, first weights.
+        make: Makes the task from the settings and the images, before anything is written: the model with its first
+            weights, and whatever else the settings name.
         is_complete: Whether a folder lacks nothing of a run that has come to a position, its last.
     """
 
     command: str
-    make: Callable[[Start[Config], Resumption], Task]
+    make: Callable[[Start[Config], ImageScan, Resumption], Task]
     is_complete: Callable[[RunFolder, Position], bool] = lambda folder, position: True
 
 
@@ -129,7 +130,7 @@ def plan_task(kind: TaskType[Config], config: Config, on_event: Callable[[Event]
     start = _start(config, on_event, lambda: False, writes=False)
     try:
         resumption = _resumption(start)
-        _, planned = _prepare(start, resumption, kind.make(start, resumption))
+        _, planned = _prepare(start, resumption, kind.make(start, _scan(start, kind.command), resumption))
     except (RuntimeError, MemoryError) as error:
         raise start.explained(error) from None
     start.ranks.leave()
@@ -159,7 +160,8 @@ def _start(
     ranks.join(device)
     precision, reason = ranks.gather((precision, reason))[0]  # times differ from process to process
     config = dataclasses.replace(config, precision=precision, decoder=resolve_decoder(config.decoder))
-    return Start(config, folder, recorded, ranks, device, on_event if ranks.first else _ignore, should_stop, reason)
+    settings = recorded.as_plain() if recorded else None
+    return Start(config, folder, settings, ranks, device, on_event if ranks.first else _ignore, should_stop, reason)
 
 
 def _ignore(event: Event) -> None:
@@ -178,7 +180,7 @@ def _train(kind: TaskType[Config], start: Start[Config], resumption: Resumption)
     """Prepare and train; a start that comes to nothing leaves no folder."""
     if start.ranks.gather(_is_finished(kind, start, resumption))[0]:
         return _ended(start.folder, resumption.position)
-    task = kind.make(start, resumption)
+    task = kind.make(start, _scan(start, kind.command), resumption)
     trainer: Trainer | None = None
     try:
         start.folder.make()  # not before all that was named has been found
@@ -226,30 +228,43 @@ def _is_finished(kind: TaskType[Config], start: Start[Config], resumption: Resum
 def _prepare(start: Start[Any], resumption: Resumption, task: Task) -> tuple[Trainer, Started]:
     """Everything up to the first step."""
     config, folder, ranks, position = start.config, start.folder, start.ranks, resumption.position
+    settings = config.as_plain()
     if not folder.resume:
-        folder.write_config(config)  # first of all: a run that is killed from here on can go on
+        folder.write_config(settings)  # first of all, so that a run that is killed from here on can be resumed
     folder.write_environment()
     on_event = start.on_event
     if config.trackers() and folder.writes:
-        settings = config.as_plain()
         on_event = trackers = Trackers(
             config.trackers(), folder.path, settings, position.step, offline=is_offline(), on_event=on_event
         )
         folder.when_released(trackers.close)
-    plan = _plan(start, resumption, task)
-    share = ranks.share(plan.batch_size)
-    here = share.stop - share.start
+    _check_images(start, task)
+    plan = make_plan(
+        config,
+        len(task.images),
+        task.images.digest(),
+        processes=ranks.size,
+        global_batch_size=resumption.global_batch_size,
+    )
+    check_same_run(resumption, {**run_identity(plan), **task.identity()}, folder)
+    batch_size = plan.global_batch_size // ranks.size
     notes = task.notes + _decoder_note(config.decoder)
     if resumption.other_processes(ranks.size):
-        notes += (f"the run's batches of {plan.batch_size} images are {here} in each of {ranks.size} processes here",)
-        config = dataclasses.replace(config, batch_size=here)
+        notes += (
+            f"the run's batches of {plan.global_batch_size} images are {batch_size} in each of {ranks.size} processes "
+            "here",
+        )
+        config = dataclasses.replace(config, batch_size=batch_size)
+        settings = config.as_plain()
     run = Run(config, plan, ranks, start.device, folder, on_event, start.should_stop)
 
     model = task.model.to(start.device)
     model.set_activation_checkpointing(config.activation_checkpointing)
     task.begin(run, position)
-    loss, compiled, note = _loss(task, run, here, resumption)
-    notes += note
+    loss, compiled = task.loss(), False
+    if config.compile:
+        loss, compiled, said = _compiled(loss, task, run, batch_size, resumption)
+        notes += said
     step = TrainingStep(
         model,
         config.precision,
@@ -259,28 +274,41 @@ def _prepare(start: Start[Any], resumption: Resumption, task: Task) -> tuple[Tra
         optimizer=lambda: task.make_optimizer(plan.lr),
         clip_grad=task.clip_grad,
     )
-    data = DataModule(config, plan, task.images, ranks, start.device, task.unreadable, task.augmentation)
+    data = DataModule(
+        plan,
+        task.images,
+        task.augmentation,
+        ranks,
+        start.device,
+        workers=config.workers,
+        cache_bytes=config.cache * 2**20,
+    )
     folder.when_released(data.close)
     if resumption.saved:
         restore(resumption.saved, step)
-    identity = {"processes": ranks.size, "compiled": compiled, "settings": deciding_settings(config)}
+    identity = {"processes": ranks.size, "compiled": compiled, "settings": deciding_settings(settings)}
     checkpointer = Checkpointer(
         folder,
         step,
         ranks,
         args=task.official_args(),
-        identity={**run_identity(config, plan), **task.identity(), **identity},
+        identity={**run_identity(plan), **task.identity(), **identity},
         about=task.about(),
         minutes=config.save_minutes,
+        keep_every=config.save_every,
         keep_last=config.keep_last,
     )
     trainer = Trainer(run, TrainingState(step, position), task, data, checkpointer)
 
-    step_seconds = _time_batch(step, task, config, here)
+    step_seconds = _time_batch(step, task, batch_size)
     logged = folder.read_log(position)
     folder.start_log(position)
     if folder.resume:
-        _record_changes(run, resumption, logged)
+        if start.recorded != settings:
+            folder.write_config(settings)
+        entry = resumption.log_entry(plan)
+        if entry is not None and entry not in logged.changes:  # it is if the run was killed before its next state
+            folder.log(entry)
     probed = task.probes.begin(run.epochs_at(position), position.step, logged) if task.probes else None
     planned = Started(
         config=config,
@@ -301,7 +329,7 @@ def _prepare(start: Start[Any], resumption: Resumption, task: Task) -> tuple[Tra
         warnings=resumption.warnings,
         processes=ranks.size,
         seconds_left=_seconds_left(run, resumption, logged),
-        changes=resumption.told(config, plan),
+        changes=resumption.describe_changes(plan),
         classification=task.classification,
         probes=task.probes.plan if task.probes else None,
         probed=probed,
@@ -311,25 +339,12 @@ def _prepare(start: Start[Any], resumption: Resumption, task: Task) -> tuple[Tra
     return trainer, planned
 
 
-def _plan(start: Start[Any], resumption: Resumption, task: Task) -> TrainingPlan:
-    """Compute the plan for the images that there are, which every process must have found alike."""
-    config, ranks, images = start.config, start.ranks, task.images
+def _check_images(start: Start[Any], task: Task) -> None:
+    """Check that enough images are readable, and that all processes found the same."""
     start.folder.start_unreadable(task.unreadable)
-    found = len(images) + len(task.unreadable)
-    check_unreadable(len(task.unreadable), found, config.max_unreadable, start.folder)
-    ranks.check_same("images", (len(images), images.digest()))
-    plan = make_plan(config, len(images), images.digest(), processes=ranks.size, batch_size=resumption.batch_size)
-    check_same_run(resumption, {**run_identity(config, plan), **task.identity()}, config)
-    return plan
-
-
-def _record_changes(run: Run, resumption: Resumption, logged: Logged) -> None:
-    """Record in the folder with which settings the run is resumed, and in the log from which step on."""
-    if resumption.recorded is None or resumption.recorded.as_plain() != run.config.as_plain():
-        run.folder.write_config(run.config)
-    entry = resumption.log_entry(run.config, run.plan)
-    if entry is not None and entry not in logged.changes:  # it is there where the run was killed before its next state
-        run.folder.log(entry)
+    found = len(task.images) + len(task.unreadable)
+    check_unreadable(len(task.unreadable), found, start.config.max_unreadable, start.folder)
+    start.ranks.check_same("images", (len(task.images), task.images.digest()))
 
 
 def _seconds_left(run: Run, resumption: Resumption, logged: Logged) -> float | None:
@@ -339,11 +354,11 @@ def _seconds_left(run: Run, resumption: Resumption, logged: Logged) -> float | N
     if logged.images_per_second is None or elsewhere:
         return None
     position, plan = resumption.position, run.plan
-    batches = (run.config.epochs - position.epoch) * plan.batches_per_epoch - position.batch
-    return batches * plan.batch_size / logged.images_per_second
+    batches = (plan.epochs - position.epoch) * plan.batches_per_epoch - position.batch
+    return batches * plan.global_batch_size / logged.images_per_second
 
 
-def scan(start: Start[Any], command: str) -> ImageScan:
+def _scan(start: Start[Any], command: str) -> ImageScan:
     """All images; the first process of each machine looks, and the others read what it has kept."""
     config, ranks = start.config, start.ranks
     if ranks.local_rank:
@@ -364,21 +379,21 @@ def scan(start: Start[Any], command: str) -> ImageScan:
     return found
 
 
-def _loss(task: Task, run: Run, images: int, resumption: Resumption) -> tuple[nn.Module, bool, tuple[str, ...]]:
-    """The loss as a module, whether it is compiled, and what to say of that.
+def _compiled(
+    plain: nn.Module, task: Task, run: Run, images: int, resumption: Resumption
+) -> tuple[nn.Module, bool, tuple[str, ...]]:
+    """The loss, compiled if that is faster; whether it is compiled; and notes about that.
 
-    Compiled arithmetic rounds otherwise, so a run that goes on keeps what it began with, unless told otherwise.
+    Compiled arithmetic rounds differently, so a resumed run keeps what it was started with unless the option changes.
     """
-    config, plain = run.config, task.loss()
-    if not config.compile:
-        return plain, False, ()
     if resumption.saved and not resumption.changed("compile"):
         was_compiled = resumption.saved.identity.get("compiled")
         return (compiled_loss(plain), True, ()) if was_compiled else (plain, False, ())
 
     def take(loss: nn.Module) -> None:
-        step = TrainingStep(task.model, config.precision, loss=loss, optimizer=lambda: task.make_optimizer(0.0))
-        _pass(step, task, config, images)
+        precision = run.config.precision
+        step = TrainingStep(task.model, precision, loss=loss, optimizer=lambda: task.make_optimizer(0.0))
+        _pass(step, task, images)
 
     loss, compiled, note = compile_if_it_pays(plain, take)
     if run.ranks.gather(compiled)[0] == compiled:
@@ -392,18 +407,18 @@ def _decoder_note(decoder: str) -> tuple[str, ...]:
     return ("JPEGs are decoded by Pillow; pip install 'maecli[fast]' brings a faster decoder with the same pixels",)
 
 
-def _time_batch(training_step: TrainingStep, task: Task, config: RunConfig, batch_size: int) -> float:
-    """Seconds of one batch's forward and backward pass, from a few images of noise; nothing is changed."""
+def _time_batch(training_step: TrainingStep, task: Task, batch_size: int) -> float:
+    """Seconds of one batch's forward and backward pass; on a CPU extrapolated from a few images."""
     images = min(batch_size, TIMED_IMAGES) if training_step.device.type == "cpu" else batch_size
-    _pass(training_step, task, config, images)  # warms up
-    return _pass(training_step, task, config, images) * batch_size / images
+    _pass(training_step, task, images)  # warms up
+    return _pass(training_step, task, images) * batch_size / images
 
 
-def _pass(training_step: TrainingStep, task: Task, config: RunConfig, count: int) -> float:
-    """Seconds of a forward and a backward pass over noise."""
+def _pass(training_step: TrainingStep, task: Task, count: int) -> float:
+    """Seconds of a forward and a backward pass over images of noise; weights and buffers are not changed."""
     model: nn.Module = training_step.model
     kept = [(buffer, buffer.clone()) for buffer in model.buffers()]  # a norm's running statistics
-    source = stream(config.seed, "timing")
+    source = stream(0, "timing")
     size, in_chans = task.model.config.img_size, task.model.config.in_chans
     # As the loader lays them out in memory.
     images = torch.randint(0, 256, (count, *size, in_chans), generator=source, dtype=torch.uint8).permute(0, 3, 1, 2)

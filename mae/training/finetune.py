@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Callable
 
 from mae.data.classifier_augment import check_policy, resolve_augmenter
+from mae.data.sources.scan import ImageScan
 from mae.io.download import obeys_offline
 from mae.training.classifier_config import FinetuneConfig
 from mae.training.classifying import ClassifierResult, is_complete, make_classifier, result_of
-from mae.training.engine import Start, TaskType, plan_task, run_task, scan
+from mae.training.engine import Start, TaskType, plan_task, run_task
 from mae.training.events import Event, Started
 from mae.training.labelled import divide
 from mae.training.resuming import Resumption
@@ -59,10 +60,9 @@ def _resolved(config: FinetuneConfig) -> FinetuneConfig:
     return dataclasses.replace(config, augmenter=resolve_augmenter(config.augmenter))
 
 
-def _make(start: Start[FinetuneConfig], resumption: Resumption) -> FinetuneTask:
-    """Look for all that is named, before anything is written."""
+def _make(start: Start[FinetuneConfig], found: ImageScan, resumption: Resumption) -> FinetuneTask:
+    """Make the task from settings and images, before anything is written."""
     config = start.config
-    found = scan(start, "finetune")
     labelled = divide(found, config)
     model, origin, notes = make_classifier(
         config, len(labelled.classes), resumption, HEAD_STD, fc_norm=config.pool == "mean", probe=False

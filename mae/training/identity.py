@@ -90,9 +90,9 @@ _IN_ARGS = {
 }
 
 
-def deciding_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings that decide a run's numbers, as plain values."""
-    return {name: value for name, value in config.as_plain().items() if on_resume(name) is not OnResume.FREE}
+def deciding_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of all settings, as plain values by name, those on which the losses depend."""
+    return {name: value for name, value in settings.items() if on_resume(name) is not OnResume.FREE}
 
 
 def on_resume(name: str) -> OnResume:
@@ -113,21 +113,21 @@ def recorded_settings(identity: Mapping[str, Any], args: Any) -> dict[str, Any]:
     return {name: args[official] for name, official in _IN_ARGS.items() if isinstance(args.get(official), int | float)}
 
 
-def run_identity(config: RunConfig, plan: TrainingPlan) -> dict[str, Any]:
+def run_identity(plan: TrainingPlan) -> dict[str, Any]:
     """What may not change between the parts of one run, whatever its task: each value decides its losses."""
     return {
         "images": plan.images,
         "images_digest": plan.images_digest,
-        "batch_size": plan.batch_size,
+        "batch_size": plan.global_batch_size,  # the name that saved states have
         "accum_iter": plan.accum_iter,
-        "seed": config.seed,
+        "seed": plan.seed,
     }
 
 
 def official_training_args(config: RunConfig, plan: TrainingPlan, ranks: Ranks) -> dict[str, Any]:
     """The settings that all official trainers have, under the names of their ``args``."""
     return {
-        "batch_size": plan.batch_size // ranks.size,
+        "batch_size": plan.global_batch_size // ranks.size,
         "accum_iter": plan.accum_iter,
         "epochs": config.epochs,
         "warmup_epochs": config.warmup_epochs,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mae.data.sources.scan import ImageScan
 from mae.io.download import obeys_offline
 from mae.training.classifier_config import LinprobeConfig
 from mae.training.classifying import ClassifierResult, is_complete, make_classifier, result_of
-from mae.training.engine import Start, TaskType, plan_task, run_task, scan
+from mae.training.engine import Start, TaskType, plan_task, run_task
 from mae.training.events import Event, Started
 from mae.training.labelled import divide
 from mae.training.resuming import Resumption
@@ -53,10 +54,9 @@ def plan_linprobe(config: LinprobeConfig, on_event: Callable[[Event], None] = la
     return plan_task(PROBING, config, on_event)
 
 
-def _make(start: Start[LinprobeConfig], resumption: Resumption) -> LinprobeTask:
-    """Look for all that is named, before anything is written."""
+def _make(start: Start[LinprobeConfig], found: ImageScan, resumption: Resumption) -> LinprobeTask:
+    """Make the task from settings and images, before anything is written."""
     config = start.config
-    found = scan(start, "linprobe")
     labelled = divide(found, config)
     model, origin, notes = make_classifier(
         config, len(labelled.classes), resumption, HEAD_STD, fc_norm=False, probe=True

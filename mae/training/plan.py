@@ -11,7 +11,7 @@ from mae.models.parameters import count_parameters
 from mae.training.classifier_config import RunConfig
 from mae.training.config import PretrainConfig
 from mae.training.presets import PRESETS
-from mae.training.schedule import scaled_lr
+from mae.training.schedule import Schedule, scaled_lr
 
 RECIPE_BATCH = 4096  # Paper: Appendix A.1, Table 8; its learning rate there is 2.4e-3
 RECIPE_LR = 2.4e-3
@@ -28,80 +28,104 @@ MOST_CPU_HOURS = 12.0
 
 @dataclasses.dataclass(frozen=True)
 class TrainingPlan:
-    """Counts and rates of a run.
+    """Numbers of a run that follow from its settings and its images.
 
     Attributes:
-        images: Images to learn from.
-        batch_size: Images in a batch over all processes; fewer than was asked for where there are no more.
-        effective_batch: Images that one optimiser step averages over.
-        lr: The peak learning rate.
-        batches_per_epoch: Batches in an epoch.
-        steps_per_epoch: Optimiser steps in an epoch; the last averages over the batches that are left.
-        total_steps: Optimiser steps of the whole run.
-        warnings: What the user may not have meant.
-        images_digest: Tells one set of so many images from another by their names.
+        images: Number of training images.
+        global_batch_size: Images per batch over all processes, before accumulation: ``--batch-size`` times the number
+            of processes, or fewer if there are not so many images.
+        accum_iter: Batches whose gradients are accumulated for one optimiser step.
+        schedule: The learning rate over the run.
+        seed: Seed of the order of the images, and of everything else that is random.
+        images_digest: Hash of the images' names, to tell one set of images from another.
+        warnings: Settings that cannot be used as given, and what is used instead.
     """
 
     images: int
-    batch_size: int
+    global_batch_size: int
     accum_iter: int
-    effective_batch: int
-    lr: float
-    batches_per_epoch: int
-    steps_per_epoch: int
-    total_steps: int
-    warnings: tuple[str, ...]
+    schedule: Schedule
+    seed: int = 0
     images_digest: str = ""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Images whose gradients are averaged in one optimiser step."""
+        return self.global_batch_size * self.accum_iter
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate."""
+        return self.schedule.lr
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the whole run."""
+        return self.schedule.epochs
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Full batches in an epoch; the remaining images are not used in it."""
+        return self.images // self.global_batch_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in an epoch; the last one may accumulate fewer batches."""
+        return math.ceil(self.batches_per_epoch / self.accum_iter)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.steps_per_epoch * self.epochs
 
 
 def make_plan(
-    config: RunConfig, images: int, digest: str = "", *, processes: int = 1, batch_size: int | None = None
+    config: RunConfig, images: int, digest: str = "", *, processes: int = 1, global_batch_size: int | None = None
 ) -> TrainingPlan:
     """Compute the plan of a run.
 
     Args:
         config: Its settings.
-        images, digest: Their number, and what their source tells of their names.
-        processes: How many processes share each batch.
-        batch_size: Images in a batch over all processes, where a run that goes on has fixed it.
+        images, digest: Number of images, and the hash of their names.
+        processes: Number of processes that share each batch.
+        global_batch_size: Images per batch over all processes, for a resumed run that has fixed it.
 
     Raises:
         DataError: There are fewer images than processes.
     """
     warnings = []
-    batch_size = batch_size or config.batch_size * processes
-    if images < batch_size:
+    size = global_batch_size or config.batch_size * processes
+    if images < size:
         if images < processes:
             raise DataError(f"{images} images are too few for {processes} processes")
-        whole = images - images % processes
-        warnings.append(f"{images} images do not fill a batch of {batch_size}; the batch is {whole}")
-        batch_size = whole
-    batches = images // batch_size
+        divisible = images - images % processes
+        warnings.append(f"{images} images do not fill a batch of {size}; the batch is {divisible}")
+        size = divisible
+    batches = images // size
     accum_iter = min(config.accum_iter, batches)
     if accum_iter < config.accum_iter:
         warnings.append(
             f"an epoch has {batches} batches, so {accum_iter} and not {config.accum_iter} gradients are accumulated"
         )
-    effective = batch_size * accum_iter
-    steps = math.ceil(batches / accum_iter)
     if config.warmup_epochs >= config.epochs:
         warnings.append(
             f"the warm-up ({config.warmup_epochs:g} epochs) outlasts the run ({config.epochs}): the learning rate "
             f"never reaches its peak; --warmup-epochs {config.epochs * 0.05:.2g} would be the recipe's share"
         )
-    lr = config.lr if config.lr is not None else scaled_lr(config.base_lr, effective)
+    lr = config.lr if config.lr is not None else scaled_lr(config.base_lr, size * accum_iter)
     if config.min_lr > lr:
         warnings.append(f"--min-lr {config.min_lr:g} is above the peak learning rate {lr:.3g}")
-    total = steps * config.epochs
-    return TrainingPlan(images, batch_size, accum_iter, effective, lr, batches, steps, total, tuple(warnings), digest)
+    schedule = Schedule(lr, config.min_lr, config.warmup_epochs, config.epochs)
+    return TrainingPlan(images, size, accum_iter, schedule, config.seed, digest, tuple(warnings))
 
 
 @dataclasses.dataclass(frozen=True)
 class Advice:
-    """Something in a plan that is unlikely to end well, though it can be trained.
+    """A setting that is likely to give a poor result, although the run can be trained.
 
     Attributes:
-        check: Which check says so: ``steps``, ``warm-up``, ``learning rate``, ``model size`` or ``time``.
+        check: Name of the check: ``steps``, ``warm-up``, ``learning rate``, ``model size`` or ``time``.
         message: What is wrong.
         options: What to type instead.
     """
@@ -111,36 +135,27 @@ class Advice:
     options: str
 
 
-def check_plan(config: PretrainConfig, plan: TrainingPlan) -> tuple[Advice, ...]:
-    """Hold the plan of a new run against what is known to work."""
-    checks = (_check_steps, _check_warm_up, _check_lr, _check_model_size)
-    return tuple(advice for check in checks if (advice := check(config, plan)) is not None)
-
-
-def check_time(config: PretrainConfig, plan: TrainingPlan, device: str, seconds: float) -> tuple[Advice, ...]:
-    """Say so where a run would keep a CPU busy for days.
+def check_plan(config: PretrainConfig, plan: TrainingPlan, seconds: float = 0.0) -> tuple[Advice, ...]:
+    """Compare the plan of a new run with what is known to work.
 
     Args:
-        config, plan: The run's.
-        device: What it computes on.
-        seconds: How long it would take.
+        config: The settings of the run.
+        plan: Its plan.
+        seconds: Estimated duration of the run.
     """
-    hours = seconds / 3600
-    if device != "cpu" or hours <= MOST_CPU_HOURS:
-        return ()
-    epochs = max(1, int(config.epochs * MOST_CPU_HOURS / hours))
-    return (
-        Advice(
-            "time",
-            f"about {hours:,.0f} hours on a CPU",
-            _or_preset(
-                config, plan, f"--epochs {epochs} for {MOST_CPU_HOURS:g} hours, or a smaller --variant or --image-size"
-            ),
-        ),
-    )
+    preset = plan.images <= SMALL_DATA and config.variant != PRESETS["small"].values["variant"]
+    first = "--preset small, or " if preset else ""
+    found = [_check_steps(plan), _check_warm_up(plan.schedule)]
+    if config.init is None:
+        if config.lr is None:
+            found.append(_check_lr(plan, config.base_lr, first))
+        found.append(_check_model_size(count_parameters(config.model_config()).trainable, plan.images, first))
+    if config.device == "cpu":
+        found.append(_check_time(seconds / 3600, plan.epochs, first))
+    return tuple(advice for advice in found if advice is not None)
 
 
-def _check_steps(config: PretrainConfig, plan: TrainingPlan) -> Advice | None:
+def _check_steps(plan: TrainingPlan) -> Advice | None:
     if plan.total_steps >= FEWEST_STEPS:
         return None
     epochs = f"--epochs {math.ceil(FEWEST_STEPS / plan.steps_per_epoch)}"
@@ -149,53 +164,48 @@ def _check_steps(config: PretrainConfig, plan: TrainingPlan) -> Advice | None:
     return Advice("steps", message, fewer)
 
 
-def _check_warm_up(config: PretrainConfig, plan: TrainingPlan) -> Advice | None:
-    share = config.warmup_epochs / config.epochs
-    if not LONGEST_WARM_UP < share < 1:  # longer than the run: the plan itself says so
+def _check_warm_up(schedule: Schedule) -> Advice | None:
+    share = schedule.warmup_epochs / schedule.epochs
+    if not LONGEST_WARM_UP < share < 1:  # ``make_plan`` warns of one that is longer than the run
         return None
-    message = f"the warm-up ({config.warmup_epochs:g} epochs) is {share:.0%} of the run; the recipe's is 5%"
-    return Advice("warm-up", message, f"--warmup-epochs {config.epochs * 0.05:.2g}")
+    message = f"the warm-up ({schedule.warmup_epochs:g} epochs) is {share:.0%} of the run; the recipe's is 5%"
+    return Advice("warm-up", message, f"--warmup-epochs {schedule.epochs * 0.05:.2g}")
 
 
-def _check_lr(config: PretrainConfig, plan: TrainingPlan) -> Advice | None:
-    """Only of a rate that follows from the batch: who gives --lr means it, and so may who goes on from weights."""
-    if config.lr is not None or config.init is not None or LEAST_LR <= plan.lr <= MOST_LR:
+def _check_lr(plan: TrainingPlan, base_lr: float, first: str) -> Advice | None:
+    if LEAST_LR <= plan.lr <= MOST_LR:
         return None
     # A gradient's noise falls with the root of the batch, and AdamW divides by its size: so the rate follows the root.
-    suited = f"--lr {RECIPE_LR * math.sqrt(plan.effective_batch / RECIPE_BATCH):.1g}"
+    suited = f"--lr {RECIPE_LR * math.sqrt(plan.effective_batch_size / RECIPE_BATCH):.1g}"
+    rate = f"the learning rate is {plan.lr:.2g}"
     if plan.lr > MOST_LR:
-        message = (
-            f"the learning rate is {plan.lr:.2g} for a batch of {plan.effective_batch:,}; above {MOST_LR:g} runs break"
-        )
+        message = f"{rate} for a batch of {plan.effective_batch_size:,}; above {MOST_LR:g} runs break"
         return Advice("learning rate", message, f"{suited} or a lower --base-lr")
-    message = (
-        f"the learning rate is {plan.lr:.2g}: --base-lr {config.base_lr:g} is for batches of thousands, "
-        f"and yours is {plan.effective_batch:,}"
-    )
-    batches = RECIPE_BATCH * plan.accum_iter // plan.effective_batch
-    if plan.images // RECIPE_BATCH * config.epochs >= ENOUGH_STEPS:
+    message = f"{rate}: --base-lr {base_lr:g} is for batches of thousands, and yours is {plan.effective_batch_size:,}"
+    batches = RECIPE_BATCH * plan.accum_iter // plan.effective_batch_size
+    if plan.images // RECIPE_BATCH * plan.epochs >= ENOUGH_STEPS:
         return Advice("learning rate", message, f"--accum-iter {batches} for the recipe's batch, or {suited}")
-    return Advice("learning rate", message, _or_preset(config, plan, suited))
+    return Advice("learning rate", message, first + suited)
 
 
-def _check_model_size(config: PretrainConfig, plan: TrainingPlan) -> Advice | None:
-    parameters = count_parameters(config.model_config()).trainable
-    smaller = [name for name in VARIANTS if count_parameters(variant_config(name)).trainable < 0.9 * parameters]
-    if config.init is not None or not smaller or parameters <= MOST_PARAMETERS_PER_IMAGE * plan.images:
+def _check_model_size(parameters: int, images: int, first: str) -> Advice | None:
+    if parameters <= MOST_PARAMETERS_PER_IMAGE * images:
         return None
-    fitting = [
-        name
-        for name in smaller
-        if count_parameters(variant_config(name)).trainable <= MOST_PARAMETERS_PER_IMAGE * plan.images
-    ]
-    each = f"{parameters / 1e6:,.0f} million parameters for {plan.images:,} images are {parameters / plan.images:,.0f}"
+    sizes = {name: count_parameters(variant_config(name)).trainable for name in VARIANTS}
+    smaller = [name for name, size in sizes.items() if size < 0.9 * parameters]
+    if not smaller:
+        return None
+    fitting = [name for name in smaller if sizes[name] <= MOST_PARAMETERS_PER_IMAGE * images]
+    each = f"{parameters / 1e6:,.0f} million parameters for {images:,} images are {parameters / images:,.0f}"
     message = f"{each} for each; the published ViT-L had 257"
     suited = f"--variant {fitting[-1] if fitting else smaller[0]}"
-    return Advice("model size", message, _or_preset(config, plan, f"{suited}, or --init from pre-trained weights"))
+    return Advice("model size", message, f"{first}{suited}, or --init from pre-trained weights")
 
 
-def _or_preset(config: PretrainConfig, plan: TrainingPlan, options: str) -> str:
-    """With few images the preset is the first thing to try, unless its model is taken already."""
-    if plan.images > SMALL_DATA or config.variant == PRESETS["small"].values["variant"]:
-        return options
-    return f"--preset small, or {options}"
+def _check_time(hours: float, epochs: int, first: str) -> Advice | None:
+    if hours <= MOST_CPU_HOURS:
+        return None
+    fewer = f"--epochs {max(1, int(epochs * MOST_CPU_HOURS / hours))} for {MOST_CPU_HOURS:g} hours"
+    return Advice(
+        "time", f"about {hours:,.0f} hours on a CPU", f"{first}{fewer}, or a smaller --variant or --image-size"
+    )

@@ -8,16 +8,17 @@ from typing import Any
 
 from mae.checkpoints import load_checkpoint, load_weights
 from mae.data.decoding.image import check_channels
+from mae.data.sources.scan import ImageScan
 from mae.io.download import obeys_offline
 from mae.models import create_model
 from mae.system.seeding import derive_seed, seeded
 from mae.training.config import PretrainConfig
-from mae.training.engine import Ended, Start, TaskType, plan_task, run_task, scan
+from mae.training.engine import Ended, Start, TaskType, plan_task, run_task
 from mae.training.events import Event, PretrainResult, Started
 from mae.training.previews import held_out_images
 from mae.training.probes import find_probe_data
 from mae.training.resuming import Resumption
-from mae.training.run_folder import Logged
+from mae.training.run_folder import Logged, RunFolder
 from mae.training.tasks.pretrain import PretrainingTask
 
 
@@ -64,10 +65,9 @@ def plan_run(config: PretrainConfig, on_event: Callable[[Event], None] = lambda 
     return plan_task(PRETRAINING, config, on_event)
 
 
-def _make(start: Start[PretrainConfig], resumption: Resumption) -> PretrainingTask:
-    """Look for all that is named, before anything is written."""
+def _make(start: Start[PretrainConfig], found: ImageScan, resumption: Resumption) -> PretrainingTask:
+    """Make the task from settings and images, before anything is written."""
     config = start.config
-    found = scan(start, "pretrain")
     held_out = held_out_images(config.val)
     probe_data = find_probe_data(config, held_out, len(found.images), start.ranks, start.device)
     with seeded(derive_seed(config.seed, "weights")):
@@ -85,7 +85,6 @@ def _result(ended: Ended) -> PretrainResult:
     """How a run ended."""
     trainer, planned, position, logged = ended.trainer, ended.planned, ended.position, ended.logged
     train_loss = trainer.last_epoch.train_loss if trainer and trainer.last_epoch else logged.train_loss
-    recorded = trainer.run.config if trainer else ended.folder.read_config(PretrainConfig)
     return PretrainResult(
         run=ended.folder.path,
         checkpoint=ended.checkpoint,
@@ -95,13 +94,19 @@ def _result(ended: Ended) -> PretrainResult:
         train_loss=train_loss if train_loss is not None and math.isfinite(train_loss) else None,
         zero_prediction_loss=planned.zero_prediction_loss if planned else None,
         psnr=trainer.last_preview.psnr if trainer and trainer.last_preview else logged.psnr,
-        psnr_uses_original=isinstance(recorded, PretrainConfig) and recorded.norm_pix_loss,
+        psnr_uses_original=planned.model.norm_pix_loss if planned else _has_normalised_target(ended.folder),
         seconds=trainer.seconds if trainer else 0.0,
         stopped=trainer.stopped if trainer else False,
         cache_hits=trainer.last_epoch.cache_hits if trainer and trainer.last_epoch else None,
         was_finished=trainer is None,
         **_measured(logged),
     )
+
+
+def _has_normalised_target(folder: RunFolder) -> bool:
+    """Whether a finished run predicted normalised patches."""
+    config = folder.read_config(PretrainConfig)
+    return config is not None and config.norm_pix_loss
 
 
 def _measured(logged: Logged) -> dict[str, Any]:

@@ -92,11 +92,71 @@ class Labelled:
 
 @dataclasses.dataclass(frozen=True)
 class ProbeData:
-    """All images that are not learnt from; None for what is not asked."""
+    """The images that are not trained on, and how they are used.
+
+    Attributes:
+        val: Images for the held-out loss; None without ``--val``.
+        labelled: Images for the probes; None without ``--probe``.
+        every: Epochs between two probes.
+        mask_ratio: Fraction of the patches that is masked for the held-out loss.
+        seed: Seed of the probes.
+        notes: Messages for the user.
+    """
 
     val: FixedImages | None
     labelled: Labelled | None
+    every: int
+    mask_ratio: float
+    seed: int
     notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loader:
+    """Decodes images that are used again and again; each process of a run decodes and keeps its batches of them."""
+
+    transform: EvalTransform
+    in_chans: int
+    batch_size: int
+    workers: int
+    max_unreadable: float
+    ranks: Ranks
+
+    def load(self, source: ImageSource, chosen: NDArray[np.int64], option: str) -> tuple[FixedImages, Sequence[str]]:
+        """Decode this process's batches of the chosen images of a source.
+
+        Args:
+            source: The images.
+            chosen: Their numbers in it.
+            option: The option that names them, for messages.
+
+        Raises:
+            DataError: Too many of them are unreadable.
+        """
+        ranks = self.ranks
+        batches = [
+            range(start, min(start + self.batch_size, len(chosen))) for start in range(0, len(chosen), self.batch_size)
+        ]
+        own = batches[ranks.rank :: ranks.size]
+        dataset = EvalDataset(Subset(source, chosen), self.transform, self.in_chans)
+        workers = min(self.workers, len(own)) if len(chosen) >= FEWEST_FOR_WORKERS else 0
+        loaded = list(eval_batches(dataset, own, workers=workers)) if own else []
+        bad = sorted(
+            one for part in ranks.gather([one for batch in loaded for one in batch.unreadable]) for one in part
+        )
+        notes = []
+        if bad:
+            place, reason = bad[0]
+            what = (
+                f"{option}: {len(bad):,} of {len(chosen):,} images are unreadable, for instance "
+                f"{shown(source.name(int(chosen[place])))}: {reason}"
+            )
+            if len(bad) > self.max_unreadable * len(chosen) or len(bad) == len(chosen):
+                raise DataError(what, hint="repair or remove them, or allow more with --max-unreadable")
+            notes.append(what)
+        readable = np.setdiff1d(np.arange(len(chosen)), np.array([place for place, _ in bad], dtype=np.int64))
+        kept = tuple(_Batch(np.array(one.indices, dtype=np.int64), one.images) for one in loaded if one.indices)
+        return FixedImages(readable, kept, max(ranks.gather(len(kept)))), notes
 
 
 def find_probe_data(
@@ -115,19 +175,27 @@ def find_probe_data(
     """
     val, labelled = None, None
     notes: list[str] = []
+    loader = _Loader(
+        EvalTransform(config.image_size),
+        config.in_chans,
+        min(MOST_BATCH, config.batch_size),
+        loader_workers(config.workers, device),
+        config.max_unreadable,
+        ranks,
+    )
     if held_out is not None:
         ranks.check_same("images of --val", (len(held_out), held_out.digest()))
         count = min(MOST_VAL_IMAGES, max(LEAST_VAL_IMAGES, train_images // 10))
         chosen = np.sort(np.array(evenly_chosen(len(held_out), count)[:count], dtype=np.int64))
-        val, note = _load(config, held_out, chosen, "--val", ranks, device)
+        val, note = loader.load(held_out, chosen, "--val")
         notes += note
     if config.probe is not None:
-        labelled, note = _labelled(config, config.probe, ranks, device)
+        labelled, note = _labelled(config.probe, config.probe_images, config.seed, loader)
         notes += note
-    return ProbeData(val, labelled, tuple(notes))
+    return ProbeData(val, labelled, config.probe_every, config.mask_ratio, config.seed, tuple(notes))
 
 
-def _labelled(config: PretrainConfig, data: Path, ranks: Ranks, device: torch.device) -> tuple[Labelled, Sequence[str]]:
+def _labelled(data: Path, most: int, seed: int, loader: _Loader) -> tuple[Labelled, Sequence[str]]:
     """The images of ``--probe``, split and bounded; every process finds the same.
 
     Raises:
@@ -137,13 +205,13 @@ def _labelled(config: PretrainConfig, data: Path, ranks: Ranks, device: torch.de
         scan = scan_images([data])
         source = scan.images
         labels = read_labels(source, [data], [one.path for one in scan.unreadable])
-        split = make_split(source, labels, shown(data), seed=config.seed, test_share=TEST_SHARE)
+        split = make_split(source, labels, shown(data), seed=seed, test_share=TEST_SHARE)
     except DataError as error:
         raise DataError(f"--probe {error.message}", hint=error.hint) from None
-    ranks.check_same("images of --probe", (len(source), source.digest()))
-    train, test = _bounded(split, config.probe_images, config.seed)
+    loader.ranks.check_same("images of --probe", (len(source), source.digest()))
+    train, test = _bounded(split, most, seed)
     chosen = np.concatenate([split.train[train], split.test[test]])
-    images, notes = _load(config, source, chosen, "--probe", ranks, device)
+    images, notes = loader.load(source, chosen, "--probe")
     of = np.concatenate([split.train_labels[train], split.test_labels[test]])[images.readable]
     teaches = images.readable < len(train)
     found = Labelled(
@@ -175,59 +243,26 @@ def _bounded(split: Split, most: int, seed: int) -> tuple[NDArray[np.int64], NDA
     )
 
 
-def _load(
-    config: PretrainConfig,
-    source: ImageSource,
-    chosen: NDArray[np.int64],
-    option: str,
-    ranks: Ranks,
-    device: torch.device,
-) -> tuple[FixedImages, Sequence[str]]:
-    """Decode this process's batches of the images.
-
-    Raises:
-        DataError: Too many of them are unreadable.
-    """
-    size = min(MOST_BATCH, config.batch_size)
-    batches = [range(start, min(start + size, len(chosen))) for start in range(0, len(chosen), size)]
-    own = batches[ranks.rank :: ranks.size]
-    dataset = EvalDataset(Subset(source, chosen), EvalTransform(config.image_size), config.in_chans)
-    workers = min(loader_workers(config.workers, device), len(own)) if len(chosen) >= FEWEST_FOR_WORKERS else 0
-    loaded = list(eval_batches(dataset, own, workers=workers)) if own else []
-    bad = sorted(one for part in ranks.gather([one for batch in loaded for one in batch.unreadable]) for one in part)
-    notes = []
-    if bad:
-        place, reason = bad[0]
-        what = (
-            f"{option}: {len(bad):,} of {len(chosen):,} images are unreadable, for instance "
-            f"{shown(source.name(int(chosen[place])))}: {reason}"
-        )
-        if len(bad) > config.max_unreadable * len(chosen) or len(bad) == len(chosen):
-            raise DataError(what, hint="repair or remove them, or allow more with --max-unreadable")
-        notes.append(what)
-    readable = np.setdiff1d(np.arange(len(chosen)), np.array([place for place, _ in bad], dtype=np.int64))
-    kept = tuple(_Batch(np.array(one.indices, dtype=np.int64), one.images) for one in loaded if one.indices)
-    return FixedImages(readable, kept, max(ranks.gather(len(kept)))), notes
-
-
 class Probes:
     """Measures a model on images that it does not learn from.
 
     Args:
-        config: The run's.
-        model: On its device, perhaps in shards.
+        model: The model on its device; it may be sharded.
         data: The images.
-        ranks: The processes that share the run; all of them call the same methods.
+        ranks: The processes that share the run; all of them must call the same methods.
+        precision: Precision of the forward passes.
+        epochs: Epochs of the run; after the last one everything is measured.
 
     Attributes:
         plan: What is measured and what it costs, known after ``begin``; None where nothing is.
     """
 
-    def __init__(self, config: PretrainConfig, model: MaskedAutoencoder, data: ProbeData, ranks: Ranks) -> None:
-        self.config = config
+    def __init__(self, model: MaskedAutoencoder, data: ProbeData, ranks: Ranks, *, precision: str, epochs: int) -> None:
         self.model = model
         self.data = data
         self.ranks = ranks
+        self.precision = precision
+        self.epochs = epochs
         self.plan: ProbePlan | None = None
 
     def begin(self, epochs: float, step: int, logged: Logged) -> Probed | None:
@@ -255,7 +290,7 @@ class Probes:
             train_images=len(labelled.train) if labelled else 0,
             test_images=len(labelled.test) if labelled else 0,
             classes=labelled.classes if labelled else 0,
-            every=self.config.probe_every,
+            every=self.data.every,
             val_seconds=seconds["val_seconds"] or 0.0 if val else 0.0,
             probe_seconds=seconds["probe_seconds"] or 0.0 if labelled else 0.0,
         )
@@ -263,7 +298,7 @@ class Probes:
 
     def measure(self, epochs: int, step: int) -> Probed | None:
         """What is due after so many epochs; None if nothing is."""
-        probe = self.plan is not None and self.plan.due(epochs, self.config.epochs)
+        probe = self.plan is not None and self.plan.due(epochs, self.epochs)
         return self._measure(epochs, step, probe=probe) if probe or self.data.val else None
 
     def _measure(self, epochs: float, step: int, *, probe: bool) -> Probed:
@@ -286,7 +321,7 @@ class Probes:
 
         def loss(imgs: Tensor, places: NDArray[np.int64]) -> float:
             own = noise[torch.from_numpy(places)].to(imgs.device)
-            return float(self.model.pretraining_loss(imgs, self.config.mask_ratio, own)) * len(places)
+            return float(self.model.pretraining_loss(imgs, self.data.mask_ratio, own)) * len(places)
 
         return sum(total for _, total in self._on_all(images, loss)) / len(images.readable)
 
@@ -312,11 +347,11 @@ class Probes:
         labels = labelled.train_labels
         by_k = knn(train, torch.from_numpy(labels), test, labelled.classes).predicted
         named = by_k[nearest_k(by_k)]
-        fitted = linear(train, labels, test, labelled.classes, seed=self.config.seed)
+        fitted = linear(train, labels, test, labelled.classes, seed=self.data.seed)
         return (
             float((named == labelled.test_labels).mean()),
             float((fitted.predicted == labelled.test_labels).mean()),
-            rank_me(train, seed=self.config.seed),
+            rank_me(train, seed=self.data.seed),
         )
 
     @torch.no_grad()
@@ -331,7 +366,7 @@ class Probes:
         found = []
         for number in range(images.rounds):
             batch = images.batches[number] if number < len(images.batches) else nothing
-            with autocast(device, self.config.precision):
+            with autocast(device, self.precision):
                 one = run(normalise(batch.images.to(device)), batch.places)
             if batch is not nothing:
                 found.append((int(batch.places[0]), one))

@@ -1,4 +1,4 @@
-"""Going on with a run: from which state, with what changed, and what may not be."""
+"""Resuming a run: from which state, with which changed settings, and which changes are refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from mae.training.classifier_config import RunConfig
 from mae.training.identity import OnResume, on_resume
 from mae.training.plan import TrainingPlan
 from mae.training.run_folder import Position, RunFolder
-from mae.training.schedule import lr_at
 
 # Named by the command that goes on, or compared in a way of their own.
 _NOT_COMPARED = ("out", "auto_resume", "batch_size")
@@ -35,19 +34,19 @@ class Change:
 
 @dataclasses.dataclass(frozen=True)
 class Resumption:
-    """Where a run goes on from; of a new run, its beginning.
+    """The state that a run resumes from; for a new run, step 0.
 
     Attributes:
-        recorded: The settings in its folder; None where there are none.
-        saved: The state; None where the run has saved none.
-        changes: Settings that are others than before, all of them allowed.
-        warnings: What is wrong with newer states, which cannot be read.
+        saved: The state; None if the run has saved none.
+        changes: Settings that differ from those before, all of them allowed.
+        warnings: Errors of newer states, which cannot be read.
+        request: The option that asked for it, with the folder.
     """
 
-    recorded: RunConfig | None = None
     saved: SavedState | None = None
     changes: tuple[Change, ...] = ()
     warnings: tuple[str, ...] = ()
+    request: str = ""
 
     @property
     def position(self) -> Position:
@@ -63,36 +62,33 @@ class Resumption:
         return self.saved is not None and self.saved.identity.get("processes", 1) != processes
 
     @property
-    def batch_size(self) -> int | None:
-        """Images in a batch over all processes, where the run has fixed it."""
+    def global_batch_size(self) -> int | None:
+        """Images per batch over all processes, if the run has fixed it."""
         return self.saved.identity["batch_size"] if self.saved else None
 
-    def rescheduled(self, config: RunConfig, plan: TrainingPlan) -> Rescheduled | None:
-        """What another length does to the learning rate."""
+    def rescheduled(self, plan: TrainingPlan) -> Rescheduled | None:
+        """How a changed number of epochs changes the learning rate; None if it has not changed."""
         length = next((change for change in self.changes if change.name == "epochs"), None)
         if length is None:
             return None
         at = self.position.epoch + self.position.batch / plan.batches_per_epoch
-        before, now = (
-            lr_at(at, lr=plan.lr, min_lr=config.min_lr, warmup_epochs=config.warmup_epochs, epochs=epochs)
-            for epochs in (length.before, length.now)
-        )
-        return Rescheduled(length.before, length.now, before, now)
+        before = dataclasses.replace(plan.schedule, epochs=length.before)
+        return Rescheduled(length.before, length.now, before.at(at), plan.schedule.at(at))
 
-    def log_entry(self, config: RunConfig, plan: TrainingPlan) -> dict[str, Any] | None:
-        """The log's line about changes that the run's numbers tell of; None where there are none."""
+    def log_entry(self, plan: TrainingPlan) -> dict[str, Any] | None:
+        """The line for the log about changes that affect the losses; None if there are none."""
         told = {one.name: [one.before, one.now] for one in self.changes if on_resume(one.name) is not OnResume.FREE}
         if not told:
             return None
         epoch = self.position.epoch + self.position.batch / plan.batches_per_epoch
         entry = {"changed": told, "step": self.position.step, "epoch": round(epoch, 4)}
-        schedule = self.rescheduled(config, plan)
+        schedule = self.rescheduled(plan)
         return entry | ({"lr": schedule.lr, "lr_before": schedule.lr_before} if schedule else {})
 
-    def told(self, config: RunConfig, plan: TrainingPlan) -> tuple[str, ...]:
+    def describe_changes(self, plan: TrainingPlan) -> tuple[str, ...]:
         """The changes in words."""
         said = []
-        if schedule := self.rescheduled(config, plan):
+        if schedule := self.rescheduled(plan):
             said.append(str(schedule))
         if rounding := [str(one) for one in self.changes if on_resume(one.name) is OnResume.ROUNDING]:
             said.append(f"{', '.join(rounding)}: from here on the numbers are rounded otherwise, so not the same bits")
@@ -121,46 +117,52 @@ class Rescheduled:
         )
 
 
-def take_up(run: RunFolder, config: RunConfig, recorded: RunConfig | None, processes: int) -> Resumption:
-    """Find the state to go on from, and refuse settings that would make another run of it.
+def take_up(run: RunFolder, config: RunConfig, recorded: Mapping[str, Any] | None, processes: int) -> Resumption:
+    """Find the state to resume from, and refuse settings that would make another run of it.
 
     Args:
         run: The folder.
         config: The settings now, with device, precision and decoder resolved.
-        recorded: Those in the folder; None where there are none.
-        processes: How many share the run now.
+        recorded: Those in the folder, as plain values by name; None if there are none.
+        processes: Number of processes now.
 
     Raises:
         ConfigError: There is no run, or a setting may not change.
         CheckpointError: No state can be read.
     """
+    request = f"{'--resume' if config.resume is not None else '--auto-resume:'} {shown(run.path)}"
     saved, warnings = newest_state(run)
     if saved is None and recorded is None:
         raise ConfigError(
-            f"{_flag(config)}: there is no checkpoint-last.pth and no config.toml in it", hint="give a run's folder"
+            f"{request}: there is no checkpoint-last.pth and no config.toml in it", hint="give a run's folder"
         )
-    before = (recorded.as_plain() if recorded else {}) | (saved.settings if saved else {})
+    now = config.as_plain()
+    before = dict(recorded or {}) | (saved.settings if saved else {})
     changes = [
         Change(name, before[name], value)
-        for name, value in config.as_plain().items()
+        for name, value in now.items()
         if name in before and before[name] != value and name not in _NOT_COMPARED
     ]
-    changes += _batch_change(saved, recorded, config, processes)
-    changes.sort(key=lambda change: [*config.as_plain()].index(change.name))
+    changes += _batch_change(saved, before.get("batch_size", now["batch_size"]), now["batch_size"], processes)
+    changes.sort(key=lambda change: [*now].index(change.name))
     fixed = [(flag_name(one.name), one.before, one.now) for one in changes if on_resume(one.name) is OnResume.FIXED]
     if fixed:
-        raise another_run(fixed, saved, config)
-    _check_length(saved, recorded, config)
-    return Resumption(recorded, saved, tuple(changes), warnings)
+        raise another_run(fixed, saved, request, run)
+    if saved is not None:
+        _check_not_shorter(saved.position, now["epochs"], run)
+    if config.resume is None:
+        known = [one["epochs"] for one in (recorded, saved.settings if saved else None) if one and "epochs" in one]
+        _check_extended(max(known, default=now["epochs"]), now["epochs"], request, run)
+    return Resumption(saved, tuple(changes), warnings, request)
 
 
-def check_same_run(resumption: Resumption, now: Mapping[str, Any], config: RunConfig) -> None:
+def check_same_run(resumption: Resumption, now: Mapping[str, Any], run: RunFolder) -> None:
     """Refuse to go on where the images or the model would make another run of it.
 
     Args:
         resumption: Where the run goes on from.
         now: What it would be now: ``run_identity``, and what the task adds.
-        config: Its settings.
+        run: Its folder.
 
     Raises:
         ConfigError: They differ from those that the state was trained with.
@@ -178,64 +180,66 @@ def check_same_run(resumption: Resumption, now: Mapping[str, Any], config: RunCo
         else:
             rows.append((_IN_WORDS.get(name, flag_name(name)), before[name], now[name]))
     if rows:
-        raise another_run(rows, resumption.saved, config)
+        raise another_run(rows, resumption.saved, resumption.request, run)
 
 
 _IN_WORDS = {"classes": "classes", "images": "number of images", "images_digest": "the images' names (digest)"}
 
 
-def another_run(rows: Iterable[tuple[str, Any, Any]], saved: SavedState | None, config: RunConfig) -> ConfigError:
-    """The refusal of what would make another run: each thing that differs, before and now."""
+def another_run(
+    rows: Iterable[tuple[str, Any, Any]], saved: SavedState | None, request: str, run: RunFolder
+) -> ConfigError:
+    """An error with a table of what differs: (name, before, now)."""
     if saved is not None:
         hint = f"put it back, or start a new run from its weights with --init {shown(saved.path)} and another --out"
     else:
-        hint = f"restore it, or start again: nothing is saved in {shown(config.out)} yet, so --out may name it"
+        hint = f"restore it, or start again: nothing is saved in {shown(run.path)} yet, so --out may name it"
     table = _table([("option", "before", "now"), *((name, _text(before), _text(now)) for name, before, now in rows)])
-    return ConfigError(f"{_flag(config)} would not be the same run; what differs:", hint=hint, details=table)
+    return ConfigError(f"{request} would not be the same run; what differs:", hint=hint, details=table)
 
 
-def _batch_change(
-    saved: SavedState | None, recorded: RunConfig | None, config: RunConfig, processes: int
-) -> list[Change]:
-    """A batch is that of all processes: another number of them may share it."""
-    if saved is None:
-        known, total = recorded.batch_size if recorded else config.batch_size, None
-    else:
-        known = saved.settings.get("batch_size", recorded.batch_size if recorded else config.batch_size)
-        total = saved.identity["batch_size"]
-    if config.batch_size == known or config.batch_size * processes == total:
+def _batch_change(saved: SavedState | None, known: int, now: int, processes: int) -> list[Change]:
+    """The change of ``--batch-size``, if the global batch size is not the same.
+
+    Args:
+        saved: The state.
+        known, now: Images per batch and process, as the run was started and as it is resumed.
+        processes: Number of processes now.
+    """
+    total = saved.identity["batch_size"] if saved else None
+    if now == known or now * processes == total:
         return []
     if total is None or processes == 1:
-        return [Change("batch_size", total or known, config.batch_size)]
-    return [Change("batch_size", f"{total} in all", f"{config.batch_size} x {processes} processes")]
+        return [Change("batch_size", total or known, now)]
+    return [Change("batch_size", f"{total} in all", f"{now} x {processes} processes")]
 
 
-def _check_length(saved: SavedState | None, recorded: RunConfig | None, config: RunConfig) -> None:
-    """Refuse a length below what is done, and one that a repeated command would bring back.
+def _check_not_shorter(position: Position, epochs: int, run: RunFolder) -> None:
+    """Refuse fewer epochs than were begun.
 
     Raises:
-        ConfigError: It is such a one.
+        ConfigError: There are fewer.
     """
-    known = [recorded.epochs] if recorded else []
-    if saved is not None:
-        begun = saved.position.epoch + (saved.position.batch > 0)
-        known += [saved.settings["epochs"]] if "epochs" in saved.settings else []
-        if config.epochs < begun:
-            done = f"{saved.position.epoch} are done" + (" and one is under way" if saved.position.batch else "")
-            raise ConfigError(
-                f"--epochs {config.epochs} is less than the run in {shown(config.out)} has behind it: {done}",
-                hint=f"give at least {begun}, or leave --epochs out",
-            )
-    longest = max(known, default=config.epochs)
-    if config.resume is None and config.epochs < longest:
+    begun = position.epoch + (position.batch > 0)
+    if epochs < begun:
+        done = f"{position.epoch} are done" + (" and one is under way" if position.batch else "")
         raise ConfigError(
-            f"{_flag(config)} with --epochs {config.epochs} would take back that it was extended to {longest}",
-            hint=f"give --epochs {longest}; --resume {shown(config.out)} --epochs {config.epochs} makes it shorter",
+            f"--epochs {epochs} is less than the run in {shown(run.path)} has behind it: {done}",
+            hint=f"give at least {begun}, or leave --epochs out",
         )
 
 
-def _flag(config: RunConfig) -> str:
-    return f"{'--resume' if config.resume is not None else '--auto-resume:'} {shown(config.out)}"
+def _check_extended(longest: int, epochs: int, request: str, run: RunFolder) -> None:
+    """Refuse to shorten a run that was extended, when the command that started it is repeated.
+
+    Raises:
+        ConfigError: It would become shorter.
+    """
+    if epochs < longest:
+        raise ConfigError(
+            f"{request} with --epochs {epochs} would take back that it was extended to {longest}",
+            hint=f"give --epochs {longest}; --resume {shown(run.path)} --epochs {epochs} makes it shorter",
+        )
 
 
 def _model_rows(before: str, now: str) -> list[tuple[str, Any, Any]]:

@@ -12,7 +12,6 @@ from mae.training.classifier_config import RunConfig
 from mae.training.events import Event
 from mae.training.plan import TrainingPlan
 from mae.training.run_folder import Position, RunFolder
-from mae.training.schedule import lr_at
 from mae.training.step import TrainingStep
 
 
@@ -44,13 +43,7 @@ class Run:
 
     def lr_at(self, position: Position) -> float:
         """The learning rate of the step that begins at a position."""
-        return lr_at(
-            self.epochs_at(position),
-            lr=self.plan.lr,
-            min_lr=self.config.min_lr,
-            warmup_epochs=self.config.warmup_epochs,
-            epochs=self.config.epochs,
-        )
+        return self.plan.schedule.at(self.epochs_at(position))
 
 
 @dataclasses.dataclass

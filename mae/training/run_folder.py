@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeGuard, TypeVar
 
@@ -26,7 +26,7 @@ from mae.io.locks import take_lock
 from mae.io.text import shown
 from mae.options import build_config
 from mae.system.environment import ENVIRONMENT_FILE, environment
-from mae.training.classifier_config import ClassifierConfig, RunConfig
+from mae.training.classifier_config import ClassifierConfig
 from mae.training.config import CONFIG_FILE, PretrainConfig, check_command, is_run_config, read_run_settings
 
 _HOLDER = ".lock-holder"  # who holds the lock; not in the lock itself, which Windows lets nobody else read
@@ -301,11 +301,11 @@ class RunFolder:
         check_command(self.path, settings, config_class.command)
         return build_config(config_class, settings, source=str(path))
 
-    def write_config(self, config: RunConfig) -> None:
-        """Write a TOML file that repeats the run when it is given to ``--config``."""
+    def write_config(self, settings: Mapping[str, Any]) -> None:
+        """Write all settings, plain values by name, as a TOML file that repeats the run when given to ``--config``."""
         if not self.writes:
             return
-        values = {name: value for name, value in config.as_plain().items() if value is not None}
+        values = {name: value for name, value in settings.items() if value is not None}
         try:
             encoded = tomli_w.dumps(values).encode()
         except UnicodeEncodeError:

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 
-def scaled_lr(base_lr: float, effective_batch: int) -> float:
-    """The linear scaling rule (Goyal et al. 2017): ``base_lr * effective_batch / 256``."""
-    return base_lr * effective_batch / 256
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Learning rate as a function of the position in the run.
+
+    Attributes:
+        lr: Peak learning rate, reached after ``warmup_epochs``.
+        min_lr: Learning rate at the end of the run.
+        warmup_epochs, epochs: Length of the warm-up and of the run, in epochs.
+    """
+
+    lr: float
+    min_lr: float
+    warmup_epochs: float
+    epochs: int
+
+    def at(self, epoch: float) -> float:
+        """The learning rate after so many epochs; fractions count."""
+        return lr_at(epoch, lr=self.lr, min_lr=self.min_lr, warmup_epochs=self.warmup_epochs, epochs=self.epochs)
+
+
+def scaled_lr(base_lr: float, effective_batch_size: int) -> float:
+    """The linear scaling rule (Goyal et al. 2017): ``base_lr * effective_batch_size / 256``."""
+    return base_lr * effective_batch_size / 256
 
 
 def lr_at(epoch: float, *, lr: float, min_lr: float, warmup_epochs: float, epochs: float) -> float:

@@ -46,7 +46,7 @@ class Trainer:
         self.checkpointer = checkpointer
         self.throughput = Throughput()
         self.monitor = StepMonitor(run, state, self.throughput)
-        self.unreadable = UnreadableFiles(run, data.unreadable)
+        self.unreadable = UnreadableFiles(run, task.unreadable)
         self.loaded = self.cached = 0  # images of this process since the epoch began, and those that were kept
         self.stopped = False
         self.seconds = 0.0
@@ -76,12 +76,12 @@ class Trainer:
 
     def should_continue(self) -> bool:
         """Whether another step is to be taken; saves the state where it is time to."""
-        if self.state.position.epoch >= self.run.config.epochs:
+        if self.state.position.epoch >= self.run.plan.epochs:
             return False
         self.stopped, due = self.run.ranks.ask(self.run.should_stop(), self.checkpointer.due())
         if due and not self.stopped:
             self.save()
-        return not self.stopped and self.state.position.epoch < self.run.config.epochs
+        return not self.stopped and self.state.position.epoch < self.run.plan.epochs
 
     def step(self) -> None:
         """One optimiser step over the next ``accum_iter`` batches, or those that the epoch has left."""
@@ -98,7 +98,7 @@ class Trainer:
             losses.append(
                 step.backward(batch.images, *self.task.inputs(here, number, batch), share=1 / micro_batches, last=last)
             )
-            self.throughput.images += run.plan.batch_size
+            self.throughput.images += run.plan.global_batch_size
             self.loaded += len(batch.images)
             self.cached += batch.cached
         norm = step.update(lr)
@@ -126,13 +126,13 @@ class Trainer:
         if not self.epoch_is_done():  # rolled back
             return
         self.log_epoch()
-        done, config = self.state.position, self.run.config
+        done = self.state.position
         self.state.position = Position(epoch=done.epoch + 1, step=done.step, in_a_row=done.in_a_row, turn=done.turn)
-        finished, last = done.epoch + 1, done.epoch + 1 == config.epochs
+        finished, last = done.epoch + 1, done.epoch + 1 == self.run.plan.epochs
         self.validate(done)
         if self.task.shows(finished):
             self.preview(done, finished)
-        if (finished % config.save_every == 0 and not last) or (last and self.state.step.parallel.sharded):
+        if (self.checkpointer.keeps(finished) and not last) or (last and self.state.step.parallel.sharded):
             self.save(keep=True)
 
     def log_epoch(self) -> None:
@@ -147,7 +147,7 @@ class Trainer:
             seconds,
             images / seconds,
             wait,
-            self.cached / self.loaded if self.run.config.cache else None,
+            self.cached / self.loaded if self.data.caches else None,
         )
         self.loaded = self.cached = 0
         entry = dataclasses.asdict(self.last_epoch)
@@ -186,7 +186,7 @@ class Trainer:
         # A run in shards that was killed between its last state and its official file lacks that file.
         position, folder = self.state.position, self.run.folder
         official = folder.kept_checkpoint(position.epoch - 1)
-        lacks = self.state.step.parallel.sharded and position.epoch == self.run.config.epochs
+        lacks = self.state.step.parallel.sharded and position.epoch == self.run.plan.epochs
         self.save(wait=True, keep=lacks and not self.run.ranks.gather(official.exists())[0])
         self.unreadable.share()
 

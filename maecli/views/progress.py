@@ -172,16 +172,18 @@ def plan_panel(event: Started) -> Panel:
     plan, config = event.plan, event.config
     skipped = f", {event.skipped} unreadable skipped" if event.skipped else ""
     others = f", {event.others} other files ignored" if event.others else ""
-    scaled = "given" if config.lr is not None else f"{config.base_lr:g} x {plan.effective_batch} / 256"
-    accumulated = f" x {plan.accum_iter} accumulated = {plan.effective_batch}" if plan.accum_iter > 1 else ""
+    scaled = "given" if config.lr is not None else f"{config.base_lr:g} x {plan.effective_batch_size} / 256"
+    accumulated = f" x {plan.accum_iter} accumulated = {plan.effective_batch_size}" if plan.accum_iter > 1 else ""
     shared = (
-        f", {plan.batch_size // event.processes} in each of {event.processes} processes" if event.processes > 1 else ""
+        f", {plan.global_batch_size // event.processes} in each of {event.processes} processes"
+        if event.processes > 1
+        else ""
     )
     why = f" ({event.precision_reason})" if event.precision_reason else ""
     rows = {
         "images": f"{plan.images:,} found{skipped}{others}",
         **_what_is_learnt(event),
-        "batch": f"{plan.batch_size}{shared}{accumulated}",
+        "batch": f"{plan.global_batch_size}{shared}{accumulated}",
         "learning rate": f"{plan.lr:.3g} ({scaled}), warm-up {config.warmup_epochs:g} of {config.epochs} epochs, then "
         f"cosine to {config.min_lr:g}",
         "steps": f"{plan.total_steps:,} ({plan.steps_per_epoch:,} an epoch)"
@@ -299,13 +301,22 @@ def show_plan(started: Started, output: Output) -> None:
 
 def _plan_document(started: Started) -> dict[str, Any]:
     """The plan as JSON has it; ``config`` under the names of a TOML file."""
-    plan = dataclasses.asdict(started.plan)
+    plan = started.plan
     return {
         "dry_run": True,
         "config": {name: value for name, value in started.config.as_plain().items() if value is not None},
         "model": dataclasses.asdict(started.model),
         "parameters": started.parameters,
-        "plan": {name: value for name, value in plan.items() if name not in ("warnings", "images_digest")},
+        "plan": {
+            "images": plan.images,
+            "batch_size": plan.global_batch_size,
+            "accum_iter": plan.accum_iter,
+            "effective_batch": plan.effective_batch_size,
+            "lr": plan.lr,
+            "batches_per_epoch": plan.batches_per_epoch,
+            "steps_per_epoch": plan.steps_per_epoch,
+            "total_steps": plan.total_steps,
+        },
         "skipped": started.skipped,
         "others": started.others,
         "device": started.device,
@@ -317,7 +328,7 @@ def _plan_document(started: Started) -> dict[str, Any]:
         "zero_prediction_loss": started.zero_prediction_loss,
         "batch_seconds": started.step_seconds,
         "seconds": started.seconds,
-        "warnings": [*started.warnings, *started.plan.warnings],
+        "warnings": [*started.warnings, *plan.warnings],
         "advice": [dataclasses.asdict(one) for one in started.advice],
         "notes": [*started.notes],
         "changes": [*started.changes],

@@ -275,7 +275,7 @@ class ClassificationTask(abc.ABC):
         """Images by their numbers, float32 logits, and what could not be read."""
         sizes, source = model.config, self.labelled.source
         dataset = EvalDataset(source, EvalTransform(sizes.img_size, self.config.crop_pct), sizes.in_chans)
-        size = max(1, self.run.plan.batch_size // self.run.ranks.size)
+        size = max(1, self.run.plan.global_batch_size // self.run.ranks.size)
         batches = [indices[start : start + size] for start in range(0, len(indices), size)]
         device = self.run.device
         for batch in eval_batches(dataset, batches, workers=loader_workers(self.config.workers, device)):
@@ -301,7 +301,7 @@ class ClassificationTask(abc.ABC):
 
     def own_share(self, whole: Tensor | None) -> Tensor | None:
         """This process's part of what was drawn for the whole batch."""
-        return None if whole is None else whole[self.run.ranks.share(self.run.plan.batch_size)]
+        return None if whole is None else whole[self.run.ranks.share(self.run.plan.global_batch_size)]
 
 
 def places(logits: Tensor, labels: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ class FinetuneTask(ClassificationTask):
 
     def inputs(self, position: Position, number: int, batch: Batch) -> tuple[Any, ...]:
         """Labels, how the batch is mixed, and drop path's scales."""
-        config, size = self.config, self.run.plan.batch_size
+        config, size = self.config, self.run.plan.global_batch_size
         mix = draw_mix(
             self.model.config.img_size,
             config.seed,

@@ -20,7 +20,7 @@ from mae.training.events import Classification, Previewed, Probed
 from mae.training.identity import official_args
 from mae.training.optim import make_optimizer
 from mae.training.parallel import PretrainingLoss
-from mae.training.plan import Advice, check_plan, check_time
+from mae.training.plan import Advice, check_plan
 from mae.training.previews import Previews
 from mae.training.probes import ProbeData, Probes
 from mae.training.run import Run
@@ -57,7 +57,9 @@ class PretrainingTask:
         model: MaskedAutoencoder,
         notes: tuple[str, ...] = (),
     ) -> None:
-        self.config = config
+        self.config = config  # whole for ``official_args`` and ``advice``
+        self.mask_ratio, self.betas, self.weight_decay = config.mask_ratio, config.betas, config.weight_decay
+        self.preview_every, self.precision = config.preview_every, config.precision
         self.images, self.unreadable, self.others = scan.images, scan.unreadable, scan.others
         self.held_out = held_out
         self.probe_data = probe_data
@@ -73,8 +75,8 @@ class PretrainingTask:
     def begin(self, run: Run, position: Position) -> None:
         """Choose the photographs for the previews."""
         self.run = run
-        self.probes = Probes(self.config, self.model, self.probe_data, run.ranks)
-        self.previews = Previews(self.model, self.images, self.held_out, self.config.mask_ratio)
+        self.probes = Probes(self.model, self.probe_data, run.ranks, precision=self.precision, epochs=run.plan.epochs)
+        self.previews = Previews(self.model, self.images, self.held_out, self.mask_ratio)
 
     def loss(self) -> nn.Module:
         """The mean square difference of removed patches."""
@@ -82,24 +84,23 @@ class PretrainingTask:
 
     def make_optimizer(self, lr: float) -> torch.optim.Optimizer:
         """AdamW with the official groups."""
-        config = self.config
-        return make_optimizer(self.model, lr=lr, betas=config.betas, weight_decay=config.weight_decay)
+        return make_optimizer(self.model, lr=lr, betas=self.betas, weight_decay=self.weight_decay)
 
     def inputs(self, position: Position, number: int, batch: Batch) -> tuple[float, Tensor]:
         """The mask ratio, and (B, L) uniform noise on the CPU from which this process's masks are drawn."""
-        source = stream(self.config.seed, "mask", position.epoch, number)
-        size = self.run.plan.batch_size
-        whole = torch.rand(size, self.model.config.num_patches, generator=source)
-        return self.config.mask_ratio, whole[self.run.ranks.share(size)]
+        plan = self.run.plan
+        source = stream(plan.seed, "mask", position.epoch, number)
+        noise = torch.rand(plan.global_batch_size, self.model.config.num_patches, generator=source)
+        return self.mask_ratio, noise[self.run.ranks.share(plan.global_batch_size)]
 
     def timing_inputs(self, count: int) -> tuple[float, Tensor]:
         """Any masks."""
-        source = stream(self.config.seed, "timing", "mask")
-        return self.config.mask_ratio, torch.rand(count, self.model.config.num_patches, generator=source)
+        source = stream(0, "timing", "mask")
+        return self.mask_ratio, torch.rand(count, self.model.config.num_patches, generator=source)
 
     def replayed(self, inputs: list[tuple[Any, ...]]) -> dict[str, Any]:
         """Mask ratio and noise."""
-        return {"mask_ratio": self.config.mask_ratio, "noise": torch.stack([noise for _, noise in inputs])}
+        return {"mask_ratio": self.mask_ratio, "noise": torch.stack([noise for _, noise in inputs])}
 
     def identity(self) -> dict[str, Any]:
         """The model."""
@@ -115,17 +116,16 @@ class PretrainingTask:
 
     def advice(self, seconds: float) -> tuple[Advice, ...]:
         """By what is known of pre-training."""
-        config, plan = self.config, self.run.plan
-        return (*check_plan(config, plan), *check_time(config, plan, config.device, seconds))
+        return check_plan(self.config, self.run.plan, seconds)
 
     def shows(self, epochs: int) -> bool:
         """Every so many epochs and after the last."""
-        every = self.config.preview_every
-        return bool(every) and (epochs % every == 0 or epochs == self.config.epochs)
+        every = self.preview_every
+        return bool(every) and (epochs % every == 0 or epochs == self.run.plan.epochs)
 
     def preview(self, path: Path, epochs: int, *, write: bool) -> Previewed:
         """Reconstructions of the preview photographs, and their mean PSNR on removed patches."""
-        return Previewed(path, self.previews.draw(path, epochs, write=write), self.config.norm_pix_loss)
+        return Previewed(path, self.previews.draw(path, epochs, write=write), self.model.config.norm_pix_loss)
 
     def validate(self, done: Position) -> Probed | None:
         """The loss of held-out images, and what probes say of the encoder."""

@@ -50,7 +50,10 @@ def config(tmp_path: Path) -> PretrainConfig:
 def feed(config: PretrainConfig, ranks: Ranks) -> DataModule:
     images = scan_images(config.data).images
     plan = make_plan(config, len(images), processes=ranks.size)
-    return DataModule(config, plan, images, ranks, torch.device("cpu"), (), augmentation_of(config))
+    cache_bytes = config.cache * 2**20
+    return DataModule(
+        plan, images, augmentation_of(config), ranks, torch.device("cpu"), workers=0, cache_bytes=cache_bytes
+    )
 
 
 def epoch(one: DataModule, number: int) -> list[int]:

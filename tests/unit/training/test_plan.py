@@ -9,7 +9,7 @@ import pytest
 
 from mae.options import build_config, preset_values
 from mae.training.config import PretrainConfig
-from mae.training.plan import Advice, check_plan, check_time, make_plan
+from mae.training.plan import Advice, check_plan, make_plan
 from mae.training.presets import PRESETS
 
 
@@ -77,12 +77,17 @@ def test_what_each_check_lets_pass(changes: dict[str, object], images: int, chec
 
 
 def test_days_on_a_cpu() -> None:
-    settings = config()
-    plan = make_plan(settings, 40)
-    (advice,) = check_time(settings, plan, "cpu", 15 * 3600)
+    plan = make_plan(config(), 40)
+
+    def found(hours: float, device: str = "cpu", images: int = 40) -> Advice | None:
+        advice = check_plan(config(device=device), dataclasses.replace(plan, images=images), hours * 3600)
+        return next((one for one in advice if one.check == "time"), None)
+
+    advice = found(15)
+    assert advice is not None
     assert advice.message == "about 15 hours on a CPU"
     assert "--preset small, or --epochs 640 for 12 hours" in advice.options
-    assert check_time(settings, plan, "cpu", 11 * 3600) == ()
-    assert check_time(settings, plan, "cuda", 1500 * 3600) == ()
-    many = dataclasses.replace(plan, images=10**6)
-    assert "--preset" not in check_time(settings, many, "cpu", 15 * 3600)[0].options
+    assert found(11) is found(1500, "cuda") is None
+    many = found(15, images=10**6)
+    assert many is not None
+    assert "--preset" not in many.options

@@ -126,8 +126,8 @@ def test_accumulated_batches_step_like_one_large_batch(
         PretrainingTask,
         "inputs",
         lambda self, position, number, batch: (
-            self.config.mask_ratio,
-            noise[number * self.run.plan.batch_size : (number + 1) * self.run.plan.batch_size],
+            self.mask_ratio,
+            noise.split(self.run.plan.global_batch_size)[number],
         ),
     )
     moments, losses = {}, {}

@@ -190,7 +190,7 @@ def test_probes_say_what_evaluate_says(config: PretrainConfig, tmp_path: Path, m
         model = create_model(config.model_config())
     save_checkpoint(tmp_path / "model.pth", model)
     data = find_probe_data(config, None, 11, Ranks(), torch.device("cpu"))
-    probed = Probes(config, model, data, Ranks()).begin(0, 0, Logged(None, None, None, ()))
+    probed = Probes(model, data, Ranks(), precision="fp32", epochs=3).begin(0, 0, Logged(None, None, None, ()))
     found = evaluate(
         EvaluateConfig(
             data=tmp_path / "flowers",
@@ -264,7 +264,7 @@ def test_a_diverged_model_ends_no_run(measured: PretrainConfig) -> None:
     model = create_model(measured.model_config())
     with torch.no_grad():
         model.cls_token.fill_(math.nan)
-    probes = Probes(measured, model, data, Ranks())
+    probes = Probes(model, data, Ranks(), precision="fp32", epochs=3)
     assert data.labelled is not None
     assert all(math.isnan(value) for value in probes._probe(data.labelled))
 

@@ -353,7 +353,7 @@ def test_a_run_without_a_state_begins_with_the_weights_that_it_was_given(
 def test_a_released_name_is_kept_as_it_is(config: PretrainConfig) -> None:
     config.out.mkdir()
     run = RunFolder(config.out, resume=False)
-    run.write_config(dataclasses.replace(config, init=Path("mae_visualize_vit_base")))
+    run.write_config(dataclasses.replace(config, init=Path("mae_visualize_vit_base")).as_plain())
     assert settings(config.out)["init"] == "mae_visualize_vit_base"
 
 
@@ -641,7 +641,7 @@ def test_a_batch_is_that_of_all_processes(
             take_up(RunFolder(config.out, resume=True), now, None, processes)
     else:
         resumption = take_up(RunFolder(config.out, resume=True), now, None, processes)
-        assert (resumption.batch_size, resumption.changes) == (4, ())
+        assert (resumption.global_batch_size, resumption.changes) == (4, ())
         assert resumption.other_processes(processes) is (processes != 1)
 
 
@@ -651,10 +651,11 @@ def test_of_two_models_the_sizes_that_differ_are_shown(config: PretrainConfig) -
     grown = now.replace("depth=1, num_heads", "depth=7, num_heads")
     older = now.replace(", norm_pix_loss=True", "")
     assert grown != now != older
-    same_model = {**run_identity(config, plan), "model": now}
-    check_same_run(Resumption(saved=saved_with(model=older, batch_size=2)), same_model, config)
+    run = RunFolder(config.out, resume=True)
+    same_model = {**run_identity(plan), "model": now}
+    check_same_run(Resumption(saved=saved_with(model=older, batch_size=2)), same_model, run)
     with pytest.raises(ConfigError) as refused:
-        check_same_run(Resumption(saved=saved_with(model=grown, batch_size=2)), same_model, config)
+        check_same_run(Resumption(saved=saved_with(model=grown, batch_size=2)), same_model, run)
     assert [line.split() for line in refused.value.details[1:]] == [["model:", "depth", "7", "1"]]
     with pytest.raises(ConfigError, match=r"model +nonsense\( +MAEConfig"):
-        check_same_run(Resumption(saved=saved_with(model="nonsense(", batch_size=2)), same_model, config)
+        check_same_run(Resumption(saved=saved_with(model="nonsense(", batch_size=2)), same_model, run)

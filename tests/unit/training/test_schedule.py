@@ -31,7 +31,7 @@ def test_schedule_by_hand() -> None:
 def test_the_documented_recipe_is_the_default() -> None:
     recipe = config()
     plan = make_plan(config(batch_size=64, accum_iter=64), 1_281_167)
-    assert plan.effective_batch == 4096
+    assert plan.effective_batch_size == 4096
     assert plan.lr == pytest.approx(2.4e-3)
     assert (recipe.epochs, recipe.warmup_epochs, recipe.weight_decay, recipe.betas) == (800, 40, 0.05, (0.9, 0.95))
     assert (recipe.mask_ratio, recipe.norm_pix_loss, recipe.crop_scale, recipe.min_lr) == (0.75, True, (0.2, 1.0), 0)
@@ -45,7 +45,7 @@ def test_the_tail_of_an_epoch_is_a_step() -> None:
 
 def test_fewer_images_than_a_batch() -> None:
     plan = make_plan(config(batch_size=64, accum_iter=4), 15)
-    assert (plan.batch_size, plan.accum_iter, plan.effective_batch, plan.steps_per_epoch) == (15, 1, 15, 1)
+    assert (plan.global_batch_size, plan.accum_iter, plan.effective_batch_size, plan.steps_per_epoch) == (15, 1, 15, 1)
     assert plan.lr == pytest.approx(1.5e-4 * 15 / 256)
     assert "15 images do not fill a batch of 64" in plan.warnings[0]
 
