@@ -69,7 +69,7 @@ LISTED = {
     "mae/profiling/tape.py Tape.__init__": Covered(1, ON_PAPER),
     "mae/training/data_module.py DataModule.__init__": Covered(1, TWO),
     "mae/training/optim.py adamw": Covered(1, STEP),
-    "mae/training/plan.py check_time": Covered(1, "a warning of a run that takes days on a CPU"),
+    "mae/training/plan.py check_plan": Covered(1, "a warning of a run that takes days on a CPU"),
     "mae/training/engine.py _time_batch": Covered(1, GPU + "test_a_run_goes_on_bit_for_bit"),
     "mae/system/distributed.py Ranks.join": Covered(5, TWO),
     "mae/training/replay.py replay": Covered(1, "fp16 becomes fp32 on a CPU and nowhere else"),
