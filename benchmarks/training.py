@@ -5,8 +5,11 @@
 Each contestant lives in a process of its own and takes one full step (forward, backward, AdamW) when it is its
 turn, so all of them meet the same noise of the machine; the ratio is taken round by round. ``official`` is a
 clone of facebookresearch/mae given by path; ``+heap`` tells glibc to keep freed memory, which our trainer always
-does; ``+recompute`` is ``pretrain --activation-checkpointing``.
-Peers come from their packages: pip install transformers lightly timm.
+does; ``+recompute`` is ``pretrain --activation-checkpointing``, ``+compiled`` is ``--compile``. ``+blocks`` compiles
+each block by itself, and ``+graphs`` is torch.compile's "reduce-overhead", which replays CUDA graphs on a GPU.
+``arithmetic`` is what the official code computes, put together from our modules: all patches embedded, all tokens
+decoded and predicted, attention as separate products. Peers come from their packages: pip install transformers
+lightly timm.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import dataclasses
 import functools
 import json
 import platform
@@ -24,12 +28,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mae.config import MAEConfig
 
 SIZES = {
     # encoder width, blocks, heads; decoder width, blocks, heads
     "vit_base": (768, 12, 12, 512, 8, 16),
     "vit_large": (1024, 24, 16, 512, 8, 16),
+    "vit_huge": (1280, 32, 16, 512, 8, 16),
     "tiny": (192, 12, 3, 128, 4, 4),
 }
 CONTESTANTS = (
@@ -145,18 +155,15 @@ def work(args: argparse.Namespace) -> None:
     """Be one contestant: answer each "step" with its seconds, and "end" with the peak memory."""
     import torch
 
-    name, _, how = args.worker.partition("+")
-    kind, precision = name.split("-")
-    if how == "heap":
+    if args.worker.endswith("+heap"):
         keep_heap()
-    args.activation_checkpointing = how == "recompute"
     torch.manual_seed(0)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     cuda = args.device == "cuda"
-    autocast = functools.partial(torch.autocast, args.device, dtype, enabled=precision == "bf16")
-    if cuda and precision == "fp32":
+    if cuda and "-fp32" in args.worker:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    step, versions = BUILDERS[kind](args, autocast, precision)
+    step, versions = build(
+        args.worker, Setting(model_config(args.variant), args.batch_size, args.device, args.official)
+    )
     for line in sys.stdin:
         if line.strip() == "end":
             peak = (
@@ -182,29 +189,95 @@ def keep_heap() -> None:
 Built = tuple[Callable[[], None], dict[str, str]]
 
 
-def build_ours(args: argparse.Namespace, autocast: Any, precision: str) -> Built:
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What all contestants have in common.
+
+    Attributes:
+        config: Sizes; normalised pixels are predicted.
+        batch_size: Images in a step.
+        device: Where it is computed.
+        official: A clone of facebookresearch/mae.
+        backend: torch.compile's.
+    """
+
+    config: MAEConfig
+    batch_size: int
+    device: Any
+    official: Path | None = None
+    backend: str = "inductor"
+
+    def autocast(self, precision: str) -> Any:
+        """The context of a forward pass."""
+        import torch
+
+        from mae.system.device import autocast
+
+        return autocast(torch.device(self.device), precision)
+
+
+def model_config(variant: str) -> MAEConfig:
+    """One of ``SIZES`` at 224 px."""
+    from mae.config import MAEConfig
+
+    return MAEConfig((224, 224), 14 if variant == "vit_huge" else 16, 3, *SIZES[variant], norm_pix_loss=True)
+
+
+def build(name: str, setting: Setting) -> Built:
+    """A contestant's step, which takes a whole optimiser step when called, and its versions."""
+    name, _, how = name.partition("+")
+    kind, precision = name.split("-")
+    if kind == "ours":
+        return build_ours(setting, precision, how)
+    return PEERS[kind](setting, precision)
+
+
+def build_ours(setting: Setting, precision: str, how: str = "") -> Built:
     """Our trainer's step: images travel as uint8."""
     import torch
 
     import mae
-    from mae.config import MAEConfig
     from mae.models import create_model
     from mae.training.step import TrainingStep
 
-    model = create_model(MAEConfig((224, 224), 16, 3, *SIZES[args.variant], norm_pix_loss=True))
-    model.set_activation_checkpointing(args.activation_checkpointing)
-    step = TrainingStep(model.to(args.device), precision, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
-    images = torch.randint(0, 256, (args.batch_size, 3, 224, 224), dtype=torch.uint8).to(args.device)
+    config, batch = setting.config, setting.batch_size
+    with torch.device(setting.device):  # a host takes seconds to fill in the weights of a large one
+        model = create_model(config)
+    model.set_activation_checkpointing(how == "recompute")
+    loss = compiled(model, how, setting.backend)
+    step = TrainingStep(model, precision, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, loss=loss)
+    shape = (batch, config.in_chans, *config.img_size)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, device=setting.device)
 
     def run() -> None:
-        noise = torch.rand(args.batch_size, 196, device=args.device)
+        if how == "graphs":
+            torch.compiler.cudagraph_mark_step_begin()  # memory of the step before may be written over
+        noise = torch.rand(batch, config.num_patches, device=setting.device)
         step.backward(images, 0.75, noise)
         step.update()
 
     return run, {"maecli": mae.__version__}
 
 
-def build_official(args: argparse.Namespace, autocast: Any, precision: str) -> Built:
+def compiled(model: nn.Module, how: str, backend: str) -> nn.Module | None:
+    """The loss as it is compiled; None for the plain one. ``blocks`` changes the model."""
+    import torch
+
+    from mae.training.parallel import PretrainingLoss
+    from mae.transformer import Block
+
+    if how == "blocks":
+        for module in model.modules():
+            if isinstance(module, Block):
+                module.compile(backend=backend, dynamic=False)
+        return None
+    if how not in ("compiled", "graphs"):
+        return None
+    mode = {"mode": "reduce-overhead"} if how == "graphs" and backend == "inductor" else {}
+    return torch.compile(PretrainingLoss(model), backend=backend, **mode)  # type: ignore[arg-type,call-overload,no-any-return]
+
+
+def build_official(setting: Setting, precision: str) -> Built:
     """The official model and optimiser; its pinned timm of 2021 is bridged by leaving ``qk_scale`` out."""
     import numpy as np
     import timm
@@ -214,35 +287,68 @@ def build_official(args: argparse.Namespace, autocast: Any, precision: str) -> B
     np.float = float  # type: ignore[attr-defined]
     block = timm_vit.Block
     timm_vit.Block = lambda *a, qk_scale=None, **k: block(*a, **k)
-    sys.path.insert(0, str(args.official))
+    sys.path.insert(0, str(setting.official))
     import models_mae
 
-    width, depth, heads, decoder_width, decoder_depth, decoder_heads = SIZES[args.variant]
+    config = setting.config
     model = models_mae.MaskedAutoencoderViT(
-        patch_size=16, embed_dim=width, depth=depth, num_heads=heads, decoder_embed_dim=decoder_width,
-        decoder_depth=decoder_depth, decoder_num_heads=decoder_heads, mlp_ratio=4, norm_pix_loss=True,
+        img_size=config.img_size[0], patch_size=config.patch_size, in_chans=config.in_chans,
+        embed_dim=config.embed_dim, depth=config.depth, num_heads=config.num_heads,
+        decoder_embed_dim=config.decoder_embed_dim, decoder_depth=config.decoder_depth,
+        decoder_num_heads=config.decoder_num_heads, mlp_ratio=config.mlp_ratio, norm_pix_loss=True,
         norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
-    ).to(args.device)  # fmt: skip
-    step = plain_step(args, model, autocast, lambda imgs: model(imgs, mask_ratio=0.75)[0])
+    ).to(setting.device)  # fmt: skip
+    timm_vit.Block = block
+    step = plain_step(setting, precision, model, lambda imgs: model(imgs, mask_ratio=0.75)[0])
     return step, {"timm": timm.__version__}
 
 
-def build_transformers(args: argparse.Namespace, autocast: Any, precision: str) -> Built:
+def build_arithmetic(setting: Setting, precision: str) -> Built:
+    """The operations of the official forward pass from our modules, with its attention of separate products."""
+    import torch
+
+    import mae
+    from mae.attention import Attention
+    from mae.models import create_model
+
+    class SeparateProducts(Attention):
+        def _mix(self, q: Any, k: Any, v: Any) -> Any:
+            batch, _, dim = q.shape
+            heads = (batch, -1, self.num_heads, dim // self.num_heads)
+            q, k, v = (x.view(heads).transpose(1, 2) for x in (q, k, v))
+            weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1)
+            return self.proj((weights @ v).transpose(1, 2).flatten(2))
+
+    with torch.device(setting.device):
+        model = create_model(setting.config)
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.__class__ = SeparateProducts
+    step = plain_step(setting, precision, model, lambda imgs: model(imgs, 0.75)[0])
+    return step, {"maecli": mae.__version__}
+
+
+def build_transformers(setting: Setting, precision: str) -> Built:
     """The ViTMAE of transformers as it is."""
+    import torch
     import transformers
 
-    width, depth, heads, decoder_width, decoder_depth, decoder_heads = SIZES[args.variant]
+    sizes = setting.config
     config = transformers.ViTMAEConfig(
-        hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads, intermediate_size=4 * width,
-        decoder_hidden_size=decoder_width, decoder_num_hidden_layers=decoder_depth,
-        decoder_num_attention_heads=decoder_heads, decoder_intermediate_size=4 * decoder_width,
-        norm_pix_loss=True, mask_ratio=0.75,
+        image_size=sizes.img_size[0], patch_size=sizes.patch_size, num_channels=sizes.in_chans,
+        hidden_size=sizes.embed_dim, num_hidden_layers=sizes.depth, num_attention_heads=sizes.num_heads,
+        intermediate_size=4 * sizes.embed_dim, decoder_hidden_size=sizes.decoder_embed_dim,
+        decoder_num_hidden_layers=sizes.decoder_depth, decoder_num_attention_heads=sizes.decoder_num_heads,
+        decoder_intermediate_size=4 * sizes.decoder_embed_dim, norm_pix_loss=True, mask_ratio=0.75,
     )  # fmt: skip
-    model = transformers.ViTMAEForPreTraining(config).to(args.device).train()
-    return plain_step(args, model, autocast, lambda imgs: model(imgs).loss), {"transformers": transformers.__version__}
+    with torch.device(setting.device):
+        model = transformers.ViTMAEForPreTraining(config)
+    model.to(setting.device).train()
+    step = plain_step(setting, precision, model, lambda imgs: model(imgs).loss)
+    return step, {"transformers": transformers.__version__}
 
 
-def build_lightly(args: argparse.Namespace, autocast: Any, precision: str) -> Built:
+def build_lightly(setting: Setting, precision: str) -> Built:
     """The MAE modules of lightly put together as in its documented example."""
     import lightly
     import torch
@@ -250,58 +356,63 @@ def build_lightly(args: argparse.Namespace, autocast: Any, precision: str) -> Bu
     from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
     from timm.models.vision_transformer import VisionTransformer
 
-    width, depth, heads, decoder_width, decoder_depth, decoder_heads = SIZES[args.variant]
+    config, patches = setting.config, setting.config.num_patches
+    width, decoder_width = config.embed_dim, config.decoder_embed_dim
 
     class MAE(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            vit = VisionTransformer(embed_dim=width, depth=depth, num_heads=heads, num_classes=0)
+            vit = VisionTransformer(
+                config.img_size[0], config.patch_size, config.in_chans, embed_dim=width, depth=config.depth,
+                num_heads=config.num_heads, num_classes=0,
+            )  # fmt: skip
             self.backbone = MaskedVisionTransformerTIMM(vit=vit)
             self.decoder = MAEDecoderTIMM(
-                num_patches=196, patch_size=16, embed_dim=width, decoder_embed_dim=decoder_width,
-                decoder_depth=decoder_depth, decoder_num_heads=decoder_heads, mlp_ratio=4.0,
+                num_patches=patches, patch_size=config.patch_size, embed_dim=width, decoder_embed_dim=decoder_width,
+                decoder_depth=config.decoder_depth, decoder_num_heads=config.decoder_num_heads, mlp_ratio=4.0,
             )  # fmt: skip
 
         def forward(self, imgs: torch.Tensor) -> torch.Tensor:
             batch = len(imgs)
-            keep, removed = utils.random_token_mask(size=(batch, 197), mask_ratio=0.75, device=imgs.device)
+            keep, removed = utils.random_token_mask(size=(batch, patches + 1), mask_ratio=0.75, device=imgs.device)
             encoded = self.decoder.embed(self.backbone.encode(images=imgs, idx_keep=keep))
-            masked = utils.repeat_token(self.decoder.mask_token, (batch, 197))
+            masked = utils.repeat_token(self.decoder.mask_token, (batch, patches + 1))
             masked = utils.set_at_index(masked, keep, encoded.type_as(masked))
             pred = self.decoder.predict(utils.get_at_index(self.decoder.decode(masked), removed))
-            target = utils.get_at_index(utils.patchify(imgs, 16), removed - 1)
+            target = utils.get_at_index(utils.patchify(imgs, config.patch_size), removed - 1)
             return torch.nn.functional.mse_loss(pred, utils.normalize_mean_var(target))
 
-    model = MAE().to(args.device)
-    return plain_step(args, model, autocast, model), {"lightly": lightly.__version__}
+    model = MAE().to(setting.device)
+    return plain_step(setting, precision, model, model), {"lightly": lightly.__version__}
 
 
-def plain_step(
-    args: argparse.Namespace, model: Any, autocast: Any, loss_of: Callable[[Any], Any]
-) -> Callable[[], None]:
-    """A step as the official engine takes it: loss read each time, torch's AdamW in two groups."""
+def plain_step(setting: Setting, precision: str, model: Any, loss_of: Callable[[Any], Any]) -> Callable[[], None]:
+    """A step as the official engine takes it: loss read each time, torch's AdamW in two groups, fp16 scaled."""
     import torch
 
     flat = [p for p in model.parameters() if p.requires_grad and p.ndim == 1]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     groups = [{"params": flat, "weight_decay": 0.0}, {"params": others, "weight_decay": 0.05}]
     optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95))
-    imgs = torch.randn(args.batch_size, 3, 224, 224, device=args.device)
+    scaler = torch.amp.GradScaler(torch.device(setting.device).type, enabled=precision == "fp16")
+    shape = (setting.batch_size, setting.config.in_chans, *setting.config.img_size)
+    imgs = torch.randn(shape, device=setting.device)
 
     def run() -> None:
-        with autocast():
+        with setting.autocast(precision):
             loss = loss_of(imgs)
         loss.item()
-        loss.backward()
-        optimizer.step()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad()
 
     return run
 
 
-BUILDERS = {
-    "ours": build_ours,
+PEERS: dict[str, Callable[[Setting, str], Built]] = {
     "official": build_official,
+    "arithmetic": build_arithmetic,
     "transformers": build_transformers,
     "lightly": build_lightly,
 }

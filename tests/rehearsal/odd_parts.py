@@ -1,0 +1,49 @@
+"""``benchmarks/gpu.py`` with parts that do other than they should; started by its test."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import gpu
+
+
+def hangs(work: Any) -> None:
+    """Ends neither by itself nor with what it has started."""
+    child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    work.say(measured=1, child=child.pid)
+    time.sleep(60)
+
+
+def raises(work: Any) -> None:
+    """After it has measured something."""
+    work.say(measured=2)
+    work.require(False, "it was not so")
+
+
+def lacks(work: Any) -> None:
+    """A package."""
+    import a_package_that_nobody_has  # noqa: F401
+
+
+def works(work: Any) -> None:
+    """And counts how often, beside its output."""
+    log = Path("runs.log")
+    log.write_text(log.read_text() + "works\n" if log.exists() else "works\n")
+    work.say(device=work.device, small=work.small, left=work.left())
+
+
+PARTS = (
+    gpu.Part("hangs", "odd_parts:hangs", 4, "never ends"),
+    gpu.Part("raises", "odd_parts:raises", 20, "fails"),
+    gpu.Part("lacks", "odd_parts:lacks", 20, "lacks a package"),
+    gpu.Part("works", "odd_parts:works", 20, "works"),
+)
+
+if __name__ == "__main__":
+    sys.exit(gpu.main(PARTS, __file__))
