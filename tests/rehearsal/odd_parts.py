@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,10 +11,12 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import gpu
 
+from tests.processes import start
+
 
 def hangs(work: Any) -> None:
     """Ends neither by itself nor with what it has started."""
-    child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    child = start("sleep", "60")  # in a session of its own
     work.say(measured=1, child=child.pid)
     time.sleep(60)
 
