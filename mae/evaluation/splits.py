@@ -30,7 +30,7 @@ class Labels:
         label: (N,) int64, a number in ``classes``; -1 where an image is in no class folder.
         part: (N,) int64, a number in ``parts``; -1 for all where there are no parts.
         parts: Names of the folders above the class folders, such as ("test", "train"); empty where there are none.
-        lost: Names of class folders none of whose images can be read.
+        lost: Class folders none of whose images can be read, by their names and their part's: ("train/cat",).
         nested: Names of class folders that hold nothing but folders.
     """
 
@@ -77,7 +77,8 @@ def read_labels(source: ImageSource, roots: Sequence[Path], unreadable: Iterable
     classes = tuple(sorted(set(found) - {""}))
     number = {name: index for index, name in enumerate(classes)}
     flat = {name for name, parts in zip(found, names, strict=True) if len(parts) == place + 2}
-    lost = {parts[place] for parts in broken if len(parts) > place + 1} - set(classes)
+    there = {parts[depth : place + 1] for parts in names}
+    lost = {parts[depth : place + 1] for parts in broken if len(parts) > place + 1} - there
     part_names = tuple(sorted(tops)) if has_parts else ()
     part_number = {name: index for index, name in enumerate(part_names)}
     return Labels(
@@ -87,7 +88,7 @@ def read_labels(source: ImageSource, roots: Sequence[Path], unreadable: Iterable
             [part_number.get(parts[depth], -1) if len(parts) > depth + 1 else -1 for parts in names], dtype=np.int64
         ),
         part_names,
-        tuple(sorted(lost)),
+        tuple(sorted(map("/".join, lost))),
         tuple(name for name in classes if name not in flat),
     )
 
@@ -134,13 +135,21 @@ def make_split(source: ImageSource, labels: Labels, where: str, *, seed: int, te
     """
     if not labels.classes:
         raise DataError(f"{where}: there are no class folders", hint=LABELS_HINT)
-    if labels.lost:
-        raise DataError(
-            f"{where}: no image of {a_few(labels.lost)} can be read", hint="repair the images, or remove the folder"
-        )
-    if not labels.parts:
-        _refuse_half_a_split(labels, where)
-    return _given(source, labels, where) if labels.parts else _drawn(source, labels, where, seed, test_share)
+    if labels.parts:
+        return _given(source, labels, where)
+    _refuse_lost(labels.lost, where)
+    _refuse_half_a_split(labels, where)
+    return _drawn(source, labels, where, seed, test_share)
+
+
+def _refuse_lost(lost: Sequence[str], where: str) -> None:
+    """Refuse to leave a class out because its images are broken.
+
+    Raises:
+        DataError: That is the case for some.
+    """
+    if lost:
+        raise DataError(f"{where}: no image of {a_few(lost)} can be read", hint="repair them, or remove the folder")
 
 
 def _refuse_half_a_split(labels: Labels, where: str) -> None:
@@ -164,6 +173,7 @@ def _given(source: ImageSource, labels: Labels, where: str) -> Split:
     train_name = _one_of(labels.parts, TRAIN_NAMES)
     test_name = _one_of(labels.parts, (*TEST_NAMES, *VAL_NAMES))
     assert train_name is not None and test_name is not None  # noqa: PT018 # read_labels found them
+    _refuse_lost([one for one in labels.lost if one.partition("/")[0] in (train_name, test_name)], where)
     train, test = (np.flatnonzero(labels.part == labels.parts.index(name)) for name in (train_name, test_name))
     for chosen in (train, test):
         _refuse_unlabelled(source, labels, chosen)

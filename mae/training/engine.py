@@ -193,7 +193,7 @@ def _train(kind: TaskType[Config], start: Start[Config], resumption: Resumption)
         start.ranks.begin_training()
         trainer.train()
         if not trainer.stopped:
-            task.finish(trainer.state.position)
+            trainer.stopped = not task.finish(trainer.state.position)
         return _ended(start.folder, trainer.state.position, planned, trainer)
     except BaseException as error:
         # A start that came to nothing leaves no folder; one that was broken off in its first step can go on.

@@ -116,6 +116,10 @@ class Task(Protocol):
         """What held-out images say at an epoch's end; None where the task holds none out."""
         ...
 
-    def finish(self, position: Position) -> None:
-        """What is left to do when the last epoch is done and saved; every process takes part."""
+    def finish(self, position: Position) -> bool:
+        """What is left to do when the last epoch is done and saved; every process takes part.
+
+        Returns:
+            Whether all of it was done; not where a run of one process was asked to stop.
+        """
         ...

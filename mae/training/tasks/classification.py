@@ -46,6 +46,10 @@ from mae.training.testing import TestResult, write_test_result
 TOP = 5
 
 
+class InterruptedTestError(RuntimeError):
+    """The run was asked to stop while images were asked."""
+
+
 class Answers(NamedTuple):
     """What a classifier says of some images.
 
@@ -212,8 +216,11 @@ class ClassificationTask(abc.ABC):
         except CheckpointError as error:
             raise TrainingError(error.message) from None
 
-    def finish(self, position: Position) -> None:
-        """Test the chosen epoch's weights: the test images are read here and nowhere else."""
+    def finish(self, position: Position) -> bool:
+        """Test the chosen epoch's weights: the test images are read here and nowhere else.
+
+        A single process that is asked to stop leaves it to the next one that resumes the run.
+        """
         run, labelled = self.run, self.labelled
         path = run.folder.path / CLASSIFIER
         if self.config.select == "last":
@@ -226,7 +233,12 @@ class ClassificationTask(abc.ABC):
             )
         checkpoint = load_checkpoint(path)
         model = build_classifier(checkpoint)[0].to(run.device)
-        answers = self.ask(model, labelled.test)
+        try:
+            answers = self.ask(model, labelled.test, may_stop=run.ranks.alone)
+        except RuntimeError:
+            if run.ranks.alone and run.should_stop():  # a signal to the group may end loader processes first
+                return False
+            raise
         if not math.isfinite(answers.loss):
             raise TrainingError(
                 f"{path}: its answers to the test images are non-finite, so the run has diverged",
@@ -241,10 +253,15 @@ class ClassificationTask(abc.ABC):
         run.folder.log({**dataclasses.asdict(tested), "step": position.step})
         run.on_event(tested)
         run.ranks.wait()
+        return True
 
     @torch.no_grad()
-    def ask(self, model: ImageClassifier, part: Part) -> Answers:
-        """What a classifier says of images, shared by the processes of the run."""
+    def ask(self, model: ImageClassifier, part: Part, *, may_stop: bool = False) -> Answers:
+        """What a classifier says of images, shared by the processes of the run.
+
+        Raises:
+            InterruptedTestError: It ``may_stop`` and was asked to.
+        """
         ranks, config = self.run.ranks, self.config
         self._share_statistics(model)
         training = model.training
@@ -254,6 +271,8 @@ class ClassificationTask(abc.ABC):
         found: list[tuple[int, int, int, float]] = []
         unreadable: list[tuple[str, str]] = []
         for indices, logits, skipped in self._logits(model, part.images[own].tolist()):
+            if may_stop and self.run.should_stop():
+                raise InterruptedTestError
             labels = torch.tensor([truth[index] for index in indices], dtype=torch.int64, device=logits.device)
             place = places(logits, labels)
             losses = F.cross_entropy(logits, labels, reduction="none")

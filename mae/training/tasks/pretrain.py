@@ -131,8 +131,9 @@ class PretrainingTask:
         """The loss of held-out images, and what probes say of the encoder."""
         return self.probes.measure(done.epoch + 1, done.step) if self.probes else None
 
-    def finish(self, position: Position) -> None:
+    def finish(self, position: Position) -> bool:
         """Nothing is left to do."""
+        return True
 
 
 def augmentation_of(config: PretrainConfig) -> Augmentation:

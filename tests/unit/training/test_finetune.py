@@ -22,7 +22,7 @@ from mae.training.classifier_config import FinetuneConfig
 from mae.training.events import Event, FinalTest, Started, Validated
 from mae.training.finetune import finetune, plan_finetune
 from mae.training.run_folder import RunFolder
-from mae.training.tasks.classification import places
+from mae.training.tasks.classification import ClassificationTask, places
 from mae.training.tasks.finetune import layer_groups
 from mae.training.testing import read_test_result
 from tests.unit.evaluation.small import SIZES, checkpoint, class_folders
@@ -244,6 +244,35 @@ def test_a_run_that_diverges_names_nothing_rightly(finetuning: FinetuneConfig, s
     assert "lower --lr" in str(refused.value.hint)
     assert not (config.out / "result.json").exists()
     assert all(one.val_accuracy == 0 for one in events if isinstance(one, Validated))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_test_that_is_broken_off_is_made_up_for(
+    finetuning: FinetuneConfig, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C does not wait for the last test image; with loader processes it may end these first."""
+    config = dataclasses.replace(finetuning, epochs=1)
+    if workers:
+
+        def ended(*_: object) -> None:
+            raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Interrupt")
+
+        monkeypatch.setattr(ClassificationTask, "_logits", ended)
+        config = dataclasses.replace(config, select="last")
+    asked = 0
+
+    def in_the_test() -> bool:
+        nonlocal asked
+        asked += (config.out / "checkpoint-last.pth").exists()
+        return asked > 1 - workers
+
+    stopped = finetune(config, should_stop=in_the_test)
+    assert (stopped.stopped, stopped.epochs, stopped.test) == (True, 1, None)
+    assert not (config.out / "result.json").exists()
+    monkeypatch.undo()
+    resumed = finetune(dataclasses.replace(config, resume=config.out))
+    assert resumed.test is not None
+    assert resumed.test.test_images == 12
 
 
 def test_a_class_without_a_readable_test_image_is_named(finetuning: FinetuneConfig) -> None:
