@@ -6,8 +6,11 @@ import dataclasses
 from pathlib import Path
 
 from mae.config import shared_option
+from mae.errors import ConfigError
 from mae.options import option
 from mae.reconstruction.config import CHECKPOINT_DEFAULT_TEXT
+
+USUAL_LIMIT = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +29,15 @@ class DemoConfig:
         default_text=CHECKPOINT_DEFAULT_TEXT,
     )
     port: int = option(7860, "Port of the page on this machine; 0 takes a free one.", low=0, high=65535)
-    limit: int = option(1000, "Maximum number of images of DATA to search.", low=1)
+    limit: int | None = option(
+        None, "Maximum number of images of DATA to search.", low=1, default_text=str(USUAL_LIMIT)
+    )
     device: str = shared_option("device")
     offline: bool = shared_option("offline")
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.data is None:
+            raise ConfigError(
+                f"--limit {self.limit} is the number of images of DATA to search, and there is no DATA",
+                hint="give a folder of images, or drop --limit",
+            )

@@ -25,7 +25,7 @@ from mae.data.eval_transform import EvalTransform
 from mae.data.sources.base import ImageSource
 from mae.data.sources.scan import scan_images
 from mae.data.transforms import image_to_tensor, tensor_to_image
-from mae.demo.config import DemoConfig
+from mae.demo.config import USUAL_LIMIT, DemoConfig
 from mae.errors import DataError
 from mae.evaluation.frozen import Computing, FrozenEncoder, View
 from mae.io.download import obeys_offline
@@ -172,7 +172,7 @@ class _Gallery:
         self._frame = EvalTransform(checkpoint.config.img_size)
         self._numbers: list[int] = []
         features, batch = [], []
-        total = min(config.limit, len(self._source))
+        total = min(config.limit or USUAL_LIMIT, len(self._source))
         for index in range(total):
             try:
                 batch.append(self._frame(self._source.load(index, self._in_chans)))

@@ -136,11 +136,13 @@ def _export_state(
     """Write the tensors in another layout, read them back, and compute with them."""
     without_decoder = config.to in ("encoder", "timm")
     kept = {key: tensor for key, tensor in checkpoint.state.items() if not (without_decoder and is_decoder(key))}
+    if config.to == "encoder":
+        kept = {key: tensor for key, tensor in kept.items() if not key.startswith("head.")}
     state = {key: _in_format(tensor, config.dtype) for key, tensor in kept.items()}
     written_as = dataclasses.replace(checkpoint, state=state)
 
     on_step("writing")
-    written = _WRITERS[config.to](out, state, checkpoint)
+    written = _WRITERS[config.to](out, state, written_as)
     on_step("checking")
     again = load_checkpoint(
         out, num_heads=checkpoint.config.num_heads, decoder_num_heads=checkpoint.config.decoder_num_heads

@@ -10,6 +10,7 @@ from mae.errors import ConfigError
 from mae.options import option
 
 PAGES = (".html", ".htm")
+USUAL_IMAGES = 48
 SHEETS = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -31,13 +32,25 @@ class InspectConfig:
         low=0,
     )
     duplicates: bool = option(True, "Look for images whose files are the same byte for byte; reads every file whole.")
-    images: int = option(48, "Number of images on the contact sheet and the page.", low=1, high=1000)
+    images: int | None = option(
+        None, "Number of images on the contact sheet and the page.", low=1, high=1000, default_text="48"
+    )
     sheet: Path | None = option(None, "Write a contact sheet: .jpg, .png or .webp.")
     report: Path | None = option(None, "Write an HTML page: .html or .htm.")
     workers: int | None = shared_option("workers")
     offline: bool = shared_option("offline")
 
+    @property
+    def drawn(self) -> int:
+        """How many images are on the sheet and the page."""
+        return (self.images or USUAL_IMAGES) if self.sheet or self.report else 0
+
     def __post_init__(self) -> None:
+        if self.images is not None and self.sheet is None and self.report is None:
+            raise ConfigError(
+                f"--images {self.images} is the number of images on a contact sheet or a page, and none is wanted",
+                hint="add --sheet FILE.jpg or --report FILE.html, or drop it",
+            )
         for flag, path, endings in (("--sheet", self.sheet, SHEETS), ("--report", self.report, PAGES)):
             if path is not None and path.suffix.lower() not in endings:
                 raise ConfigError(f"{flag} {path}: the name must end in {', '.join(endings[:-1])} or {endings[-1]}")

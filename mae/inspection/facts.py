@@ -41,7 +41,7 @@ class Decoded(NamedTuple):
 
     Attributes:
         mean, square: Per channel of RGB, the mean and the mean square of its pixels on a scale of 0 to 1.
-        thumbnail: As JPEG.
+        thumbnail: As JPEG; empty where none is wanted.
     """
 
     mean: NDArray[np.float64]
@@ -80,12 +80,16 @@ class FactsDataset(Dataset[Facts]):
         source: Of all.
         duplicates: Whether to hash every file.
         decode: Numbers of those to decode.
+        thumbnails: Numbers of those of them that are drawn.
     """
 
-    def __init__(self, source: ImageSource, *, duplicates: bool, decode: frozenset[int]) -> None:
+    def __init__(
+        self, source: ImageSource, *, duplicates: bool, decode: frozenset[int], thumbnails: frozenset[int] = frozenset()
+    ) -> None:
         self.source = source
         self.duplicates = duplicates
         self.decode = decode
+        self.thumbnails = thumbnails
 
     def __len__(self) -> int:
         return len(self.source)
@@ -117,7 +121,7 @@ class FactsDataset(Dataset[Facts]):
             decoded = None
             if number in self.decode:
                 file.seek(0)
-                decoded = _decoded(decode_image(file, name))
+                decoded = _decoded(decode_image(file, name), number in self.thumbnails)
         except Exception as error:  # a damaged file can raise almost anything from inside a decoder
             return Facts(number, size, digest, reason=describe_failure(error, head))
         return Facts(number, size, digest, kind, channels, width, height, decoded=decoded)
@@ -136,13 +140,14 @@ def _channels(image: Image.Image) -> str:
     return "grey, 16 bits" if image.mode.startswith("I;16") else _CHANNELS.get(image.mode, image.mode)
 
 
-def _decoded(image: Image.Image) -> Decoded:
+def _decoded(image: Image.Image, drawn: bool) -> Decoded:
     histogram = np.array(image.histogram(), np.float64).reshape(3, 256)
     values = np.arange(256) / 255
     shares = histogram / histogram.sum(axis=1, keepdims=True)
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=_JPEG_QUALITY)
+    if drawn:
+        image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        image.save(file, "JPEG", quality=_JPEG_QUALITY)
     return Decoded(shares @ values, shares @ values**2, file.getvalue())
 
 

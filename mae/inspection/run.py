@@ -155,9 +155,9 @@ def inspect(config: InspectConfig, on_progress: Callable[[int, int], None] = lam
     scan = scan_images(config.data, lambda files: on_progress(files, 0), offline=config.offline)
     for flag, path in written:
         refuse_input(path, flag, {"one of the data": scan.looked_into}, folders=scan.looked_into)
-    shown_images = _evenly(len(scan.images), config.images if config.sheet or config.report else 0)
+    shown_images = _evenly(len(scan.images), config.drawn)
     decode = frozenset([*_evenly(len(scan.images), config.decode), *shown_images])
-    dataset = FactsDataset(scan.images, duplicates=config.duplicates, decode=decode)
+    dataset = FactsDataset(scan.images, duplicates=config.duplicates, decode=decode, thumbnails=frozenset(shown_images))
     tally = _Tally(scan, frozenset(shown_images), len(decode))
     for facts in _looked_at(dataset, config.workers):
         tally.add(facts)

@@ -14,7 +14,7 @@ from mae.reconstruction.config import ANIMATION_FORMATS
 
 FRAME_MILLISECONDS = 400
 LAST_MILLISECONDS = 1600  # before it begins again
-LONGEST_SIDE = 16_383  # pixels that WebP can hold
+LONGEST_SIDE = {"WEBP": 16_383, "GIF": 65_535}  # pixels that a format can hold
 
 
 def write_animation(path: Path, frames: Sequence[Image.Image]) -> None:
@@ -28,9 +28,10 @@ def write_animation(path: Path, frames: Sequence[Image.Image]) -> None:
         ConfigError: The file cannot be written.
     """
     size = max(frame.width for frame in frames), max(frame.height for frame in frames)
-    if max(size) > LONGEST_SIDE:
+    kind = ANIMATION_FORMATS[path.suffix.lower()]
+    if max(size) > LONGEST_SIDE[kind]:
         raise ConfigError(
-            f"cannot write {path}: frames of {size[0]:,} x {size[1]:,} pixels are more than an animation can hold",
+            f"cannot write {path}: frames of {size[0]:,} x {size[1]:,} pixels are more than {kind} can hold",
             hint="fewer images",
         )
     pages = []
@@ -38,7 +39,6 @@ def write_animation(path: Path, frames: Sequence[Image.Image]) -> None:
         page = Image.new("RGB", size, "white")
         page.paste(frame.convert("RGB"))
         pages.append(page)
-    kind = ANIMATION_FORMATS[path.suffix.lower()]
     milliseconds = [FRAME_MILLISECONDS] * (len(pages) - 1) + [LAST_MILLISECONDS]
     options = {"quality": 85} if kind == "WEBP" else {}
     file = io.BytesIO()

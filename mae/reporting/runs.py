@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mae.errors import DataError, MaeError
@@ -34,6 +34,8 @@ class RunSummary:
         epochs, wanted_epochs: Done, with a fraction, and of the whole run.
         loss: Of the last epoch, else of the last logged step.
         psnr: Of the newest preview, dB.
+        knn, linear: Accuracy by the newest probe of the encoder, from 0 to 1.
+        test: Accuracy on the test images, of a run that learnt classes.
         images_per_second: In the last epoch.
         seconds_left: At the pace of the last epochs, of a run that is not finished.
         last_line: When its log was last written to, seconds since 1970.
@@ -47,6 +49,9 @@ class RunSummary:
     wanted_epochs: int | None = None
     loss: float | None = None
     psnr: float | None = None
+    knn: float | None = None
+    linear: float | None = None
+    test: float | None = None
     images_per_second: float | None = None
     seconds_left: float | None = None
     last_line: float | None = None
@@ -61,9 +66,22 @@ class RunsResult(Drawn):
     runs: tuple[RunSummary, ...]
 
     def _table(self) -> Table:
-        rows = [(one.run, one.state, one.epochs, one.wanted_epochs, one.loss, one.psnr) for one in self.runs]
-        columns = ("run", "state", "epochs", "of", "loss", "PSNR, dB")
+        shown_accuracies = accuracies(self.runs)
+        rows = [
+            (
+                *(one.run, one.state, one.epochs, one.wanted_epochs, one.loss, one.psnr),
+                *(getattr(one, name) for name in shown_accuracies),
+            )
+            for one in self.runs
+        ]
+        columns = ("run", "state", "epochs", "of", "loss", "PSNR, dB", *shown_accuracies.values())
         return Table(f"{len(rows)} runs in {self.folder}", rows, columns)
+
+
+def accuracies(runs: Sequence[RunSummary]) -> dict[str, str]:
+    """Which accuracies at least one of the runs has, by field, and what a table calls them."""
+    named = {"knn": "k-NN", "linear": "linear", "test": "test"}
+    return {name: title for name, title in named.items() if any(getattr(one, name) is not None for one in runs)}
 
 
 def runs(config: RunsConfig) -> RunsResult:
@@ -137,6 +155,10 @@ def last_loss(log: RunLog) -> float | None:
     return next((loss for loss in losses if math.isfinite(loss)), None)
 
 
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
 def _lives(process: int) -> bool:
     try:
         os.kill(process, 0)
@@ -169,6 +191,9 @@ def summary_of(run: Path, log: RunLog, now: float) -> RunSummary:
         wanted_epochs=log.wanted_epochs,
         loss=last_loss(log),
         psnr=psnr[-1] if psnr else None,
+        knn=_finite(log.newest("knn")),
+        linear=_finite(log.newest("linear")),
+        test=_finite(log.test.accuracy) if log.test else None,
         images_per_second=next((rate for rate in rates if math.isfinite(rate)), None),
         seconds_left=None if log.finished else log.seconds_left(),
         last_line=last_line(run),

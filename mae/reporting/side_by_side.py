@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,7 +11,7 @@ from mae.reporting.curves import Curve, chart, thin, x_range_of
 from mae.reporting.page import PreviewImage, time_text, value_text
 from mae.reporting.render import SHARED, render
 from mae.reporting.run_log import RunLog
-from mae.reporting.runs import RunSummary
+from mae.reporting.runs import RunSummary, accuracies
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -65,10 +66,12 @@ def comparison_page(
         notes: What could not be read.
         now: When the page is made, seconds since 1970.
     """
+    measured = accuracies([one.summary for one in runs])
     return render(
         SHARED / "runs.html",
         standing=f"{len(runs)} runs; this page was made {time_text(now)} by maecli report",
-        rows=[(one.summary.run, _row(one.summary)) for one in runs],
+        titles=("state", "epochs", "loss", "PSNR", *measured.values(), "images/s"),
+        rows=[(one.summary.run, _row(one.summary, tuple(measured))) for one in runs],
         charts=_charts(runs),
         names=[one.summary.run for one in runs],
         settings=list(settings.items())[:MOST_DIFFERING],
@@ -78,13 +81,14 @@ def comparison_page(
     )
 
 
-def _row(one: RunSummary) -> tuple[str, ...]:
+def _row(one: RunSummary, measured: Sequence[str]) -> tuple[str, ...]:
     of = f" of {one.wanted_epochs:,}" if one.wanted_epochs else ""
     return (
         one.state,
         f"{one.epochs:,.4g}{of}",
         _known(one.loss, "{:.4f}"),
         _known(one.psnr, "{:.1f} dB"),
+        *(_known(getattr(one, name), "{:.1%}") for name in measured),
         _known(one.images_per_second, "{:,.0f}"),
     )
 
@@ -98,6 +102,15 @@ def _charts(runs: Sequence[ComparedRun]) -> list[Markup]:
     x_range = x_range_of([*epochs, *(preview.epoch for one in runs for preview in one.log.previews)])
     targets = {one.log.config.get("norm_pix_loss") for one in runs}
     title = "Loss over epochs" if len(targets) == 1 else "Loss over epochs; the targets differ, so compare with care"
+    probed = [
+        chart(
+            f"{words} accuracy of the encoder over epochs",
+            _curves(runs, lambda log, name=name: _of_probes(log, name)),  # type: ignore[misc]
+            x_range=x_range,
+        )
+        for name, words in (("knn", "k-NN"), ("linear", "Linear"))
+        if any(_of_probes(one.log, name) for one in runs)
+    ]
     return [
         chart(
             title,
@@ -111,6 +124,7 @@ def _charts(runs: Sequence[ComparedRun]) -> list[Markup]:
             _curves(runs, lambda log: [(one.epoch, one.psnr) for one in log.previews]),
             x_range=x_range,
         ),
+        *probed,
         chart("Learning rate over epochs", _curves(runs, lambda log: _of_epochs(log, "lr")), x_range=x_range, y_from=0),
         chart(
             "Images a second over epochs",
@@ -119,6 +133,10 @@ def _charts(runs: Sequence[ComparedRun]) -> list[Markup]:
             y_from=0,
         ),
     ]
+
+
+def _of_probes(log: RunLog, name: str) -> list[tuple[float, float]]:
+    return [(one.epoch, value) for one in log.probes if math.isfinite(value := getattr(one, name))]
 
 
 def _of_epochs(log: RunLog, field: str) -> list[tuple[float, float]]:

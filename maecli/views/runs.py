@@ -23,11 +23,14 @@ def runs_table(console: Console, runs: Sequence[RunSummary]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from mae.reporting.runs import accuracies
+
     table = Table(box=None, padding=(0, 2), pad_edge=False)
     table.add_column("run")
     table.add_column("state")
     table.add_column("model")
-    for title in ("epochs", "loss", "PSNR", "images/s", "left", "last line"):
+    measured = accuracies(runs)
+    for title in ("epochs", "loss", "PSNR", *measured.values(), "images/s", "left", "last line"):
         table.add_column(title, justify="right")
     now = time.time()
     for one in runs:
@@ -39,6 +42,7 @@ def runs_table(console: Console, runs: Sequence[RunSummary]) -> None:
             f"{one.epochs:,.4g}{of}",
             _known(one.loss, "{:.4f}"),
             _known(one.psnr, "{:.1f} dB"),
+            *(_known(getattr(one, name), "{:.1%}") for name in measured),
             _known(one.images_per_second, "{:,.0f}"),
             f"{duration(one.seconds_left)}" if one.seconds_left and one.state == "training" else "-",
             f"{duration(max(0.0, now - one.last_line))} ago" if one.last_line is not None else "-",

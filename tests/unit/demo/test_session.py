@@ -13,7 +13,7 @@ from PIL import Image
 from mae.checkpoints import save_checkpoint
 from mae.demo.config import DemoConfig
 from mae.demo.session import KEPT_IMAGES, DemoSession
-from mae.errors import DataError
+from mae.errors import ConfigError, DataError
 from mae.mae import MaskedAutoencoder
 from mae.reconstruction.config import ReconstructConfig
 from mae.reconstruction.run import reconstruct
@@ -91,3 +91,8 @@ def test_grey_with_alpha_and_no_folder(photos: Path, tmp_path: Path) -> None:
     given = session.add((photos / "1.png").read_bytes(), seed=0)
     assert opened(session.reconstruct(given["image"], [0])["reconstruction"]).size == (16, 16)
     assert session.similar(given["image"]) == []
+
+
+def test_a_limit_of_no_images_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--limit 5 is the number of images of DATA to search, and there is no DATA"):
+        DemoConfig(limit=5)

@@ -204,3 +204,26 @@ def test_compare_and_export_hold_logits_against_others(tmp_path: Path, pool: str
     between = compare(CompareConfig(path, checkpoint=tmp_path / "second.pth")).between
     assert between is not None
     assert between.first_beyond == "logits"
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+def test_an_exported_encoder_has_no_head(tmp_path: Path, pool: str) -> None:
+    from mae.checkpoints.classifiers import has_head
+    from mae.evaluation.frozen import Computing, load_encoder
+    from mae.exporting.config import ExportConfig
+    from mae.exporting.run import export
+
+    with seeded(4):
+        model = ImageClassifier(MAEConfig(**SIZES | {"img_size": (16, 16)}), 4, pool=pool, fc_norm=pool == "mean")
+    extra = {"maecli": about_classes(NAMES, pool)}
+    save(tmp_path / "first.pth", checkpoint_document(model.state_dict(), model.config, extra=extra))
+    written = export(ExportConfig(tmp_path / "first.pth", "encoder", out=tmp_path / "encoder.pth"))
+    checkpoint = load_checkpoint(written.out)
+    assert not has_head(checkpoint)
+    assert written.output == "features"
+    assert "classes" not in checkpoint.extra["maecli"]
+    encoder = load_encoder(written.out, Computing(torch.device("cpu"), "fp32"))
+    assert encoder.pools_first == (pool == "mean")
+    class_folders(tmp_path / "images", 1)
+    with pytest.raises(CheckpointError, match="holds no classification head"):
+        predict(config(tmp_path / "images", written.out))

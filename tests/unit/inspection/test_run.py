@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -178,3 +179,24 @@ def test_memory_per_image_is_bounded(tmp_path: Path) -> None:
     arrays = [value for value in vars(tally).values() if isinstance(value, np.ndarray)]
     assert sum(array.nbytes for array in arrays) <= 24.1 * len(tally.source)
     assert tally.result(InspectConfig(data=(tmp_path,)), 0.0).duplicates == 0
+
+
+def test_only_what_is_drawn_becomes_a_thumbnail(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+    thumbnail = Image.Image.thumbnail
+
+    def counted(self: Image.Image, *size: Any) -> None:
+        made.append(size)
+        thumbnail(self, *size)
+
+    monkeypatch.setattr(Image.Image, "thumbnail", counted)
+    assert inspect(InspectConfig((photos,), workers=0)).decoded == 5
+    assert made == []
+    inspect(InspectConfig((photos,), workers=0, images=1, sheet=tmp_path / "sheet.jpg"))
+    assert len(made) == 1
+
+
+def test_a_number_of_images_for_no_sheet_is_refused(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--images 9 is the number of images on a contact sheet or a page"):
+        InspectConfig((photos,), images=9)
+    assert InspectConfig((photos,), sheet=tmp_path / "a.jpg").drawn == 48

@@ -402,3 +402,14 @@ def test_an_animation_of_growing_masks(config: ReconstructConfig, tmp_path: Path
         reconstruct(dataclasses.replace(config, images=(path,), animate=path))
     with pytest.raises(ConfigError, match="--out and --animate are one file"):
         reconstruct(dataclasses.replace(config, out=tmp_path / "one.webp", animate=tmp_path / "one.webp"))
+
+
+def test_an_animation_may_be_as_long_as_its_format_holds(tmp_path: Path) -> None:
+    from mae.reconstruction.animation import write_animation
+
+    frames = [Image.new("RGB", (20_000, 2), colour) for colour in ("red", "blue")]
+    write_animation(tmp_path / "long.gif", frames)
+    with Image.open(tmp_path / "long.gif") as image:
+        assert image.size == (20_000, 2)
+    with pytest.raises(ConfigError, match="20,000 x 2 pixels are more than WEBP can hold"):
+        write_animation(tmp_path / "long.webp", frames)

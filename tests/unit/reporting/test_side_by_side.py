@@ -46,6 +46,32 @@ def test_a_run_without_previews_keeps_its_colour(tmp_path: Path) -> None:
     assert curves.count("curve c0") == 3
 
 
+def test_what_probes_and_tests_measured_is_on_the_page_and_in_the_table(tmp_path: Path) -> None:
+    one, other, third = (write_run(tmp_path / "runs" / name, done=3) for name in ("one", "other", "third"))
+    with (one / "log.jsonl").open("a") as log:
+        for epochs in (0, 2):
+            line = {
+                "epochs": epochs,
+                "step": 8 * epochs,
+                "knn": 0.3 + 0.1 * epochs,
+                "linear": 0.6,
+                "probe_seconds": 1.0,
+            }
+            log.write(json.dumps(line) + "\n")
+    with (other / "log.jsonl").open("a") as log:
+        tested = {"test_accuracy": 0.75, "test_low": 0.7, "test_high": 0.8, "test_images": 40}
+        log.write(json.dumps({"epoch": 2, "step": 24, **tested}) + "\n")
+    report(ReportConfig(run=(one, other), out=tmp_path / "page.html"))
+    page = Page(tmp_path / "page.html")
+    page.check_safe()
+    for words in ("k-NN", "50.0%", "60.0%", "75.0%", "k-NN accuracy of the encoder over epochs", "Linear accuracy"):
+        assert words in page.text
+    table = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["runs", str(tmp_path / "runs")]).stdout
+    assert all(words in table for words in ("k-NN", "linear", "test", "50.0%", "60.0%", "75.0%"))
+    report(ReportConfig(run=(third, third), out=tmp_path / "plain.html"))
+    assert "k-NN" not in Page(tmp_path / "plain.html").text
+
+
 def test_hostile_runs_stay_text(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / (EVIL.replace("/", "|") + str(number)), done=3) for number in range(2)]
     (runs[0] / "config.toml").write_text(f"{json.dumps(EVIL)} = {json.dumps(EVIL)}\n")
