@@ -118,7 +118,9 @@ def main() -> None:
     parser.add_argument("command", nargs="+")
     args = parser.parse_args()
     written = record(args.command, args.columns, args.rows, args.seconds)
-    typed = "\n".join(textwrap.wrap(f"$ {shlex.join(args.command)}", args.columns - 6)).replace("\n", " \\\n    ")
+    typed = "\n".join(textwrap.wrap(f"$ {shlex.join(args.command)}", args.columns - 6, break_on_hyphens=False)).replace(
+        "\n", " \\\n    "
+    )
     args.out.write_text(draw(f"{typed}\n{screen(written)}", args.columns, args.command[0]))
     print(f"wrote {args.out}")
 

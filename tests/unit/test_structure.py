@@ -152,6 +152,23 @@ def test_unit_tests_mirror_the_code() -> None:
         assert any(home.exists() for home in homes), f"{inside} tests no file of mae or maecli"
 
 
+# Functions of the training package that take all settings of a run; others take the values that they need.
+MOST_WITH_ALL_SETTINGS = 30
+
+
+def test_few_functions_take_all_settings_of_a_run() -> None:
+    config = re.compile(r"((Pretrain|Run|Classifier|Finetune|Linprobe)?Config)( \| None)?|Start\[.*\]")
+    found = [
+        f"{module}.{node.name}"
+        for module, path in sources()
+        if module.startswith("mae.training")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+        if any(one.annotation and config.fullmatch(ast.unparse(one.annotation)) for one in node.args.args)
+    ]
+    assert 10 < len(found) <= MOST_WITH_ALL_SETTINGS, found
+
+
 def identifiers(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -296,6 +313,15 @@ def test_the_architecture_page_names_what_is_there() -> None:
 )
 def test_defined(dotted: str, expected: bool) -> None:
     assert is_defined(dotted) is expected
+
+
+def test_every_image_of_the_documents_is_shown_and_says_how_it_is_made() -> None:
+    pages = "".join(page.read_text() for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+    shown = set(re.findall(r"\]\((?:docs/)?images/([\w.-]+)\)", pages))
+    there = {path.name for path in (ROOT / "docs" / "images").iterdir()}
+    table = [line for line in (ROOT / "docs" / "README.md").read_text().splitlines() if line.startswith("| `")]
+    made = {name for line in table for name in re.findall(r"`([\w.-]+)`", line.split("|")[1])}
+    assert there == shown == made
 
 
 def test_the_diagram_is_up_to_date() -> None:
