@@ -1,1 +1,1 @@
-"""What an encoder has learnt, read from frozen features: k-NN, linear, attentive, and figures without labels."""
+"""Evaluation of frozen features: k-NN, linear and attentive probes, and label-free metrics."""

@@ -1,7 +1,8 @@
-"""Efficient Probing (Psomas et al. 2026): learned queries look at the patch tokens, and a linear layer names the image.
+"""Efficient Probing (Psomas et al. 2026): learned queries attend to the patch tokens, and a linear
+layer predicts the class.
 
-Several heads of other learning rates and weight decays are trained side by side on the same batches; the best on
-training images that were held out names the test images.
+Heads with different learning rates and weight decays are trained together on the same batches; the one with the best
+accuracy on held-out training images predicts the test images.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _BETAS, _ADAM_EPS, _BN_EPS = (0.9, 0.999), 1e-8, 1e-6
 
 
 class Tokens(Protocol):
-    """Patch tokens that need not fit into memory."""
+    """Patch tokens of some images, which may be read from the disk."""
 
     def __len__(self) -> int:
         """Images."""
@@ -46,10 +47,10 @@ class AttentiveResult:
 
     Attributes:
         predicted: Classes of the test images, (M,).
-        lr, weight_decay: Of the head that was best on the held-out images.
-        held_out: Its accuracy there; None where there were too few to hold out.
-        held_out_images: How many those were.
-        epochs: That it was trained for.
+        lr, weight_decay: Of the head with the best accuracy on the held-out images.
+        held_out: Accuracy on the held-out images; None if there were too few.
+        held_out_images: Number of held-out images.
+        epochs: Number of training epochs.
     """
 
     predicted: NDArray[np.int64]
@@ -63,14 +64,15 @@ class AttentiveResult:
 class AttentiveHeads:
     """G independent heads: 32 queries, one value projection, batch norm without weights, a linear layer.
 
-    A query's softmax over the patches is ``softmax(q . x / sqrt(D))``; its output is a slice of D / 32 numbers of the
-    value projection of what it looks at. Pooling comes before the projection, which is the same for less work.
+    The attention of a query over the patches is ``softmax(q . x / sqrt(D))``; its output is a slice of D / 32 numbers
+    of the value projection of the attended tokens. Tokens are pooled before they are projected, which gives the same
+    result with less work.
 
     Args:
-        heads: G.
+        heads: G, number of heads.
         dim: D.
         classes: K.
-        generator: Of the first weights, which all heads share.
+        generator: For the initial weights, the same for all heads.
     """
 
     def __init__(self, heads: int, dim: int, classes: int, generator: torch.Generator, device: torch.device) -> None:
@@ -119,7 +121,7 @@ class AttentiveHeads:
 
 
 class _Adam:
-    """AdamW with a learning rate and a decay for each of the stacked heads; biases are not decayed."""
+    """AdamW with a learning rate and weight decay per head; biases are not decayed."""
 
     def __init__(self, parameters: dict[str, Tensor], weight_decays: Tensor) -> None:
         self.parameters = parameters
@@ -158,17 +160,17 @@ def attentive(
     images_seen: int = IMAGES_SEEN,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> AttentiveResult:
-    """Train all heads on nine tenths of the training images, choose by the other tenth, name the test images once.
+    """Train all heads on 90 % of the training images, choose one by the rest, and predict the test images.
 
     Args:
         train, test: Patch tokens.
         labels: (N,) classes of the training images.
-        classes: How many there are.
-        device: Where it is computed.
-        seed: Of weights, order and the tenth.
-        learning_rates, weight_decays: Every pair is a head.
-        images_seen: How many images training looks at, over all epochs; at least 6 and at most 100 epochs.
-        on_step: Told the steps that are done and their number.
+        classes: Number of classes.
+        device: Device and precision.
+        seed: Seed of weights, order and held-out images.
+        learning_rates, weight_decays: There is a head for each pair.
+        images_seen: Number of training images over all epochs; limited to 6 to 100 epochs.
+        on_step: Called with the number of steps done and of all steps.
     """
     grid = [(lr, decay) for lr in learning_rates for decay in weight_decays]
     parts = tenths(labels, seed)[:1]
@@ -228,7 +230,7 @@ def _schedule(step: int, total: int) -> float:
 
 
 def _predict(heads: AttentiveHeads, tokens: Tokens, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Every head's answers, (len(rows), G)."""
+    """Predicted class of each head, (len(rows), G)."""
     answers = [
         heads.logits(tokens.take(rows[start : start + BATCH]).to(heads.mean.device).float()).argmax(dim=2).cpu().numpy()
         for start in range(0, len(rows), BATCH)

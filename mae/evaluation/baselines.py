@@ -18,10 +18,10 @@ LARGEST_SIDE = 16  # pixels; 768 numbers of colour, no worse for any of the prob
 
 
 class PixelExtractor:
-    """An image as few pixels: its mean over a grid of at most 16 x 16, normalised.
+    """Pixels as features: the normalised image, averaged over a grid of at most 16 x 16 cells.
 
     Args:
-        image_size: The frame, (rows, columns).
+        image_size: (rows, columns) that images are resized and cropped to.
         in_chans: Channels.
     """
 
@@ -34,7 +34,7 @@ class PixelExtractor:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that its features depend on, but for the images and their frame."""
+        """Everything that the features depend on, except the images and their size."""
         return {"pixels": list(self.size), "in_chans": self.in_chans}
 
     @property
@@ -50,14 +50,14 @@ class PixelExtractor:
 
 
 def whiten(train: Tensor, test: Tensor, components: int) -> tuple[Tensor, Tensor]:
-    """Both along the training images' first principal components, each divided by its std.
+    """Project both on the first principal components of the training images, each divided by its std.
 
     Args:
         train, test: (N, D), (M, D).
-        components: At most so many.
+        components: Maximum number of components.
 
     Returns:
-        (N, R), (M, R), where R is ``components`` or as many as there are with any variance.
+        (N, R), (M, R), where R is ``components`` or the number of components with non-zero variance, if smaller.
     """
     mean = train.mean(dim=0)
     centred = (train - mean).double()

@@ -1,4 +1,4 @@
-"""What ``embed`` and ``evaluate`` are asked for. Standard library only."""
+"""Settings of ``embed``, ``evaluate`` and ``predict``. Standard library only."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _IMAGE_SIZE_HELP = "Image size in pixels, S or HxW; position embeddings are adap
 
 @dataclasses.dataclass(frozen=True)
 class EmbedConfig:
-    """Which images, which encoder, and what of its output is written where."""
+    """Settings of ``embed``."""
 
     data: tuple[Path, ...] = option(
         dataclasses.MISSING,
@@ -105,10 +105,10 @@ _PROBES = "Probes"
 
 
 def parse_fractions(value: Any) -> tuple[float, ...]:
-    """Shares of the labels: numbers, or texts of numbers with spaces or commas between them.
+    """Parse fractions: numbers, or strings of numbers separated by spaces or commas.
 
     Raises:
-        ValueError: Anything else, or a number that is no share.
+        ValueError: Anything else, or a number outside (0, 1].
     """
     items = list(value) if isinstance(value, list | tuple) else [value]
     words = [word for item in items for word in (item.replace(",", " ").split() if isinstance(item, str) else [item])]
@@ -123,7 +123,7 @@ def parse_fractions(value: Any) -> tuple[float, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-    """Which labelled images, which encoders, and what is asked of their features."""
+    """Settings of ``evaluate``."""
 
     data: Path = option(
         dataclasses.MISSING,
@@ -183,7 +183,7 @@ class EvaluateConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PredictConfig:
-    """Which images, and which classifier."""
+    """Settings of ``predict``."""
 
     images: tuple[Path, ...] = option(
         dataclasses.MISSING,

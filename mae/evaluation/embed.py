@@ -37,9 +37,9 @@ class EmbedResult(Drawn):
         shape: Of one image's features: (D,), or (L, D) for patches.
         dtype: Of the features.
         classes: Names of the class folders; empty where there are none.
-        kept: Images whose features an earlier, interrupted command had left.
+        kept: Number of images whose features were on the disk from an interrupted command.
         skipped: (name, reason) of images that could not be read.
-        notes: What a user should know.
+        notes: Messages for the user.
     """
 
     out: Path
@@ -69,15 +69,15 @@ class EmbedResult(Drawn):
 def embed(config: EmbedConfig, on_progress: Callable[[Progress], None] = lambda progress: None) -> EmbedResult | None:
     """Compute the features of whole images, unmasked, and write them with names and labels.
 
-    Parts are kept in a folder beside the file until it is whole, so an interrupted command goes on where it was.
+    Parts are kept in a folder beside the file until it is complete, so an interrupted command resumes.
     Processes that torchrun starts share the parts.
 
     Args:
         config: What to do.
-        on_progress: Told how far it is, in the first process.
+        on_progress: Called with the progress, in the first process.
 
     Returns:
-        What was written; None in all processes but the first.
+        The result in the first process, None in the others.
 
     Raises:
         ConfigError: Settings that cannot be used.
@@ -180,5 +180,5 @@ def _embed(
 
 
 def parts_folder(out: Path) -> Path:
-    """Where the parts of a file are kept until it is whole."""
+    """Folder of the parts of a file until it is complete."""
     return out.with_name(f"{out.name}.parts")

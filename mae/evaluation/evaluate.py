@@ -1,4 +1,4 @@
-"""From labelled images and checkpoints to numbers that can be trusted."""
+"""Evaluate frozen features of checkpoints on labelled images."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ FEW_TEST_IMAGES = 1000
 
 @obeys_offline
 def evaluate(config: EvaluateConfig, on_progress: Callable[[Progress], None] = lambda progress: None) -> EvaluateResult:
-    """Ask frozen features what they know of labelled images.
+    """Evaluate frozen features with probes on labelled images.
 
-    Features are computed once and kept on disk. Every choice (a penalty, a learning rate, the view of the headline)
-    is made on training images that are held out; the test images are named once by each probe.
+    Features are computed once and cached on disk. Every choice (penalty, learning rate, view of the headline) is made
+    on held-out training images; each probe predicts the test images once.
 
     Args:
         config: What to do.
-        on_progress: Told how far it is.
+        on_progress: Called with the progress.
 
     Raises:
         ConfigError: Settings that cannot be used.
@@ -114,12 +114,12 @@ def evaluate(config: EvaluateConfig, on_progress: Callable[[Progress], None] = l
 
 
 def _probe_device(device: torch.device) -> torch.device:
-    """Where the probes are solved: some of it is float64, which an Apple GPU does not compute."""
+    """Device of the probes: not an Apple GPU, which has no float64."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
 def _refuse_several_processes() -> None:
-    """Every process would do the same.
+    """Refuse to run in several processes, which would all do the same.
 
     Raises:
         ConfigError: Torchrun started several.
@@ -161,7 +161,7 @@ def _write_page(
 
 
 def _encoders(config: EvaluateConfig, computing: Computing) -> list[tuple[str, FrozenEncoder]]:
-    """Those asked for, and for each architecture among them a fresh one."""
+    """The encoders of the checkpoints, and an untrained one for each architecture."""
     paths: list[Path | None] = list(dict.fromkeys(config.checkpoint)) or [None]
     loaded = [load_encoder(path, computing, image_size=config.image_size, layer=config.layer) for path in paths]
     encoders = [("checkpoint", encoder) for encoder in loaded]
@@ -186,10 +186,10 @@ def _skipped(scan: ImageScan, features: FeatureSet) -> list[tuple[str, str]]:
 
 
 def _check_classes(split: Split, features: FeatureSet, where: str) -> None:
-    """Every class must be left with images that teach and that test.
+    """Check that every class has readable training and test images.
 
     Raises:
-        DataError: A class has none that can be read.
+        DataError: A class has none.
     """
     for part, labels in (("training", features.train_labels), ("test", features.test_labels)):
         counts = np.bincount(labels, minlength=len(split.classes))
@@ -219,7 +219,7 @@ def _small_print(config: EvaluateConfig, features: FeatureSet, classes: int) -> 
 
 @dataclasses.dataclass
 class _Best:
-    """The linear probe that the held-out images like best."""
+    """The linear probe with the best held-out accuracy so far."""
 
     kept: Kept
     view: View
@@ -228,7 +228,7 @@ class _Best:
 
 
 class _Asked:
-    """All probes of all features."""
+    """Runs all probes on all features."""
 
     def __init__(
         self,
@@ -249,7 +249,7 @@ class _Asked:
         self.total = sum(len(one.views) + (one.patches is not None) if one.encoder else 2 for one in features.kept)
 
     def rows(self) -> list[Row]:
-        """In the order of a table: encoders as given, then the baselines."""
+        """Rows of the table: encoders as given, then the baselines."""
         rows = []
         self.on_progress(Progress("probing", 0, self.total, unit="kinds of features"))
         for one in self.features.kept:
@@ -310,7 +310,7 @@ class _Asked:
         return Scores(share, len(rows), neighbours, fitted, None)
 
     def _compare(self, candidate: _Best) -> None:
-        """Keep the first checkpoint's view that is best on images that were held out, not on the test images."""
+        """Keep the view of the first checkpoint that is best on held-out images (not on test images)."""
         if candidate.kept is not self.features.kept[0]:
             return
         if self.best is None or (candidate.result.held_out or 0) > (self.best.result.held_out or 0):
@@ -352,11 +352,11 @@ class _Asked:
         self.on_progress(Progress("probing", self.done, self.total, unit="kinds of features"))
 
     def shown_view(self) -> View:
-        """What a page shows: the view of the headline, or where there is none the last."""
+        """The view that the page shows: that of the headline, else the last one."""
         return self.best.view if self.best else self.features.kept[0].views[-1]
 
     def headline(self) -> Headline | None:
-        """The number for a first line, and what is behind it."""
+        """The headline result."""
         if self.best is None:
             return None
         truth, predicted = self.features.test_labels, self.best.result.predicted

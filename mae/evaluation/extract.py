@@ -1,4 +1,4 @@
-"""One pass over the images for all features that are wanted of them and not on disk yet."""
+"""Compute all features that are not on the disk yet in one pass over the images."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from mae.io.text import shown
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a stage is.
+    """Progress of a stage.
 
     Attributes:
-        stage: What is being done, for people.
-        done, total: Images, or what ``unit`` says.
-        kept: Of those done, how many were on disk before.
+        stage: Name of the stage, for messages.
+        done, total: Numbers of images, or of ``unit``.
+        kept: How many of ``done`` were on the disk before.
     """
 
     stage: str
@@ -39,21 +39,21 @@ class Progress:
 
 
 class Extractor(Protocol):
-    """Turns images into rows of arrays."""
+    """Computes arrays with one row per image."""
 
     name: str
 
     def arrays(self, imgs: Tensor, indices: Sequence[int]) -> Mapping[str, NDArray[Any]]:
-        """(B, C, H, W) uint8 and their numbers -> arrays by name, of B rows or of those that are wanted."""
+        """(B, C, H, W) uint8 and their numbers in the source -> arrays by name, with B rows or fewer."""
 
 
 class ViewExtractor:
     """Views of a frozen encoder.
 
     Args:
-        encoder: Whose.
-        views: Which, with the type that each is kept in.
-        with_patches: (N,), whether patches of an image are kept; of all if None.
+        encoder: The encoder.
+        views: Views to compute, with the dtype of each on the disk.
+        with_patches: (N,), whether to store patch tokens of an image; None for all.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class ViewExtractor:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Whose features go where, and which parts of them are to be computed here."""
+    """An extractor, the store of its features, and the parts to compute in this process."""
 
     extractor: Extractor
     store: PartStore
@@ -107,15 +107,15 @@ def extract(
 
     Args:
         dataset: The images.
-        jobs: What is made of them.
-        computing: Where it is computed.
-        batch_size, workers: Of the loader.
-        on_progress: Told how far it is.
-        stage: What that is called.
-        kept: Images that were done before.
+        jobs: The features to compute.
+        computing: Device and precision.
+        batch_size, workers: Batch size and number of loader processes.
+        on_progress: Called with the progress.
+        stage: Name of this stage.
+        kept: Number of images done before.
 
     Returns:
-        Seconds that were spent in the extractors, without decoding and writing.
+        Seconds spent in the extractors, without decoding and writing.
 
     Raises:
         DataError: A loader process died, or a part cannot be written.
@@ -159,7 +159,7 @@ def extract(
 
 
 class _Collected:
-    """A part's rows so far."""
+    """Rows of a part, collected over batches."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -184,15 +184,15 @@ class _Collected:
 
 
 def check_unreadable(skipped: Sequence[tuple[str, str]], images: int, most: float) -> None:
-    """Refuse where too many images cannot be read.
+    """Check the number of unreadable images.
 
     Args:
         skipped: (name, reason) of those.
-        images: How many there are in all.
-        most: The largest share that is put up with.
+        images: Number of all images.
+        most: Largest allowed fraction.
 
     Raises:
-        DataError: There are more, or none is left.
+        DataError: More are unreadable, or all are.
     """
     if skipped and (len(skipped) > most * images or len(skipped) >= images):
         name, reason = skipped[0]

@@ -1,4 +1,4 @@
-"""The features of a labelled data set, computed once and kept on disk."""
+"""Features of labelled images, computed once and cached on disk."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ MOST_CACHED_BYTES = 20e9  # of the default folder; what was used last is kept
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """One encoder's or the pixels' features of the images that are used.
+    """Cached features of an encoder or of pixels.
 
     Attributes:
-        name: Of whom.
+        name: Name of the encoder or baseline.
         kind: "checkpoint", "untrained" or "pixels".
-        encoder: Whose; None for pixels.
-        store: Where they are.
-        views: What there is of each image, without patches.
-        patches: The view of patches, where they were kept.
+        encoder: The encoder; None for pixels.
+        store: Files of the arrays.
+        views: Available views, without patches.
+        patches: The view of patch tokens, if stored.
     """
 
     name: str
@@ -56,11 +56,11 @@ class FeatureSet:
     """Features of training and test images, and their labels.
 
     Args:
-        kept: Where the features are.
-        split: Which images teach and test, as numbers in the source.
-        used: Numbers in the source of the images that the features are of, in order.
-        with_patches: (len(used),), whether patches were kept of them.
-        seconds: Spent in forward passes.
+        kept: The cached features.
+        split: Which images train and test, as numbers in the source.
+        used: Numbers in the source of the images with features, ascending.
+        with_patches: (len(used),), whether their patch tokens are stored.
+        seconds: Duration of the forward passes.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class FeatureSet:
     def _readable(
         self, images: NDArray[np.int64], labels: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Places in ``used`` of those that have features, and their labels."""
+        """Indices into ``used`` of images with features, and their labels."""
         places = np.searchsorted(self.used, images)
         there = self.row_of[places] >= 0
         return places[there], labels[there]
@@ -95,19 +95,19 @@ class FeatureSet:
         return whole[self.row_of[self.train]], whole[self.row_of[self.test]]
 
     def patches(self, kept: Kept) -> PatchTokens:
-        """Patch tokens by places in ``used``."""
+        """Patch tokens by index into ``used``."""
         assert kept.patches is not None
         return PatchTokens(kept.store, kept.patches.name, self.row_of, self.with_patches)
 
 
 class PatchTokens:
-    """Patch tokens of images, read from their files when asked for.
+    """Patch tokens that are read from files on demand.
 
     Args:
-        store: Where they are.
-        name: Of the array.
-        row_of: (U,), an image's row among the readable ones, or -1.
-        with_patches: (U,), whether its tokens were kept.
+        store: Files of the arrays.
+        name: Name of the array.
+        row_of: (U,), row of an image among the readable ones, or -1.
+        with_patches: (U,), whether its tokens are stored.
     """
 
     def __init__(self, store: PartStore, name: str, row_of: NDArray[np.int64], with_patches: NDArray[np.bool_]) -> None:
@@ -135,7 +135,7 @@ class PatchTokens:
 
 
 class ChosenTokens:
-    """Tokens of some images, numbered from 0."""
+    """Patch tokens of some images, renumbered from 0."""
 
     def __init__(self, tokens: PatchTokens, images: NDArray[np.int64]) -> None:
         self._tokens = tokens
@@ -157,18 +157,18 @@ def keep_features(
     computing: Computing,
     on_progress: Callable[[Progress], None],
 ) -> tuple[FeatureSet, tuple[str, ...]]:
-    """Compute what is not on disk yet, each image decoded once for encoders of one frame.
+    """Compute the features that are not on the disk yet; each image is decoded once per image size.
 
     Args:
-        config: What was asked for.
+        config: Settings.
         source: All images.
-        split: Those that are used.
+        split: The images to use.
         encoders: (kind, encoder).
-        computing: Where it is computed.
-        on_progress: Told how far it is.
+        computing: Device and precision.
+        on_progress: Called with the progress.
 
     Returns:
-        The features, and what a user should know.
+        The features, and messages for the user.
     """
     used = np.sort(np.concatenate([split.train, split.test]))
     images = Subset(source, used)
@@ -241,7 +241,7 @@ def _store(top: Path, settings: Mapping[str, Any], images: int) -> PartStore:
 def _with_patches(
     config: EvaluateConfig, split: Split, used: NDArray[np.int64], encoders: Sequence[FrozenEncoder]
 ) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
-    """Of which images patches are kept, within the room for them; all encoders get the same."""
+    """Choose the images whose patch tokens are stored, within the limit of space; the same for all encoders."""
     chosen = np.zeros(len(used), dtype=bool)
     if "attentive" not in config.probe:
         return chosen, ()
@@ -262,7 +262,7 @@ def _with_patches(
 
 
 def prune(top: Path, in_use: set[Path], most: float) -> None:
-    """Delete the features that were not used for the longest time, until the others take less than ``most`` bytes."""
+    """Delete the least recently used features until the rest takes less than ``most`` bytes."""
     try:
         found = sorted((entry for entry in top.iterdir() if entry.is_dir()), key=lambda entry: -entry.stat().st_mtime)
         total = 0.0

@@ -1,4 +1,4 @@
-"""A frozen encoder: it never masks, and returns all kinds of features in one pass."""
+"""A frozen encoder, which sees all patches and returns all kinds of features in one forward pass."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FINE_TUNED_NOTE = "it was fine-tuned with labels, so its features are not those 
 
 
 class View(NamedTuple):
-    """What is made of the encoder's tokens: "cls", "mean" or "patches", and "none" or "final" norm."""
+    """Pooling of the tokens ("cls", "mean" or "patches"), and norm before it ("none" or "final")."""
 
     pool: str
     norm: str
@@ -43,7 +43,7 @@ class View(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Computing:
-    """On what features are computed, and how exactly."""
+    """Device and precision of the forward passes."""
 
     device: torch.device
     precision: str
@@ -53,13 +53,13 @@ class FrozenEncoder:
     """Features of whole images (Paper: Section 4, "frozen features").
 
     Args:
-        name: What people call it.
-        model: Its decoder is dropped.
+        name: Name for messages.
+        model: The model; its decoder is removed.
         computing: Device and precision.
-        layer: The block whose output is read, counted from 1; None for the last.
-        fc_norm: The norm of a file fine-tuned on the mean of patches, (weight, bias). It takes the final norm's
-            place, and comes after the pooling.
-        notes: What a user should be told.
+        layer: Block whose output is used, from 1; None for the last.
+        fc_norm: (weight, bias) of the norm of a model fine-tuned on the mean of patches. It replaces the final norm,
+            and is applied after pooling.
+        notes: Messages for the user.
 
     Raises:
         ConfigError: There is no such block.
@@ -92,12 +92,12 @@ class FrozenEncoder:
             self._norm.requires_grad_(False).to(computing.device)
 
     def has(self, view: View) -> bool:
-        """Whether it has this view: a norm that comes after the pooling is for the mean alone."""
+        """Whether it has this view; a norm after pooling exists for the mean only."""
         return not (self.pools_first and view.norm == "final" and view.pool != "mean")
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that its features depend on, but for the images."""
+        """Everything that the features depend on, except the images."""
         return {
             "weights": self._digest(),
             "image_size": list(self.config.img_size),
@@ -173,11 +173,11 @@ def load_encoder(
     image_size: tuple[int, int] | None = None,
     layer: int | None = None,
 ) -> FrozenEncoder:
-    """The encoder of a checkpoint of any kind; without a path that of ``load_checkpoint_or_default``.
+    """Load the encoder of a checkpoint; without a path that of ``load_checkpoint_or_default``.
 
     Raises:
-        CheckpointError: There is no such file, or it holds no encoder that can be used.
-        ConfigError: It cannot take such images.
+        CheckpointError: The file is missing or has no usable encoder.
+        ConfigError: It does not support the image size.
     """
     checkpoint = load_checkpoint_or_default(path)
     name = shown(path or (BUILTIN if checkpoint.is_builtin else DEFAULT_RUN))
@@ -192,7 +192,7 @@ def load_encoder(
 
 
 def untrained_encoder(config: MAEConfig, computing: Computing, *, layer: int | None = None, seed: int) -> FrozenEncoder:
-    """The same architecture with fresh weights: what ``pretrain`` with this seed starts from."""
+    """The same architecture with the initial weights of ``pretrain`` with this seed."""
     with seeded(derive_seed(seed, "weights")):
         model = create_model(config)
     return FrozenEncoder("untrained", model, computing, layer=layer)

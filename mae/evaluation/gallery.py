@@ -1,4 +1,4 @@
-"""What a page about features shows of the images themselves: neighbours, and all of them as points."""
+"""The images on the page of ``evaluate``: nearest neighbours, and a plot of the features."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SIDE, _JPEG_QUALITY = 96, 80
 
 
 class Thumbnail(NamedTuple):
-    """An image as the encoder saw it, and its class."""
+    """A small copy of an image, and its class."""
 
     name: str
     label: int
@@ -49,7 +49,7 @@ class Gallery(NamedTuple):
     """Strips and points of one view.
 
     Attributes:
-        explained: Shares of the variance along the two axes.
+        explained: Fraction of the variance along each of the two axes.
     """
 
     strips: tuple[Strip, ...]
@@ -68,14 +68,14 @@ def make_gallery(
     *,
     seed: int,
 ) -> Gallery:
-    """Choose test images of all classes alike, look for their neighbours, and draw all by principal components.
+    """Choose test images of every class, find their neighbours, and project the features on two principal components.
 
     Args:
         dataset: Of the images.
         train, test: (N, D), (M, D) features.
         train_images, test_images: Their numbers in the dataset.
         train_labels, test_labels: Their classes.
-        seed: Chooses.
+        seed: Seed of the choice.
     """
     chosen = _of_each_class(test_labels, STRIPS, seed)
     found = knn(
@@ -103,7 +103,7 @@ def _of_each_class(labels: NDArray[np.int64], most: int, seed: int) -> NDArray[n
 
 
 def _thumbnail(dataset: EvalDataset, index: int, label: int) -> Thumbnail | None:
-    """Decoded and encoded again: nothing else of the file is kept. None where it can be read no more."""
+    """Decode an image and encode it again, so that nothing else of the file is kept; None if it is unreadable."""
     pixels = dataset[index].image
     if pixels is None:
         return None

@@ -1,4 +1,4 @@
-"""Weighted k-nearest neighbours (Wu et al. 2018, as DINO evaluates), to the last decision."""
+"""Weighted k-nearest neighbours (Wu et al. 2018, as in DINO), independent of rounding."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SIMILARITY_ERROR = 4e-6
 
 
 class Neighbours(NamedTuple):
-    """What the nearest training images say.
+    """Predictions by the nearest training images.
 
     Attributes:
         predicted: By k, the class of each test image, (M,).
@@ -41,16 +41,16 @@ def knn(
 ) -> Neighbours:
     """Let the k most similar training images vote, each with exp(cosine similarity / temperature).
 
-    Similarities are computed in float32, chunk by chunk; every test image whose vote could fall otherwise by the
-    rounding of that is decided again in float64. Equal votes go to the class of the lower number.
+    Similarities are computed in float32, in chunks. Test images whose vote could change by rounding are decided again
+    in float64. Ties go to the class with the lower number.
 
     Args:
         train, test: (N, D), (M, D) features; they are normalised here.
         labels: (N,) classes of the training images.
-        classes: How many there are.
-        ks: Numbers of neighbours; those above N are left out, but for the smallest, which becomes N.
-        temperature: T.
-        strip: How many neighbours of each test image are told.
+        classes: Number of classes.
+        ks: Numbers of neighbours; those above N are dropped, but at least the smallest is used, as N.
+        temperature: Temperature of the weights.
+        strip: Number of neighbours to return for each test image.
     """
     ks = usable_ks(ks, len(train))
     train = F.normalize(train.float(), dim=1)
@@ -73,7 +73,7 @@ def knn(
 
 
 def usable_ks(ks: Sequence[int], images: int) -> tuple[int, ...]:
-    """Those that there are enough training images for; at least one."""
+    """The numbers of neighbours that the training images suffice for; at least one."""
     return tuple(k for k in sorted(set(ks)) if k <= images) or (images,)
 
 
@@ -88,7 +88,7 @@ def _votes(similarity: Tensor, labels: Tensor, classes: int, temperature: float)
 def _decide(
     similarity: Tensor, labels: Tensor, classes: int, ks: Sequence[int], temperature: float
 ) -> tuple[dict[int, Tensor], Tensor]:
-    """The winners by k, and which rows are so close that rounding may have decided them."""
+    """Predicted classes by k, and which rows are so close that rounding may have decided them."""
     decided = {}
     doubtful = torch.zeros(len(similarity), dtype=torch.bool, device=similarity.device)
     for k in ks:

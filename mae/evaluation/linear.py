@@ -38,7 +38,7 @@ class LinearResult:
         predicted: Classes of the test images, (M,).
         penalty: The L2 penalty of the mean loss, lambda / 2 |W|^2; C of scikit-learn is 1 / (lambda N).
         held_out: Accuracy on the training images that were held out to choose it; None where there were too few.
-        held_out_images: How many those were.
+        held_out_images: Number of held-out images.
     """
 
     predicted: NDArray[np.int64]
@@ -56,16 +56,16 @@ def linear(
     seed: int = 0,
     penalties: Sequence[float] = PENALTIES,
 ) -> LinearResult:
-    """Choose a penalty on held-out tenths of the training images, fit again on all, name the test images once.
+    """Choose a penalty on held-out training images, fit again on all of them, and predict the test images.
 
-    Features are standardised by the training images. The test features are used for nothing but the answer.
+    Features are standardised with mean and std of the training images.
 
     Args:
         train, test: (N, D), (M, D) features.
         labels: (N,) classes of the training images.
-        classes: How many there are.
-        seed: Chooses the tenths.
-        penalties: To choose from.
+        classes: Number of classes.
+        seed: Seed of the held-out images.
+        penalties: Penalties to choose from.
     """
     mean = train.mean(dim=0)
     scale = train.std(dim=0, correction=0).clamp_min(1e-6 * float(train.abs().max()) + 1e-12)
@@ -79,9 +79,9 @@ def linear(
 
 
 def tenths(labels: NDArray[np.int64], seed: int) -> list[NDArray[np.bool_]]:
-    """Parts of the training images that choose, each about a tenth of every class; none where every class has one.
+    """Held-out parts of the training images, each about a tenth of every class; none if every class has one image.
 
-    One tenth where that is many images; for few, several disjoint ones, whose answers are counted together.
+    One part if that is many images, else several disjoint ones, whose predictions are counted together.
     """
     place = np.zeros(len(labels), dtype=np.int64)  # each image's tenth
     for number in np.unique(labels):
@@ -109,7 +109,7 @@ def _choose(
     penalties: Sequence[float],
     spectrum: Tensor,
 ) -> tuple[float, tuple[Tensor, Tensor] | None, float | None, int]:
-    """The penalty, weights that it had, and the accuracy on how many images that chose it."""
+    """The chosen penalty, its weights, its held-out accuracy, and the number of held-out images."""
     chosen = np.arange(len(labels))
     if len(labels) > MOST_TO_CHOOSE_BY:
         chosen = stratified(labels, MOST_TO_CHOOSE_BY / len(labels), seed, "choosing")
@@ -136,9 +136,9 @@ def _choose(
 def _solve_all(
     features: Tensor, labels: Tensor, classes: int, penalties: Sequence[float], spectrum: Tensor
 ) -> list[tuple[Tensor, Tensor]]:
-    """``solve`` for as many penalties at a time as there is room for; weights (1, R, K) and bias (1, K) of each.
+    """Call ``solve`` for as many penalties at a time as fit into memory; weights (1, R, K) and bias (1, K) of each.
 
-    From zero: what was found without another tenth has seen this one, and a solver that stops early remembers it.
+    Starts at zero: a solution for another held-out part was trained on this one, and the solver may stop early.
     """
     size = max(1, _MOST_WEIGHTS // (features.shape[1] * classes))
     found = []
@@ -151,7 +151,7 @@ def _solve_all(
 
 @dataclasses.dataclass(frozen=True)
 class _Basis:
-    """The features' principal axes, in which a penalty on weights is the same and the curvature is diagonal.
+    """The principal axes of the features. The rotation keeps the L2 penalty and makes the curvature nearly diagonal.
 
     Attributes:
         axes: (D, R), those with any variance.
@@ -181,10 +181,10 @@ def solve(
     start: tuple[Tensor, Tensor] | None = None,
     least_gain: float = TO_ANSWER,
 ) -> tuple[Tensor, Tensor]:
-    """Minimise mean cross-entropy + penalty / 2 * |W|^2 for G penalties side by side, by L-BFGS.
+    """Minimise mean cross-entropy + penalty / 2 * |W|^2 for G penalties at once by L-BFGS.
 
-    One product with the features serves all problems; each has a history and a step of its own. The first guess of
-    the inverse Hessian is exact up to the softmax: 1 / (spectrum / 2 + penalty).
+    One product with the features serves all problems; each has its own history and step size. The initial inverse
+    Hessian is 1 / (spectrum / 2 + penalty).
 
     Args:
         features: (N, R), along their principal axes.
@@ -192,8 +192,8 @@ def solve(
         classes: K.
         penalties: G of them.
         spectrum: (R,), mean squares of the columns of ``features``.
-        start: (G, R, K), (G, K) to begin with; zeros if None.
-        least_gain: A step that gains less than this share of the loss is the last.
+        start: Initial weights (G, R, K) and biases (G, K); zeros if None.
+        least_gain: Stop when a step reduces the loss by less than this fraction.
 
     Returns:
         Weights (G, R, K) and biases (G, K).
@@ -284,7 +284,7 @@ def _dot(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _direction(gradient: Tensor, history: Sequence[tuple[Tensor, Tensor, Tensor]], inverse: Tensor) -> Tensor:
-    """L-BFGS's two loops, for all problems at once."""
+    """The two-loop recursion of L-BFGS for all problems at once."""
     out = gradient.clone()
     alphas = []
     for step, change, weight in reversed(history):
@@ -300,7 +300,7 @@ def _direction(gradient: Tensor, history: Sequence[tuple[Tensor, Tensor, Tensor]
 def _search(
     problem: _Problem, x: Tensor, value: Tensor, gradient: Tensor, direction: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Halve each problem's step until its value falls as the slope promises; one that cannot stays where it is."""
+    """Backtracking line search: halve each step until the Armijo condition holds; otherwise keep the point."""
     slope = _dot(direction, gradient)
     size = torch.ones_like(slope)
     best_x, best_value, best_gradient = x, value, gradient

@@ -1,4 +1,4 @@
-"""Figures that need no training: intervals of an accuracy, and two of features without labels."""
+"""Confidence intervals of accuracies, and two label-free metrics of features."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ FIRST_EIGENVALUE, LAST_EIGENVALUE = 11, 100  # of the fit, counted from 1
 
 
 def accuracy(predicted: NDArray[np.int64], truth: NDArray[np.int64]) -> Accuracy:
-    """Of predicted classes, (M,) each."""
+    """Accuracy with its interval, from predicted and true classes, (M,) each."""
     right, total = int((predicted == truth).sum()), len(truth)
     low, high = wilson(right, total)
     return Accuracy(right / total, low, high)
 
 
 def wilson(right: int, total: int, z: float = Z_95) -> tuple[float, float]:
-    """Wilson's score interval of a share."""
+    """Wilson's 95 % score interval of a proportion."""
     share, weight = right / total, z * z / total
     centre = (share + weight / 2) / (1 + weight)
     half = z / (1 + weight) * math.sqrt(share * (1 - share) / total + weight / (4 * total))
@@ -40,7 +40,7 @@ def rank_me(features: Tensor, *, seed: int = 0) -> float:
 
     Args:
         features: (N, D).
-        seed: Chooses rows where there are more.
+        seed: Seed of the choice of rows, if there are more.
 
     Returns:
         Between 1 and the smaller of N and D.
@@ -54,7 +54,7 @@ def alpha_req(features: Tensor, *, seed: int = 0) -> float | None:
     """How fast the eigenvalues of the features' covariance fall (alpha-ReQ, Agrawal et al. 2022); near 1 is good.
 
     The negative slope of a straight line through (ln i, ln lambda_i), by least squares over i = 11 ... 100, or fewer
-    where there are fewer; over all for features of less than 22 numbers.
+    where there are fewer; over all of them for features with less than 22 dimensions.
 
     Returns:
         None where fewer than three eigenvalues are positive.
@@ -78,7 +78,7 @@ def _at_most(features: Tensor, seed: int) -> Tensor:
 
 
 def _eigenvalues(features: Tensor, *, centred: bool) -> Tensor:
-    """Of X^T X (or the covariance), rising, float64, at least 0; as many as the smaller side of X."""
+    """Eigenvalues of X^T X (or the covariance), ascending, float64, non-negative; min(N, D) of them."""
     exact = features.double()
     if centred:
         exact = (exact - exact.mean(dim=0)) / math.sqrt(max(1, len(exact) - 1))

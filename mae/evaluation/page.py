@@ -1,4 +1,4 @@
-"""What ``evaluate`` found as one page that needs nothing but itself."""
+"""The result of ``evaluate`` as a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ MOST_NAMES = 24  # classes that a legend names
 
 
 def page(result: EvaluateResult, gallery: Gallery, view: str, now: float) -> str:
-    """The whole document.
+    """The page as HTML.
 
     Args:
-        result: What was measured.
-        gallery: Of one view of the first checkpoint.
-        view: Which, in words.
-        now: When the page is made, seconds since 1970.
+        result: The result.
+        gallery: Images for one view of the first checkpoint.
+        view: Name of that view.
+        now: Time of writing, seconds since 1970.
     """
     headline = result.headline
     return render(
@@ -95,7 +95,7 @@ def _worst(headline: Headline) -> list[dict[str, Any]]:
 
 
 def _pairs(headline: Headline) -> list[dict[str, Any]]:
-    """Of many classes, those that are taken for each other most."""
+    """The most frequent confusions, for many classes."""
     pairs = sorted(
         (
             (count, row, column)

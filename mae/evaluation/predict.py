@@ -1,4 +1,4 @@
-"""Name the classes of images with a fine-tuned classifier."""
+"""Predict the classes of images with a fine-tuned classifier."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ MOST_KEPT = 50  # predictions of a result whose table is in a file
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """One image's likeliest classes.
+    """The most probable classes of an image.
 
     Attributes:
         image: Its name.
-        classes: (name, probability), the likeliest first.
+        classes: (name, probability), most probable first.
     """
 
     image: str
@@ -50,12 +50,12 @@ class PredictResult(Drawn):
     """What was found.
 
     Attributes:
-        checkpoint: The file that named the classes.
-        images: How many were named.
+        checkpoint: File of the classifier.
+        images: Number of classified images.
         predictions: In the order of the images; with ``out``, which has them all, the first 50.
         out: The table that was written.
         skipped: (name, reason) of images that could not be read.
-        notes: What a user should know.
+        notes: Messages for the user.
     """
 
     checkpoint: Path
@@ -77,11 +77,11 @@ class PredictResult(Drawn):
 
 @obeys_offline
 def predict(config: PredictConfig, on_progress: Callable[[Progress], None] = lambda progress: None) -> PredictResult:
-    """Name the likeliest classes of images, of whole folders and of archives.
+    """Predict the most probable classes of images, given as files, folders or archives.
 
     Args:
         config: What to do.
-        on_progress: Told how far it is.
+        on_progress: Called with the progress.
 
     Raises:
         ConfigError: Settings that cannot be used.
@@ -139,10 +139,10 @@ def predict(config: PredictConfig, on_progress: Callable[[Progress], None] = lam
 
 
 def _refuse_not_finite(checkpoint: Path, logits: Tensor, names: Sequence[str]) -> None:
-    """Refuse answers that are no numbers.
+    """Refuse non-finite logits.
 
     Raises:
-        CheckpointError: There are some.
+        CheckpointError: A logit is non-finite.
     """
     bad = (~logits.isfinite().all(dim=1)).nonzero().flatten().tolist()
     if bad:
@@ -153,7 +153,7 @@ def _refuse_not_finite(checkpoint: Path, logits: Tensor, names: Sequence[str]) -
 
 
 def _write_table(out: Path, predictions: Iterable[Prediction]) -> list[Prediction]:
-    """Write each prediction as it comes, and return the first of them.
+    """Write all predictions to a table, and return the first ones.
 
     Raises:
         ConfigError: The table cannot be written.

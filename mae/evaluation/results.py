@@ -1,4 +1,4 @@
-"""What ``evaluate`` found, as plain values, and how they are called. Standard library only."""
+"""Results of ``evaluate`` as plain values, and their names. Standard library only."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ HEADLINE_K = 20  # of several numbers of neighbours, tables show the nearest to 
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-    """A share of test images that are named rightly, with Wilson's 95 % interval.
+    """Fraction of test images that are classified correctly, with Wilson's 95 % interval.
 
     Attributes:
         value: From 0 to 1.
-        low, high: Where the true share lies with 95 % confidence, if the test images are drawn at random.
+        low, high: 95 % confidence interval, if the test images are a random sample.
     """
 
     value: float
@@ -49,12 +49,12 @@ class Attentive:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What some of the labels make of features; None for what was not asked.
+    """Accuracies with a fraction of the labels; None for probes that were not run.
 
     Attributes:
-        label_fraction: Share of the labels.
-        train_images: How many images that is.
-        knn: By the number of neighbours.
+        label_fraction: Fraction of the labels.
+        train_images: Number of training images used.
+        knn: Accuracy by number of neighbours.
     """
 
     label_fraction: float
@@ -66,15 +66,15 @@ class Scores:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One kind of features and all that was asked of it.
+    """One kind of features, and its results.
 
     Attributes:
         subject: The checkpoint, "untrained", or which pixels.
         kind: "checkpoint", "untrained" or "pixels".
         pool, feature_norm: Of an encoder's output; None for pixels.
-        dimensions: Numbers in a feature; for patches, in each.
+        dimensions: Length of a feature vector.
         rank_me, alpha_req: Of the training images' features; None for patches.
-        scores: For each share of the labels.
+        scores: Accuracies for each fraction of the labels.
     """
 
     subject: str
@@ -89,7 +89,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class ClassAccuracy:
-    """One class's share of rightly named test images."""
+    """Accuracy of the test images of one class."""
 
     name: str
     test_images: int
@@ -103,9 +103,9 @@ class Headline:
     Attributes:
         subject, pool, feature_norm: Whose features.
         linear: Accuracy with all the labels that were used.
-        mean_class_accuracy: Each class counts alike.
+        mean_class_accuracy: Mean of the accuracies of the classes.
         classes: In order.
-        confusion: [true class][named class], counts of test images.
+        confusion: [true class][predicted class], numbers of test images.
     """
 
     subject: str
@@ -119,7 +119,7 @@ class Headline:
 
 @dataclasses.dataclass(frozen=True)
 class Seconds:
-    """Where the time went: in forward passes, in features all in all, in probes."""
+    """Seconds spent in forward passes, in computing features (forward passes included), and in probes."""
 
     forward: float
     features: float
@@ -131,17 +131,17 @@ class EvaluateResult(DrawnPage):
     """All that was measured; a notebook shows the accuracies with all the labels that were used.
 
     Attributes:
-        data: What was evaluated on.
-        train_images, test_images: That could be read.
+        data: The labelled images.
+        train_images, test_images: Numbers of readable images.
         classes: Names.
         split: "folders" or "seed".
-        precision, device: Of the encoders.
-        rows: Each kind of features.
-        headline: None where the linear probe was not asked.
+        precision, device: Precision and device of the encoders.
+        rows: One row per kind of features.
+        headline: None without the linear probe.
         report: The page, if one was written.
-        seconds: Of computing; features that were kept from before cost none.
+        seconds: Time spent; cached features cost none.
         skipped: (name, reason) of images that could not be read.
-        notes: What a user should know.
+        notes: Messages for the user.
     """
 
     data: Path
@@ -160,7 +160,7 @@ class EvaluateResult(DrawnPage):
 
     @property
     def shown_k(self) -> int:
-        """Of the numbers of neighbours that were asked for, the one that tables show."""
+        """The number of neighbours that tables show."""
         ks = [k for row in self.rows for scores in row.scores for k in scores.knn or ()]
         return nearest_k(ks) if ks else HEADLINE_K
 
@@ -182,23 +182,23 @@ class EvaluateResult(DrawnPage):
 
 
 def nearest_k(ks: Iterable[int]) -> int:
-    """Of numbers of neighbours the one that is shown where one is."""
+    """The number of neighbours to show if only one is shown."""
     return min(ks, key=lambda k: (abs(k - HEADLINE_K), k))
 
 
 def row_name(row: Row) -> str:
-    """What a row is of."""
+    """Name of the encoder or baseline of a row."""
     if row.pool is None or row.feature_norm is None:
         return shown(row.subject)
     return f"{shown(row.subject)}, {view_name(row.pool, row.feature_norm)}"
 
 
 def view_name(pool: str, norm: str) -> str:
-    """A view in words."""
+    """Name of a view for people."""
     words = {"cls": "class token", "mean": "mean of patches", "patches": "patches"}
     return words[pool] + ("" if norm == "final" else ", no norm")
 
 
 def percent(one: Accuracy) -> str:
-    """An accuracy and half of its interval, which is nearly symmetric."""
+    """An accuracy and half the width of its interval, in per cent."""
     return f"{100 * one.value:.1f} ± {50 * (one.high - one.low):.1f}"

@@ -1,4 +1,4 @@
-"""Labels from class folders, and which images teach and which test."""
+"""Labels from class folders, and which images train and which test."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ LABELS_HINT = "labels are the names of folders: DATA/train/CLASS/image and DATA/
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """What the folders say of each image of a source.
+    """Labels of the images of a source, from its folders.
 
     Attributes:
         classes: Names of the class folders, sorted.
-        label: (N,) int64, a number in ``classes``; -1 where an image is in no class folder.
-        part: (N,) int64, a number in ``parts``; -1 for all where there are no parts.
+        label: (N,) int64, index into ``classes``; -1 if an image is in no class folder.
+        part: (N,) int64, index into ``parts``; -1 for all if there are no parts.
         parts: Names of the folders above the class folders, such as ("test", "train"); empty where there are none.
         lost: Class folders none of whose images can be read, by their names and their part's: ("train/cat",).
         nested: Names of class folders that hold nothing but folders.
@@ -44,7 +44,7 @@ class Labels:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Images that teach and images that test, as numbers in a source, and how they were chosen."""
+    """Training and test images, as numbers in a source, and how they were chosen."""
 
     classes: tuple[str, ...]
     train: NDArray[np.int64]
@@ -55,7 +55,7 @@ class Split:
 
 
 def read_labels(source: ImageSource, roots: Sequence[Path], unreadable: Iterable[Path] = ()) -> Labels:
-    """Labels by the folders that images lie in below ``roots`` (folders or archives).
+    """Read labels from the folders that images are in, below ``roots`` (folders or archives).
 
     ``unreadable`` are files and folders that the scan could not read: a class must not vanish with them.
 
@@ -122,13 +122,13 @@ def _one_of(tops: Iterable[str], wanted: Sequence[str]) -> str | None:
 
 
 def make_split(source: ImageSource, labels: Labels, where: str, *, seed: int, test_share: float) -> Split:
-    """Take the folders' split, or draw one of each class by the seed.
+    """Use the split of the folders, or draw a stratified one by the seed.
 
     Args:
         source: For names in messages.
-        labels: What the folders say.
-        where: What people call the data.
-        seed, test_share: For a split that is drawn: which, and how much of each class tests.
+        labels: Labels from the folders.
+        where: Name of the data for messages.
+        seed, test_share: Seed of a drawn split, and fraction of each class to test on.
 
     Raises:
         DataError: There are no class folders, only one, or they do not fit together.
@@ -246,9 +246,9 @@ def _refuse_few(kept: Sequence[int], labels: Labels, where: str) -> None:
 def stratified(
     labels: NDArray[np.int64], share: float, seed: int, purpose: str, *, least: int = 1
 ) -> NDArray[np.int64]:
-    """Places of a share of each class, at least ``least`` of each (or all of it), in rising order.
+    """Indices of a fraction of each class, at least ``least`` of each (or all of it), ascending.
 
-    A smaller share of the same seed is a part of a larger one.
+    A smaller fraction with the same seed is a subset of a larger one.
     """
     chosen = []
     for number in np.unique(labels):

@@ -1,4 +1,4 @@
-"""Features on disk, in parts that are each written whole or not at all: what is there need not be computed again."""
+"""Features on disk in parts that are written atomically, so that existing parts need not be computed again."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _SETTINGS = "settings.json"
 
 
 def part_images(row_bytes: int) -> int:
-    """How many images a part has whose arrays take so many bytes for each."""
+    """Number of images per part, given the bytes per image."""
     return max(1, min(MOST_PART_IMAGES, MOST_PART_BYTES // max(1, row_bytes)))
 
 
 class PartInfo(NamedTuple):
-    """What is known of a part that is there.
+    """Contents of a part on the disk.
 
     Attributes:
-        images: Of the part that could be read; each array has as many rows.
+        images: Readable images of the part; the number of rows of each array.
         unreadable: (index, reason) of the others.
     """
 
@@ -42,13 +42,13 @@ class PartInfo(NamedTuple):
 
 
 class PartStore:
-    """Arrays with a row for each image of a source, in a folder.
+    """Arrays with one row per image of a source, stored in a folder.
 
     Args:
-        folder: Made when needed.
-        settings: What the numbers depend on; parts of other settings are never mixed in.
-        images: In the source.
-        part_images: In a part.
+        folder: Created when needed.
+        settings: Everything the arrays depend on; parts with other settings are refused.
+        images: Number of images of the source.
+        part_images: Number of images per part.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], images: int, part_images: int) -> None:
@@ -67,10 +67,10 @@ class PartStore:
         return range(part * self.part_images, min(self.images, (part + 1) * self.part_images))
 
     def open(self, label: str) -> None:
-        """Make the folder, or check that what is in it was made with the same settings.
+        """Create the folder, or check that its contents have the same settings.
 
         Args:
-            label: The option that the folder stands beside.
+            label: Option for messages.
 
         Raises:
             ConfigError: It holds parts of other settings, or cannot be written to.
@@ -101,7 +101,7 @@ class PartStore:
             )
 
     def info(self, part: int) -> PartInfo | None:
-        """What is known of a part; None where it is not there, or not as it was written."""
+        """Contents of a part; None if it is missing or damaged."""
         try:
             stated = json.loads(self._path(part, "json").read_text(encoding="utf-8"))
             if any(self._path(part, f"{name}.npy").stat().st_size != size for name, size in stated["sizes"].items()):
@@ -115,7 +115,7 @@ class PartStore:
         return [part for part in self.parts if self.info(part) is None]
 
     def write(self, part: int, arrays: Mapping[str, NDArray[Any]], unreadable: Sequence[tuple[int, str]]) -> None:
-        """Write a part; it counts once its last file is there.
+        """Write a part; it is valid once its last file exists.
 
         Raises:
             DataError: It cannot be written.
@@ -156,7 +156,7 @@ class PartStore:
             yield from info.unreadable if info else ()
 
     def touch(self) -> None:
-        """Note that it was used now."""
+        """Record the time of use."""
         os.utime(self.folder)
 
     def remove(self) -> None:
@@ -168,7 +168,7 @@ class PartStore:
 
 
 def content_digest(source: ImageSource) -> str:
-    """Of the images' names, sizes and times of change: whether features of them must be computed again."""
+    """Hash of names, sizes and modification times of the images; if it changes, features are computed again."""
     digest = hashlib.blake2b(source.digest().encode(), digest_size=16)
     stamps: dict[str, str] = {}
     for index in range(len(source)):

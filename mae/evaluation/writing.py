@@ -1,4 +1,4 @@
-"""Features as one file that other tools read, written piece by piece: memory does not grow with the images."""
+"""Write features to a file for other tools, in pieces, so that memory does not grow with the number of images."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Embedding(NamedTuple):
 
 
 def check_writable(path: Path) -> None:
-    """Refuse what cannot be written here, before anything is computed for it.
+    """Check that the file format can be written, before anything is computed.
 
     Raises:
         ConfigError: pyarrow is not installed.
@@ -78,10 +78,10 @@ def check_writable(path: Path) -> None:
 
 
 def write_embedding(path: Path, embedding: Embedding) -> None:
-    """Write the file, whole or not at all.
+    """Write the file atomically.
 
     Raises:
-        OSError: It cannot be written; what was there is as it was.
+        OSError: It cannot be written; an existing file is unchanged.
     """
     write = _WRITERS[path.suffix.lower()]
     write_atomically(path, lambda file: write(file, embedding))

@@ -1,4 +1,4 @@
-"""What a masked autoencoder costs: parameters, operations, memory, and time, before anyone pays for it.
+"""Cost of a masked autoencoder: parameters, FLOPs, memory and time.
 
 Everything but ``mae.profiling.measuring`` is arithmetic on a config and loads no torch.
 """

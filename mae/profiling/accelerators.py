@@ -1,6 +1,6 @@
 """Peak rates, memory and power of accelerators. Standard library only.
 
-Every line says which of the maker's documents holds its numbers, and how far they were checked against it (``Check``).
+Each entry names the manufacturer's document with its numbers, and how they were checked (``Check``).
 
 Rates are dense: a data sheet's figure "with sparsity" is twice that and no training reaches it. For
 GeForce cards they are those with float32 accumulation, which is what PyTorch computes with.
@@ -20,7 +20,7 @@ GB = 10**9
 
 
 class Check(enum.StrEnum):
-    """How the figures of a line were checked."""
+    """How the numbers of an entry were checked."""
 
     DOCUMENT = "document"  # all of them read in a copy of the maker's text
     QUOTED = "quoted"  # the same figures where others quote the document or copy its table
@@ -32,8 +32,8 @@ class Accelerator:
     """One accelerator.
 
     Attributes:
-        name: As it is typed.
-        title: As its maker calls it.
+        name: Name on the command line.
+        title: Name by the manufacturer.
         bf16, fp16, tf32, fp32: Peak dense matrix rate in TFLOP/s; None where it has none.
         memory_gb: In 10^9 bytes.
         watts: Thermal design power of the whole card or module.

@@ -38,7 +38,7 @@ def parse_bytes(value: Any) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class ProfileConfig:
-    """Which models to compute the cost of, under which conditions."""
+    """Settings of ``profile``."""
 
     variant: tuple[str, ...] = option(
         (),
@@ -137,17 +137,17 @@ class ProfileConfig:
 
     @property
     def assumed_device(self) -> str:
-        """What the figures are for where nothing is measured."""
+        """Device that the numbers are for, if nothing is measured."""
         return "cuda" if self.device == "auto" else self.device
 
     @property
     def assumed_precision(self) -> str:
-        """What ``auto`` stands for where nothing is measured."""
+        """Precision that ``auto`` stands for, if nothing is measured."""
         return choose_precision(self.precision, self.assumed_device, native_bf16=self._native_bf16)
 
     @property
     def _native_bf16(self) -> bool:
-        """Whether what is planned for multiplies in bf16; without a name a GPU is taken to be a recent one."""
+        """Whether the planned device computes in bf16; assumed for unnamed GPUs."""
         if self.gpu is not None:
             return find_accelerator(self.gpu).bf16 is not None
         return processor_has_bf16(cpu_features()) if self.assumed_device == "cpu" else self.assumed_device == "cuda"

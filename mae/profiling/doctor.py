@@ -31,14 +31,14 @@ _MATMUL_SIDES = {"cpu": 1024, "cuda": 8192, "mps": 2048}
 
 @dataclasses.dataclass(frozen=True)
 class DoctorConfig:
-    """How far to look."""
+    """Settings of ``doctor``."""
 
     speed: bool = option(True, "Also measure matrix products and training steps; takes a few seconds.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """Measured on the device that ``auto`` takes.
+    """Speed of the device that ``auto`` chooses.
 
     Attributes:
         matmul_fp32_flops, matmul_bf16_flops: FLOP/s of the fastest of some square matrix products.
@@ -55,17 +55,17 @@ class Speed:
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """What was found; None is unknown or not there.
+    """Result of ``doctor``; None for unknown or missing values.
 
     Attributes:
         packages: Installed versions; None is not installed.
         torch_failure: Why torch or torchvision cannot be loaded.
-        device, precision: What ``auto`` takes.
-        precision_reason: Why that precision.
-        threads: That torch computes with on a CPU.
-        encoding: Of standard output and of file names.
-        disk_free_bytes: Where the current folder is.
-        shared_memory_free_bytes: In /dev/shm.
+        device, precision: Choice of ``auto``.
+        precision_reason: Reason for that precision.
+        threads: Number of threads of torch on a CPU.
+        encoding: Encoding of standard output and of file names.
+        disk_free_bytes: Free space of the disk of the current folder.
+        shared_memory_free_bytes: Free space of /dev/shm.
         warnings: Likely problems, each with what to do.
     """
 
@@ -88,7 +88,7 @@ class Diagnosis:
 
 
 def examine(config: DoctorConfig) -> Diagnosis:
-    """Look at the machine and, if asked, measure it; nothing that is found is an error."""
+    """Examine the machine and optionally measure it. Problems are reported as warnings, not as errors."""
     found = Diagnosis(
         maecli=mae.__version__,
         python=platform.python_version(),

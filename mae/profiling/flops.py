@@ -19,7 +19,7 @@ from mae.config import MAEConfig
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """Operations (FLOPs, 2 x MACs) of something's forward and backward pass."""
+    """FLOPs (2 x MACs) of a forward and a backward pass."""
 
     forward: int = 0
     backward: int = 0
@@ -39,8 +39,7 @@ class Compute:
 def official_compute(config: MAEConfig, kept: int) -> dict[str, Compute]:
     """One image through the official model, per module of ``MaskedAutoencoder``.
 
-    There, all patches are embedded before masking, and the class token is predicted from like a patch and
-    the prediction thrown away.
+    It embeds all patches before masking, and computes a prediction for the class token, which is not used.
 
     Args:
         config: The model's sizes.

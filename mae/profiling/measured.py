@@ -1,7 +1,7 @@
-"""Measurements of this machine, each taken by a process of its own. Loads no torch: the processes do.
+"""Measurements of this machine, each in a separate process. Only those processes load torch.
 
-A process of its own starts from clean memory, and when the system ends it for taking too much, this one
-lives to say so.
+A separate process starts with unused memory, and if the system kills it for lack of memory, this process can report
+it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from mae.errors import ConfigError, TrainingError
 
 @dataclasses.dataclass(frozen=True)
 class MeasuredDevice:
-    """The device that measurements were taken on.
+    """The measured device.
 
     Attributes:
         device, precision: As resolved from ``auto``.
-        name: Of the GPU or the processor.
-        threads: That torch computes with on a CPU.
-        torch: Its version.
+        name: Name of the GPU or the processor.
+        threads: Number of threads of torch on a CPU.
+        torch: Version of torch.
         matmul_flops: FLOP/s of the fastest square matrix product in that precision: the measured peak.
     """
 
@@ -39,15 +39,15 @@ class MeasuredDevice:
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Repeated runs of one thing after a warm-up.
+    """Durations of repeated runs after a warm-up.
 
     Attributes:
-        batch: Images in one run.
-        repeats: Timed runs.
-        seconds_median, seconds_min, seconds_max: Of one run.
-        images_per_second: From the median.
-        achieved_flops: FLOP/s: operations of what really ran, over the median.
-        matmul_share: That over the machine's measured peak.
+        batch: Images per run.
+        repeats: Number of timed runs.
+        seconds_median, seconds_min, seconds_max: Duration of a run.
+        images_per_second: Throughput at the median duration.
+        achieved_flops: FLOP/s at the median duration.
+        matmul_share: ``achieved_flops`` over the measured peak of the machine.
     """
 
     batch: int
@@ -62,7 +62,7 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What one model took on this machine. A part that did not compute is None, and ``failures`` says why.
+    """Measurements of a model on this machine. A failed measurement is None, and ``failures`` has the reason.
 
     Attributes:
         latency: ``encode`` of one image.
@@ -73,7 +73,7 @@ class Measured:
             CPU the growth of the resident size over a process that has torch loaded and warm.
         training_process_bytes: On a CPU the most that the whole training process had resident, torch and the
             gaps between tensors included; None elsewhere.
-        failures: Out of memory, for instance.
+        failures: Reasons of failed measurements, such as out of memory.
     """
 
     latency: Timing | None
@@ -87,13 +87,13 @@ class Measured:
 
     @property
     def unsteady(self) -> bool:
-        """Whether some runs took more than half as long again as the median, and so tell little."""
+        """Whether some runs took more than 1.5 times the median, so that the timing is unreliable."""
         timings = (self.latency, self.encode, self.forward, self.training_step)
         return any(timing.seconds_max > 1.5 * timing.seconds_median for timing in timings if timing)
 
 
 def measure_machine(device: str, precision: str) -> MeasuredDevice:
-    """Resolve ``auto``, and measure the rate of matrix products.
+    """Resolve ``auto``, and measure the FLOP/s of matrix products.
 
     Raises:
         ConfigError: No such device here, or one that does not compute in that precision.
@@ -184,11 +184,11 @@ def _timing(answer: dict[str, Any], operations: float, machine: MeasuredDevice) 
 
 
 def _ask(request: dict[str, Any]) -> dict[str, Any]:
-    """Have a process of its own do something, and wait for its answer.
+    """Send a request to a new process, and wait for its answer.
 
     Raises:
-        ConfigError: It was asked for what this machine does not have.
-        TrainingError: It ran out of memory, or died of something else.
+        ConfigError: This machine does not support the request.
+        TrainingError: The process ran out of memory, or failed otherwise.
     """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     if request["task"].endswith("_memory"):

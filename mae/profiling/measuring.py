@@ -1,6 +1,6 @@
-"""The process that measures: reads one request as JSON on stdin, prints the answer as JSON.
+"""The measuring process: reads a request as JSON from stdin and prints the answer as JSON.
 
-Started by ``mae.profiling.measured``; it alone of this package loads torch.
+Started by ``mae.profiling.measured``; the only module of this package that loads torch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MATMUL_SIDES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192), "mps": (2048, 4
 
 
 def main() -> None:
-    """Do what stdin asks for."""
+    """Answer the request on stdin."""
     request = json.load(sys.stdin)
     _offer_to_be_ended_first()
     try:
@@ -233,7 +233,7 @@ def _status(field: str) -> int:
 
 
 def _offer_to_be_ended_first() -> None:
-    """When memory runs out, Linux is to end this process and not the user's others."""
+    """Ask Linux to kill this process first when memory runs out."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
 

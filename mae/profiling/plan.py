@@ -1,4 +1,4 @@
-"""How long a run takes and what it costs, from operations or from a measured rate. Standard library only."""
+"""Duration and cost of a run, from FLOPs or from a measured throughput. Standard library only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What variants cost: every figure of ``maecli profile``. Loads no torch; measuring is done by other processes."""
+"""The use case ``profile``. Loads no torch; separate processes measure."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ class ComputePerImage:
 
     @property
     def saving(self) -> float:
-        """How many times more the forward pass would multiply with mask tokens in the encoder (Paper: Table 2)."""
+        """Ratio of forward FLOPs with mask tokens in the encoder to those without (Paper: Table 2)."""
         return (self.whole_encoder + self.decoder) / self.forward
 
 
 @dataclasses.dataclass(frozen=True)
 class ModuleCost:
-    """A module's share: values, and FLOPs of the official forward and training step for one image."""
+    """Parameters of a module, and FLOPs of the official forward and training step for one image."""
 
     name: str
     parameters: int
@@ -63,7 +63,7 @@ class ModuleCost:
 
 @dataclasses.dataclass(frozen=True)
 class VariantProfile:
-    """What one variant costs.
+    """Cost of a variant.
 
     Attributes:
         kept: K, the visible patches.
@@ -93,7 +93,7 @@ class VariantProfile:
 
 @dataclasses.dataclass(frozen=True)
 class ProfileResult(DrawnPage):
-    """Variants side by side, and the conditions that their figures hold for; a notebook shows the main ones."""
+    """Cost of the variants, and the conditions that the numbers hold for; a notebook shows the main ones."""
 
     image_size: tuple[int, int]
     in_chans: int
@@ -128,11 +128,11 @@ class ProfileResult(DrawnPage):
 
 
 def profile(config: ProfileConfig) -> ProfileResult:
-    """Compute what variants cost, and measure it where asked to.
+    """Compute the cost of variants, and measure it if ``config.measure`` is set.
 
     Raises:
         ConfigError: The device is not there or does not compute in that precision.
-        TrainingError: Not even the machine's rate could be measured.
+        TrainingError: The speed of the machine could not be measured.
     """
     machine = None
     if config.measure:
@@ -159,7 +159,7 @@ def profile(config: ProfileConfig) -> ProfileResult:
 
 
 def _notes(config: ProfileConfig, variants: Sequence[VariantProfile]) -> Iterator[str]:
-    """What a reader of the figures has to know."""
+    """Notes on the numbers."""
     if not config.variant:
         yield from (f"skipped {name}: {reason}" for name, reason in config.left_out())
     accelerator = None if config.gpu is None else find_accelerator(config.gpu)
@@ -289,7 +289,7 @@ def _measure(model: MAEConfig, compute: ComputePerImage, conditions: _Conditions
 
 
 def _plan(compute: ComputePerImage, measured: Measured | None, conditions: _Conditions) -> RunPlan | None:
-    """From the measured rate, unless that is a CPU's and a GPU is asked about."""
+    """Plan from the measured throughput, unless it was measured on a CPU and a GPU is named."""
     accelerator, machine, config = conditions.accelerator, conditions.machine, conditions.config
     rate = measured.training_step if measured else None
     if machine is not None and rate is not None and (accelerator is None or machine.device == "cuda"):

@@ -1,8 +1,8 @@
-"""What autograd keeps from a forward pass until its backward pass, in bytes. Standard library only.
+"""Memory that autograd keeps from the forward to the backward pass, in bytes. Standard library only.
 
-A ``Tape`` is told the operations in forward order and notes for each what it keeps, what gradient its
-weights will have, and what its backward pass holds for a moment. Playing it back gives the peak: kept
-tensors go one by one while the weights' gradients come.
+A ``Tape`` records the operations in forward order, each with the bytes that it keeps, the gradients of its weights,
+and the temporary memory of its backward pass. The peak follows by playing it backwards: kept tensors are freed one by
+one while gradients are added.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Step(NamedTuple):
     Attributes:
         kept: Bytes that its backward pass needs, so kept from the forward pass until then.
         gradients: Bytes of its weights' gradients, there from its backward pass on.
-        passing: Bytes that its backward pass holds while it runs.
+        passing: Temporary bytes of its backward pass.
     """
 
     kept: int
@@ -42,7 +42,7 @@ def playback_peak(steps: list[Step], *, accumulate: bool = False) -> int:
 
 
 class Tape:
-    """Notes the operations of a forward pass over a batch.
+    """Records the operations of a forward pass over a batch.
 
     Args:
         batch: Images.

@@ -1,4 +1,4 @@
-"""What ``MaskedAutoencoder.pretraining_loss`` multiplies and keeps: the one place that mirrors its shortcuts.
+"""FLOPs and memory of ``MaskedAutoencoder.pretraining_loss``, which must match its shortcuts.
 
 Against the official forward it embeds the visible patches only; projects the mask tokens' queries, keys and
 values in the decoder's first block once per batch; and in the decoder's last block, the prediction and the

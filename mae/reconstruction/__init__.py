@@ -1,1 +1,1 @@
-"""Mask images, reconstruct them and draw what came of it."""
+"""Mask images, reconstruct them and draw the result."""

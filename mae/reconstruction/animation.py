@@ -18,11 +18,11 @@ LONGEST_SIDE = {"WEBP": 16_383, "GIF": 65_535}  # pixels that a format can hold
 
 
 def write_animation(path: Path, frames: Sequence[Image.Image]) -> None:
-    """Write drawings one after the other, without end, whole or not at all.
+    """Write an endless animation with one frame per drawing, atomically.
 
     Args:
-        path: Its suffix says the format.
-        frames: At least one; smaller ones stand on a page of the largest's size, at its top left.
+        path: Its suffix gives the format.
+        frames: At least one; smaller ones are placed at the top left of a frame of the largest size.
 
     Raises:
         ConfigError: The file cannot be written.

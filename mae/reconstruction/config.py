@@ -17,7 +17,7 @@ CHECKPOINT_DEFAULT_TEXT = "the run in the folder run, else builtin"
 
 
 def check_suffix(path: Path, label: str) -> None:
-    """Check that a name says a format that images are written in.
+    """Check that a file name has the suffix of an image format that can be written.
 
     Raises:
         ConfigError: It does not.
@@ -124,5 +124,5 @@ class ReconstructConfig:
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """The shares that are removed, or were without a mask."""
+        """The mask ratios (those that would be used without ``--mask``)."""
         return self.mask_ratio or (DEFAULT_MASK_RATIO,)

@@ -30,24 +30,24 @@ FAINT = (110, 110, 110)
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Images side by side, and a line of text below them."""
+    """Images side by side, with a caption."""
 
     images: Sequence[Image.Image]
     caption: str
 
 
 def draw_grid(titles: Sequence[str], rows: Sequence[Row], note: str = "") -> Image.Image:
-    """A white page with one column per title, and long images one below the other.
+    """Draw a white page with one column per title; very wide images are placed one below the other.
 
-    Small images are enlarged by a whole factor without smoothing, so that their pixels stay what they are.
+    Small images are enlarged by an integer factor without smoothing.
 
     Args:
-        titles: Over the columns, and over each image of a row of long ones.
+        titles: Titles of the columns, repeated over each image of a stacked row.
         rows: Each with as many images as there are titles.
-        note: A line at the foot of the page.
+        note: Text at the bottom of the page.
 
     Raises:
-        ConfigError: The page would be too large to look at.
+        ConfigError: The page would be too large.
     """
     factor = _enlargement(rows)
     rows = [Row([_enlarge(image, factor) for image in row.images], row.caption) for row in rows]
@@ -95,14 +95,14 @@ def draw_grid(titles: Sequence[str], rows: Sequence[Row], note: str = "") -> Ima
 
 
 def _enlargement(rows: Sequence[Row]) -> int:
-    """A whole factor for all: the widest gets ``SMALLEST_PANEL``, unless the longest would become very long."""
+    """Integer factor for all images: the widest gets ``SMALLEST_PANEL`` pixels, within a limit of length."""
     widest = max(row.images[0].width for row in rows)
     longest = max(max(image.size) for row in rows for image in row.images)
     return max(1, min(-(-SMALLEST_PANEL // widest), LARGEST_ENLARGED // longest))
 
 
 def _is_stacked(row: Row) -> bool:
-    """Whether its images are so long that they are drawn one below the other."""
+    """Whether the images are so wide that they are placed one below the other."""
     return all(image.width > STACKED_SHAPE * image.height for image in row.images)
 
 
@@ -137,7 +137,7 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
 
 
 def write_image(path: Path, image: Image.Image) -> None:
-    """Write an image in the format of its name's suffix, whole or not at all.
+    """Write an image in the format of its name's suffix atomically.
 
     Raises:
         ConfigError: The file cannot be written.
@@ -150,12 +150,12 @@ def write_image(path: Path, image: Image.Image) -> None:
 
 
 def encode_image(image: Image.Image, kind: str, name: str | Path) -> bytes:
-    """A file's content.
+    """Encode an image to bytes.
 
     Args:
         image: What to encode.
-        kind: One of the values of ``IMAGE_FORMATS``.
-        name: What messages call the file.
+        kind: Format, one of the values of ``IMAGE_FORMATS``.
+        name: Name of the file for messages.
 
     Raises:
         ConfigError: The format cannot hold so many pixels.

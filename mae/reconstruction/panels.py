@@ -1,4 +1,4 @@
-"""From an image and a mask to the images that are shown (Paper: Figures 2 and 3)."""
+"""Panels of a reconstruction (Paper: Figures 2 and 3)."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ FAINT_NOTE = "Faint patches of the reconstruction were visible to the encoder: n
 
 @dataclasses.dataclass(frozen=True)
 class Panels:
-    """One image's panels, (C, H, W) on a scale of 0 to 1, and how good its reconstruction is.
+    """The panels of an image, (C, H, W) in [0, 1], and the loss and PSNR of its reconstruction.
 
     Attributes:
         original: The image as the model saw it.
         masked: Removed patches in the data set's mean colour.
         reconstruction: The prediction of every patch.
-        faint: The same as people are shown it: faint where the patch was visible. Nothing trains the prediction
-            there, so that it is loud noise beside what the model has learnt. All of it where nothing was removed.
+        faint: The reconstruction as drawn: visible patches are faint, since the loss does not train their prediction.
+            Unchanged if nothing was removed.
         with_visible: The prediction where patches were removed, the image where they were not.
-        loss: The training loss of this image under the given target; NaN where nothing was removed.
-        psnr: Peak signal-to-noise ratio over the removed patches, dB; NaN where nothing was removed.
+        loss: The training loss of this image; NaN if nothing was removed.
+        psnr: Peak signal-to-noise ratio over the removed patches, dB; NaN if nothing was removed.
     """
 
     original: Tensor
@@ -59,9 +59,9 @@ def make_panels(
     """Turn predictions into images.
 
     Args:
-        model: The model that predicted; it knows how patches lie.
+        model: The model that predicted.
         imgs: (B, C, H, W), normalised.
-        masking: What was visible.
+        masking: Which patches were visible.
         pred: (B, L, p * p * C), from ``predict``.
         norm_pix: Whether the prediction is of normalised patches. Their brightness and contrast are then
             taken from the *original's* patches, which a true inpainting would not know.

@@ -1,4 +1,4 @@
-"""Reconstruct masked photographs and draw what came of it (Paper: Figures 2, 3 and 4)."""
+"""Reconstruct masked images and draw the result (Paper: Figures 2, 3 and 4)."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class ImageResult:
     """One image under one mask.
 
     Attributes:
-        image_size: The frame that the model saw, (rows, columns).
-        mask_ratio: The share of patches that was really removed.
+        image_size: Size of the model's input, (rows, columns).
+        mask_ratio: Actual fraction of removed patches.
         loss: The training loss on this image's removed patches; None where there are none.
         psnr: On the removed patches, dB; None where there are none.
     """
@@ -67,17 +67,17 @@ class ImageResult:
 
 @dataclasses.dataclass(frozen=True)
 class ReconstructResult:
-    """What was drawn, and the numbers of every image; a notebook shows the drawing.
+    """The drawing, and loss and PSNR of every image; a notebook shows the drawing.
 
     Attributes:
-        out: The file that was written; None where none was asked for.
+        out: The written file; None if none was requested.
         image: The drawing: rows of panels.
-        page: Its bytes, where they are to go to standard output; nothing is written then.
+        page: The encoded drawing, if it goes to standard output; no file is written then.
         norm_pix: Whether the predictions were un-normalised with the original patches' statistics.
-        norm_pix_source: Why: ``option``, ``checkpoint`` or ``inferred``.
+        norm_pix_source: Origin of ``norm_pix``: ``option``, ``checkpoint`` or ``inferred``.
         skipped: Files of the given folders that could not be read, with the reasons.
         animation: The animation that was written, if one was.
-        notes: What else the user should know.
+        notes: Messages for the user.
     """
 
     out: Path | None
@@ -112,7 +112,7 @@ class ReconstructResult:
 def reconstruct(
     config: ReconstructConfig, on_image: Callable[[int, int], None] = lambda done, total: None
 ) -> ReconstructResult:
-    """Mask images, reconstruct them and draw a grid of panels; it is written where ``config.out`` says so.
+    """Mask images, reconstruct them and draw a grid of panels, written to ``config.out``.
 
     Args:
         config: What to do.
@@ -121,7 +121,7 @@ def reconstruct(
     Raises:
         ConfigError: Options that do not fit the weights.
         DataError: An image cannot be read.
-        TypeError, ValueError: An image in memory is of a kind or shape that is none.
+        TypeError, ValueError: An image in memory has an unsupported type or shape.
         CheckpointError: The weights cannot be used; in particular they have no decoder.
     """
     out = None if config.to_stream else config.out
@@ -219,7 +219,7 @@ class _Masked:
 
 
 class Reconstructor:
-    """The model, the frame and the masks that all images of one command share."""
+    """Model, image size and masks for all images of one command."""
 
     def __init__(self, config: ReconstructConfig, checkpoint: Checkpoint, device: torch.device) -> None:
         self.config = config
@@ -236,7 +236,7 @@ class Reconstructor:
             num_kept(self.model_for(self.size).config.num_patches, ratio)
 
     def _shows_whole_images(self) -> bool:
-        """Where nothing was asked: unless a rectangle was, or positions are learnt, which fit one grid alone."""
+        """Default of ``--crop``: whole images, unless an image size is given or positions are learnt for one grid."""
         if self.size[0] != self.size[1] and self.config.image_size is not None:
             return False
         learnt = learnt_tables(self.checkpoint)
@@ -248,7 +248,7 @@ class Reconstructor:
         return not learnt
 
     def model_for(self, size: tuple[int, int]) -> MaskedAutoencoder:
-        """The model with position tables for a frame; the newest is kept, since each holds all weights."""
+        """The model with position embeddings for an image size; only the newest is cached."""
         if self._newest is None or self._newest[0] != size:
             model, notes = build_model(self.checkpoint, img_size=size, scaled_positions=True)
             if size == self.size or learnt_tables(self.checkpoint):  # the formula fits a frame of any shape: no news
@@ -273,7 +273,7 @@ class Reconstructor:
         return FramedImage(imgs, self.model_for(size).config, image.size)
 
     def maskings(self, image: FramedImage) -> list[Masking]:
-        """The masks for one image: the user's own, or one per ratio from the seed.
+        """The masks of an image: the one given, or one per mask ratio, drawn from the seed.
 
         Drawn on the CPU, separately for every image, so an image's mask depends neither on the device nor on
         the images before it.
@@ -283,7 +283,7 @@ class Reconstructor:
         return [random_masking(self.noise(image), ratio) for ratio in self.config.ratios]
 
     def noise(self, image: FramedImage) -> Tensor:
-        """(1, L), which decides what a mask of any ratio removes."""
+        """(1, L) noise, from which masks of all ratios are drawn."""
         patches = image.config.num_patches
         return torch.rand(1, patches, generator=torch.Generator().manual_seed(self.config.seed)).to(self.device)
 
@@ -319,9 +319,9 @@ class Reconstructor:
 
 
 def _looks_normalised(model: MaskedAutoencoder, imgs: Tensor, masking: Masking, pred: Tensor) -> bool:
-    """Whether predictions are nearer to normalised patches than to pixels, each in units of its own variance.
+    """Whether predictions are closer to normalised patches than to pixels, relative to the variance of each.
 
-    Only those of removed patches can tell; where there are none, some are removed for this alone.
+    Uses masked patches only; if there are none, some are masked for this test.
     """
     if not masking.ids_removed.shape[1]:
         noise = torch.rand(masking.ids_restore.shape, generator=torch.Generator().manual_seed(0))
@@ -363,7 +363,7 @@ def _titles(shots: Sequence[_Masked]) -> list[str]:
 
 
 def _notes(shots: Sequence[_Masked], *, norm_pix: bool) -> list[str]:
-    """What has to be known to read the page."""
+    """Notes at the bottom of the page."""
     notes = [FAINT_NOTE] if len(shots) == 1 and shots[0].removed_share else []
     notes += [NOTHING_REMOVED_NOTE] if len(shots) == 1 and not shots[0].removed_share else []
     return notes + [NORM_PIX_NOTE] * norm_pix

@@ -1,1 +1,1 @@
-"""A run's folder, read back and shown: nothing here trains, and nothing in the folder is trusted."""
+"""Reads run folders, whose contents are not trusted, and makes reports."""

@@ -1,4 +1,4 @@
-"""What ``report`` and ``watch`` are asked for. Standard library only."""
+"""Settings of ``report``, ``watch`` and ``runs``. Standard library only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST_COMPARED = 12  # runs on one page
 
 @dataclasses.dataclass(frozen=True)
 class ReportConfig:
-    """Which run, or which runs together, shown in which file."""
+    """Settings of ``report``."""
 
     run: tuple[Path, ...] = option(
         dataclasses.MISSING, "The run's folder; several are compared on one page.", positional=True, metavar="RUN"
@@ -45,7 +45,7 @@ class ReportConfig:
 
 @dataclasses.dataclass(frozen=True)
 class WatchConfig:
-    """Which run, and how often to look."""
+    """Settings of ``watch``."""
 
     run: Path = option(dataclasses.MISSING, "The run's folder.", positional=True, metavar="RUN")
     every: float = option(2.0, "Seconds between updates.", low=0.1)
@@ -54,7 +54,7 @@ class WatchConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunsConfig:
-    """Where to look for runs, and in which order they are listed."""
+    """Settings of ``runs``."""
 
     folder: Path = option(
         dataclasses.MISSING, "A folder with runs in it, at any depth.", positional=True, metavar="FOLDER"

@@ -33,9 +33,9 @@ class Curve:
     """Points to draw.
 
     Attributes:
-        name: In the legend.
-        points: In order.
-        each: Values that a point is the mean of, at most.
+        name: Name in the legend.
+        points: Points, in order of x.
+        each: Largest number of values that a point is the mean of.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Curve:
 
 
 def thin(name: str, values: Iterable[tuple[float, float]], most: int = MOST_POINTS) -> Curve:
-    """A curve of at most so many points: runs of equally many (x, y) become one, and no extreme is lost.
+    """Reduce a curve to a maximum number of points: groups of equal size become one with mean and range.
 
     Values that are not finite are left out.
     """
@@ -67,15 +67,15 @@ def chart(
     level: tuple[float, str] | None = None,
     may_be_logarithmic: bool = False,
 ) -> Markup:
-    """A figure of some curves over epochs; it says so where there is nothing to draw.
+    """Draw curves over epochs; without points the figure says that there is no data.
 
     Args:
-        title: What is drawn, with its unit.
+        title: Quantity and unit.
         curves: Those with points are drawn and named.
         x_range: First and last epoch.
-        y_from, y_to: Ends of the scale that it has at least.
-        level: A value worth a line across, and its name.
-        may_be_logarithmic: Choose a logarithmic scale where values differ much.
+        y_from, y_to: The scale covers at least this range.
+        level: Value and name of a horizontal line.
+        may_be_logarithmic: Use a logarithmic scale if the values differ much.
     """
     numbered = [(number, curve) for number, curve in enumerate(curves) if curve.points]  # each keeps its colour
     drawn = [curve for _, curve in numbered]
@@ -103,7 +103,7 @@ def chart(
 
 
 class _Scale:
-    """From values to shares of the drawing, 0 to 1, with round ticks."""
+    """Maps values to [0, 1] of the drawing, with round ticks."""
 
     def __init__(self, low: float, high: float, *, logarithmic: bool, exact: bool = False) -> None:
         if high <= low:
@@ -164,7 +164,7 @@ def _up(share: float) -> str:
 
 
 def evenly(count: int, most: int) -> list[int]:
-    """At most so many of ``range(count)``, evenly, the first and the last among them."""
+    """At most ``most`` of ``range(count)``, evenly spaced, with the first and the last."""
     if count <= most:
         return list(range(count))
     if most < 2:
@@ -173,5 +173,5 @@ def evenly(count: int, most: int) -> list[int]:
 
 
 def x_range_of(epochs: Iterable[float]) -> tuple[float, float]:
-    """From 0 to the last epoch that anything is known of."""
+    """From 0 to the last epoch with data."""
     return 0.0, max(itertools.chain(epochs, [1e-9]))

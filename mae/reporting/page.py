@@ -1,4 +1,4 @@
-"""A run's log as one page that needs nothing but itself."""
+"""The report of a run as a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def page(
     now: float,
     state: str = "stopped",
 ) -> str:
-    """The whole document.
+    """The page as HTML.
 
     Args:
-        name: Of the run.
-        log: What its folder tells.
-        images: To show.
-        notes: What could not be read.
-        written: When the log was last written to, seconds since 1970.
+        name: Name of the run.
+        log: Data of its folder.
+        images: Previews to show.
+        notes: Files that could not be read.
+        written: Time of the last log line, seconds since 1970.
         now: When the page is made.
         state: Whether the run is training, stopped, finished, or unknown.
     """
@@ -115,7 +115,7 @@ def _tiles(log: RunLog) -> dict[str, str]:
 
 
 def _against_zero_prediction(log: RunLog, loss: float) -> dict[str, str]:
-    """Of normalised patches predicting zero costs about 1, whatever the images; of raw pixels the log does not tell."""
+    """Loss of predicting zero: about 1 for normalised patches; unknown for raw pixels."""
     return {"of the loss of predicting zero": _percent(loss)} if log.config.get("norm_pix_loss") is True else {}
 
 
@@ -201,7 +201,7 @@ def _charts(log: RunLog) -> list[Markup]:
 
 
 def _accuracy_chart(log: RunLog, x_range: tuple[float, float]) -> list[Markup]:
-    """Of a run that learns classes: how many held-out images are named rightly."""
+    """Held-out accuracy of a classification run."""
     if not log.validations:
         return []
     curve = thin("held-out training images", ((one.epoch, one.accuracy) for one in log.validations))
@@ -239,7 +239,7 @@ def _rates(log: RunLog, field: str) -> list[Curve]:
 
 
 def _means(log: RunLog, field: str) -> Curve:
-    """Each at the middle of its epoch, where it lies beside the steps that it is the mean of."""
+    """Epoch means, drawn at the middle of each epoch."""
     return thin("mean of an epoch", ((one.epoch - 0.5, getattr(one, field)) for one in log.epochs))
 
 
@@ -274,7 +274,7 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def value_text(value: Any, depth: int = 3) -> str:
-    """A setting as it reads; what is nested deeper or goes on for longer than any real one is cut."""
+    """A setting as text; deeply nested and very long values are cut."""
     if value is None or value == []:
         return "none"
     if isinstance(value, bool):
@@ -301,7 +301,7 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def figure_text(value: float) -> str:
-    """Four digits, or a dash for what is not known."""
+    """A number with four digits, or a dash for NaN."""
     return f"{value:,.4g}" if math.isfinite(value) else "-"
 
 

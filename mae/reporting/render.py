@@ -1,4 +1,4 @@
-"""Pages from jinja2 templates, safe by construction: whatever a template is given is text, and text is escaped."""
+"""Renders jinja2 templates with automatic escaping."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ LONGEST_TEXT = 1000
 def render(template: Path, **values: Any) -> Markup:
     """Fill in a template; it may extend and include those of ``mae/reporting/templates`` and of its own folder.
 
-    What was rendered before is markup and goes into another template as it is. All other values are escaped, and so
-    is what no printer shows. A name that was not given is an error.
+    Rendered markup is inserted into another template unchanged. All other values are escaped, including control
+    characters. Undefined names are errors.
     """
     from markupsafe import Markup
 

@@ -1,4 +1,4 @@
-"""Make a page of a run's folder: a config in, a file and a result out."""
+"""The use case ``report``."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ _MOST_FRAMES = 100  # of an animation
 
 @dataclasses.dataclass(frozen=True)
 class ReportResult(Drawn):
-    """What was written, and the figures that it begins with; None where the run has none yet.
+    """The written page, and its main numbers; None if the run has none yet.
 
     Attributes:
         out: The page.
-        size_bytes: Of the page.
-        epochs, wanted_epochs: Done, and of the whole run.
+        size_bytes: Size of the page.
+        epochs, wanted_epochs: Finished epochs, and epochs of the whole run.
         finished: Whether the last epoch is done.
         logged_steps: Lines of steps in the log; curves of more than 400 points are thinned.
         thinned_by: Logged steps that one point of a curve stands for, at most.
-        first_loss, last_loss: Of the first and the last epoch that is done.
-        psnr: Of the newest preview, dB.
-        images_per_second, data_wait: Of the last epoch.
-        images: Shown.
+        first_loss, last_loss: Loss of the first and the last finished epoch.
+        psnr: PSNR of the newest preview, dB.
+        images_per_second, data_wait: Throughput, and fraction of the time spent waiting for data, in the last epoch.
+        images: Number of previews shown.
         unreadable: Images that the run could not read.
         environment_recorded: Whether the run's folder says what it ran on.
         animation: The animation that was written, if one was.
-        notes: What could not be read.
+        notes: Files that could not be read.
     """
 
     out: Path
@@ -88,11 +88,11 @@ class ComparisonResult(Drawn):
 
     Attributes:
         out: The page.
-        size_bytes: Of the page.
-        runs: Where each stands, in the order given.
+        size_bytes: Size of the page.
+        runs: Summaries of the runs, in the given order.
         settings: Those that differ, each with its value in every run; None where a run has none.
         images: Previews that are shown.
-        notes: What could not be read.
+        notes: Files that could not be read.
     """
 
     out: Path
@@ -108,7 +108,7 @@ class ComparisonResult(Drawn):
 
 
 def report(config: ReportConfig) -> ReportResult | ComparisonResult:
-    """Write one self-contained HTML file about a run, whether it is done, going on or just begun; or about several.
+    """Write a self-contained HTML page about a run in any state, or a comparison of several.
 
     Of several runs the page has the curves over each other, the settings that differ, and the last previews.
 
@@ -183,7 +183,7 @@ def _images(previews: Iterable[Preview], notes: list[str]) -> list[PreviewImage]
 
 
 def _image(preview: Preview) -> PreviewImage:
-    """Decoded with the care that any untrusted image gets, and encoded again: nothing else of the file is kept.
+    """Decode an untrusted image and encode it again, so that nothing else of the file is kept.
 
     Raises:
         DataError: It cannot be read as an image.

@@ -1,7 +1,7 @@
 """Read a run's folder in any state: finished, running, or incomplete.
 
-A run may be going on, so the log's last line may be half a line; a folder may be untrusted, so every value
-is checked and only numbers and plain names are kept.
+The last line of a running run's log may be incomplete. The folder may be untrusted, so every value is checked, and
+only numbers and plain names are kept.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PREVIEW = re.compile(r"epoch-(\d{1,9})\.png")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LoggedStep:
-    """A line that the trainer writes every few steps; ``epoch`` counts from the run's start, with a fraction."""
+    """The log line of a step; ``epoch`` counts from the run's start, with a fraction."""
 
     step: int
     epoch: float
@@ -41,7 +41,7 @@ class LoggedStep:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LoggedEpoch:
-    """A line at an epoch's end; ``epoch`` counts the epochs that are done."""
+    """The log line of an epoch; ``epoch`` counts the epochs that are done."""
 
     epoch: int
     loss: float
@@ -53,7 +53,7 @@ class LoggedEpoch:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LoggedValidation:
-    """What held-out images said at an epoch's end; ``epoch`` counts the epochs that are done."""
+    """Validation at the end of an epoch; ``epoch`` counts the epochs that are done."""
 
     epoch: int
     loss: float
@@ -62,7 +62,7 @@ class LoggedValidation:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LoggedTest:
-    """What the test images said at the end, with the 95 % interval; ``epoch`` counts up to that of the weights."""
+    """Test accuracy with its 95 % interval; ``epoch`` counts up to that of the weights."""
 
     epoch: int
     accuracy: float
@@ -73,7 +73,7 @@ class LoggedTest:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LoggedProbe:
-    """A line of what was measured beside the training; NaN for what was not.
+    """The log line of a probe; NaN for values that were not measured.
 
     ``epoch`` counts from the run's start, with a fraction; accuracies are from 0 to 1.
     """
@@ -105,7 +105,7 @@ class LoggedChange:
 
 @dataclasses.dataclass(frozen=True)
 class RunLog:
-    """What a run's folder tells.
+    """The data of a run's folder.
 
     Attributes:
         steps, epochs: In order, each once; a non-finite value is NaN.
@@ -119,7 +119,7 @@ class RunLog:
         changes: Settings that decide the numbers and that the run went on with other values of.
         other_lines: Lines of the log that are whole and of no known kind.
         broken_lines: Lines of the log that are no JSON object, such as one that is being written.
-        notes: What could not be read, and why.
+        notes: Files that could not be read, and why.
         validations: Of a run that learns classes, in order, each epoch once.
         test: Of such a run that is done.
     """
@@ -142,13 +142,13 @@ class RunLog:
 
     @property
     def command(self) -> str:
-        """Of what the run is one, by the settings that one command alone has."""
+        """The command that started the run, inferred from its settings."""
         telling = {"layer_decay": "finetune", "trust_coefficient": "linprobe"}
         return next((command for name, command in telling.items() if name in self.config), "pretrain")
 
     @property
     def wanted_epochs(self) -> int | None:
-        """Of the whole run, where its config tells."""
+        """Epochs of the whole run, if its config has them."""
         epochs = self.config.get("epochs")
         return epochs if type(epochs) is int and epochs > 0 else None
 
@@ -168,12 +168,12 @@ class RunLog:
         return self.config.get("norm_pix_loss") is True
 
     def newest(self, name: str) -> float:
-        """Of what is measured beside the training, such as ``val_loss``; NaN where it is not."""
+        """The newest probe value of a name, such as ``val_loss``; NaN if there is none."""
         known = (value for one in reversed(self.probes) if math.isfinite(value := getattr(one, name)))
         return next(known, math.nan)
 
     def seconds_left(self) -> float | None:
-        """At the pace of the last epochs; None where it cannot be told."""
+        """Estimated from the last epochs; None if unknown."""
         paces = sorted(one.seconds for one in self.epochs[-9:] if math.isfinite(one.seconds))
         if self.wanted_epochs is None or not paces:
             return None

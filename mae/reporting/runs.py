@@ -1,4 +1,4 @@
-"""Which runs lie below a folder: how far each is, how good, and whether a process is training it."""
+"""Lists the runs below a folder with progress, loss and state."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ _HOLDER = re.compile(r"process (\d{1,9}) on (\S{1,255})")
 
 @dataclasses.dataclass(frozen=True)
 class RunSummary:
-    """Where one run stands; None for what its folder does not tell.
+    """Summary of a run; None for unknown values.
 
     Attributes:
         run: Its folder.
         state: "training", "finished", "stopped", or "unknown" for one of another machine that has been silent.
         model: Its variant.
-        epochs, wanted_epochs: Done, with a fraction, and of the whole run.
-        loss: Of the last epoch, else of the last logged step.
-        psnr: Of the newest preview, dB.
+        epochs, wanted_epochs: Finished epochs, with a fraction, and epochs of the whole run.
+        loss: Loss of the last epoch, else of the last logged step.
+        psnr: PSNR of the newest preview, dB.
         knn, linear: Accuracy by the newest probe of the encoder, from 0 to 1.
-        test: Accuracy on the test images, of a run that learnt classes.
-        images_per_second: In the last epoch.
-        seconds_left: At the pace of the last epochs, of a run that is not finished.
+        test: Test accuracy of a classification run.
+        images_per_second: Throughput of the last epoch.
+        seconds_left: Estimate from the last epochs, for an unfinished run.
         last_line: When its log was last written to, seconds since 1970.
-        trouble: Why it cannot be read; empty where it can.
+        trouble: Why it cannot be read; empty if it can.
     """
 
     run: str
@@ -85,7 +85,7 @@ def accuracies(runs: Sequence[RunSummary]) -> dict[str, str]:
 
 
 def runs(config: RunsConfig) -> RunsResult:
-    """List the runs below a folder: how far each is, how good, and whether it is under way. Nothing is written.
+    """List the runs below a folder with progress, loss and state. Nothing is written.
 
     Raises:
         DataError: There is no such folder, or no run in it.
@@ -122,10 +122,10 @@ def find_runs(folder: Path) -> Iterator[Path]:
 
 
 def run_state(run: Path, log: RunLog, now: float) -> str:
-    """Whether a run is finished, under way or stopped.
+    """Whether a run is finished, training or stopped.
 
-    A run under way names its process in the folder. Whether that lives is known on its own machine; of another one
-    the log's age has to do.
+    A running run has its process in the folder. Whether that process exists can be checked on the same machine only;
+    for other machines the age of the log is used.
     """
     if log.finished:
         return "finished"
@@ -179,7 +179,7 @@ def _summary(folder: Path, run: Path, now: float) -> RunSummary:
 
 
 def summary_of(run: Path, log: RunLog, now: float) -> RunSummary:
-    """Where a run stands whose log was read; ``now`` is in seconds since 1970."""
+    """Summary of a run whose log was read; ``now`` is in seconds since 1970."""
     model = log.config.get("variant")
     rates = [one.images_per_second for one in (log.epochs[-1:] or log.steps[-1:])]
     psnr = [one.psnr for one in log.previews if math.isfinite(one.psnr)]

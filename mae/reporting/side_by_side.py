@@ -1,4 +1,4 @@
-"""Several runs on one page: curves over each other, the settings that differ, the last previews."""
+"""Comparison of several runs on one page: curves, differing settings, last previews."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FEWEST_EPOCHS = 3  # of a curve of epoch means; of fewer the logged steps are dr
 
 
 class ComparedRun(NamedTuple):
-    """A run on the page; its summary's ``run`` is the name that it has there."""
+    """A run on the page; ``summary.run`` is its name there."""
 
     summary: RunSummary
     log: RunLog
@@ -29,7 +29,7 @@ class ComparedRun(NamedTuple):
 
 
 def short_names(runs: Sequence[Path]) -> list[str]:
-    """As much of each path's end as tells them apart; a run that is given twice is numbered."""
+    """Shortest distinct ends of the paths; runs that are given twice are numbered."""
     parts = [run.resolve().parts for run in runs]
     names = [str(run) for run in runs]
     for length in range(1, max(map(len, parts)) + 1):
@@ -58,13 +58,13 @@ def _setting(name: str, value: Any) -> str:
 def comparison_page(
     runs: Sequence[ComparedRun], settings: Mapping[str, Sequence[str | None]], notes: Sequence[str], now: float
 ) -> str:
-    """The whole document.
+    """The page as HTML.
 
     Args:
         runs: In order.
         settings: As ``differing_settings`` gives them.
-        notes: What could not be read.
-        now: When the page is made, seconds since 1970.
+        notes: Files that could not be read.
+        now: Time of writing, seconds since 1970.
     """
     measured = accuracies([one.summary for one in runs])
     return render(

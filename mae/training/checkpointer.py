@@ -1,4 +1,4 @@
-"""A run's states: written while training continues, and read back from the newest complete one."""
+"""Writes a run's states while training continues, and reads the newest complete one."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from mae.training.step import TrainingStep
 
 @dataclasses.dataclass(frozen=True)
 class SavedState:
-    """A state that a run can go on from; its tensors stay in its file until ``restore`` reads them.
+    """A state that a run can be resumed from; its tensors stay in its file until ``restore`` reads them.
 
     Attributes:
-        path: Its file or folder.
-        position: How far the run had come.
-        identity: What must not have changed since; at least ``batch_size``.
-        settings: Those that decide the run's numbers, as far as the state tells them.
+        path: File or folder of the state.
+        position: Position of the run.
+        identity: What must not change on resuming; at least ``batch_size``, the global batch size.
+        settings: Settings that affect the losses, as far as the state records them.
     """
 
     path: Path
@@ -43,18 +43,18 @@ class SavedState:
 
 
 class Checkpointer:
-    """Writes a run's states, on a thread of its own while training goes on.
+    """Writes a run's states in a background thread while training continues.
 
-    The thread gets a copy of weights and moments, so what is written is the state of one moment. A model in
-    shards is written by all processes together, and before training goes on.
+    The thread gets a copy of weights and moments, so that a file has the state of one step. A sharded model is
+    written by all processes together, and training waits for it.
 
     Args:
-        run: Where to.
-        training_step: Whose state.
-        ranks: The processes that share it; the first one writes, or each its shards.
+        run: Folder of the run.
+        training_step: Model, optimiser and scaler.
+        ranks: The processes that share the run; the first one writes, or each writes its shards.
         args: The run's options under their official names.
-        identity: What must not change when the run goes on.
-        about: What else a state tells of the model beside its sizes.
+        identity: What must not change when the run is resumed.
+        about: Metadata of the model beside its sizes.
         minutes: Longest time between two states, in minutes.
         keep_every: Epochs between two checkpoints that stay.
         keep_last: How many of the newest states stay.
@@ -91,16 +91,16 @@ class Checkpointer:
         return epochs % self.keep_every == 0
 
     def due(self) -> bool:
-        """Whether the newest state is older than it may be, or could not be written, which ``save`` then raises."""
+        """Whether it is time to save. Also true if writing failed; ``save`` then raises the error."""
         return self._failure is not None or time.monotonic() - self._saved_at >= self.seconds
 
     def save(self, position: Position, *, keep: bool = False, wait: bool = False) -> None:
         """Write the state at a position.
 
         Args:
-            position: How far the run has come.
-            keep: Keep it under its epoch's number too.
-            wait: Come back when it is on the disk.
+            position: Position of the run.
+            keep: Also write it as ``checkpoint-EPOCH.pth``.
+            wait: Return only when it is on the disk.
 
         Raises:
             TrainingError: This one or the one before could not be written.
@@ -127,7 +127,7 @@ class Checkpointer:
         self._saved_at = time.monotonic()
 
     def finish(self) -> None:
-        """Wait for the state that is being written.
+        """Wait until the pending state is written.
 
         Raises:
             TrainingError: It could not be.
@@ -138,7 +138,7 @@ class Checkpointer:
         self.check()
 
     def check(self) -> None:
-        """Raise what the thread has met, if anything."""
+        """Raise the error of the writing thread, if any."""
         if self._failure is None:
             return
         failure, self._failure = self._failure, None
@@ -163,7 +163,7 @@ class Checkpointer:
                     link_or_copy(placed, self.run.kept_checkpoint(position.epoch - 1))
             except CheckpointError as error:
                 self._failure = CheckpointError(error.message.replace(str(new), str(self.run.checkpoint)))
-            except Exception as error:  # on a thread nobody else would see it, and states would silently stop
+            except Exception as error:  # raised by ``check`` in the main thread
                 self._failure = error
 
         return write
@@ -192,15 +192,18 @@ class Checkpointer:
                 self.run.place(new, SHARDS, self.keep_last)
         except OSError as error:
             raise TrainingError(f"cannot write {self.run.path}: {error.strerror or error}") from None
-        self.ranks.wait()  # nobody starts the next one before this one is in its place
+        self.ranks.wait()  # no process starts the next state before this one is in place
 
     def whole_state(self, *, keep: bool) -> dict[str, Any]:
-        """Model, optimiser and scaler with shards put together; every process must ask, and some keep it."""
+        """State of model, optimiser and scaler with full tensors.
+
+        Every process must call this; those with ``keep`` get the tensors, the others None.
+        """
         state = self.training_step.state()
         return _gathered(state, keep=keep) if self.training_step.parallel.sharded else state
 
     def _save_gathered(self, position: Position) -> None:
-        """The official file of a model in shards."""
+        """Write the official file of a sharded model."""
         state = self.whole_state(keep=self.ranks.first)
         if self.ranks.first:
             try:
@@ -210,12 +213,12 @@ class Checkpointer:
 
 
 def finished_file(run: RunFolder, state: Path, position: Position) -> Path:
-    """The official file of a run that has come to a position, given its newest state, which may be in shards."""
+    """The official checkpoint file of a run at a position, given its newest state, which may be sharded."""
     return run.kept_checkpoint(position.epoch - 1) if state.suffix == SHARDS else state
 
 
 def newest_state(run: RunFolder) -> tuple[SavedState | None, tuple[str, ...]]:
-    """The newest state that can be read, and what is wrong with those that cannot; None where there is none at all.
+    """The newest readable state (None if there is no state), and a message for each newer unreadable one.
 
     Raises:
         CheckpointError: None of those that are there can be read.
@@ -235,7 +238,7 @@ def newest_state(run: RunFolder) -> tuple[SavedState | None, tuple[str, ...]]:
 
 
 def restore(state: SavedState, training_step: TrainingStep) -> None:
-    """Put a state's tensors into a training step, which then keeps nothing of the file.
+    """Copy the tensors of a state into a training step.
 
     Raises:
         CheckpointError: The state is damaged, or of another model.
@@ -276,18 +279,18 @@ def _load(path: Path) -> SavedState:
     return SavedState(path, position, identity, recorded_settings(identity, args))
 
 
-# What older versions called an entry.
+# Names of entries in older versions.
 _OLDER_NAMES = {"pictures": "images", "pictures_digest": "images_digest"}
-# What the entries of a state's identity are, where it has them; states of older versions have fewer.
+# Types of the entries of a state's identity; older states have fewer entries.
 _COUNTS = ("images", "batch_size", "accum_iter", "processes")
 _KINDS = {"images_digest": str, "seed": int, "model": str, "compiled": bool, "settings": dict, "classes": list}
 
 
 def _identity(values: Any) -> dict[str, Any]:
-    """A state's identity, checked.
+    """The validated identity of a state.
 
     Raises:
-        ValueError: An entry is none that a run writes.
+        ValueError: An entry has an invalid value.
     """
     if not isinstance(values, dict) or "batch_size" not in values:
         raise ValueError(f"no identity but {type(values).__name__}")
@@ -300,10 +303,10 @@ def _identity(values: Any) -> dict[str, Any]:
 
 
 def _check_counts(position: Position, identity: Mapping[str, Any]) -> None:
-    """A position's step follows from its epoch and batch.
+    """Check that a position's step follows from its epoch and batch.
 
     Raises:
-        ValueError: It is another.
+        ValueError: It does not.
     """
     if not {"images", "batch_size", "accum_iter"} <= set(identity):
         return
@@ -315,7 +318,7 @@ def _check_counts(position: Position, identity: Mapping[str, Any]) -> None:
 
 
 def _copied(value: Any) -> Any:
-    """The same structure on the host, with tensors of its own."""
+    """A copy of the structure on the host."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
@@ -324,7 +327,10 @@ def _copied(value: Any) -> Any:
 
 
 def _gathered(value: Any, *, keep: bool) -> Any:
-    """The same structure with its shards put together; every process must ask, and one keeps the answer."""
+    """The same structure with full tensors on the host; without ``keep`` None in their place.
+
+    Every process must call this.
+    """
     if isinstance(value, Tensor):
         tensor = whole(value) if is_shard(value) else value
         return tensor.detach().to("cpu", copy=True) if keep else None
@@ -334,7 +340,7 @@ def _gathered(value: Any, *, keep: bool) -> Any:
 
 
 def _room_for_copy(state: Mapping[str, Any]) -> bool:
-    """Whether the host has memory to spare for a second set of weights and moments."""
+    """Whether the host has enough free memory for a copy of weights and moments."""
     available = available_memory()
     if available is None:
         return True

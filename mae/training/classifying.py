@@ -1,4 +1,4 @@
-"""What ``finetune`` and ``linprobe`` do alike: find images and weights, and tell how a run ended."""
+"""Common parts of ``finetune`` and ``linprobe``: make the model, and the result of a run."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class ClassifierResult(Drawn):
 def make_classifier(
     config: ClassifierConfig, classes: int, resumption: Resumption, head_std: float, *, fc_norm: bool, probe: bool
 ) -> tuple[ImageClassifier, str, tuple[str, ...]]:
-    """The model with its first weights, where these come from, and what a user should be told.
+    """The model with its first weights, where these come from, and messages for the user.
 
     Raises:
         CheckpointError: The weights cannot be used.
@@ -110,7 +110,7 @@ def make_classifier(
 
 
 def _checkpoint(config: ClassifierConfig, resumption: Resumption) -> Checkpoint | None:
-    """Whose sizes, and perhaps weights, the model has: of a run that goes on, its state's."""
+    """The checkpoint that gives the sizes and, unless ``--from-scratch``, the weights; on resuming the saved state."""
     if resumption.saved is not None:
         return load_checkpoint(resumption.saved.path)
     if config.from_scratch and config.variant is not None:
@@ -121,21 +121,21 @@ def _checkpoint(config: ClassifierConfig, resumption: Resumption) -> Checkpoint 
 
 
 def _encoder_of(config: MAEConfig) -> MAEConfig:
-    """The same sizes with those of the decoder, which a classifier lacks, as usual."""
+    """The same config with default decoder sizes, since a classifier has no decoder."""
     usual = MAEConfig()
     names = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads", "norm_pix_loss")
     return config.replace(**{name: getattr(usual, name) for name in names})
 
 
 def _take_fresh_encoder(model: ImageClassifier, architecture: MAEConfig, seed: int) -> None:
-    """Fresh weights, drawn as ``pretrain`` draws them."""
+    """Initialise the encoder as ``pretrain`` does with the same seed."""
     with seeded(derive_seed(seed, "weights")):
         fresh = create_model(architecture).state_dict()
     model.load_state_dict({key: value for key, value in fresh.items() if key in model.state_dict()}, strict=False)
 
 
 def is_complete(folder: RunFolder, position: Position) -> bool:
-    """Whether a run whose last epoch is done was tested after it."""
+    """Whether a run whose last epoch is done has its test result."""
     result = read_test_result(folder.path)
     return result is not None and result.epochs == position.epoch and (folder.path / CLASSIFIER).exists()
 

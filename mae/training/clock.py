@@ -1,4 +1,4 @@
-"""Where a run's time goes."""
+"""Measures throughput and the time spent waiting for images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Throughput:
-    """Where the time goes: images per second and the share spent waiting for images."""
+    """Images per second, and the fraction of the time spent waiting for images."""
 
     def __init__(self) -> None:
         self.images = 0
@@ -18,7 +18,7 @@ class Throughput:
         self._epoch = self._window[0]
 
     def waiting(self) -> Throughput:
-        """A context whose time counts as waiting."""
+        """A context manager whose time counts as waiting."""
         return self
 
     def __enter__(self) -> None:
@@ -29,7 +29,7 @@ class Throughput:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Within it the clock stands still."""
+        """A context manager whose time is not counted."""
         began = time.monotonic()
         yield
         gone = time.monotonic() - began
@@ -37,7 +37,7 @@ class Throughput:
         self._epoch = (self._epoch[0] + gone, *self._epoch[1:])
 
     def rate(self) -> tuple[float, float]:
-        """Images per second and share of waiting over the last ten seconds or the last step."""
+        """Images per second and fraction of waiting, over the last ten seconds or the last step."""
         now = (time.monotonic(), self.images, self._wait)
         self._window.append(now)
         while len(self._window) > 2 and now[0] - self._window[0][0] > 10:
@@ -47,7 +47,7 @@ class Throughput:
         return (now[1] - then[1]) / seconds, (now[2] - then[2]) / seconds
 
     def epoch(self) -> tuple[float, int, float]:
-        """Seconds, images and share of waiting since the last call."""
+        """Seconds, images and fraction of waiting since the last call."""
         now, then = (time.monotonic(), self.images, self._wait), self._epoch
         self._epoch = now
         seconds = max(now[0] - then[0], 1e-9)

@@ -1,4 +1,4 @@
-"""torch.compile, where it pays: timed against the plain step on this machine before it is used."""
+"""Uses torch.compile if the compiled step is measured to be faster on this machine."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ import torch
 from torch import nn
 
 TIMED_STEPS = 5
-LEAST_GAIN = 1.02  # below it the difference is the machine's noise
+LEAST_GAIN = 1.02  # smaller differences are measurement noise
 
 
 def compile_if_it_pays(plain: nn.Module, run: Callable[[nn.Module], None]) -> tuple[nn.Module, bool, str]:
     """Compile a loss and keep what is faster.
 
-    torch keeps what it has compiled on the disk, so the next run with the same sizes starts sooner.
+    torch caches compiled code on the disk, so the next run with the same sizes starts faster.
 
     Args:
         plain: The loss as a module, its model on its device.
         run: Takes a forward and a backward pass with a loss, and waits until they are done.
 
     Returns:
-        The loss to use, whether it is the compiled one, and what came of it in a sentence.
+        The loss to use, whether it is the compiled one, and the result in a sentence.
     """
     began = time.monotonic()
     try:
         compiled: nn.Module = torch.compile(plain)  # type: ignore[assignment]
         run(compiled)
-    except Exception as error:  # the compiler is a world of its own: no C++ compiler, no Triton, a full disk ...
+    except Exception as error:  # for instance no C++ compiler, no Triton, or a full disk
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return plain, False, f"torch.compile failed, so the step is not compiled: {reason[:200]}"
     took = time.monotonic() - began
     seconds: dict[str, list[float]] = {"plain": [], "compiled": []}
     run(plain)
-    for _ in range(TIMED_STEPS):  # in turn, so that both meet the same noise
+    for _ in range(TIMED_STEPS):  # alternating, so that both see the same load of the machine
         for name, loss in (("plain", plain), ("compiled", compiled)):
             start = time.monotonic()
             run(loss)
@@ -48,5 +48,5 @@ def compile_if_it_pays(plain: nn.Module, run: Callable[[nn.Module], None]) -> tu
 
 
 def compiled_loss(loss: nn.Module) -> nn.Module:
-    """The compiled loss without asking whether it pays: a run goes on with the arithmetic that it began with."""
+    """The compiled loss without timing it: a resumed run keeps the arithmetic that it was started with."""
     return torch.compile(loss)  # type: ignore[return-value]

@@ -19,12 +19,12 @@ from mae.system.distributed import Ranks
 from mae.training.plan import TrainingPlan
 from mae.training.run_folder import Position
 
-LOADED_AHEAD = 4  # batches that each loader process has in hand
-BATCHES_AHEAD = 16  # that are fetched before those
+LOADED_AHEAD = 4  # batches that each loader process prepares ahead
+BATCHES_AHEAD = 16  # further batches whose files are fetched ahead
 
 
 class DataModule:
-    """Makes batches that depend on the position in the run and on nothing that happened before it.
+    """Makes batches that depend on the position in the run only, not on earlier batches.
 
     Args:
         plan: The run's: number of images, batch size, epochs and seed.
@@ -76,7 +76,7 @@ class DataModule:
         return Batches(loader)
 
     def seek(self, position: Position) -> None:
-        """Let the next batch be the one at a position; loader processes start here."""
+        """Start the loader processes so that the next batch is the one at ``position``."""
         self.close()
         self._batches = self.batches(position)
         if self.images.is_remote:  # not before the loader processes are there: threads do not survive a fork
@@ -84,13 +84,17 @@ class DataModule:
             self._prefetcher = Prefetcher(self.images, self._draws(position), ahead)
 
     def close(self) -> None:
-        """Fetch nothing more ahead, as for a run that is stopped before its last batch."""
+        """Stop prefetching."""
         if self._prefetcher is not None:
             self._prefetcher.stop()
             self._prefetcher = None
 
     def next_batch(self) -> Batch:
-        """The batch at the place, and one place on; ``seek`` comes first."""
+        """The next batch; call ``seek`` before.
+
+        Raises:
+            RuntimeError: ``seek`` was not called.
+        """
         if self._batches is None:
             raise RuntimeError("no place to read batches from: call seek first")
         if self._prefetcher is not None:
@@ -98,15 +102,15 @@ class DataModule:
         return next(self._batches)
 
     def explain(self, error: Exception) -> Exception:
-        """Why a loader process is gone, where that is what ``error`` came of; else the error itself."""
+        """The error that ended a loader process if that caused ``error``, else ``error``."""
         return error if self._batches is None else self._batches.explain(error)
 
     def names(self, position: Position, batches: int) -> list[Path]:
-        """The images of the next batches."""
+        """Names of the images of the next ``batches`` batches."""
         return [self.images.name(draw.image) for batch in self._next(position, batches) for draw in batch]
 
     def again(self, position: Position, batches: int) -> list[Batch]:
-        """The next batches, made here and now."""
+        """The next ``batches`` batches, decoded in this process."""
         return [collate([self.dataset[draw] for draw in batch]) for batch in self._next(position, batches)]
 
     def _next(self, position: Position, batches: int) -> list[list[Draw]]:

@@ -1,4 +1,4 @@
-"""A training run of any task, from its settings to its last step."""
+"""A training run of any task, from the settings to the last step."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Config = TypeVar("Config", bound=RunConfig)
 
 @dataclasses.dataclass(frozen=True)
 class Start(Generic[Config]):
-    """Where a run begins: its settings, resolved for this machine, its folder and its processes."""
+    """What is known when a run starts: settings resolved for this machine, folder, processes."""
 
     config: Config
     folder: RunFolder
@@ -53,10 +53,10 @@ class Start(Generic[Config]):
     device: torch.device
     on_event: Callable[[Event], None]
     should_stop: Callable[[], bool]
-    precision_reason: str | None = None  # where the precision was chosen here
+    precision_reason: str | None = None  # why ``auto`` chose it; None if it was given
 
     def explained(self, error: RuntimeError | MemoryError) -> Exception:
-        """An error from deep inside in a user's words, or the error itself."""
+        """The error with a message for the user, or unchanged."""
         return explained(error, self.ranks, activation_checkpointing=self.config.activation_checkpointing)
 
 
@@ -68,7 +68,7 @@ class TaskType(Generic[Config]):
         command: Its name on the command line.
         make: Makes the task from the settings and the images, before anything is written: the model with its first
             weights, and whatever else the settings name.
-        is_complete: Whether a folder lacks nothing of a run that has come to a position, its last.
+        is_complete: Whether a run whose last epoch is done has written everything else too.
     """
 
     command: str
@@ -82,9 +82,9 @@ class Ended:
 
     Attributes:
         folder: Where it wrote.
-        position: How far it is.
-        checkpoint: Its newest state, or its official file where the state is in shards.
-        planned, trainer: Of this part of it; None where it had come to its end before.
+        position: Its position.
+        checkpoint: Its newest state, or the official file if the state is sharded.
+        planned, trainer: Of this call; None if the run was complete before.
     """
 
     folder: RunFolder
@@ -95,7 +95,7 @@ class Ended:
 
     @property
     def logged(self) -> Logged:
-        """What the log tells up to the end."""
+        """The values of the log up to the end."""
         return self.folder.read_log(self.position)
 
     @property
@@ -108,16 +108,16 @@ class Ended:
 def run_task(
     kind: TaskType[Config], config: Config, on_event: Callable[[Event], None], should_stop: Callable[[], bool]
 ) -> Ended:
-    """Train to the last epoch, or go on with a run that is there.
+    """Train to the last epoch, or resume the run in the folder.
 
     Args:
-        kind: What is trained.
+        kind: The task to train.
         config: All settings; for a resumed run those of its ``config.toml``.
-        on_event: Told what happens.
-        should_stop: Asked between steps; once true, the state is saved and the run ends.
+        on_event: Called with each event.
+        should_stop: Called between steps; once it returns True, the state is saved and the run ends.
 
     Raises:
-        MaeError: As the task's command says.
+        MaeError: As documented for the task's use case.
     """
     start = _start(config, on_event, should_stop)
     ended = _train(kind, start, _resumption(start))
@@ -144,7 +144,7 @@ def _start(
     *,
     writes: bool = True,
 ) -> Start[Config]:
-    """Resolve the settings and meet the other processes."""
+    """Resolve the settings and join the other processes."""
     ranks = ranks_from_environment()
     device = resolve_device(config.device, None if ranks.alone else ranks.local_rank)
     config = dataclasses.replace(config, device=device.type, out=config.resume or config.out)
@@ -153,12 +153,14 @@ def _start(
     if not resume:
         refuse_inside(config.out, "--out", [path for path in config.data if url_of(path) is None])
     recorded = folder.read_config(type(config)) if resume else None
-    # What is left to choose stays what it was chosen to be; a JPEG has the same pixels whatever decodes it.
+    # A precision chosen by ``auto`` stays on resuming; decoders give the same pixels and need not.
     wanted = recorded.precision if recorded and config.precision == "auto" else config.precision
     precision = resolve_precision(wanted, device)
     reason = precision_reason(device, precision) if wanted == "auto" else None
     ranks.join(device)
-    precision, reason = ranks.gather((precision, reason))[0]  # times differ from process to process
+    precision, reason = ranks.gather((precision, reason))[
+        0
+    ]  # timings differ between processes, so the first one decides
     config = dataclasses.replace(config, precision=precision, decoder=resolve_decoder(config.decoder))
     settings = recorded.as_plain() if recorded else None
     return Start(config, folder, settings, ranks, device, on_event if ranks.first else _ignore, should_stop, reason)
@@ -169,7 +171,7 @@ def _ignore(event: Event) -> None:
 
 
 def _resumption(start: Start[Any]) -> Resumption:
-    """Where the run resumes from, the same for all processes."""
+    """The state to resume from, the same for all processes."""
     found = take_up(start.folder, start.config, start.recorded, start.ranks.size) if start.folder.resume else None
     resumption = found or Resumption()
     start.ranks.check_same("the saved step", resumption.position.step)
@@ -177,13 +179,13 @@ def _resumption(start: Start[Any]) -> Resumption:
 
 
 def _train(kind: TaskType[Config], start: Start[Config], resumption: Resumption) -> Ended:
-    """Prepare and train; a start that comes to nothing leaves no folder."""
+    """Prepare and train; a start that fails leaves no folder."""
     if start.ranks.gather(_is_finished(kind, start, resumption))[0]:
         return _ended(start.folder, resumption.position)
     task = kind.make(start, _scan(start, kind.command), resumption)
     trainer: Trainer | None = None
     try:
-        start.folder.make()  # not before all that was named has been found
+        start.folder.make()  # not before everything named in the settings has been found
         if resumption.saved:
             start.folder.set_aside_newer(resumption.saved.path)
         trainer, planned = _prepare(start, resumption, task)
@@ -196,12 +198,12 @@ def _train(kind: TaskType[Config], start: Start[Config], resumption: Resumption)
             trainer.stopped = not task.finish(trainer.state.position)
         return _ended(start.folder, trainer.state.position, planned, trainer)
     except BaseException as error:
-        # A start that came to nothing leaves no folder; one that was broken off in its first step can go on.
+        # A failed start leaves no folder; a run that is interrupted in its first step can be resumed.
         if trainer is None or (isinstance(error, Exception) and trainer.state.position == resumption.position):
             start.folder.abandon()
         if not isinstance(error, RuntimeError | MemoryError):
             raise
-        # Memory may run out as soon as the model is moved; a loader's end is met wherever training happens to be.
+        # For instance out of memory when the model is moved, or a loader process that died.
         raise (trainer or start).explained(error) from None
     finally:
         start.folder.release()
@@ -216,7 +218,7 @@ def _ended(
 
 
 def _is_finished(kind: TaskType[Config], start: Start[Config], resumption: Resumption) -> bool:
-    """Whether nothing at all is left to do."""
+    """Whether the run is complete, so that nothing is left to do."""
     if resumption.saved is None or resumption.warnings or resumption.changed("epochs"):
         return False
     position = resumption.position
@@ -348,7 +350,7 @@ def _check_images(start: Start[Any], task: Task) -> None:
 
 
 def _seconds_left(run: Run, resumption: Resumption, logged: Logged) -> float | None:
-    """Of a run that goes on where it ran before, at the pace that its log tells."""
+    """Estimated seconds left of a resumed run, from the throughput in its log; None if that does not apply."""
     changed = resumption.changed("device", "precision", "compile", "shard")
     elsewhere = changed or resumption.other_processes(run.ranks.size)
     if logged.images_per_second is None or elsewhere:
@@ -359,7 +361,7 @@ def _seconds_left(run: Run, resumption: Resumption, logged: Logged) -> float | N
 
 
 def _scan(start: Start[Any], command: str) -> ImageScan:
-    """All images; the first process of each machine looks, and the others read what it has kept."""
+    """All images; the first process of each machine scans, and the others read the cached scan."""
     config, ranks = start.config, start.ranks
     if ranks.local_rank:
         ranks.wait()

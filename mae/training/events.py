@@ -1,4 +1,4 @@
-"""What a run tells whoever watches it. Standard library only."""
+"""Events and results of a training run. Standard library only."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class Scanned:
 
 @dataclasses.dataclass(frozen=True)
 class Classification:
-    """What a run that learns classes is about, beside what every run has.
+    """Data and model of a classification run, for its plan.
 
     Attributes:
         command: "finetune" or "linprobe".
-        classes: Their names.
-        held_out, test_images: How many images choose the epoch, and how many test at the end.
-        start: Where the first weights come from, in words.
-        trained: How many parameters are trained.
+        classes: Names of the classes.
+        held_out, test_images: Number of held-out images that choose the epoch, and of test images.
+        start: Origin of the initial weights, as text.
+        trained: Number of trained parameters.
         pool: What the head sees: "mean" or "cls".
-        augmentation: What is done to the training images, in words.
+        augmentation: Augmentation of the training images, as text.
     """
 
     command: str
@@ -46,13 +46,13 @@ class Classification:
 
 @dataclasses.dataclass(frozen=True)
 class ProbePlan:
-    """What is measured beside the training, and what it costs.
+    """What is measured during training, and how long it takes.
 
     Attributes:
         val_images: Held-out images whose loss is measured every epoch; 0 without.
-        train_images, test_images, classes: Of the probes; 0 without.
-        every: Epochs from one probe to the next.
-        val_seconds, probe_seconds: Of one time each, as measured; 0 without.
+        train_images, test_images, classes: Numbers of the probes; 0 without probes.
+        every: Epochs between two probes.
+        val_seconds, probe_seconds: Measured duration of one evaluation each; 0 without.
     """
 
     val_images: int
@@ -68,14 +68,14 @@ class ProbePlan:
         return self.classes > 0 and (epochs % self.every == 0 or epochs == last)
 
     def seconds(self, first: int, last: int) -> float:
-        """Of all that is measured from one epoch to the last."""
+        """Total duration of all measurements from one epoch to the last."""
         probes = sum(self.due(epochs, last) for epochs in range(first + 1, last + 1))
         return (last - first) * self.val_seconds + probes * self.probe_seconds
 
 
 @dataclasses.dataclass(frozen=True)
 class Probed:
-    """What was measured of the model beside its training; None for what was not due.
+    """A measurement during training; None for what was not due.
 
     Attributes:
         epochs: From the run's start.
@@ -84,7 +84,7 @@ class Probed:
         knn, linear: Accuracy on the test part of ``--probe``, from 0 to 1: 20 nearest neighbours (10 of few images),
             and a linear probe, of the mean of patches behind the final norm.
         rank_me: Of the same features of the training part.
-        val_seconds, probe_seconds: What it took.
+        val_seconds, probe_seconds: Duration in seconds.
     """
 
     epochs: float
@@ -99,18 +99,18 @@ class Probed:
 
 @dataclasses.dataclass(frozen=True)
 class Started:
-    """A run is about to begin.
+    """A run is about to start training.
 
     Attributes:
         parameters: All values of the model, position tables included.
         zero_prediction_loss: The loss of predicting zero everywhere on the preview photographs, or of guessing classes.
         step_seconds: Measured time of one batch's forward and backward pass, without loading.
         first_epoch, first_step: Where a resumed run goes on.
-        warnings: What went wrong on the way here.
+        warnings: Problems with newer states, which were skipped.
         processes: How many share the run.
-        advice: What in a new run's plan is unlikely to end well, and what to type instead.
-        seconds_left: Of a run that goes on, at the pace that its log tells; None where it tells none.
-        changes: What a run that goes on does otherwise than before, in words.
+        advice: Settings of a new run that are likely to give a poor result, and what to use instead.
+        seconds_left: Estimate for a resumed run from the throughput in its log; None if unknown.
+        changes: Changed settings of a resumed run, as text.
         classification: Of a run that learns classes.
         probes: What is measured beside the training; None without.
         probed: What was measured before the first step; None where the log told the cost.
@@ -143,14 +143,14 @@ class Started:
 
     @property
     def seconds(self) -> float:
-        """How long what is left takes: at the pace of the run's log, else as measured without loading."""
+        """Estimated seconds left: from the throughput in the log, else from the timed batch without loading."""
         if self.seconds_left is not None:
             return self.seconds_left + self.probe_seconds
         return (self.plan.total_steps - self.first_step) * self.plan.accum_iter * self.step_seconds + self.probe_seconds
 
     @property
     def probe_seconds(self) -> float:
-        """How much of that is measuring beside the training."""
+        """Part of ``seconds`` that measurements take."""
         return self.probes.seconds(self.first_epoch, self.config.epochs) if self.probes else 0.0
 
 
@@ -233,7 +233,7 @@ class Validated:
 
     Attributes:
         val_loss: Mean cross-entropy.
-        val_accuracy: Share of the images that are named rightly.
+        val_accuracy: Share of the images that are classified correctly.
         best: Whether no epoch before was better.
     """
 
@@ -248,7 +248,7 @@ class FinalTest:
     """The test images were asked; ``epoch`` is that of the weights, counted from 0.
 
     Attributes:
-        test_accuracy, test_low, test_high: Share that is named rightly, with its 95 % interval.
+        test_accuracy, test_low, test_high: Share that is classified correctly, with its 95 % interval.
     """
 
     epoch: int

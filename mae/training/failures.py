@@ -7,12 +7,12 @@ from mae.system.distributed import Ranks, is_lost
 
 
 def explained(error: RuntimeError | MemoryError, ranks: Ranks, *, activation_checkpointing: bool = False) -> Exception:
-    """An error from deep inside as one that says what to do, or the error itself.
+    """A ``TrainingError`` with a hint for the user, or the error itself.
 
     Args:
-        error: What was raised, wherever in a run.
+        error: The error.
         ranks: The processes that share it.
-        activation_checkpointing: Whether the run saves memory by it already.
+        activation_checkpointing: Whether it is in use already.
     """
     if is_out_of_memory(error):
         advice = "halve --batch-size and double --accum-iter: the step and the learning rate stay the same"

@@ -1,4 +1,4 @@
-"""What a run is: what may change between its parts and what may not, and its options under the official names."""
+"""Which settings may change on resuming, and the options of a run under their official names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mae.training.plan import TrainingPlan
 
 
 class OnResume(enum.Enum):
-    """What happens when a run is resumed with another value of a setting."""
+    """Effect of resuming a run with another value of a setting."""
 
     FREE = "no number of it changes"
     ROUNDING = "its numbers change as if they were rounded otherwise: allowed, and said"
@@ -77,7 +77,7 @@ ON_RESUME = {
     "log_to": OnResume.FREE,
 }
 
-# Names of the official trainer's that older states tell these settings by.
+# Names of the official trainer under which older states record these settings.
 _IN_ARGS = {
     "mask_ratio": "mask_ratio",
     "norm_pix_loss": "norm_pix_loss",
@@ -96,15 +96,15 @@ def deciding_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def on_resume(name: str) -> OnResume:
-    """What another value of a setting does; what has no line in the table is taken for part of the recipe."""
+    """Effect of another value of a setting; settings that are not in the table must not change."""
     return ON_RESUME.get(name, OnResume.FIXED)
 
 
 def recorded_settings(identity: Mapping[str, Any], args: Any) -> dict[str, Any]:
-    """The settings that decide a run's numbers, as far as a state tells them.
+    """The settings that affect the losses, as far as a state records them.
 
     Args:
-        identity: Of the state; an older one holds no settings.
+        identity: Identity of the state; older ones have no settings.
         args: The state's options under their official names.
     """
     if "settings" in identity:
@@ -114,7 +114,7 @@ def recorded_settings(identity: Mapping[str, Any], args: Any) -> dict[str, Any]:
 
 
 def run_identity(plan: TrainingPlan) -> dict[str, Any]:
-    """What may not change between the parts of one run, whatever its task: each value decides its losses."""
+    """What must not change on resuming a run of any task, since the losses depend on it."""
     return {
         "images": plan.images,
         "images_digest": plan.images_digest,

@@ -1,4 +1,4 @@
-"""Labelled images of a run: which teach, which choose the epoch, and which test once, at the end."""
+"""Labelled images of a run: which are trained on, which choose the epoch, and which test once, at the end."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class LabelledImages:
     Attributes:
         source: Those of all parts.
         classes: Names, sorted.
-        train: Those that teach.
+        train: Those that are trained on.
         held_out: Training images that choose the epoch; empty where the last one is taken.
         test: Those that test, once.
         notes: How they were divided, for people.

@@ -1,4 +1,4 @@
-"""LARS (You et al. 2017) as the official linear probe has it: 1-D parameters are neither decayed nor scaled."""
+"""LARS (You et al. 2017) as in the official linear probe: 1-D parameters are neither decayed nor scaled."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class LARS(torch.optim.Optimizer):
         trust_coefficient: :math:`\eta`; where a norm is 0 the update is not scaled.
 
     Attributes:
-        found_inf: Scalar on the device; a step with 1 changes nothing, and nobody waits to learn of it.
+        found_inf: Scalar on the device; a step with 1 changes nothing, and the host does not wait for it.
     """
 
     found_inf: Tensor | None = None

@@ -28,8 +28,8 @@ def linprobe(
 
     Args:
         config: All settings; for a resumed run those of its ``config.toml``.
-        on_event: Told what happens, see ``mae.training.events``.
-        should_stop: Asked between steps; once true, the state is saved and the run ends.
+        on_event: Called with each event, see ``mae.training.events``.
+        should_stop: Called between steps; once it returns True, the state is saved and the run ends.
 
     Raises:
         ConfigError: Settings that cannot be used here.
@@ -46,7 +46,7 @@ def plan_linprobe(config: LinprobeConfig, on_event: Callable[[Event], None] = la
 
     Args:
         config: All settings.
-        on_event: Told what happens on the way.
+        on_event: Called with each event on the way.
 
     Raises:
         MaeError: As ``linprobe``.

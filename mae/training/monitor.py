@@ -1,4 +1,4 @@
-"""What the steps that were taken gave: read, logged, and skipped ones counted."""
+"""Reads the losses of finished steps, logs them and counts skipped steps."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mae.training.events import Stepped, StepSkipped
 from mae.training.run import Run, TrainingState
 from mae.training.run_folder import Position
 
-# Reading a loss makes the host wait for the accelerator, so there the losses are read in groups.
+# Reading a loss makes the host wait for the accelerator, so losses are read in groups there.
 STEPS_BETWEEN_READS = 20
-# At fp16's loss scale of 1 nothing is scaled any more, so gradients that are not finite then will not become so.
+# At a loss scale of 1 or less, lowering it further does not make non-finite gradients finite.
 LEAST_LOSS_SCALE = 1.0
 
 
@@ -45,7 +45,7 @@ class FailedStep(NamedTuple):
 
     Attributes:
         loss: Its mean over all processes.
-        exact: Whether nothing was applied after it, so that the weights are those that it saw.
+        exact: Whether no later step was applied, so that the weights are those of this step.
     """
 
     step: PendingStep
@@ -54,11 +54,11 @@ class FailedStep(NamedTuple):
 
 
 class StepMonitor:
-    """Reads losses and gradient norms some steps late where reading is dear.
+    """Reads losses and gradient norms, on an accelerator up to 20 steps late.
 
     Args:
-        run, state: Whose steps; the position's sums and counts are kept here.
-        throughput: Where the time goes.
+        run, state: Run context and state; the sums and counts of the position are updated here.
+        throughput: Images per second and time spent waiting for data.
     """
 
     def __init__(self, run: Run, state: TrainingState, throughput: Throughput) -> None:
@@ -68,7 +68,7 @@ class StepMonitor:
         self.pending: list[PendingStep] = []
 
     def add(self, step: PendingStep) -> None:
-        """Note a step that was taken."""
+        """Add a step whose loss is not read yet."""
         self.pending.append(step)
 
     @property
@@ -77,11 +77,15 @@ class StepMonitor:
         return self.run.device.type == "cpu" or len(self.pending) >= STEPS_BETWEEN_READS
 
     def read(self) -> FailedStep | None:
-        """Fetch, check, log and report the losses of the pending steps; tells the step at which too many failed."""
+        """Read, check, log and report the losses of the pending steps.
+
+        Returns:
+            The step at which ``nan_limit`` consecutive steps had failed; None if there is none.
+        """
         steps, self.pending = self.pending, []
         for step, losses, norm, loss_scale in self._fetched(steps):
             loss = sum(losses) / len(losses)
-            # Above its least value the loss scale may be what is too much for fp16: halved, it is tried again.
+            # Above 1 the loss scale itself may be too large for fp16; the scaler halves it and training continues.
             searching = math.isfinite(loss) and not math.isfinite(norm) and loss_scale > LEAST_LOSS_SCALE
             if not searching and not (math.isfinite(loss) and math.isfinite(norm)):
                 self._skip_nonfinite_step(step, loss, norm)

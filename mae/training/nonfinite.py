@@ -1,4 +1,4 @@
-"""After too many non-finite steps in a row: keep what shows why, then roll back or stop."""
+"""Handles too many consecutive non-finite steps: writes a replay file, then rolls back or stops."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ NAMES_IN_AN_ERROR = 3
 def give_up(
     run: Run, state: TrainingState, task: Task, data: DataModule, checkpointer: Checkpointer, failed: FailedStep
 ) -> None:
-    """Write a replay file; then roll back if the run is to do so and can, else save and stop.
+    """Write a replay file; then roll back if ``--on-nan rollback`` is set and possible, else save and stop.
 
     Raises:
-        TrainingError: The run does not go on.
+        TrainingError: The run stops.
     """
     step, loss, exact = failed
     count = len(step.losses)
@@ -71,7 +71,7 @@ def _error(run: Run, failed: FailedStep, files: list[str], how_to_look: str) -> 
 
 
 def _roll_back(run: Run, state: TrainingState, data: DataModule, checkpointer: Checkpointer) -> bool:
-    """Go back to the newest saved state, and on with the images in another order; False where there is none."""
+    """Restore the newest saved state and continue with another image order; False if there is no state."""
     checkpointer.finish()
     run.ranks.wait()
     saved, _ = newest_state(run.folder)

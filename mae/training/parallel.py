@@ -1,4 +1,4 @@
-"""The model spread over processes: copies with averaged gradients (DDP), or shards (FSDP2)."""
+"""The model on several processes: copies with averaged gradients (DDP), or shards (FSDP2)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LossFunction = Callable[..., Tensor]
 
 
 class PretrainingLoss(nn.Module):
-    """``pretraining_loss`` as a forward pass, which is all that DDP and torch.compile look at."""
+    """``pretraining_loss`` as a module's forward pass, as DDP and torch.compile need it."""
 
     def __init__(self, model: MaskedAutoencoder) -> None:
         super().__init__()
@@ -28,12 +28,12 @@ class PretrainingLoss(nn.Module):
 
 
 class ParallelModel:
-    """A model as its processes hold it.
+    """A model that is replicated on, or sharded over, the processes of a run.
 
     Args:
         model: On this process's device, with the same weights everywhere.
         ranks: The processes.
-        shard: Divide weights, gradients and optimiser over them (FSDP2) instead of copying them (DDP).
+        shard: Shard weights, gradients and optimiser state (FSDP2) instead of replicating them (DDP).
         loss: Its loss as a module, where that is not simply ``PretrainingLoss``.
     """
 
@@ -90,7 +90,7 @@ def _shard(model: nn.Module, ranks: Ranks) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor put together from its shards; every process must ask."""
+    """A tensor put together from its shards; every process must call this."""
     return tensor.full_tensor() if is_shard(tensor) else tensor  # type: ignore[attr-defined]
 
 

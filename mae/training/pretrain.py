@@ -35,8 +35,8 @@ def pretrain(
 
     Args:
         config: All settings; for a resumed run those of its ``config.toml``.
-        on_event: Told what happens, see ``mae.training.events``.
-        should_stop: Asked between steps; once true, the state is saved and the run ends.
+        on_event: Called with each event, see ``mae.training.events``.
+        should_stop: Called between steps; once it returns True, the state is saved and the run ends.
 
     Raises:
         ConfigError: Settings that cannot be used here.
@@ -56,7 +56,7 @@ def plan_run(config: PretrainConfig, on_event: Callable[[Event], None] = lambda 
 
     Args:
         config: All settings.
-        on_event: Told what happens on the way.
+        on_event: Called with each event on the way.
 
     Raises:
         MaeError: As ``pretrain``.

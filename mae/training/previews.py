@@ -1,4 +1,4 @@
-"""Reconstructions of the same few photographs, drawn again and again while a run learns."""
+"""Previews: reconstructions of the same few images during training."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ MASK_SEED = 2  # the seed of the official notebook's published images
 
 
 class Previews:
-    """A fixed choice of photographs under one fixed mask.
+    """A fixed choice of images with one fixed mask.
 
     Args:
-        model: The model that will be drawn.
-        images: Training images to choose from, where no others are given.
-        held_out: Photographs that are not trained on, to draw instead.
-        mask_ratio: Share of the patches that is removed.
+        model: The model in training.
+        images: Training images to choose from, if no others are given.
+        held_out: Images that are not trained on, to use instead.
+        mask_ratio: Fraction of the patches that is masked.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Previews:
 
     @cached_property
     def zero_prediction_loss(self) -> float:
-        """The loss of predicting zero everywhere: a run that stays there has learnt nothing.
+        """The loss of predicting zero everywhere: a run whose loss stays there has not learnt anything.
 
         Of normalised patches it hardly depends on the images, so the previews' do. Of raw pixels it is their mean
         square, so training images from all over the data are used.

@@ -1,8 +1,8 @@
-"""What the model knows while it learns: the loss of held-out images under fixed masks, and probes of the encoder.
+"""Measurements during training: the loss of held-out images under fixed masks, and probes of the encoder.
 
-Nothing here draws from a generator that training draws from, and nothing of the model is changed, so a run has the
-same numbers with and without it. Every process of a run takes its part of the images, in as many forward passes as
-the others; the first one fits the probes.
+The random generators of training are not used and the model is not changed, so a run has the same losses with and
+without it. Every process evaluates its part of the images, in as many forward passes as the others; the first one
+fits the probes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Made = TypeVar("Made")
 
 
 class _Batch(NamedTuple):
-    """Places of images among those that were chosen, and the images, (B, C, H, W) uint8."""
+    """Indices into the chosen images, and the images, (B, C, H, W) uint8."""
 
     places: NDArray[np.int64]
     images: Tensor
@@ -58,12 +58,12 @@ class _Batch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class FixedImages:
-    """Images that the model is shown again and again; each process holds its batches of them.
+    """Decoded images that are evaluated repeatedly; each process holds its batches of them.
 
     Attributes:
-        readable: Places of those that could be read, among those that were chosen, in order.
-        batches: Of this process.
-        rounds: Batches of the process that has the most.
+        readable: Indices of the readable ones among the chosen images, ascending.
+        batches: Batches of this process.
+        rounds: Largest number of batches of any process.
     """
 
     readable: NDArray[np.int64]
@@ -73,13 +73,13 @@ class FixedImages:
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """The probe's images.
+    """Labelled images for the probes.
 
     Attributes:
         images: Those that train, then those that test.
         train, test: Rows of ``images.readable``.
         train_labels, test_labels: Classes of these.
-        classes: How many there are.
+        classes: Number of classes.
     """
 
     images: FixedImages
@@ -162,12 +162,12 @@ class _Loader:
 def find_probe_data(
     config: PretrainConfig, held_out: ImageSource | None, train_images: int, ranks: Ranks, device: torch.device
 ) -> ProbeData:
-    """Look for the images of ``--val`` and ``--probe`` and decode them, before anything is written.
+    """Find the images of ``--val`` and ``--probe`` and decode them, before anything is written.
 
     Args:
         config: The run's.
         held_out: The images of ``--val``.
-        train_images: How many the run learns from.
+        train_images: Number of training images.
         ranks, device: The run's.
 
     Raises:
@@ -196,10 +196,10 @@ def find_probe_data(
 
 
 def _labelled(data: Path, most: int, seed: int, loader: _Loader) -> tuple[Labelled, Sequence[str]]:
-    """The images of ``--probe``, split and bounded; every process finds the same.
+    """The images of ``--probe``, split into training and test part; the same in every process.
 
     Raises:
-        DataError: There are none, or their classes do not fit.
+        DataError: There are no images, or the classes of the parts differ.
     """
     try:
         scan = scan_images([data])
@@ -234,7 +234,7 @@ def _labelled(data: Path, most: int, seed: int, loader: _Loader) -> tuple[Labell
 
 
 def _bounded(split: Split, most: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of the training and of the test part, about ``most`` in all, of each class at least one of each."""
+    """Rows of the training and of the test part, about ``most`` in all and at least one of each class in each part."""
     test = max(1, min(len(split.test), round(most * TEST_SHARE)))
     train = max(1, min(len(split.train), most - test))
     return (
@@ -244,7 +244,7 @@ def _bounded(split: Split, most: int, seed: int) -> tuple[NDArray[np.int64], NDA
 
 
 class Probes:
-    """Measures a model on images that it does not learn from.
+    """Measures a model on images that it is not trained on.
 
     Args:
         model: The model on its device; it may be sharded.
@@ -254,7 +254,7 @@ class Probes:
         epochs: Epochs of the run; after the last one everything is measured.
 
     Attributes:
-        plan: What is measured and what it costs, known after ``begin``; None where nothing is.
+        plan: What is measured and how long it takes; None before ``begin``, or if nothing is measured.
     """
 
     def __init__(self, model: MaskedAutoencoder, data: ProbeData, ranks: Ranks, *, precision: str, epochs: int) -> None:
@@ -266,14 +266,14 @@ class Probes:
         self.plan: ProbePlan | None = None
 
     def begin(self, epochs: float, step: int, logged: Logged) -> Probed | None:
-        """Compute the plan; measure once unless the log of a run that goes on tells what that costs.
+        """Compute the plan; measure once, unless the log of a resumed run has the durations.
 
         Args:
-            epochs, step: How far the run has come.
-            logged: What its log tells up to there.
+            epochs, step: Position of the run.
+            logged: Values of the log up to there.
 
         Returns:
-            What was measured.
+            The measurement; None if there was none.
         """
         val, labelled = self.data.val, self.data.labelled
         wanted = {"val_seconds": val, "probe_seconds": labelled}
@@ -297,7 +297,7 @@ class Probes:
         return probed
 
     def measure(self, epochs: int, step: int) -> Probed | None:
-        """What is due after so many epochs; None if nothing is."""
+        """Measure what is due after so many epochs; None if nothing is."""
         probe = self.plan is not None and self.plan.due(epochs, self.epochs)
         return self._measure(epochs, step, probe=probe) if probe or self.data.val else None
 
@@ -315,7 +315,7 @@ class Probes:
         return probed
 
     def _val_loss(self, images: FixedImages) -> float:
-        """Each image has its own mask, the same one every time and in every run."""
+        """Mean loss of the images; each image has its own mask, the same one in every run."""
         count = int(images.readable.max()) + 1
         noise = torch.rand(count, self.model.config.num_patches, generator=stream(MASK_SEED, "val mask"))
 
@@ -326,7 +326,7 @@ class Probes:
         return sum(total for _, total in self._on_all(images, loss)) / len(images.readable)
 
     def _probe(self, labelled: Labelled) -> tuple[float, float, float]:
-        """Accuracy of k-NN and of a linear probe, and RankMe, of the mean of patches behind the final norm."""
+        """Accuracy of k-NN and of a linear probe, and RankMe, of the mean of the patch tokens after the final norm."""
 
         def mean_of_patches(imgs: Tensor, _: NDArray[np.int64]) -> Tensor:
             return self.model.encode(imgs)[:, 1:].float().mean(dim=1).cpu()
@@ -340,7 +340,7 @@ class Probes:
         return first
 
     def _fit(self, labelled: Labelled, features: Tensor) -> tuple[float, float, float]:
-        """Of features in the order of the images; NaN where the model has diverged."""
+        """The three values from features in the order of the images; NaN if a feature is non-finite."""
         if not bool(features.isfinite().all()):
             return math.nan, math.nan, math.nan
         train, test = features[torch.from_numpy(labelled.train)], features[torch.from_numpy(labelled.test)]
@@ -356,9 +356,9 @@ class Probes:
 
     @torch.no_grad()
     def _on_all(self, images: FixedImages, run: Callable[[Tensor, NDArray[np.int64]], Made]) -> list[tuple[int, Made]]:
-        """What ``run`` makes of every batch of all processes, by the place of its first image, in order.
+        """Results of ``run`` for every batch of all processes, as (index of the first image, result), ascending.
 
-        A model in shards is put together by all processes in each pass, so one whose batches are done goes on with
+        A model in shards is put together by all processes in each pass, so one whose batches are done resumes
         an image of nothing.
         """
         config, device = self.model.config, next(self.model.parameters()).device

@@ -25,10 +25,10 @@ from mae.training.step import TrainingStep
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """One forward and backward pass over the step's images.
+    """Result of a forward and backward pass over the images of the step.
 
     Attributes:
-        precision: Of the products.
+        precision: Precision of matrix products.
         loss: Mean over the step's batches.
         grad_norm: Euclidean norm over all parameters.
         first_module: The first module that made something infinite or no number of finite inputs; None for none.
@@ -44,12 +44,12 @@ class Pass:
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """What became of a step.
+    """Result of re-running a step.
 
     Attributes:
-        step, lr, loss: What the run had recorded.
-        files: Its images.
-        passes: In the run's precision and in fp32.
+        step, lr, loss: As recorded by the run.
+        files: Names of its images.
+        passes: One in the run's precision and one in fp32.
     """
 
     step: int
@@ -68,9 +68,9 @@ def write_replay(
     *,
     write: bool,
 ) -> None:
-    """Keep weights, images and the task's inputs of the step after a position; every process of a run must ask.
+    """Keep weights, images and the task's inputs of the step after a position; every process of a run must call this.
 
-    A file that cannot be written is left out: what brought the run down is the news.
+    A file that cannot be written is ignored, so that the original error is reported.
     """
     state = checkpointer.whole_state(keep=write)
     if not write:
@@ -81,10 +81,10 @@ def write_replay(
 
 
 def replay(config: ReplayConfig) -> Replay:
-    """Take a step again, in the run's precision and in fp32, and watch every module.
+    """Re-run a step in the run's precision and in fp32, checking the output of every module.
 
     Raises:
-        CheckpointError: The file is none that a run left.
+        CheckpointError: The file is not a replay file of a run.
         ConfigError: No such device here.
     """
     checkpoint = load_checkpoint(config.file)
@@ -118,7 +118,7 @@ def _take(model: MaskedAutoencoder, kept: Mapping[str, Any], precision: str) -> 
 
 @contextlib.contextmanager
 def _first_to_fail(model: nn.Module) -> Iterator[list[str]]:
-    """Names of modules, in the order in which they lost a number that their inputs still had."""
+    """Names of modules with finite inputs and a non-finite output, in the order of the forward pass."""
     failed: list[str] = []
 
     def watch(name: str) -> Any:

@@ -22,7 +22,7 @@ _NOT_COMPARED = ("out", "auto_resume", "batch_size")
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """A setting that a run goes on with another value of; plain values, None is not given."""
+    """A setting whose value is changed on resuming; plain values, None if not given."""
 
     name: str
     before: Any
@@ -102,7 +102,7 @@ class Resumption:
 
 @dataclasses.dataclass(frozen=True)
 class Rescheduled:
-    """A run became longer or shorter: the learning rate where it goes on, as it would have been and as it is."""
+    """A changed number of epochs, and the learning rate at the position of resuming, before and after the change."""
 
     epochs_before: int
     epochs: int
@@ -157,11 +157,11 @@ def take_up(run: RunFolder, config: RunConfig, recorded: Mapping[str, Any] | Non
 
 
 def check_same_run(resumption: Resumption, now: Mapping[str, Any], run: RunFolder) -> None:
-    """Refuse to go on where the images or the model would make another run of it.
+    """Refuse to resume with other images, another batch size or another model.
 
     Args:
-        resumption: Where the run goes on from.
-        now: What it would be now: ``run_identity``, and what the task adds.
+        resumption: State to resume from.
+        now: Identity of the run now: ``run_identity`` and the task's ``identity``.
         run: Its folder.
 
     Raises:

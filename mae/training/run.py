@@ -1,4 +1,4 @@
-"""The run context: what a run is, and stays, while it trains."""
+"""The run context (constant during training) and the training state."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Run:
     """What stays the same from the first step to the last.
 
     Attributes:
-        config: The settings, with device and precision resolved.
-        plan: What follows from them for this data set: steps, batches, learning rate.
-        ranks: The processes that share the run; all of them call the same methods.
-        device: Where this process computes.
-        folder: Where the run writes.
-        on_event: Told what happens.
-        should_stop: Asked between steps; once true, the state is saved and the run ends.
+        config: All settings, with device and precision resolved.
+        plan: Numbers that follow from them and the images: steps, batches, learning rate.
+        ranks: The processes that share the run; all of them must call the same methods.
+        device: Device of this process.
+        folder: Folder of the run.
+        on_event: Called with each event.
+        should_stop: Called between steps; once it returns True, the state is saved and the run ends.
     """
 
     config: RunConfig
@@ -52,7 +52,7 @@ class TrainingState:
 
     Attributes:
         step: Model, optimiser and gradient scaler.
-        position: How far the run has come.
+        position: Position of the run.
     """
 
     step: TrainingStep

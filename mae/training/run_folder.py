@@ -1,4 +1,4 @@
-"""A run's folder: its config, its log, its states and images, and where it stands."""
+"""The folder of a run: config, log, states, previews and reports."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ _PACE_OF = 9  # newest epochs, or logged steps, whose pace is a run's
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """How far a run has come.
+    """Progress of a run.
 
     Attributes:
-        epoch: The epoch that is under way, from 0.
-        batch: Batches of it that are done, always a whole number of optimiser steps.
-        step: Optimiser steps of the whole run that are done.
+        epoch: The current epoch, from 0.
+        batch: Finished batches of this epoch, always whole optimiser steps.
+        step: Finished optimiser steps of the whole run.
         loss_sum, lr_sum: Sums over the epoch's batches, so that a resumed epoch reports the same mean.
-        left_out: Batches of the epoch that are in no mean, since their step was not applied.
-        in_a_row: Steps up to here that were not applied, one after the other.
-        turn: How often the run was rolled back; each time its images come in another order.
+        left_out: Batches of the epoch whose step was skipped; they are not part of the means.
+        in_a_row: Consecutive skipped steps up to here.
+        turn: Number of rollbacks; each one changes the order of the images.
     """
 
     epoch: int = 0
@@ -66,10 +66,10 @@ class Position:
 
     @classmethod
     def from_plain(cls, values: Any) -> Position:
-        """A position as a state holds it; what an older version did not write is 0.
+        """Parse the position of a saved state; missing entries (older versions) are 0.
 
         Raises:
-            ValueError: It is none that a run writes.
+            ValueError: An entry has an invalid value.
         """
         kinds = {field.name: type(field.default) for field in dataclasses.fields(cls)}
         if not isinstance(values, dict) or not {"epoch", "batch", "step"} <= set(values) <= set(kinds):
@@ -233,7 +233,7 @@ class RunFolder:
     def place(self, written: Path, kind: str, keep_last: int) -> Path:
         """Make a state that is written whole the newest, and keep those before it.
 
-        Killed at any point, this leaves a state to go on from.
+        Killed at any point, this leaves a state to resume from.
 
         Args:
             written: A file or folder in the run's folder under another name.
@@ -274,22 +274,22 @@ class RunFolder:
             path.replace(aside)
 
     def kept_checkpoint(self, epoch: int) -> Path:
-        """A checkpoint that stays, under the official trainer's name."""
+        """Path of the checkpoint of an epoch, named as in the official trainer."""
         return self.path / f"checkpoint-{epoch}.pth"
 
     def preview(self, epoch: int) -> Path:
-        """The image after ``epoch`` epochs."""
+        """Path of the preview after ``epoch`` epochs."""
         return self.path / "previews" / f"epoch-{epoch:04d}.png"
 
     def replay(self, rank: int, ranks: int) -> Path:
-        """What made the loss no number, as one of so many processes saw it."""
+        """The replay file of a non-finite step; with several processes, the one of ``rank``."""
         return self.path / ("replay.pth" if ranks == 1 else f"replay-{rank}.pth")
 
     def read_config(self, config_class: type[Config]) -> Config | None:
-        """The settings of the run that is here; None where the folder does not tell them.
+        """The settings of the run in this folder; None if it has none.
 
         Args:
-            config_class: Whose settings they are.
+            config_class: Config class of the task.
 
         Raises:
             ConfigError: They cannot be read.
@@ -316,13 +316,13 @@ class RunFolder:
         write_in_run(self.path / CONFIG_FILE, lambda file: file.write(encoded))
 
     def write_environment(self) -> None:
-        """Write down the machine and the versions, for whoever looks at the run later."""
+        """Record the machine and the versions of packages in ``environment.json``."""
         if self.writes:
             text = json.dumps(environment(), indent=2) + "\n"
             write_in_run(self.path / ENVIRONMENT_FILE, lambda file: file.write(text.encode()))
 
     def start_log(self, position: Position) -> None:
-        """Drop what a killed run had logged after the state that it resumes from."""
+        """Remove log lines of steps after the state that the run resumes from."""
         log = self.path / LOG_FILE
         if not self.writes or not log.exists():
             return
@@ -330,7 +330,7 @@ class RunFolder:
         write_in_run(log, lambda file: file.write(kept))
 
     def read_log(self, position: Position) -> Logged:
-        """What the log tells of the run up to a position."""
+        """Values of the log up to a position."""
         known: dict[str, float] = {}
         paces: dict[bool, list[float]] = {True: [], False: []}
         changes = []
@@ -357,7 +357,7 @@ class RunFolder:
         )
 
     def _logged(self, position: Position) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The log's lines up to a position, as they stand and parsed."""
+        """Lines of the log up to a position, as text and parsed."""
         try:
             text = (self.path / LOG_FILE).read_text(encoding="utf-8", errors="replace")
         except OSError:

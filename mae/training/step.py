@@ -18,22 +18,22 @@ from mae.training.parallel import ParallelModel, distribute_like, whole
 
 
 class TrainingStep:
-    """Gradients of as many batches as wanted, then one update.
+    """Accumulates gradients over any number of batches, then takes one optimiser step.
 
     Args:
         model: On its device.
         precision: "fp32", or "bf16" or "fp16" for matrix products; weights, norms and the loss stay in fp32.
-        lr: Learning rate, until ``update`` is given another.
-        betas, weight_decay: AdamW's, where no other optimiser is given.
-        ranks: The processes that share each step; each gives its part of the batch.
-        shard: Divide the model over them.
+        lr: Learning rate until ``update`` is called with another.
+        betas, weight_decay: AdamW's, if no ``optimizer`` is given.
+        ranks: The processes that share each step, each with its part of the batch.
+        shard: Shard the model over them (FSDP2).
         loss: The model's loss as a module; None for pre-training's.
-        optimizer: Makes the optimiser of the model, once this is divided; a group's ``lr_scale`` multiplies its
+        optimizer: Makes the optimiser, after the model was sharded; a group's ``lr_scale`` multiplies its
             learning rate.
         clip_grad: The norm to which a larger gradient is scaled down; None for never.
 
     Attributes:
-        loss_scale: What the last step's loss was multiplied by, scalar, on the device; 1 but in fp16.
+        loss_scale: Loss scale of the last step, a scalar on the device; 1 except in fp16.
     """
 
     def __init__(
@@ -66,9 +66,9 @@ class TrainingStep:
             keep_freed_memory()
 
     def loss(self, images: Tensor, *inputs: Any) -> Tensor:
-        """The loss of images (B, C, H, W), uint8 or normalised, and what the task gives beside them, such as masks."""
+        """The loss of images (B, C, H, W), uint8 or normalised, and the task's other inputs, such as masks."""
         imgs = self._on_device(images)
-        if not imgs.is_floating_point():  # else it was done where the augmentation needs it
+        if not imgs.is_floating_point():  # else the augmentation has normalised them
             imgs = normalise(imgs)
         there = [self._on_device(value) if isinstance(value, Tensor) else value for value in inputs]
         with autocast(self.device, self.precision):
@@ -88,11 +88,11 @@ class TrainingStep:
         return loss.detach()
 
     def update(self, lr: float | None = None) -> Tensor:
-        """Take an optimiser step, unless a gradient is non-finite, and clear the gradients.
+        """Take an optimiser step unless a gradient is non-finite, and clear the gradients.
 
         Returns:
-            The gradients' norm before clipping, not waited for; where it is not finite, weights and moments are as
-            they were.
+            Gradient norm before clipping, a scalar on the device. If it is non-finite, weights and moments are
+            unchanged.
         """
         if lr is not None:
             for group in self.optimizer.param_groups:
@@ -106,7 +106,7 @@ class TrainingStep:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         elif self.optimizer.defaults.get("fused"):
-            # The fused kernel reads the flag on the device, so the host need not wait for the norm.
+            # The fused kernel reads the flag on the device, so the host does not wait for the norm.
             self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
             self.optimizer.step()
         elif norm.isfinite():
@@ -128,7 +128,7 @@ class TrainingStep:
         return whole(torch.nn.utils.get_total_norm(gradients, foreach=self.device.type != "mps")).detach()
 
     def state(self) -> dict[str, Any]:
-        """Model, optimiser and scaler, as they are divided here."""
+        """State dicts of model, optimiser and scaler, sharded as the model is."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -136,7 +136,7 @@ class TrainingStep:
         }
 
     def restore(self, model: dict[str, Tensor], optimizer: dict[str, Any], scaler: dict[str, Any]) -> None:
-        """Take up a copy of a state of whole tensors, dividing it as the model is."""
+        """Copy a state of full tensors into the model and the optimiser, sharded as these are."""
         with torch.no_grad():
             for key, tensor in self.model.state_dict().items():
                 tensor.copy_(distribute_like(model[key], tensor))
@@ -149,20 +149,20 @@ class TrainingStep:
             for number, entry in optimizer.get("state", {}).items()
         }
         self.optimizer.load_state_dict({**optimizer, "state": state} if optimizer else self.optimizer.state_dict())
-        if scaler:  # none was saved in another precision
+        if scaler:  # only fp16 has one
             self.scaler.load_state_dict(scaler)
 
 
 def _of_its_own(value: Tensor, parameter: Tensor) -> Tensor:
-    """A copy of a moment, divided as its parameter is; the optimiser would keep the file's own mapped tensor."""
+    """A copy of a moment, sharded as its parameter is; otherwise the optimiser would keep the memory-mapped tensor."""
     return distribute_like(value.to(parameter.device, copy=True), parameter) if value.ndim else value.clone()
 
 
 def keep_freed_memory() -> None:
     """Tell glibc to keep freed memory for the next step.
 
-    It would hand the activations back to the kernel after every step and fault them in again: a third of the
-    time of a step of ViT-B on a CPU. Does nothing where the C library is another one.
+    By default glibc returns the activations to the kernel after every step, and the page faults of the next step take a
+    third of its time (ViT-B on a CPU). Does nothing with another C library.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -21,7 +21,7 @@ class TestResult:
         test_images: That could be read.
         top1, top5: Accuracy; top-5 with more than five classes only.
         loss: Mean cross-entropy.
-        mean_class_accuracy: Each class counts alike.
+        mean_class_accuracy: Mean of the accuracies of the classes.
         classes: Each with its accuracy, in order.
         confusion: [true class][named class], counts.
         skipped: (name, reason) of test images that could not be read.

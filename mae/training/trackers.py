@@ -26,7 +26,7 @@ from mae.training.events import Event, ImageUnreadable, Previewed, Scanned, Star
 PROJECT = "maecli"  # where runs go that no environment variable of the tracker's names a place for
 MOST_WAITING = 10_000  # entries; a tracker that falls behind by so many loses the next ones
 SECONDS_TO_CLOSE = 30.0
-IDS_FILE = ".trackers.json"  # by what a tracker knows the run, so that a resumed one goes on there
+IDS_FILE = ".trackers.json"  # by what a tracker knows the run, so that a resumed one resumes there
 _PLACES = {"epoch", "epochs", "step", "in_a_row", "turn"}  # where a figure was taken, and no figure
 
 

@@ -24,8 +24,8 @@ class Trainer:
     """Trains one run.
 
     Args:
-        run: What stays the same.
-        state: What changes; on return that of the end.
+        run: Run context.
+        state: Training state; updated in place.
         task: What is trained.
         data: Where the batches come from.
         checkpointer: Writes the states.
@@ -33,7 +33,7 @@ class Trainer:
     Attributes:
         stopped: Whether the run was asked to stop before its last epoch.
         seconds: How long training took.
-        last_epoch, last_preview: The newest of this process's life; None before the first.
+        last_epoch, last_preview: The newest of this process; None before the first.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Trainer:
         """Train to the last epoch, or until asked to stop, and save.
 
         Raises:
-            TrainingError: The loss stays non-finite, memory or disk is full, another process is gone.
+            TrainingError: The loss stays non-finite, memory or disk is full, or another process has died.
             DataError: Too many images are unreadable.
         """
         started = time.monotonic()
@@ -68,14 +68,16 @@ class Trainer:
                 if self.epoch_is_done():
                     self.finish_epoch()
         except RuntimeError as error:
-            self.stopped = self.run.ranks.alone and self.run.should_stop()  # a signal to the group ends workers first
+            self.stopped = (
+                self.run.ranks.alone and self.run.should_stop()
+            )  # a signal to the process group ends loader processes first
             if not self.stopped:
                 raise self.explained(error) from error
         self.finish()
         self.seconds = time.monotonic() - started
 
     def should_continue(self) -> bool:
-        """Whether another step is to be taken; saves the state where it is time to."""
+        """Whether to take another step; saves the state if it is due."""
         if self.state.position.epoch >= self.run.plan.epochs:
             return False
         self.stopped, due = self.run.ranks.ask(self.run.should_stop(), self.checkpointer.due())
@@ -84,7 +86,7 @@ class Trainer:
         return not self.stopped and self.state.position.epoch < self.run.plan.epochs
 
     def step(self) -> None:
-        """One optimiser step over the next ``accum_iter`` batches, or those that the epoch has left."""
+        """One optimiser step over the next ``accum_iter`` batches, or the remaining ones of the epoch."""
         run, step, here = self.run, self.state.step, self.state.position
         micro_batches = min(run.plan.accum_iter, run.plan.batches_per_epoch - here.batch)
         lr = run.lr_at(here)
@@ -111,16 +113,16 @@ class Trainer:
             self.read_losses()
 
     def read_losses(self) -> None:
-        """Read the losses of the steps since the last time; too many non-finite ones end the run or roll it back."""
+        """Read the losses of the pending steps; too many non-finite ones stop the run or roll it back."""
         if failed := self.monitor.read():
             give_up(self.run, self.state, self.task, self.data, self.checkpointer, failed)
 
     def epoch_is_done(self) -> bool:
-        """Whether the epoch's last step was taken."""
+        """Whether the last step of the epoch is done."""
         return self.state.position.batch == self.run.plan.batches_per_epoch
 
     def finish_epoch(self) -> None:
-        """Log the epoch, draw and save what is due, and go to the next one."""
+        """Log the epoch, validate, draw the preview and save if due, and begin the next epoch."""
         self.read_losses()
         self.unreadable.share()
         if not self.epoch_is_done():  # rolled back
@@ -136,7 +138,7 @@ class Trainer:
             self.save(keep=True)
 
     def log_epoch(self) -> None:
-        """One line for the epoch that is done."""
+        """Write the log line of the finished epoch."""
         done, batches = self.state.position, self.run.plan.batches_per_epoch
         seconds, images, wait = self.throughput.epoch()
         counted = batches - done.left_out
@@ -155,14 +157,14 @@ class Trainer:
         self.run.on_event(self.last_epoch)
 
     def validate(self, done: Position) -> None:
-        """Ask the held-out images, if there are any; the time that it takes is no training."""
+        """Evaluate on held-out images, if there are any; the time is not counted as training."""
         with self.throughput.paused():
             validated = self.task.validate(done)
         if validated is not None:
             self.note(validated, done.step)
 
     def note(self, validated: Validated | Probed, step: int) -> None:
-        """Log what was measured beside the training."""
+        """Log a validation or probe result."""
         entry = {**dataclasses.asdict(validated), "step": step}
         self.run.folder.log({name: value for name, value in entry.items() if value is not None})
         self.run.on_event(validated)
@@ -176,14 +178,14 @@ class Trainer:
         self.run.on_event(self.last_preview)
 
     def save(self, *, keep: bool = False, wait: bool = False) -> None:
-        """Write the newest state, and with ``keep`` one that stays; training continues meanwhile unless ``wait``."""
+        """Write the newest state, and with ``keep`` a checkpoint that stays; only ``wait`` waits for it."""
         self.read_losses()
         self.checkpointer.save(self.state.position, keep=keep, wait=wait)
 
     def finish(self) -> None:
-        """Save the end of the run, or of this part of it."""
+        """Save the final state of the run, or of this part of it."""
         self.read_losses()
-        # A run in shards that was killed between its last state and its official file lacks that file.
+        # A sharded run that was killed between its last state and its official file lacks that file.
         position, folder = self.state.position, self.run.folder
         official = folder.kept_checkpoint(position.epoch - 1)
         lacks = self.state.step.parallel.sharded and position.epoch == self.run.plan.epochs
@@ -191,7 +193,7 @@ class Trainer:
         self.unreadable.share()
 
     def explained(self, error: RuntimeError | MemoryError) -> Exception:
-        """An error from deep inside in a user's words, or the error itself."""
+        """The error with a message for the user, or unchanged."""
         if (reason := self.data.explain(error)) is not error:
             return reason
         return explained(error, self.run.ranks, activation_checkpointing=self.run.config.activation_checkpointing)

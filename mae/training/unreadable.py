@@ -1,4 +1,4 @@
-"""Images that cannot be read: named once, reported, and too many of them end the run."""
+"""Unreadable images: each is reported once, and too many of them end the run."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ NAMES_IN_AN_ERROR = 3
 
 
 class UnreadableFiles:
-    """The unreadable files of a run, over all its processes.
+    """The unreadable files of a run, from all its processes.
 
     Args:
         run: The run.
-        known: What the scan found already.
+        known: Files that the scan has reported.
     """
 
     def __init__(self, run: Run, known: Iterable[Unreadable]) -> None:
@@ -45,7 +45,7 @@ class UnreadableFiles:
         check_unreadable(len(self.known), self.run.plan.images, self.run.config.max_unreadable, self.run.folder)
 
     def share(self) -> None:
-        """Tell the other processes, so that one report holds it all."""
+        """Exchange them between the processes, so that one report has all of them."""
         if self.run.ranks.alone:
             return
         found = [bad for part in self.run.ranks.gather(self._to_share) for bad in part]
@@ -54,7 +54,7 @@ class UnreadableFiles:
         self._to_share = []
 
     def require_image(self, tried: Sequence[Unreadable]) -> None:
-        """Check that some image could take an unreadable one's place.
+        """Check that an unreadable image could be replaced by another.
 
         Raises:
             DataError: None of those that were ``tried`` could.
@@ -71,7 +71,7 @@ class UnreadableFiles:
 
 
 def check_unreadable(bad: int, images: int, allowed: float, folder: RunFolder) -> None:
-    """Stop a run that is about to learn from a fraction of its data.
+    """Stop the run if too many images are unreadable.
 
     Raises:
         DataError: More than the allowed share is unreadable.

@@ -1,4 +1,4 @@
-"""What a training run asks of a task; the loop knows nothing else of what is trained."""
+"""The interface between the training loop and a task."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from mae.training.run_folder import Position
 class Task(Protocol):
     """What differs between pre-training and training for something else.
 
-    The loop hands each batch of images to ``TrainingStep`` together with the task's ``inputs``; resuming, saving,
-    ranks, the log and the report are the same for all tasks.
+    The loop passes each batch of images with the task's ``inputs`` to ``TrainingStep``. Resuming, saving, distribution,
+    log and report are the same for all tasks.
 
     Attributes:
-        model: What is trained; its ``config`` tells the sizes.
-        images: What it learns from.
-        unreadable, others: What the scan could not read, and how many files are no images.
+        model: The model; ``model.config`` has its sizes.
+        images: Training images.
+        unreadable, others: Files that the scan could not read, and the number of files that are not images.
         augmentation: What is done to each image.
-        notes: What a user should know before the first step.
-        classification: What a plan tells of classes; None where there are none.
-        probes: What measures the encoder beside the training; None where nothing does, or before the run has begun.
+        notes: Messages for the user before the first step.
+        classification: Classes, for the plan; None for pre-training.
+        probes: Measures held-out loss and probes during training; None for other tasks, or before ``begin``.
     """
 
     model: Any
@@ -47,7 +47,7 @@ class Task(Protocol):
 
     @property
     def zero_prediction_loss(self) -> float:
-        """The loss of a model that has learnt nothing; known once the run has begun."""
+        """The loss of predicting zero (or equal class probabilities); available after ``begin``."""
         ...
 
     @property
@@ -56,7 +56,7 @@ class Task(Protocol):
         ...
 
     def begin(self, run: Run, position: Position) -> None:
-        """Take up the run at a position, as soon as its plan is made and the model is on its device."""
+        """Prepare for training from a position; called once the plan is made and the model is on its device."""
         ...
 
     def loss(self) -> nn.Module:
@@ -64,36 +64,36 @@ class Task(Protocol):
         ...
 
     def make_optimizer(self, lr: float) -> torch.optim.Optimizer:
-        """The optimiser over the model's parameters, as they are divided over the processes."""
+        """The optimiser of the model's parameters; called after the model was sharded."""
         ...
 
     def inputs(self, position: Position, number: int, batch: Batch) -> tuple[Any, ...]:
-        """What the loss takes beside the images of a batch, for this process's part of it.
+        """Arguments of the loss after the images, for this process's part of a batch.
 
-        Anything random comes from generators seeded by the run's seed and the place (epoch and batch), so that a
+        Random numbers must come from generators seeded by the run's seed, epoch and batch number, so that a
         resumed run draws the same.
 
         Args:
-            position: Where its step begins.
-            number: The batch's, in its epoch.
-            batch: Its images.
+            position: Position at the beginning of the optimiser step.
+            number: Number of the batch in its epoch.
+            batch: The images, with their numbers.
         """
         ...
 
     def timing_inputs(self, count: int) -> tuple[Any, ...]:
-        """Such inputs for so many images of noise, with which a step is timed."""
+        """Valid inputs for ``count`` images, used for timing only."""
         ...
 
     def replayed(self, inputs: list[tuple[Any, ...]]) -> dict[str, Any]:
-        """The inputs of a step's batches as a replay file holds them."""
+        """The inputs of the batches of a step, as stored in a replay file."""
         ...
 
     def identity(self) -> dict[str, Any]:
-        """What may not change between the parts of a run, beside its images, batches and seed."""
+        """What must not change when the run is resumed, beside images, batches and seed."""
         ...
 
     def about(self) -> dict[str, Any]:
-        """What a checkpoint tells of the model beside its sizes; plain values."""
+        """Metadata for the checkpoint beside the sizes of the model; plain values."""
         ...
 
     def official_args(self) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class Task(Protocol):
         ...
 
     def advice(self, seconds: float) -> tuple[Advice, ...]:
-        """What in the plan of a new run is unlikely to end well, given how long it would take."""
+        """Warnings about the plan of a new run, given its estimated duration in seconds."""
         ...
 
     def shows(self, epochs: int) -> bool:
@@ -109,17 +109,17 @@ class Task(Protocol):
         ...
 
     def preview(self, path: Path, epochs: int, *, write: bool) -> Previewed:
-        """Draw what the model makes of a few images after so many epochs; every process takes part, one writes."""
+        """Draw a preview after so many epochs; every process must call this, one writes."""
         ...
 
     def validate(self, done: Position) -> Validated | Probed | None:
-        """What held-out images say at an epoch's end; None where the task holds none out."""
+        """Evaluate on held-out images at the end of an epoch; None if there are none."""
         ...
 
     def finish(self, position: Position) -> bool:
-        """What is left to do when the last epoch is done and saved; every process takes part.
+        """Finish the task after the last epoch is saved; every process must call this.
 
         Returns:
-            Whether all of it was done; not where a run of one process was asked to stop.
+            Whether it is finished; False if a run of one process was asked to stop meanwhile.
         """
         ...

@@ -1,4 +1,4 @@
-"""Learning classes as a task: what fine-tuning and linear probing have in common."""
+"""Classification tasks: what fine-tuning and linear probing have in common."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ TOP = 5
 
 
 class InterruptedTestError(RuntimeError):
-    """The run was asked to stop while images were asked."""
+    """The run was asked to stop during an evaluation."""
 
 
 class Answers(NamedTuple):
-    """What a classifier says of some images.
+    """Predictions of a classifier for some images.
 
     Attributes:
-        truth: (N,), the classes that they have.
-        predicted: (N,), the likeliest.
-        place: (N,), how many classes were likelier than the true one; of equally likely ones the first counts, and
-            all of them where an answer is non-finite.
+        truth: (N,), true classes.
+        predicted: (N,), classes with the highest logit.
+        place: (N,), number of classes ranked before the true one; ties are ranked by class number, and the true
+            class is last if a logit is non-finite.
         loss: Mean cross-entropy.
         unreadable: (name, reason) of images that could not be read.
     """
@@ -70,15 +70,15 @@ class Answers(NamedTuple):
 
 
 class ClassificationTask(abc.ABC):
-    """Name the class of an image.
+    """Base class of tasks that classify images.
 
     Args:
         config: The run's.
         scan: All images that were found.
-        labelled: The same, divided.
+        labelled: The same images with labels, divided into training, held-out and test images.
         model: With its first weights.
-        start: Where these come from, in words.
-        notes: What a user should know.
+        start: Origin of these weights, as text.
+        notes: Messages for the user.
     """
 
     command: str
@@ -137,34 +137,34 @@ class ClassificationTask(abc.ABC):
         """As ``Task`` has it."""
 
     def labels_of(self, batch: Batch) -> Tensor:
-        """(B,): those of the images that are there, which may have taken the place of unreadable ones."""
+        """(B,): labels of the batch's images, some of which may replace unreadable ones."""
         return self.labels[list(batch.indices)]
 
     @property
     def clip_grad(self) -> float | None:
-        """Gradients are taken as they are."""
+        """None: gradients are not clipped."""
         return None
 
     @property
     def zero_prediction_loss(self) -> float:
-        """Of giving every class the same chance."""
+        """Cross-entropy of equal class probabilities."""
         return math.log(len(self.labelled.classes))
 
     def begin(self, run: Run, position: Position) -> None:
-        """Learn from the log which epoch was the best so far."""
+        """Keep the run, and read the best epoch so far from its log."""
         self.run = run
         self.best = run.folder.read_log(position).best
 
     def replayed(self, inputs: list[tuple[Any, ...]]) -> dict[str, Any]:
-        """What beside the images a step has seen."""
+        """The inputs of the step beside the images."""
         return {"task": self.command, "inputs": [list(one) for one in inputs]}
 
     def identity(self) -> dict[str, Any]:
-        """The model, and the classes that it tells apart."""
+        """The model and the names of the classes."""
         return {"model": repr(self.model.config), "classes": list(self.labelled.classes)}
 
     def about(self) -> dict[str, Any]:
-        """The classes' names and what the head sees."""
+        """Names of the classes, and the pooling before the head."""
         return about_classes(self.labelled.classes, self.model.pool)
 
     def official_args(self) -> dict[str, Any]:
@@ -191,7 +191,7 @@ class ClassificationTask(abc.ABC):
         raise NotImplementedError
 
     def validate(self, done: Position) -> Validated | None:
-        """Ask the held-out training images; the best epoch's weights are kept in a file."""
+        """Evaluate on the held-out images, and keep the weights if this epoch is the best."""
         if not len(self.labelled.held_out):
             return None
         answers = self.ask(self.model, self.labelled.held_out)
@@ -217,9 +217,9 @@ class ClassificationTask(abc.ABC):
             raise TrainingError(error.message) from None
 
     def finish(self, position: Position) -> bool:
-        """Test the chosen epoch's weights: the test images are read here and nowhere else.
+        """Evaluate the weights of the chosen epoch on the test images, which are used only here.
 
-        A single process that is asked to stop leaves it to the next one that resumes the run.
+        A run of one process that is asked to stop meanwhile does it on resuming.
         """
         run, labelled = self.run, self.labelled
         path = run.folder.path / CLASSIFIER
@@ -257,10 +257,10 @@ class ClassificationTask(abc.ABC):
 
     @torch.no_grad()
     def ask(self, model: ImageClassifier, part: Part, *, may_stop: bool = False) -> Answers:
-        """What a classifier says of images, shared by the processes of the run.
+        """Predictions for the images of a part; each process evaluates every ``ranks.size``-th image.
 
         Raises:
-            InterruptedTestError: It ``may_stop`` and was asked to.
+            InterruptedTestError: With ``may_stop``, if the run was asked to stop.
         """
         ranks, config = self.run.ranks, self.config
         self._share_statistics(model)
@@ -291,7 +291,7 @@ class ClassificationTask(abc.ABC):
     def _logits(
         self, model: ImageClassifier, indices: Sequence[int]
     ) -> Iterator[tuple[tuple[int, ...], Tensor, list[tuple[str, str]]]]:
-        """Images by their numbers, float32 logits, and what could not be read."""
+        """For each batch: numbers of the images, float32 logits, and (name, reason) of unreadable images."""
         sizes, source = model.config, self.labelled.source
         dataset = EvalDataset(source, EvalTransform(sizes.img_size, self.config.crop_pct), sizes.in_chans)
         size = max(1, self.run.plan.global_batch_size // self.run.ranks.size)
@@ -307,7 +307,7 @@ class ClassificationTask(abc.ABC):
             yield batch.indices, logits.float(), broken
 
     def _share_statistics(self, model: nn.Module) -> None:
-        """Running statistics are those of the first process, which also saves them."""
+        """Copy the running statistics of the first process to all processes."""
         if self.run.ranks.alone:
             return
         first = self.run.ranks.gather([buffer.cpu() for buffer in model.buffers()])[0]
@@ -315,11 +315,11 @@ class ClassificationTask(abc.ABC):
             buffer.copy_(value)
 
     def random(self, purpose: str, position: Position, number: int) -> torch.Generator:
-        """The generator of something random about a batch."""
+        """A generator seeded by the run's seed, a purpose, the epoch and the number of the batch."""
         return stream(self.config.seed, purpose, position.epoch, number)
 
     def own_share(self, whole: Tensor | None) -> Tensor | None:
-        """This process's part of what was drawn for the whole batch."""
+        """This process's part of a tensor that was drawn for the global batch."""
         return None if whole is None else whole[self.run.ranks.share(self.run.plan.global_batch_size)]
 
 
@@ -332,7 +332,7 @@ def places(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def test_result(answers: Answers, classes: Sequence[str], epochs: int, chosen: int) -> TestResult:
-    """All that is told of the test images."""
+    """The metrics of the test images."""
     per_class = []
     for number, name in enumerate(classes):
         own = answers.truth == number
@@ -360,7 +360,7 @@ def test_result(answers: Answers, classes: Sequence[str], epochs: int, chosen: i
 
 
 class ClassificationLoss(nn.Module):
-    """Cross-entropy as a forward pass, which is all that DDP and torch.compile look at."""
+    """Cross-entropy as a module's forward pass, as DDP and torch.compile need it."""
 
     def __init__(self, model: ImageClassifier) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Masked pre-training as a task: masks are drawn, previews are reconstructions (Paper: Section 3)."""
+"""Masked pre-training as a task (Paper: Section 3)."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from mae.training.run_folder import Position
 
 
 class PretrainingTask:
-    """Predict the removed patches.
+    """Pre-training: predict the masked patches.
 
     Args:
         config: The run's.
-        scan: The images that were found.
-        held_out: Photographs that are reconstructed now and then, where others than the training images are.
-        probe_data: Images that it is measured on now and then.
+        scan: Training images.
+        held_out: Images for the previews; None to use training images.
+        probe_data: Images for the measurements during training.
         model: With its first weights.
-        notes: What a user should know of these.
+        notes: Messages for the user about these.
     """
 
     model: Any  # Task's is any module
@@ -69,11 +69,11 @@ class PretrainingTask:
 
     @property
     def zero_prediction_loss(self) -> float:
-        """Of predicting zero everywhere."""
+        """Loss of predicting zero everywhere."""
         return self.previews.zero_prediction_loss
 
     def begin(self, run: Run, position: Position) -> None:
-        """Choose the photographs for the previews."""
+        """Keep the run, and choose the images of the previews."""
         self.run = run
         self.probes = Probes(self.model, self.probe_data, run.ranks, precision=self.precision, epochs=run.plan.epochs)
         self.previews = Previews(self.model, self.images, self.held_out, self.mask_ratio)
@@ -94,7 +94,7 @@ class PretrainingTask:
         return self.mask_ratio, noise[self.run.ranks.share(plan.global_batch_size)]
 
     def timing_inputs(self, count: int) -> tuple[float, Tensor]:
-        """Any masks."""
+        """Mask ratio and noise from a fixed seed."""
         source = stream(0, "timing", "mask")
         return self.mask_ratio, torch.rand(count, self.model.config.num_patches, generator=source)
 
@@ -115,7 +115,7 @@ class PretrainingTask:
         return official_args(self.config, self.run.plan, self.run.ranks)
 
     def advice(self, seconds: float) -> tuple[Advice, ...]:
-        """By what is known of pre-training."""
+        """Compare the plan with runs that are known to work."""
         return check_plan(self.config, self.run.plan, seconds)
 
     def shows(self, epochs: int) -> bool:
@@ -124,11 +124,11 @@ class PretrainingTask:
         return bool(every) and (epochs % every == 0 or epochs == self.run.plan.epochs)
 
     def preview(self, path: Path, epochs: int, *, write: bool) -> Previewed:
-        """Reconstructions of the preview photographs, and their mean PSNR on removed patches."""
+        """Draw the reconstructions of the preview images and compute their mean PSNR on masked patches."""
         return Previewed(path, self.previews.draw(path, epochs, write=write), self.model.config.norm_pix_loss)
 
     def validate(self, done: Position) -> Probed | None:
-        """The loss of held-out images, and what probes say of the encoder."""
+        """Measure the held-out loss and the probes, if due."""
         return self.probes.measure(done.epoch + 1, done.step) if self.probes else None
 
     def finish(self, position: Position) -> bool:
@@ -137,7 +137,7 @@ class PretrainingTask:
 
 
 def augmentation_of(config: PretrainConfig) -> Augmentation:
-    """The official one, as the settings have it."""
+    """The official augmentation: random resized crop and horizontal flip."""
     return Augmentation(
         config.image_size, config.in_chans, config.crop_scale, config.hflip, config.decoder, config.crop_ratio
     )
