@@ -110,7 +110,7 @@ class ProfileConfig:
             raise ConfigError("--price needs --gpu or --measure: without them the hours are unknown")
 
     def models(self) -> tuple[tuple[str, MAEConfig], ...]:
-        """Names and sizes in the order asked for, each once; or all those whose patches divide the image.
+        """Names and sizes of the given variants, each once; by default all whose patch size divides the image size.
 
         Raises:
             ConfigError: An unknown name, or images that no patch size divides.

@@ -86,7 +86,7 @@ def block_compute(tokens: int, width: int, mlp_ratio: float) -> dict[str, Comput
 
 
 def linear(tokens: int, inputs: int, outputs: int, *, input_gradient: bool = True) -> Compute:
-    """(tokens, inputs) by (inputs, outputs); ``input_gradient``: whether the backward pass goes on before it."""
+    """(tokens, inputs) by (inputs, outputs); ``input_gradient``: whether its input needs a gradient."""
     forward = 2 * tokens * inputs * outputs
     return Compute(forward, forward * (2 if input_gradient else 1))
 

@@ -86,7 +86,7 @@ def inference_time(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def training_time(request: dict[str, Any]) -> dict[str, Any]:
-    """Time training steps, and on a CPU tell what the whole process took."""
+    """Time training steps, and on a CPU report the peak memory of the process."""
     subject = Subject(request)
     seconds = timed(subject.training_step, subject.device, subject.repeats)
     answer: dict[str, Any] = {"training_step": {"batch": subject.batch, "seconds": seconds}}
@@ -181,7 +181,7 @@ def timed(run: Callable[[], object], device: torch.device, repeats: int) -> list
 
 
 def peak_bytes(request: dict[str, Any], run: Callable[[Subject], object]) -> int | None:
-    """The most memory that building a subject and three runs take; None where the device cannot tell.
+    """Peak memory of building a subject and three runs; None if the device does not report it.
 
     On a CPU the same is done with a tiny model first, so that what the libraries take does not count.
     """

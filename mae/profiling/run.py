@@ -72,7 +72,7 @@ class VariantProfile:
         inference_peak: Bytes of ``encode`` on the batch.
         fit, checkpointed_fit: What fits in the given memory; None without one.
         plan: None unless a GPU is named or a rate was measured.
-        modules: Empty unless asked for.
+        modules: Empty without ``--depth``.
     """
 
     variant: str

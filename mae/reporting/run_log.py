@@ -88,7 +88,7 @@ class LoggedProbe:
 
 @dataclasses.dataclass(frozen=True)
 class Preview:
-    """An image of reconstructions after so many epochs; NaN where the log does not tell its PSNR, dB."""
+    """A preview after so many epochs, and its PSNR in dB; NaN if it is not in the log."""
 
     path: Path
     epoch: int
@@ -116,7 +116,7 @@ class RunLog:
         unreadable: (name, reason) of unreadable images.
         left_out: Steps that were skipped because of a non-finite loss or gradient.
         rollbacks: How often the run went back to a saved state.
-        changes: Settings that decide the numbers and that the run went on with other values of.
+        changes: Changes on resuming of settings that affect the losses.
         other_lines: Lines of the log that are whole and of no known kind.
         broken_lines: Lines of the log that are no JSON object, such as one that is being written.
         notes: Files that could not be read, and why.

@@ -60,7 +60,7 @@ class RunSummary:
 
 @dataclasses.dataclass(frozen=True)
 class RunsResult(Drawn):
-    """All runs below a folder, in the order that was asked for."""
+    """All runs below a folder, in the order of ``--sort``."""
 
     folder: Path
     runs: tuple[RunSummary, ...]

@@ -28,18 +28,18 @@ from mae.training.testing import TestResult, read_test_result
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierResult(Drawn):
-    """How a run ended.
+    """Result of a run.
 
     Attributes:
         run: Its folder.
-        checkpoint: The classifier that was tested; of a run that was stopped, its newest state.
-        epochs, steps: Done.
-        train_loss: Of the last epoch that was done; None if there is none, or it is non-finite.
-        held_out_accuracy: Of the chosen epoch; None where no images are held out.
-        test: How the classifier did on the test images; None where the run was stopped before.
-        seconds: Of training.
-        stopped: Whether it was asked to stop before its last epoch.
-        was_finished: Whether it had come to its end before, so that nothing was done.
+        checkpoint: The tested classifier; for a stopped run its newest state.
+        epochs, steps: Finished epochs and steps.
+        train_loss: Loss of the last finished epoch; None if there is none, or it is non-finite.
+        held_out_accuracy: That of the chosen epoch; None without held-out images.
+        test: Test result; None if the run was stopped before.
+        seconds: Duration of training.
+        stopped: Whether it was stopped before the last epoch.
+        was_finished: Whether the run was complete before, so that nothing was done.
     """
 
     run: Path
@@ -55,7 +55,7 @@ class ClassifierResult(Drawn):
 
     @property
     def top1(self) -> Accuracy | None:
-        """Of the test images."""
+        """Test accuracy."""
         return self.test.top1 if self.test else None
 
     def _table(self) -> Table:
@@ -141,7 +141,7 @@ def is_complete(folder: RunFolder, position: Position) -> bool:
 
 
 def result_of(ended: Ended) -> ClassifierResult:
-    """How a run ended."""
+    """Result of a run."""
     trainer, position, logged = ended.trainer, ended.position, ended.logged
     stopped = trainer.stopped if trainer else False
     classifier = ended.folder.path / CLASSIFIER

@@ -31,7 +31,7 @@ _RUN = "Run"
 
 
 def _names(value: Any) -> tuple[str, ...]:
-    """Words, given as a list or with commas or spaces between them."""
+    """Parse names, given as a list or as a string separated by commas or spaces."""
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
         raise ValueError(f"wanted names; got {value!r}")
@@ -296,10 +296,10 @@ _TELLING = {"mask_ratio": "pretrain", "layer_decay": "finetune", "trust_coeffici
 
 
 def check_command(run: Path, settings: Mapping[str, Any], command: str) -> None:
-    """Check that a run is one of a command's.
+    """Check that a run was started by a command.
 
     Raises:
-        ConfigError: Its settings are another command's.
+        ConfigError: It was started by another command.
     """
     whose = next((other for name, other in _TELLING.items() if name in settings), command)
     if whose != command:
@@ -319,11 +319,11 @@ def is_run_config(path: Path) -> bool:
 
 
 def settings_of_resumed(given: Mapping[str, Any], command: str = "pretrain") -> dict[str, Any]:
-    """A resumed run has its settings in its folder: those that are not given anew.
+    """The settings in the folder of a resumed run; {} for a new run.
 
     Args:
-        given: Settings by name; {} is told where ``resume`` is not among them.
-        command: Whose run it is to be.
+        given: Settings from the command line by name.
+        command: Command that must have started the run.
 
     Raises:
         ConfigError: There are none that can be read, or ``out`` is another folder.
@@ -368,7 +368,7 @@ def _plain(value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class ReplayConfig:
-    """Which step to re-run, and how."""
+    """Settings of ``replay``."""
 
     file: Path = option(dataclasses.MISSING, "The replay.pth in the run's folder.", positional=True, metavar="FILE")
     device: str = shared_option("device")

@@ -78,7 +78,7 @@ class TaskType(Generic[Config]):
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """How a run ended.
+    """Result of a run.
 
     Attributes:
         folder: Where it wrote.

@@ -78,12 +78,12 @@ class Probed:
     """A measurement during training; None for what was not due.
 
     Attributes:
-        epochs: From the run's start.
-        step: Optimiser steps done.
-        val_loss: Of held-out images under fixed masks.
+        epochs: Epochs since the start of the run.
+        step: Finished optimiser steps.
+        val_loss: Loss of held-out images under fixed masks.
         knn, linear: Accuracy on the test part of ``--probe``, from 0 to 1: 20 nearest neighbours (10 of few images),
-            and a linear probe, of the mean of patches behind the final norm.
-        rank_me: Of the same features of the training part.
+            and a linear probe, on the mean of the patch tokens after the final norm.
+        rank_me: RankMe of the same features of the training part.
         val_seconds, probe_seconds: Duration in seconds.
     """
 
@@ -102,19 +102,19 @@ class Started:
     """A run is about to start training.
 
     Attributes:
-        parameters: All values of the model, position tables included.
-        zero_prediction_loss: The loss of predicting zero everywhere on the preview photographs, or of guessing classes.
+        parameters: Number of all values of the model, position embeddings included.
+        zero_prediction_loss: Loss of predicting zero on the preview images, or of guessing classes.
         step_seconds: Measured time of one batch's forward and backward pass, without loading.
-        first_epoch, first_step: Where a resumed run goes on.
+        first_epoch, first_step: Position of a resumed run.
         warnings: Problems with newer states, which were skipped.
-        processes: How many share the run.
+        processes: Number of processes of the run.
         advice: Settings of a new run that are likely to give a poor result, and what to use instead.
         seconds_left: Estimate for a resumed run from the throughput in its log; None if unknown.
         changes: Changed settings of a resumed run, as text.
-        classification: Of a run that learns classes.
-        probes: What is measured beside the training; None without.
-        probed: What was measured before the first step; None where the log told the cost.
-        precision_reason: Why ``--precision auto`` is this precision; None where it was given or is the run's.
+        classification: Only for a classification run.
+        probes: What is measured during training; None if nothing is.
+        probed: Measurement before the first step; None if the log of a resumed run has the durations.
+        precision_reason: Why ``--precision auto`` chose this precision; None if it was given or resumed.
     """
 
     config: RunConfig
@@ -159,12 +159,12 @@ class Stepped:
     """One optimiser step is done.
 
     Attributes:
-        epoch: In epochs from the run's start, with a fraction.
-        step: Optimiser steps done.
+        epoch: Epochs since the start of the run, with a fraction.
+        step: Finished optimiser steps.
         loss: Mean over the step's batches.
         grad_norm: The gradient's Euclidean norm over all parameters.
-        images_per_second: Over the last second or more.
-        data_wait: Share of that time spent waiting for images.
+        images_per_second: Throughput over the last seconds.
+        data_wait: Fraction of that time spent waiting for images.
     """
 
     epoch: float
@@ -181,7 +181,7 @@ class StepSkipped:
     """A step was skipped because its loss or gradient is non-finite.
 
     Attributes:
-        in_a_row: Steps up to this one that were left out, one after the other.
+        in_a_row: Consecutive skipped steps up to this one.
     """
 
     epoch: float
@@ -203,10 +203,10 @@ class RolledBack:
 
 @dataclasses.dataclass(frozen=True)
 class EpochDone:
-    """An epoch is done; ``epoch`` counts from 0 as the official log does.
+    """An epoch is finished; ``epoch`` counts from 0, as in the official log.
 
     Attributes:
-        cache_hits: Share of its images, of one process of the run, that ``--cache`` had kept; None without.
+        cache_hits: Fraction of the images of one process that came from ``--cache``; None without it.
     """
 
     epoch: int
@@ -229,12 +229,12 @@ class Previewed:
 
 @dataclasses.dataclass(frozen=True)
 class Validated:
-    """What held-out images say at an epoch's end; ``epoch`` counts from 0.
+    """Validation at the end of an epoch; ``epoch`` counts from 0.
 
     Attributes:
         val_loss: Mean cross-entropy.
-        val_accuracy: Share of the images that are classified correctly.
-        best: Whether no epoch before was better.
+        val_accuracy: Fraction of the images that are classified correctly.
+        best: Whether it is the best epoch so far.
     """
 
     epoch: int
@@ -245,10 +245,10 @@ class Validated:
 
 @dataclasses.dataclass(frozen=True)
 class FinalTest:
-    """The test images were asked; ``epoch`` is that of the weights, counted from 0.
+    """The test images were evaluated; ``epoch`` is that of the weights, from 0.
 
     Attributes:
-        test_accuracy, test_low, test_high: Share that is classified correctly, with its 95 % interval.
+        test_accuracy, test_low, test_high: Fraction that is classified correctly, with its 95 % interval.
     """
 
     epoch: int
@@ -260,7 +260,7 @@ class FinalTest:
 
 @dataclasses.dataclass(frozen=True)
 class ImageUnreadable:
-    """An image could not be decoded and another one took its place."""
+    """An image could not be decoded and was replaced by another."""
 
     path: Path
     reason: str
@@ -268,7 +268,7 @@ class ImageUnreadable:
 
 @dataclasses.dataclass(frozen=True)
 class TrackerFailed:
-    """A tracker of ``--log-to`` gets nothing any more; the run goes on, and its log has everything."""
+    """A tracker of ``--log-to`` failed and gets no more entries; training continues, and ``log.jsonl`` is complete."""
 
     tracker: str
     reason: str
@@ -292,19 +292,19 @@ Event = (
 
 @dataclasses.dataclass(frozen=True)
 class PretrainResult(Drawn):
-    """How a run ended; a notebook shows it with the newest preview.
+    """Result of pre-training; a notebook shows it with the newest preview.
 
     Attributes:
-        train_loss: Of the last epoch that was done; None if there is none, or it is non-finite.
-        stopped: Whether it was asked to stop before its last epoch.
-        zero_prediction_loss: What predicting zero everywhere costs on this data: a run that ends there learnt nothing;
-            None where nothing was done.
-        was_finished: Whether it had come to its end before, so that nothing was done.
-        psnr: Mean over the preview photographs at the end, dB on removed patches; None without previews.
-        psnr_uses_original: Whether that PSNR is helped: a model of normalised patches is drawn with each patch's
-            brightness and contrast from the original.
-        cache_hits: Of the last epoch, as in ``EpochDone``.
-        val_loss, knn, linear, rank_me: The newest, as in ``Probed``; None without.
+        train_loss: Loss of the last finished epoch; None if there is none, or it is non-finite.
+        stopped: Whether it was stopped before the last epoch.
+        zero_prediction_loss: Loss of predicting zero on this data; a final loss near it means that training failed.
+            None if nothing was done.
+        was_finished: Whether the run was complete before, so that nothing was done.
+        psnr: Mean PSNR of the last preview on masked patches, dB; None without previews.
+        psnr_uses_original: Whether patches were un-normalised with mean and std of the original patches, which raises
+            the PSNR.
+        cache_hits: That of the last epoch, see ``EpochDone``.
+        val_loss, knn, linear, rank_me: The newest values, see ``Probed``; None if not measured.
     """
 
     run: Path
@@ -327,7 +327,7 @@ class PretrainResult(Drawn):
 
     @property
     def learnt(self) -> bool | None:
-        """Whether the loss is well below that of predicting zero; None where one of them is not known."""
+        """Whether the loss is well below that of predicting zero; None if one of them is unknown."""
         if self.train_loss is None or self.zero_prediction_loss is None:
             return None
         return self.train_loss < LEARNT_SHARE * self.zero_prediction_loss

@@ -1,4 +1,4 @@
-"""Labelled images of a run: which are trained on, which choose the epoch, and which test once, at the end."""
+"""Labelled images of a run, divided into training, held-out and test images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mae.training.classifier_config import ClassifierConfig
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Some images, as numbers in a source, and their classes."""
+    """Images, as numbers in a source, and their classes."""
 
     images: NDArray[np.int64]
     labels: NDArray[np.int64]
@@ -28,21 +28,21 @@ class Part:
         return len(self.images)
 
     def chosen(self, which: NDArray[np.int64]) -> Part:
-        """Some of them."""
+        """A subset, by index."""
         return Part(self.images[which], self.labels[which])
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelledImages:
-    """All images of a run that learns classes.
+    """The images of a classification run.
 
     Attributes:
-        source: Those of all parts.
-        classes: Names, sorted.
-        train: Those that are trained on.
-        held_out: Training images that choose the epoch; empty where the last one is taken.
-        test: Those that test, once.
-        notes: How they were divided, for people.
+        source: Source of all images.
+        classes: Sorted names of the classes.
+        train: Training images.
+        held_out: Images that choose the epoch; empty with ``--select last``.
+        test: Test images.
+        notes: Messages about the split.
     """
 
     source: ImageSource
@@ -54,7 +54,7 @@ class LabelledImages:
 
 
 def divide(scan: ImageScan, config: ClassifierConfig) -> LabelledImages:
-    """Read the labels off the folders and divide the images.
+    """Read the labels from the folders and divide the images.
 
     Raises:
         DataError: There are no class folders, only one, or they do not fit together.
@@ -84,7 +84,7 @@ def divide(scan: ImageScan, config: ClassifierConfig) -> LabelledImages:
 
 
 def _held_out(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
-    """Places of a share of each class, at least one image and never all of them."""
+    """Indices of a fraction of each class, at least one image and never all."""
     chosen = []
     for number in np.unique(labels):
         own = np.flatnonzero(labels == number)

@@ -23,8 +23,8 @@ def linprobe(
 ) -> ClassifierResult:
     """Train a linear classifier on the features of a frozen encoder, and test the best epoch once.
 
-    With ``config.resume`` the run in that folder goes on: the same losses and weights, bit for bit on a CPU,
-    as if it had never stopped.
+    With ``config.resume`` the run in that folder is resumed, with the losses and weights of an uninterrupted run, bit
+    for bit on a CPU.
 
     Args:
         config: All settings; for a resumed run those of its ``config.toml``.

@@ -34,7 +34,7 @@ class ParallelModel:
         model: On this process's device, with the same weights everywhere.
         ranks: The processes.
         shard: Shard weights, gradients and optimiser state (FSDP2) instead of replicating them (DDP).
-        loss: Its loss as a module, where that is not simply ``PretrainingLoss``.
+        loss: The loss as a module; ``PretrainingLoss`` by default.
     """
 
     def __init__(self, model: nn.Module, ranks: Ranks, *, shard: bool = False, loss: nn.Module | None = None) -> None:
@@ -61,7 +61,7 @@ class ParallelModel:
         self._seen = False
 
     def accumulating(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Around one batch of a step: gradients are averaged over the processes after the last one only."""
+        """A context manager for one batch of a step; processes average gradients after the last batch only."""
         if self.sharded:
             self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
         if self._ddp is None or last or not self._seen:
@@ -73,7 +73,7 @@ class ParallelModel:
 
 
 def _shard(model: nn.Module, ranks: Ranks) -> None:
-    """Each block is gathered when it is its turn; the rest is one more group."""
+    """Shard each block as a group, gathered when it is needed, and the rest as one more group."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
@@ -90,12 +90,12 @@ def _shard(model: nn.Module, ranks: Ranks) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor put together from its shards; every process must call this."""
+    """The full tensor of a shard; every process must call this."""
     return tensor.full_tensor() if is_shard(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def distribute_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor divided as another one is."""
+    """A full tensor, sharded as another one is."""
     if not is_shard(like):
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -104,5 +104,5 @@ def distribute_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def is_shard(tensor: Tensor) -> bool:
-    """Whether a tensor is one process's part of a larger one (asked without the second that the import takes)."""
+    """Whether a tensor is a shard, found out without importing ``torch.distributed.tensor`` (1 s)."""
     return hasattr(tensor, "placements")

@@ -30,8 +30,8 @@ def pretrain(
 ) -> PretrainResult:
     """Train on images, keeping everything in a run folder.
 
-    With ``config.resume`` the run in that folder goes on: the same losses and weights, bit for bit on a CPU,
-    as if it had never stopped.
+    With ``config.resume`` the run in that folder is resumed, with the losses and weights of an uninterrupted run, bit
+    for bit on a CPU.
 
     Args:
         config: All settings; for a resumed run those of its ``config.toml``.
@@ -82,7 +82,7 @@ PRETRAINING = TaskType("pretrain", _make)
 
 
 def _result(ended: Ended) -> PretrainResult:
-    """How a run ended."""
+    """Result of a run."""
     trainer, planned, position, logged = ended.trainer, ended.planned, ended.position, ended.logged
     train_loss = trainer.last_epoch.train_loss if trainer and trainer.last_epoch else logged.train_loss
     return PretrainResult(

@@ -50,7 +50,7 @@ class Resumption:
 
     @property
     def position(self) -> Position:
-        """How far the run has come."""
+        """Position of the state."""
         return self.saved.position if self.saved else Position()
 
     def changed(self, *names: str) -> bool:
@@ -58,7 +58,7 @@ class Resumption:
         return any(change.name in names for change in self.changes)
 
     def other_processes(self, processes: int) -> bool:
-        """Whether another number of processes shared the run before."""
+        """Whether the number of processes has changed."""
         return self.saved is not None and self.saved.identity.get("processes", 1) != processes
 
     @property
@@ -243,7 +243,7 @@ def _check_extended(longest: int, epochs: int, request: str, run: RunFolder) -> 
 
 
 def _model_rows(before: str, now: str) -> list[tuple[str, Any, Any]]:
-    """The sizes that differ, of two models as ``repr`` writes them."""
+    """Rows for the differing sizes of two models, given by their ``repr``."""
     fields = _fields(before), _fields(now)
     if None in fields:
         return [("model", before, now)]
@@ -262,7 +262,7 @@ def _fields(text: str) -> Mapping[str, Any] | None:
 
 
 def _text(value: Any) -> str:
-    """A plain value as a person types it."""
+    """A plain value as text."""
     if value is None:
         return "not given"
     if isinstance(value, bool):

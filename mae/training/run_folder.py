@@ -82,15 +82,15 @@ class Position:
 
 @dataclasses.dataclass(frozen=True)
 class Logged:
-    """What a run's log tells of it up to a position; None where it does not.
+    """Values of a run's log up to a position; None for missing ones.
 
     Attributes:
-        train_loss: Of the last epoch that was done.
-        psnr: Of the last image of reconstructions, dB.
-        images_per_second: In the last epochs, or steps where no epoch is done; their median.
+        train_loss: Loss of the last finished epoch.
+        psnr: PSNR of the last preview, dB.
+        images_per_second: Median throughput of the last epochs, or of the last steps before the first epoch is done.
         changes: Entries about settings that were changed.
-        best: Accuracy on held-out images and its negative loss, of the best epoch.
-        probed: By name, the newest of what was measured beside the training, and the seconds that it took.
+        best: Held-out accuracy and negative held-out loss of the best epoch.
+        probed: The newest probe values by name, and their durations in seconds.
     """
 
     train_loss: float | None
@@ -102,15 +102,15 @@ class Logged:
 
 
 class RunFolder:
-    """Where a run writes.
+    """The folder that a run writes to.
 
     Args:
-        path: The folder; ``make`` makes it.
-        resume: Whether a run is to be there already; without it there must be none.
-        writes: Whether this process is the one that writes; several share a run.
+        path: The folder; ``make`` creates it.
+        resume: Whether the folder holds the run to resume; otherwise it must not hold a run.
+        writes: Whether this process writes; one process of a run does.
 
     Raises:
-        ConfigError: A run is there and is not resumed.
+        ConfigError: The folder holds a run that is not resumed.
     """
 
     def __init__(self, path: Path, *, resume: bool, writes: bool = True) -> None:
@@ -132,7 +132,7 @@ class RunFolder:
             self._refuse_foreign()
 
     def _refuse_foreign(self) -> None:
-        """Refuse to write over files of others and over results; a run that was killed early left its settings.
+        """Refuse to overwrite results and files of other programs; the settings of a killed run may be there.
 
         Raises:
             ConfigError: There are such files.
@@ -151,12 +151,12 @@ class RunFolder:
             )
 
     def make(self) -> None:
-        """Make the folder where it is missing; a run that finds no images makes none.
+        """Create the folder if it does not exist, and lock it.
 
-        What an earlier process of this run left half written is removed.
+        Incomplete files of an earlier process of this run are removed.
 
         Raises:
-            ConfigError: It cannot be made, or another process is writing there.
+            ConfigError: It cannot be created, or another process is writing there.
         """
         if not self.writes:
             return
@@ -174,7 +174,7 @@ class RunFolder:
             _remove(left)
 
     def _take_lock(self) -> None:
-        """Keep a second run out for as long as this process lives."""
+        """Lock the folder until ``release`` or the end of the process."""
         holder = self.path / _HOLDER
         try:
             unlock = take_lock(self.path / ".lock", wait=False)
@@ -190,11 +190,11 @@ class RunFolder:
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
 
     def when_released(self, close: Callable[[], None]) -> None:
-        """Have something closed when the run ends, however it does."""
+        """Register a function to call when the run ends, also after an error."""
         self._closing.append(close)
 
     def release(self) -> None:
-        """Let another run in."""
+        """Call the registered functions and release the lock."""
         self._close()
         if self._unlock is not None:
             _remove(self.path / _HOLDER)
@@ -206,9 +206,9 @@ class RunFolder:
             self._closing.pop()()
 
     def abandon(self) -> None:
-        """Take away what ``make`` and the start after it have put here, since nothing came of it.
+        """Remove the files of a failed start.
 
-        A folder that was there before stays with what was in it, and so does one that holds anything else.
+        A folder that existed before, or that holds other files, is kept.
         """
         if self.states():
             return
@@ -231,14 +231,14 @@ class RunFolder:
         return run_states(self.path)
 
     def place(self, written: Path, kind: str, keep_last: int) -> Path:
-        """Make a state that is written whole the newest, and keep those before it.
+        """Make a completely written state the newest, and keep the ones before it.
 
-        Killed at any point, this leaves a state to resume from.
+        If the process is killed at any point, there is still a state to resume from.
 
         Args:
             written: A file or folder in the run's folder under another name.
             kind: ``WHOLE`` or ``SHARDS``.
-            keep_last: How many states stay, the new one included.
+            keep_last: Number of states to keep, the new one included.
         """
         if kind == SHARDS:
             keep_last = max(keep_last, 2)  # a folder is not replaced in one step, so the one before must stay
@@ -263,7 +263,7 @@ class RunFolder:
         return placed
 
     def set_aside_newer(self, state: Path) -> None:
-        """Rename the states that are newer than one: they could not be read, and must not push out a good one."""
+        """Rename the states newer than ``state``, which are unreadable, so that they do not displace readable ones."""
         if not self.writes:
             return
         for path in self.states():
@@ -404,8 +404,8 @@ class RunFolder:
     def report_unreadable(self, files: Sequence[Unreadable]) -> None:
         """Add unreadable images to ``unreadable.tsv``.
 
-        Each is a line at its end, which the system brings to the disk when it likes: where a hundred thousand are
-        unreadable, writing the file again for each would take days.
+        Lines are appended without flushing to disk: with a hundred thousand unreadable images, rewriting the file for
+        each would take days.
         """
         if not self.writes or not (lines := self._unreported(files)):
             return
@@ -427,7 +427,7 @@ class RunFolder:
 
 
 def _whole_lines(path: Path) -> list[str]:
-    """A text's lines, less one that was being written when its writer was killed; none where there is no text."""
+    """Complete lines of a text file; none if it does not exist."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     except OSError:
@@ -441,10 +441,10 @@ def holds_run(path: Path) -> bool:
 
 
 def write_in_run(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """``write_atomically``, with an error for whoever started the run.
+    """``write_atomically`` with a ``TrainingError``.
 
     Raises:
-        TrainingError: The file cannot be written, for instance since the disk is full.
+        TrainingError: The file cannot be written, for instance because the disk is full.
     """
     try:
         write_atomically(path, write)
@@ -453,7 +453,7 @@ def write_in_run(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """A second name for a file that will not change, or a copy where the file system has no links."""
+    """Create a hard link to a file, or a copy if the file system has no links."""
     target.unlink(missing_ok=True)
     try:
         target.hardlink_to(source)

@@ -1,4 +1,4 @@
-"""A run's state in shards: each process writes its own, and any number of processes reads them."""
+"""Sharded states: each process writes its shards, and any number of processes can read them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mae.training.step import TrainingStep
 
 
 def write_shards(folder: Path, training_step: TrainingStep, about: Mapping[str, Any], ranks: Ranks) -> None:
-    """Write weights and moments into a new folder, and what is no tensor as JSON.
+    """Write weights and moments into a new folder, and plain values as JSON.
 
     Raises:
         OSError: It cannot be written.
@@ -40,7 +40,7 @@ def write_shards(folder: Path, training_step: TrainingStep, about: Mapping[str, 
 
 
 def restore_shards(folder: Path, training_step: TrainingStep) -> None:
-    """Read each process's part, however many processes wrote the folder.
+    """Read this process's part of a state that any number of processes wrote.
 
     Raises:
         CheckpointError: The folder is damaged.

@@ -1,4 +1,4 @@
-"""How a classifier did on the test images, as the run's folder keeps it. Standard library only."""
+"""The test result of a classifier, and its file in the run's folder. Standard library only."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from mae.training.run_folder import RESULT_FILE, write_in_run
 
 @dataclasses.dataclass(frozen=True)
 class TestResult:
-    """The answers of the chosen epoch's classifier.
+    """Test metrics of the classifier of the chosen epoch.
 
     Attributes:
-        epochs: That the run had when it was tested.
-        chosen_epoch: Whose weights, counted from 1.
-        test_images: That could be read.
+        epochs: Finished epochs of the run when it was tested.
+        chosen_epoch: Epoch of the weights, from 1.
+        test_images: Number of readable test images.
         top1, top5: Accuracy; top-5 with more than five classes only.
         loss: Mean cross-entropy.
         mean_class_accuracy: Mean of the accuracies of the classes.
         classes: Each with its accuracy, in order.
-        confusion: [true class][named class], counts.
+        confusion: [true class][predicted class], numbers of images.
         skipped: (name, reason) of test images that could not be read.
-        untested: Classes of which none could be read; they are in no mean.
+        untested: Classes without readable test images; not part of the means.
     """
 
     __test__ = False  # pytest takes a class of such a name for a test
@@ -50,7 +50,7 @@ def write_test_result(folder: Path, result: TestResult) -> None:
 
 
 def read_test_result(folder: Path) -> TestResult | None:
-    """What a run's folder keeps; None where there is nothing that can be read."""
+    """Read the result of a run's folder; None if there is none, or it is unreadable."""
     try:
         values: Any = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
         return TestResult(

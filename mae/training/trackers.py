@@ -1,7 +1,6 @@
-"""A run's events in TensorBoard, Weights & Biases or MLflow, beside ``log.jsonl``.
+"""Logging of a run to TensorBoard, Weights & Biases or MLflow, in addition to ``log.jsonl``.
 
-Each tracker has a thread of its own behind a bounded queue: what is slow or fails there neither delays the run nor
-ends it.
+Each tracker has its own thread and a bounded queue, so a slow or failing tracker neither delays nor ends the run.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _PLACES = {"epoch", "epochs", "step", "in_a_row", "turn"}  # where a figure was 
 
 
 class Tracker(Protocol):
-    """Where figures and images go."""
+    """Interface of a tracker."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Record finite figures at a step."""
@@ -40,11 +39,11 @@ class Tracker(Protocol):
         """Record a preview."""
 
     def close(self) -> None:
-        """Bring everything to where it is kept."""
+        """Write or send all pending entries."""
 
 
 class _Place(NamedTuple):
-    """What a tracker is told of the run when it opens."""
+    """The run, as passed to a tracker when it opens."""
 
     folder: Path
     settings: dict[str, Any]
@@ -53,14 +52,14 @@ class _Place(NamedTuple):
 
 
 class Trackers:
-    """A listener that hands events to trackers and then to the next listener.
+    """An event listener that passes events to trackers and then to the next listener.
 
     Args:
-        names: Of ``TRACKERS``.
-        folder: The run's.
-        settings: Of the run, to record.
-        step: Steps that are done.
-        offline: Whether nothing may be sent.
+        names: Names in ``TRACKERS``.
+        folder: Folder of the run.
+        settings: Settings of the run, to record.
+        step: Number of finished steps.
+        offline: Whether sending is not allowed.
         on_event: The next listener.
 
     Raises:
@@ -85,7 +84,7 @@ class Trackers:
         self._threads = [_TrackerThread(name, place) for name in names]
 
     def __call__(self, event: Event) -> None:
-        """Hand on one event."""
+        """Pass on an event."""
         if not isinstance(event, Scanned | Started | ImageUnreadable):
             self.step = int(getattr(event, "step", self.step))
             prefix = "step" if isinstance(event, Stepped) else "epoch"
@@ -99,7 +98,7 @@ class Trackers:
         self.on_event(event)
 
     def close(self) -> None:
-        """Wait for the trackers, for half a minute at most."""
+        """Wait for the trackers, at most 30 seconds."""
         end = time.monotonic() + SECONDS_TO_CLOSE
         for thread in self._threads:
             thread.finish()
@@ -123,7 +122,7 @@ def _drawing(path: Path, step: int) -> Callable[[Tracker], None]:
 
 
 def figures(event: Event) -> dict[str, float]:
-    """Every finite number that an event tells, by name."""
+    """Every finite number of an event, by name."""
     values = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
     return {
         name: float(value)
@@ -134,7 +133,7 @@ def figures(event: Event) -> dict[str, float]:
 
 
 class _TrackerThread:
-    """Opens a tracker and feeds it, out of the way of the run."""
+    """Opens a tracker and passes entries to it."""
 
     def __init__(self, tracker: str, place: _Place) -> None:
         self.tracker = tracker
@@ -145,7 +144,7 @@ class _TrackerThread:
         self._thread.start()
 
     def put(self, entry: Callable[[Tracker], None] | None) -> None:
-        """Leave something to do; nothing where the tracker has failed."""
+        """Enqueue an entry; ignored after a failure."""
         if self._failure is not None:
             return
         try:
@@ -154,17 +153,17 @@ class _TrackerThread:
             self._failure = f"it is more than {MOST_WAITING:,} entries behind"
 
     def finish(self) -> None:
-        """Nothing more comes."""
+        """Enqueue the end."""
         self.put(None)
 
     def join(self, end: float) -> None:
-        """Wait until it is done, or until a time."""
+        """Wait until the queue is processed, or until a deadline."""
         self._thread.join(max(0.0, end - time.monotonic()))
         if self._thread.is_alive() and self._failure is None:
             self._failure = f"it was not done {SECONDS_TO_CLOSE:g} seconds after the run's end"
 
     def new_failure(self) -> str | None:
-        """Why it failed, told once."""
+        """The reason of a failure, returned once."""
         if self._failure is None or self._told:
             return None
         self._told = True
@@ -182,7 +181,7 @@ class _TrackerThread:
 
 
 class TensorBoard:
-    """Event files in the run's folder; what an earlier part of the run wrote past its step is dropped."""
+    """Event files in the run's folder; entries after the step that a run resumes from are dropped."""
 
     def __init__(self, place: _Place) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -210,7 +209,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of wandb's: WANDB_PROJECT, WANDB_MODE and its other variables decide where it goes."""
+    """A run of wandb, configured by WANDB_PROJECT, WANDB_MODE and its other variables."""
 
     def __init__(self, place: _Place) -> None:
         import wandb
@@ -245,7 +244,7 @@ class WeightsAndBiases:
 
 
 class MLflow:
-    """A run of MLflow's: MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME decide where it goes, else the run's folder."""
+    """A run of MLflow, configured by MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME; by default in the run's folder."""
 
     def __init__(self, place: _Place) -> None:
         here = (place.folder / "mlflow").resolve()

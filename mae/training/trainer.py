@@ -1,4 +1,4 @@
-"""The training loop: from any step of a run to its last; it knows no task."""
+"""The training loop: from any step of a run to its last, for any task."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Trainer:
         checkpointer: Writes the states.
 
     Attributes:
-        stopped: Whether the run was asked to stop before its last epoch.
+        stopped: Whether the run was stopped before its last epoch.
         seconds: How long training took.
         last_epoch, last_preview: The newest of this process; None before the first.
     """
@@ -54,7 +54,7 @@ class Trainer:
         self.last_preview: Previewed | None = None
 
     def train(self) -> None:
-        """Train to the last epoch, or until asked to stop, and save.
+        """Train to the last epoch, or until the run is stopped, and save.
 
         Raises:
             TrainingError: The loss stays non-finite, memory or disk is full, or another process has died.
