@@ -49,6 +49,7 @@ def _learning(command: str) -> dict[str, str]:
         **_FROZEN,
         "eval": "drop it: the test images are asked once, after the last epoch; maecli predict names other images",
         "start_epoch": _RESUMED,
+        "shard": "drop it: each process holds a copy of the model; maecli pretrain alone has --shard",
         **dict.fromkeys(_LAUNCHED, f"drop it: the launcher sets it: {launcher}"),
         "dist_eval": "drop it: the processes always share the images that are held out or tested",
     }

@@ -89,8 +89,9 @@ def embed(config: EmbedConfig, on_progress: Callable[[Progress], None] = lambda 
     refuse_input(config.out, "--out", {"the checkpoint": [config.checkpoint or DEFAULT_RUN], "the data": config.data})
     ranks = ranks_from_environment()
     device = resolve_device(config.device, ranks.local_rank)
-    computing = Computing(device, resolve_precision(config.precision, device))
+    precision = resolve_precision(config.precision, device)
     ranks.join(device)
+    computing = Computing(device, ranks.gather(precision)[0])  # what was timed differs from process to process
     result = _embed(config, computing, ranks, on_progress if ranks.first else lambda progress: None)
     ranks.leave()
     return result

@@ -46,7 +46,7 @@ from mae.io.download import obeys_offline
 from mae.io.files import refuse_input, refuse_place, write_atomically
 from mae.io.text import shown
 from mae.system.device import resolve_device, resolve_precision
-from mae.system.distributed import ranks_from_environment
+from mae.system.distributed import refuse_several
 
 FEW_TEST_IMAGES = 1000
 
@@ -67,7 +67,7 @@ def evaluate(config: EvaluateConfig, on_progress: Callable[[Progress], None] = l
         DataError: The class folders do not fit, or too many images are unreadable.
         CheckpointError: Weights cannot be used.
     """
-    _refuse_several_processes()
+    refuse_several("evaluate")
     if config.report is not None:
         refuse_place(config.report, "--report")
         refuse_input(config.report, "--report", {"a checkpoint": config.checkpoint, "the data": [config.data]})
@@ -116,19 +116,6 @@ def evaluate(config: EvaluateConfig, on_progress: Callable[[Progress], None] = l
 def _probe_device(device: torch.device) -> torch.device:
     """Device of the probes: not an Apple GPU, which has no float64."""
     return torch.device("cpu") if device.type == "mps" else device
-
-
-def _refuse_several_processes() -> None:
-    """Refuse to run in several processes, which would all do the same.
-
-    Raises:
-        ConfigError: Torchrun started several.
-    """
-    if not ranks_from_environment().alone:
-        raise ConfigError(
-            "evaluate runs in one process, and torchrun started several",
-            hint="start it without torchrun; maecli embed shares its images over processes",
-        )
 
 
 def _write_page(

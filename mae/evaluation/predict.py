@@ -28,6 +28,7 @@ from mae.io.files import refuse_input, refuse_place, write_atomically
 from mae.io.notebook import Drawn, Table
 from mae.io.text import shown
 from mae.system.device import autocast, resolve_device, resolve_precision
+from mae.system.distributed import refuse_several
 
 MOST_KEPT = 50  # predictions of a result whose table is in a file
 
@@ -88,6 +89,7 @@ def predict(config: PredictConfig, on_progress: Callable[[Progress], None] = lam
         DataError: No image can be read.
         CheckpointError: The file holds no classifier.
     """
+    refuse_several("predict")
     if config.out is not None:
         refuse_place(config.out, "--out")
     checkpoint = load_checkpoint(config.checkpoint)

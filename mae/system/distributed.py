@@ -182,6 +182,19 @@ def ranks_from_environment() -> Ranks:
     return Ranks(*(int(value) for value in values))
 
 
+def refuse_several(command: str) -> None:
+    """Refuse to run in several processes, which would all do the same.
+
+    Raises:
+        ConfigError: Torchrun started several.
+    """
+    if not ranks_from_environment().alone:
+        raise ConfigError(
+            f"{command} runs in one process, and torchrun started several",
+            hint="start it without torchrun; maecli embed shares its images over processes",
+        )
+
+
 def is_lost(error: Exception) -> bool:
     """Whether an error of a collective operation means that another process has ended."""
     if isinstance(error, dist.DistError):

@@ -35,7 +35,8 @@ def give_up(
     inputs = [task.inputs(step.before, step.before.batch + number, batch) for number, batch in enumerate(batches)]
     about = {"step": step.after.step, "lr": step.lr, "loss": loss, "files": files, "precision": run.config.precision}
     suspicious = not bool(step.losses.isfinite().all()) or (math.isfinite(loss) and run.ranks.first)
-    write_replay(replay, checkpointer, step.before, batches, about | task.replayed(inputs), write=suspicious)
+    seen = task.replayed(inputs)
+    write_replay(replay, checkpointer, step.before, batches, about | seen, write=suspicious)
     if (
         run.config.on_nan == "rollback"
         and state.position.turn < MOST_ROLLBACKS
@@ -50,7 +51,12 @@ def give_up(
             in_a_row=state.position.in_a_row - 1,
         )
         checkpointer.save(before, wait=True)
-    raise _error(run, failed, files, f"maecli replay {replay} looks for the cause; " if replay.exists() else "")
+    raise _error(
+        run,
+        failed,
+        files,
+        f"maecli replay {replay} looks for the cause; " if replay.exists() and "task" not in seen else "",
+    )
 
 
 def _error(run: Run, failed: FailedStep, files: list[str], how_to_look: str) -> TrainingError:

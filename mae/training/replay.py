@@ -15,6 +15,7 @@ from mae.checkpoints import build_model, load_checkpoint
 from mae.checkpoints.save import save
 from mae.data.loader import Batch
 from mae.errors import CheckpointError
+from mae.io.text import shown
 from mae.mae import MaskedAutoencoder
 from mae.system.device import resolve_device, resolve_precision
 from mae.training.checkpointer import Checkpointer
@@ -89,6 +90,10 @@ def replay(config: ReplayConfig) -> Replay:
     """
     checkpoint = load_checkpoint(config.file)
     kept = checkpoint.extra.get("replay")
+    if isinstance(kept, Mapping) and "task" in kept:
+        raise CheckpointError(
+            f"{config.file} is a step of maecli {shown(str(kept['task']), 40)}; replay repeats those of maecli pretrain"
+        )
     if not isinstance(kept, Mapping) or not {"images", "noise", "mask_ratio", "precision", "files"} <= set(kept):
         raise CheckpointError(
             f"{config.file} holds no step to take again", hint="give the replay.pth in a run's folder"

@@ -54,6 +54,7 @@ PROBING = {name: ours for name, ours in OFFICIAL.items() if name not in ("--mask
     "--nb_classes": "the class folders tell",
     "--eval": "maecli predict",
     "--dist_eval": "share the images",
+    "--shard": "each process holds a copy",
 }
 FINETUNING = PROBING | {
     "--drop_path": "--drop-path",

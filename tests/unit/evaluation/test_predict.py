@@ -17,7 +17,7 @@ from mae.checkpoints.classifiers import about_classes, build_classifier
 from mae.checkpoints.save import checkpoint_document, save
 from mae.config import MAEConfig
 from mae.data.image_transform import transforms
-from mae.errors import CheckpointError, DataError
+from mae.errors import CheckpointError, ConfigError, DataError
 from mae.evaluation.config import PredictConfig
 from mae.evaluation.extract import Progress
 from mae.evaluation.predict import predict
@@ -227,3 +227,13 @@ def test_an_exported_encoder_has_no_head(tmp_path: Path, pool: str) -> None:
     class_folders(tmp_path / "images", 1)
     with pytest.raises(CheckpointError, match="holds no classification head"):
         predict(config(tmp_path / "images", written.out))
+
+
+def test_several_processes_would_do_the_same_twice(
+    tmp_path: Path, classifier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class_folders(tmp_path / "images", 1)
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="predict runs in one process, and torchrun started several"):
+        predict(config(tmp_path / "images", classifier))

@@ -246,6 +246,22 @@ def test_a_run_that_diverges_names_nothing_rightly(finetuning: FinetuneConfig, s
     assert all(one.val_accuracy == 0 for one in events if isinstance(one, Validated))
 
 
+def test_replay_repeats_steps_of_pretraining_alone_and_says_so(
+    finetuning: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mae.training.config import ReplayConfig
+    from mae.training.replay import replay
+    from mae.training.tasks.finetune import FinetuneLoss
+
+    loss = FinetuneLoss.forward
+    monkeypatch.setattr(FinetuneLoss, "forward", lambda self, *batch: loss(self, *batch) * torch.nan)
+    with pytest.raises(TrainingError, match="the loss became nan") as stopped:
+        finetune(dataclasses.replace(finetuning, nan_limit=1))
+    assert "replay" not in str(stopped.value.hint)
+    with pytest.raises(CheckpointError, match=r"replay\.pth is a step of maecli finetune; replay repeats those of"):
+        replay(ReplayConfig(finetuning.out / "replay.pth", device="cpu"))
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_test_that_is_broken_off_is_made_up_for(
     finetuning: FinetuneConfig, workers: int, monkeypatch: pytest.MonkeyPatch
