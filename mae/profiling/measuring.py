@@ -55,7 +55,7 @@ def measure_machine(request: dict[str, Any]) -> dict[str, Any]:
     return {
         "device": device.type,
         "precision": precision,
-        "name": torch.cuda.get_device_name() if device.type == "cuda" else processor_name(),
+        "name": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "matmul_flops": fastest_matmul(device, precision),
@@ -189,13 +189,13 @@ def peak_bytes(request: dict[str, Any], run: Callable[[Subject], object]) -> int
     if device.type == "mps":
         return None
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(device)
     else:
         tiny = {"img_size": (32, 32), "patch_size": 16, "embed_dim": 64, "depth": 1, "num_heads": 2}
         _run_thrice(request | {"batch": 2, "model": request["model"] | tiny | {"decoder_depth": 2}}, run)
     before = 0 if device.type == "cuda" else _forget_resident_peak()
     _run_thrice(request, run)
-    return torch.cuda.max_memory_allocated() if device.type == "cuda" else _resident_peak() - before
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident_peak() - before
 
 
 def _run_thrice(request: dict[str, Any], run: Callable[[Subject], object]) -> None:
@@ -240,7 +240,7 @@ def _offer_to_be_ended_first() -> None:
 
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
 

@@ -27,6 +27,8 @@ class LARS(torch.optim.Optimizer):
     """
 
     found_inf: Tensor | None = None
+    # So torch's gradient scaler sets ``found_inf`` and ``grad_scale`` for a step, and the host reads neither.
+    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -56,7 +58,8 @@ class LARS(torch.optim.Optimizer):
 
     def _update(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
         assert parameter.grad is not None
-        update = parameter.grad
+        scale: Tensor | None = getattr(self, "grad_scale", None)  # what the gradients are still multiplied by
+        update = parameter.grad if scale is None else parameter.grad / scale
         if parameter.ndim > 1:
             update = update + group["weight_decay"] * parameter
             norm, update_norm = parameter.norm(), update.norm()

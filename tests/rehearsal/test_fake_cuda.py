@@ -5,22 +5,32 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from mae.config import MAEConfig
+from mae.data.eval_loader import EvalBatch
 from mae.data.transforms import denormalise, normalise
 from mae.mae import MaskedAutoencoder
 from mae.masking import random_masking
+from mae.models.classifier import ImageClassifier
 from mae.reconstruction.panels import predict
 from mae.system.device import PRECISIONS, autocast
 from mae.system.distributed import Ranks
 from mae.training import checkpointer as saving_module
 from mae.training.checkpointer import Checkpointer
+from mae.training.lars import LARS
+from mae.training.mixing import drop_path_scales
+from mae.training.optim import adamw
 from mae.training.run_folder import Position, RunFolder
 from mae.training.step import TrainingStep
+from mae.training.tasks import classification
+from mae.training.tasks.classification import ClassificationLoss
+from mae.training.tasks.finetune import FinetuneLoss, layer_groups
 from tests.rehearsal.fake_cuda import Traffic, fake_cuda, walk_backward
 
 pytestmark = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="this torch cannot even pretend a GPU")
@@ -64,6 +74,59 @@ def test_a_step_never_makes_the_host_wait(precision: str, activation_checkpointi
         held = [*step.model.parameters(), *step.model.buffers()]
         held += [value for entry in step.optimizer.state.values() for value in entry.values()]
         assert {tensor.device for tensor in held} == {torch.device("cuda", 0)}
+
+
+def classifier_step(task: str, precision: str) -> tuple[TrainingStep, tuple[Any, ...]]:
+    """What ``finetune`` or ``linprobe`` steps with, and the inputs of its loss beside the images, on the host."""
+    config = MAEConfig((32, 32), 8, 3, 32, 2, 2)
+    labels = torch.zeros(4, dtype=torch.int64)
+    with torch.device("cuda"):
+        model = ImageClassifier(config, 3, fc_norm=task == "finetune", probe=task == "linprobe")
+    if task == "finetune":
+        scales = drop_path_scales(0.5, 4, config.depth, torch.Generator())
+        inputs = (labels, torch.ones(32, 32), torch.ones(()), scales)
+        make = lambda: adamw(layer_groups(model, 0.05, 0.75), lr=1e-3, betas=(0.9, 0.999))  # noqa: E731
+        return TrainingStep(model, precision, loss=FinetuneLoss(model, 0.1), optimizer=make, clip_grad=1.0), inputs
+    model.requires_grad_(False)
+    model.head.requires_grad_(True)
+    make_lars = lambda: LARS(list(model.head.parameters()), 0.1)  # noqa: E731
+    return TrainingStep(model, precision, loss=ClassificationLoss(model), optimizer=make_lars), (labels,)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("task", ["finetune", "linprobe"])
+def test_learning_classes_never_makes_the_host_wait(task: str, precision: str) -> None:
+    with fake_cuda():
+        step, inputs = classifier_step(task, precision)
+        with Traffic() as traffic:
+            torch.stack([step.backward(batch()[0], *inputs), step.update(1e-3), step.loss_scale])
+        assert traffic.waits == []
+        assert traffic.sent == [4 * 3 * 32 * 32, *(value.numel() for value in inputs)]
+        held = [value for entry in step.optimizer.state.values() for value in entry.values()]
+        assert {tensor.device for tensor in held} == {torch.device("cuda", 0)}
+
+
+def test_held_out_images_are_copied_while_the_host_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come from pinned memory, as those that are learnt from."""
+
+    def eval_batches(dataset: Any, batches: Any, *, workers: int, pin_memory: bool = False) -> Any:
+        images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+        yield EvalBatch((0, 1, 2, 3), images.pin_memory() if pin_memory else images, ())
+
+    monkeypatch.setattr(classification, "eval_batches", eval_batches)
+    run = SimpleNamespace(device=torch.device("cuda", 0), plan=SimpleNamespace(global_batch_size=4), ranks=Ranks())
+    config = SimpleNamespace(crop_pct=1.0, workers=0, precision="bf16")
+    with fake_cuda():
+        model = classifier_step("linprobe", "bf16")[0].model.eval()
+        task: Any = SimpleNamespace(
+            run=run, config=config, labelled=SimpleNamespace(source=[], classes=("a", "b", "c"))
+        )
+        with Traffic() as traffic:
+            ((indices, logits, unreadable),) = classification.ClassificationTask._logits(task, model, [0, 1, 2, 3])
+        assert traffic.waits == []
+        assert traffic.sent == [4 * 3 * 32 * 32]
+        assert (indices, unreadable) == ((0, 1, 2, 3), [])
+        assert logits.device == run.device
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

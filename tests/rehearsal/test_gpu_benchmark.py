@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.processes import ROOT, finish, start_python
+from tests.processes import ROOT, TIMEOUT, finish, start_python
 from tests.rehearsal.fake_cuda import Traffic, fake_cuda
 
 ODD = Path(__file__).parent / "odd_parts.py"
@@ -33,9 +33,11 @@ def _as_a_script_finds_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
 
 
-def command(script: Path, folder: Path, *words: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
-    # The thread count of the suite stays; where the parts write is this test's.
-    done = finish(start_python(script, "--small", "--device", "cpu", "--out", folder, *words, cwd=folder.parent))
+def command(
+    script: Path, folder: Path, *words: str, timeout: float = TIMEOUT
+) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    process = start_python(script, "--small", "--device", "cpu", "--out", folder, *words, cwd=folder.parent)
+    done = finish(process, timeout)
     path = folder / "gpu.json"
     return done, json.loads(path.read_text()) if path.exists() else {}
 
@@ -247,7 +249,7 @@ def test_the_race_is_on_the_gpu(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_all_parts_as_processes(tmp_path: Path) -> None:
-    done, document = command(SCRIPT, tmp_path / "out")
+    done, document = command(SCRIPT, tmp_path / "out", timeout=1200)
     assert done.returncode == 0, done.stderr
     parts = document["parts"]
     assert tuple(parts) == REAL

@@ -297,7 +297,8 @@ class ClassificationTask(abc.ABC):
         size = max(1, self.run.plan.global_batch_size // self.run.ranks.size)
         batches = [indices[start : start + size] for start in range(0, len(indices), size)]
         device = self.run.device
-        for batch in eval_batches(dataset, batches, workers=loader_workers(self.config.workers, device)):
+        workers, pin_memory = loader_workers(self.config.workers, device), device.type == "cuda"
+        for batch in eval_batches(dataset, batches, workers=workers, pin_memory=pin_memory):
             broken = [(str(source.name(index)), reason) for index, reason in batch.unreadable]
             if not batch.indices:
                 yield (), torch.empty(0, len(self.labelled.classes), device=device), broken
