@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 
 import mae
 from maecli.app import app
+from tests.cli.small import SIZES
 from tests.processes import finish, fork, start_python, until
 
-TINY = ["--variant", "vit_tiny", "--image-size", "32", "--device", "cpu", "--workers", "0"]
+TINY = [*SIZES, "--image-size", "32", "--device", "cpu", "--workers", "0"]
 
 
 def maecli(*arguments: str | Path) -> tuple[int, str, str]:

@@ -13,12 +13,13 @@ import typer.main
 from typer.testing import CliRunner
 
 from maecli.app import app
+from tests.cli.small import SIZES
 from tests.golden import official
 
 ROOT = Path(__file__).parents[2]
 IMAGE = str(ROOT / "sample_images/cat.jpg")
 URL = "https://host.invalid/train-{0..1}.tar"
-SMALL = ("--variant", "vit_tiny", "--image-size", "32", "--epochs", "1", "--warmup-epochs", "0", "--workers", "0")
+SMALL = (*SIZES, "--image-size", "32", "--epochs", "1", "--warmup-epochs", "0", "--workers", "0")
 NOT_CACHED = "is not in the cache, and downloads are disabled (--offline)"
 NOT_HERE = "is not on this machine, and downloads are disabled (--offline)"
 # What is typed ({file} is a checkpoint, {out} a new name), the exit code, and what is said.

@@ -11,9 +11,12 @@ import pytest
 from PIL import Image
 
 from tests.cli.at_terminal import run_at
+from tests.cli.small import SIZES
 
-SIZE = ["--variant", "vit_tiny", "--image-size", "32", "--patch-size", "8"]
-SHORT = [*SIZE, "--workers", "0", "--device", "cpu", "--epochs", "2", "--batch-size", "2"]
+SHORT = [
+    *SIZES, "--image-size", "32", "--patch-size", "8", "--workers", "0", "--device", "cpu", "--epochs", "2",
+    "--batch-size", "2",
+]  # fmt: skip
 NAMES = {"pretrain": ("--recompute", "--activation-checkpointing"), "report": ("--pictures", "--images")}
 
 

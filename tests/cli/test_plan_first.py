@@ -13,8 +13,10 @@ import pytest
 from PIL import Image
 
 from tests.cli.at_terminal import run_at
+from tests.cli.small import SIZES
 
-TINY = ["--variant", "vit_tiny", "--image-size", "32", "--patch-size", "8", "--workers", "0", "--device", "cpu"]
+IMAGES = ["--image-size", "32", "--patch-size", "8", "--workers", "0", "--device", "cpu"]
+TINY = ["--variant", "vit_tiny", *SIZES, *IMAGES]
 SHORT = [*TINY, "--epochs", "2", "--warmup-epochs", "0", "--batch-size", "4", "--precision", "fp32"]
 
 
@@ -120,7 +122,7 @@ def test_mistakes_are_named_and_leave_no_folder(
     arguments: list[str], code: int, message: str, photos: Path, here: Path
 ) -> None:
     (here / "empty").mkdir()
-    seen = run_at("pretrain", *(argument.format(photos=photos) for argument in arguments), *TINY[2:])
+    seen = run_at("pretrain", *(argument.format(photos=photos) for argument in arguments), *IMAGES)
     assert (seen.code, seen.out) == (code, "")
     assert message in seen.err
     assert not (here / "run").exists()

@@ -9,10 +9,13 @@ import pytest
 
 from mae.evaluation import linear
 from tests.cli.at_terminal import run_at
+from tests.cli.small import SIZES
 from tests.unit.evaluation.small import class_folders
 
-MODEL = ["--variant", "vit_tiny", "--image-size", "16", "--patch-size", "8", "--depth", "1", "--decoder-depth", "1"]
-SHORT = [*MODEL, "--epochs", "1", "--warmup-epochs", "0", "--batch-size", "6", "--workers", "0", "--device", "cpu"]
+SHORT = [
+    *SIZES, "--image-size", "16", "--patch-size", "8", "--epochs", "1", "--warmup-epochs", "0", "--batch-size", "6",
+    "--workers", "0", "--device", "cpu",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import mae
 from mae.checkpoints.builtin import WEIGHTS_FILE, builtin_folder
+from mae.evaluation import linear
 from maecli.app import app
 from tests.e2e.documents import OTHER, PYTHON, REASONS, ROOT, SHELL, Block, blocks, given, inline_commands, pages
 from tests.processes import finish, start
@@ -29,7 +30,12 @@ pytestmark = pytest.mark.e2e
 
 PAGES = {str(page.relative_to(ROOT)): page for page in pages()}
 SHELL_ONLY = re.compile(r"[|&;<>$*]")
-TINY = "--variant vit_tiny --image-size 32 --patch-size 8 --batch-size 4 --epochs 1 --warmup-epochs 0 --workers 0"
+REDIRECTED = re.compile(r" ([<>]) ([\w.]+)")
+SUBSTITUTED = re.compile(r"\"\$\((maecli [^()]+)\)\"")
+TINY = (
+    "--variant vit_tiny --decoder-embed-dim 64 --decoder-depth 1 --decoder-num-heads 2 "
+    "--image-size 32 --patch-size 8 --batch-size 4 --epochs 1 --warmup-epochs 0 --workers 0"
+)
 
 
 class Session:
@@ -37,7 +43,7 @@ class Session:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.printed = ""
+        self.printed = self.value = ""
         self.names: dict[str, Any] = {}
         shims = folder / ".shims"
         shims.mkdir()
@@ -53,12 +59,20 @@ class Session:
 
     def type(self, command: str) -> int:
         """Run one line and keep what it printed."""
-        words = shlex.split(command)
-        if words[0] == "maecli" and not SHELL_ONLY.search(command):  # in this process: importing torch takes seconds
-            result = CliRunner(env={"COLUMNS": "100"}).invoke(app, words[1:])
+        while inner := SUBSTITUTED.search(command):
+            if code := self.type(inner[1]):
+                return code
+            command = command.replace(inner[0], shlex.quote(self.value))
+        plain, files = REDIRECTED.sub("", command), dict(REDIRECTED.findall(command))
+        words = shlex.split(plain)
+        if words[0] == "maecli" and not SHELL_ONLY.search(plain):  # in this process: importing torch takes seconds
+            given = (self.folder / files["<"]).read_bytes() if "<" in files else None
+            result = CliRunner(env={"COLUMNS": "100"}).invoke(app, words[1:], input=given)
             if result.exception is not None and not isinstance(result.exception, SystemExit):
                 raise result.exception
-            self.printed, code = result.output, result.exit_code
+            if ">" in files:
+                (self.folder / files[">"]).write_bytes(result.stdout_bytes)
+            self.printed, self.value, code = result.output, result.stdout.strip(), result.exit_code
         else:
             done = finish(start("bash", "-c", command, cwd=self.folder, env=self.environment))
             self.printed, code = done.stdout + done.stderr, done.returncode
@@ -123,6 +137,7 @@ def has_to_be_run(block: Block, *, slow: bool) -> bool:
 
 def play(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *, slow: bool) -> None:
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(linear, "MOST_STEPS", 8)  # how good the probe is, is tested elsewhere
     photos(folder)
     if not (builtin_folder() / WEIGHTS_FILE).is_file():  # a checkout without the weights: others of the same sizes
         model = mae.create_model("vit_tiny", img_size=32, decoder_embed_dim=128, decoder_num_heads=4)

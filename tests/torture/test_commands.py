@@ -14,7 +14,8 @@ from mae.checkpoints import save_checkpoint
 from mae.config import MAEConfig
 from mae.models import create_model
 from mae.system.seeding import seeded
-from tests.processes import finish, fork, start_python, until
+from tests.cli.small import SIZES
+from tests.processes import finish, fork, until
 from tests.torture.images import all_cases, photo, write_all
 
 # Runs the command line and notes the process's peak memory, which a parent cannot ask for.
@@ -33,7 +34,7 @@ finally:
 
 def run(folder: Path, *words: str) -> tuple[subprocess.CompletedProcess[str], float]:
     """The finished process, and its peak memory in GB."""
-    done = finish(start_python("-c", _MEASURED, folder / "peak", *words))
+    done = finish(fork("-c", _MEASURED, folder / "peak", *words))
     return done, int((folder / "peak").read_text()) * 1024 / 1e9
 
 
@@ -81,7 +82,7 @@ def test_pretrain_learns_from_what_it_can_and_names_the_rest(tmp_path: Path) -> 
     folder = tmp_path / "corpus"
     folder.mkdir()
     write_all(folder)
-    words = ["--variant", "vit_tiny", "--image-size", "16", "--patch-size", "8", "--batch-size", "16", "--epochs", "1"]
+    words = [*SIZES, "--image-size", "16", "--patch-size", "8", "--batch-size", "16", "--epochs", "1"]
     words += ["--out", str(tmp_path / "run"), "--workers", "0", "--max-unreadable", "1", "--device", "cpu", "--json"]
     done, peak = run(tmp_path, "pretrain", str(folder), *words)
     assert done.returncode == 0, done.stderr
@@ -100,7 +101,7 @@ def test_a_killed_loader_process_ends_the_run_with_its_cause(tmp_path: Path) -> 
     for case in all_cases():
         if case.name.startswith("turned") and case.name.endswith(".png"):
             case.make(folder / case.name)
-    words = ["--variant", "vit_tiny", "--image-size", "16", "--patch-size", "8", "--batch-size", "2", "--workers", "1"]
+    words = [*SIZES, "--image-size", "16", "--patch-size", "8", "--batch-size", "2", "--workers", "1"]
     words += ["--out", str(tmp_path / "run"), "--device", "cpu", "--preview-every", "0", "--log-every", "1"]
     process = fork("-m", "maecli", "pretrain", folder, *words)
     log = tmp_path / "run/log.jsonl"

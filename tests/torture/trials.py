@@ -14,10 +14,11 @@ from mae.checkpoints import save_checkpoint
 from mae.config import MAEConfig
 from mae.models import create_model
 from mae.system.seeding import seeded
+from tests.cli.small import SIZES
 
 Words = list[str | Path]
 TINY: Words = [
-    "--variant", "vit_tiny", "--image-size", "16", "--patch-size", "8", "--batch-size", "2", "--epochs", "1",
+    *SIZES, "--image-size", "16", "--patch-size", "8", "--batch-size", "2", "--epochs", "1",
     "--warmup-epochs", "0", "--workers", "0", "--preview-every", "0", "--device", "cpu", "--precision", "fp32",
 ]  # fmt: skip
 

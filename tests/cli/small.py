@@ -1,0 +1,8 @@
+"""Sizes of a model, as options, at which a command takes a moment."""
+
+from __future__ import annotations
+
+SIZES = [
+    "--embed-dim", "32", "--depth", "2", "--num-heads", "2",
+    "--decoder-embed-dim", "32", "--decoder-depth", "2", "--decoder-num-heads", "2",
+]  # fmt: skip
