@@ -1,14 +1,16 @@
 """Runs of several processes over Gloo, as torchrun starts them.
 
-Torchrun is forked with torch loaded and forks its processes in turn, but where one of them is killed: that is the
-plain torchrun.
+Torchrun is forked with torch loaded and forks its processes in turn; one of the two runs in which a process is killed
+is the plain torchrun's.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
@@ -98,6 +100,27 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Eight epochs in two processes that nothing happens to, with these options."""
+
+    @functools.cache
+    def run(*options: str) -> Path:
+        out = tmp_path_factory.mktemp("whole") / "run"
+        finished(2, out, "--epochs", "8", *options)
+        return out
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def six(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six epochs in one process."""
+    out = tmp_path_factory.mktemp("six") / "run"
+    finished(1, out, "--epochs", "6")
+    return out
+
+
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("options", [(), ("--shard", "--save-every", "2")], ids=["copies", "shards"])
 def test_several_processes_train_as_one_and_speak_once(
@@ -122,9 +145,11 @@ def test_several_processes_train_as_one_and_speak_once(
 
 
 @pytest.mark.parametrize("options", [(), ("--shard",)], ids=["copies", "shards"])
-def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_a_stopped_run_goes_on_bit_for_bit(
+    tmp_path: Path, options: tuple[str, ...], whole: Callable[..., Path]
+) -> None:
     epochs = ("--epochs", "8", *options)
-    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    parted = tmp_path / "parted"
     process = running(command(2, parted, *epochs), parted, STEP_SECONDS="0.5")
     process.send_signal(signal.SIGTERM)
     stopped = finish(process)
@@ -132,26 +157,20 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, options: tuple[str, .
     assert "stopped and saved" in stopped.stderr
     done = len(steps(parted))
     assert 5 <= done < 16
-    finished(2, whole, *epochs)
     finished(2, parted, *epochs, "--resume", str(parted))
-    assert logged(parted) == logged(whole)
-    assert same(weights(parted / "checkpoint-last.pth" if not options else parted / "checkpoint-7.pth"),
-                weights(whole / "checkpoint-last.pth" if not options else whole / "checkpoint-7.pth"))  # fmt: skip
+    assert logged(parted) == logged(whole(*options))
+    last = "checkpoint-7.pth" if options else "checkpoint-last.pth"
+    assert same(weights(parted / last), weights(whole(*options) / last))
 
 
 @pytest.mark.parametrize("options", [(), ("--shard",)], ids=["copies", "shards"])
 def test_another_number_of_processes_goes_on_with_the_same_images(
-    tmp_path: Path, alone: Path, options: tuple[str, ...]
+    tmp_path: Path, six: Path, options: tuple[str, ...]
 ) -> None:
     """Two processes, then one: each step sees the images and the masks that one process alone would have."""
-    out = tmp_path / "run"
-    finished(2, out, "--epochs", "4", *options)
-    state = "checkpoint-last.dcp" if options else "checkpoint-last.pth"
-    kept = out / state
-    assert kept.exists()
-    six, parted = tmp_path / "six", tmp_path / "parted"
-    finished(1, six, "--epochs", "6")
+    parted = tmp_path / "parted"
     finished(2, parted, "--epochs", "6", "--save-every", "2", *options)
+    assert (parted / ("checkpoint-last.dcp" if options else "checkpoint-last.pth")).exists()
     for path in parted.glob("checkpoint-last*"):
         path.rename(parted / f"gone-{path.name}")
     (parted / "checkpoint-5.pth").unlink(missing_ok=True)
@@ -177,10 +196,16 @@ def test_a_loss_that_one_process_lost_is_left_out_by_all(tmp_path: Path) -> None
     assert [path.name for path in (tmp_path / "more").glob("replay*")] == ["replay-1.pth"]
 
 
-@pytest.mark.parametrize("options", [(), ("--shard",)], ids=["copies", "shards"])
-def test_a_killed_process_ends_the_run_with_its_name(tmp_path: Path, options: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("options", "torchrun", "start"),
+    [((), TORCHRUN, start_python), (("--shard",), (*TORCHRUN, *FORKING), fork)],
+    ids=["copies-plain", "shards"],
+)
+def test_a_killed_process_ends_the_run_with_its_name(
+    tmp_path: Path, options: tuple[str, ...], torchrun: Sequence[str], start: Callable[..., Any]
+) -> None:
     out = tmp_path / "run"
-    process = running(command(2, out, "--epochs", "2000", *options, torchrun=TORCHRUN), out, start_python)
+    process = running(command(2, out, "--epochs", "2000", *options, torchrun=torchrun), out, start)
     os.kill(process_of_rank(process.pid, 1), signal.SIGKILL)
     done = finish(process, timeout=60)
     talk = done.stderr
@@ -191,19 +216,18 @@ def test_a_killed_process_ends_the_run_with_its_name(tmp_path: Path, options: tu
     assert re.search(r"rank +: 1 \(.*?SIGKILL", talk, re.DOTALL)
 
 
-def test_torchrun_starts_a_broken_run_again(tmp_path: Path) -> None:
+def test_torchrun_starts_a_broken_run_again(tmp_path: Path, whole: Callable[..., Path]) -> None:
     """A process is killed, all are started again, and the end is that of a run that nothing happened to."""
     epochs = ("--epochs", "8", "--save-minutes", "0", "--auto-resume")
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    finished(2, whole, *epochs)
+    broken = tmp_path / "broken"
     torchrun = [*TORCHRUN, *FORKING, "--max-restarts", "1"]
     process = running(command(2, broken, *epochs, torchrun=torchrun), broken, STEP_SECONDS="0.2")
     os.kill(process_of_rank(process.pid, 1), signal.SIGKILL)
     done = finish(process)
     assert done.returncode == 0, done.stderr
     assert "lost contact" in done.stderr
-    assert logged(broken) == logged(whole)
-    assert same(weights(broken / "checkpoint-last.pth"), weights(whole / "checkpoint-last.pth"))
+    assert logged(broken) == logged(whole())
+    assert same(weights(broken / "checkpoint-last.pth"), weights(whole() / "checkpoint-last.pth"))
 
 
 def process_of_rank(parent: int, rank: int) -> int:
@@ -213,25 +237,24 @@ def process_of_rank(parent: int, rank: int) -> int:
     raise AssertionError(f"no process of rank {rank}")
 
 
-def test_batches_that_cannot_be_shared_are_refused(tmp_path: Path) -> None:
-    finished(2, tmp_path / "run", "--epochs", "1")
-    failed = run(3, tmp_path / "run", "--resume", str(tmp_path / "run"), "--epochs", "2")
+def test_batches_that_cannot_be_shared_are_refused(tmp_path: Path, alone: Path) -> None:
+    out = shutil.copytree(alone, tmp_path / "run")
+    failed = run(3, out, "--resume", str(out), "--epochs", "5")
     assert failed.returncode != 0
     assert "a batch of 4 images cannot be shared equally by 3 processes" in failed.stderr
 
 
-def test_a_table_of_shards_that_would_run_code_is_refused(tmp_path: Path) -> None:
+def test_a_table_of_shards_that_would_run_code_is_refused(tmp_path: Path, whole: Callable[..., Path]) -> None:
     import pickle
 
-    out = tmp_path / "run"
-    finished(2, out, "--epochs", "1", "--shard")
     canary = tmp_path / "canary"
 
     class Hostile:
         def __reduce__(self) -> Any:
             return Path.touch, (canary,)
 
-    shards = out / "checkpoint-last.dcp"
+    shards = shutil.copytree(whole("--shard") / "checkpoint-last.dcp", tmp_path / "checkpoint-last.dcp")
+    load_checkpoint(shards)
     (shards / ".metadata").write_bytes(pickle.dumps(Hostile()))
     with pytest.raises(CheckpointError, match=r"\.metadata is refused: it asks for"):
         load_checkpoint(shards)
