@@ -17,9 +17,7 @@ from mae.profiling.training_path import own_compute
 
 BATCH = 3
 
-# Each takes a second; every ratio is counted on a smaller model, and each of these on one.
-LARGE = {f"{name}, {ratio}" for name in ("vit_large", "vit_huge") for ratio in (0.5, 0.9)}
-CASES = {
+WHOLE = {
     **{f"{name}, {ratio}": (variant_config(name), ratio) for name in VARIANTS for ratio in (0.5, 0.75, 0.9)},
     "rectangle": (variant_config("vit_base", img_size=(160, 288)), 0.75),
     "huge rectangle": (variant_config("vit_huge", img_size=(308, 140)), 0.6),
@@ -29,7 +27,20 @@ CASES = {
     "two decoder blocks": (variant_config("vit_tiny", decoder_depth=2), 0.75),
     "other MLP": (variant_config("vit_tiny", mlp_ratio=2.7), 0.75),
 }
-SHORT_AND_SLOW = [pytest.param(case, marks=[pytest.mark.slow] if case in LARGE else []) for case in CASES]
+
+
+def shallow(config: MAEConfig) -> MAEConfig:
+    """The same with a first, a last and one other block, so that it takes a moment to count."""
+    return config.replace(depth=min(3, config.depth), decoder_depth=min(3, config.decoder_depth))
+
+
+# All of it is counted with few blocks; with all blocks, one by default and each if asked for.
+SHALLOW = {f"{case}, 3 blocks": (shallow(config), ratio) for case, (config, ratio) in WHOLE.items()}
+CASES = SHALLOW | WHOLE
+SHORT_AND_SLOW = [
+    pytest.param(case, marks=[] if case in SHALLOW or case == "vit_base, 0.75" else [pytest.mark.slow])
+    for case in CASES
+]
 
 
 def on_meta(config: MAEConfig) -> tuple[MaskedAutoencoder, Tensor, Tensor]:
@@ -70,7 +81,9 @@ def test_own_training_path(case: str) -> None:
     assert counted_forward_and_step(lambda: model.pretraining_loss(imgs, ratio, noise)) == (own.forward, own.step)
 
 
-@pytest.mark.parametrize("case", ["vit_tiny, 0.75", "vit_huge, 0.75", "rectangle", "grey"])
+@pytest.mark.parametrize(
+    "case", ["vit_tiny, 0.75", "vit_huge, 0.75, 3 blocks", "rectangle, 3 blocks", "grey, 3 blocks"]
+)
 def test_parts_of_the_forward_pass(case: str) -> None:
     config, ratio = CASES[case]
     model, imgs, noise = on_meta(config)
