@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mae.evaluation import linear
 from mae.evaluation.config import EvaluateConfig
 from mae.evaluation.evaluate import evaluate
 from tests.browser.chromium import Chromium, find_chromium
@@ -18,25 +19,31 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("width", [360, 1200])
-def test_everything_is_there_to_see(tmp_path: Path, width: int) -> None:
-    class_folders(tmp_path / "colours", 10)
-    weights = checkpoint(tmp_path / "tiny.pth")
-    out = tmp_path / "page.html"
-    evaluate(
-        EvaluateConfig(
-            data=tmp_path / "colours",
-            checkpoint=(weights,),
-            cache=tmp_path / "cache",
-            report=out,
-            probe=("knn", "linear"),
-            device="cpu",
-            workers=0,
-        )
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``--report`` writes; how good the linear probe is, is tested elsewhere."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    class_folders(folder / "colours", 10)
+    config = EvaluateConfig(
+        data=folder / "colours",
+        checkpoint=(checkpoint(folder / "tiny.pth"),),
+        cache=folder / "cache",
+        report=folder / "page.html",
+        probe=("knn", "linear"),
+        device="cpu",
+        workers=0,
     )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear, "MOST_STEPS", 1)
+        evaluate(config)
+    return folder / "page.html"
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_everything_is_there_to_see(page: Path, tmp_path: Path, width: int) -> None:
     with Chromium(str(BROWSER), tmp_path / "profile") as chromium:
         chromium.show(width=width, dark=False)
-        chromium.open(out)
+        chromium.open(page)
         assert chromium.evaluate("document.querySelectorAll('circle').length") == 6
         assert chromium.evaluate("[...document.images].every(one => one.complete && one.naturalWidth > 0)")
         assert chromium.evaluate("document.documentElement.scrollWidth") <= width

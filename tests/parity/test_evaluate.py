@@ -7,9 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
-from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from mae.data.eval_transform import EvalTransform
@@ -51,6 +49,8 @@ def evaluated(flowers: Path) -> EvaluateResult:
 
 def timm_features(folder: Path) -> dict[tuple[str, str], Tensor]:
     """By pool and norm, the features of the images in order of their names."""
+    import timm
+
     model = timm.models.VisionTransformer(
         img_size=TINY.img_size, patch_size=TINY.patch_size, embed_dim=TINY.embed_dim, depth=TINY.depth,
         num_heads=TINY.num_heads, num_classes=0, norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
@@ -73,6 +73,8 @@ def timm_features(folder: Path) -> dict[tuple[str, str], Tensor]:
 
 
 def test_its_numbers_are_those_of_timm_and_scikit_learn(flowers: Path, evaluated: EvaluateResult) -> None:
+    from sklearn.neighbors import KNeighborsClassifier
+
     train, test = (timm_features(flowers / part) for part in EACH)
     labels, truth = (np.repeat(np.arange(3), each) for each in EACH.values())
     seen = set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import re
 import tomllib
@@ -74,6 +75,11 @@ def sources() -> Iterator[tuple[str, Path]]:
                 yield name, path
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def layer(module: str) -> int:
     fits = [
         (len(prefix), number)
@@ -85,15 +91,15 @@ def layer(module: str) -> int:
 
 
 def imports(path: Path, *, top_level: bool = False) -> Iterator[str]:
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     hidden = {
         id(inner)
-        for node in ast.walk(tree)
+        for node in (ast.walk(tree) if top_level else ())
         if isinstance(node, ast.FunctionDef) or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
         for inner in ast.walk(node)
     }
     for node in ast.walk(tree):
-        if top_level and id(node) in hidden:
+        if id(node) in hidden:
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -170,7 +176,7 @@ def test_few_functions_take_all_settings_of_a_run() -> None:
 
 
 def identifiers(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             yield node.name
         elif isinstance(node, ast.arg):
@@ -192,9 +198,10 @@ def test_identifiers_use_the_words_of_the_field() -> None:
     wrong = {
         f"{module}: {name} (say {BANNED[word] or 'something else'})"
         for module, path in sources()
-        for name in identifiers(path)
+        for name in set(identifiers(path))
+        for spoken in [words(name)]
         for word in BANNED
-        if re.search(rf"(^|_){word}s?(_|$)", words(name)) and name not in OLD_SPELLINGS.get(module, set())
+        if re.search(rf"(^|_){word}s?(_|$)", spoken) and name not in OLD_SPELLINGS.get(module, set())
     }
     assert not sorted(wrong)
 
@@ -253,7 +260,7 @@ def test_texts_use_plain_words() -> None:
     texts = [
         (module, node.value)
         for module, path in sources()
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     ]
     pages = [path for path in (ROOT / "docs").glob("*.md") if path.name != "robustness.md"]  # which quotes file names

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from mae.evaluation import knn as module
@@ -23,6 +22,8 @@ def clouds(seed: int, count: int, classes: int = 7, width: int = 12) -> tuple[Te
 
 def plain(train: Tensor, labels: Tensor, test: Tensor, k: int) -> NDArray[np.int64]:
     """scikit-learn in float64, weights exp(cosine similarity / T)."""
+    from sklearn.neighbors import KNeighborsClassifier
+
     classifier = KNeighborsClassifier(
         k, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / 0.07)
     )

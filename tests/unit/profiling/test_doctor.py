@@ -68,9 +68,12 @@ def test_what_hurts_is_named(changes: dict[str, Any], words: str, monkeypatch: p
     assert words in warning
 
 
-def test_this_machine() -> None:
+def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a smaller batch and smaller matrix products than for people."""
     import torch
 
+    monkeypatch.setattr(doctor, "SPEED_BATCH", 1)
+    monkeypatch.setitem(doctor._MATMUL_SIDES, "cpu", 256)
     found = examine(DoctorConfig(speed=True))
     assert found.torch_failure is None
     assert found.threads == torch.get_num_threads()
