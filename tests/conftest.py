@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,13 +13,20 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: models this sma
 
 from tests import processes
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Started in the background of a script. Commands under test would inherit it, and Ctrl-C is one of the tests.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 SLOW = 3600.0  # seconds; the limit of what is run only when asked for
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two processes for whole folders; none but this one for files by name, and for what is slow and may be timed."""
+    """Three processes for whole folders; none but this one for files by name, and for what is slow and may be timed.
+
+    One more than the cores of a small machine: many tests wait, for processes that start or end.
+    """
     named = any(Path(word.partition("::")[0]).is_file() for word in config.args)
-    return 0 if named or "not slow" not in config.option.markexpr else 2
+    return 0 if named or "not slow" not in config.option.markexpr else 3
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

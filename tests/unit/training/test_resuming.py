@@ -100,10 +100,10 @@ def test_every_setting_says_what_a_change_of_it_does() -> None:
 
 def test_the_documents_name_every_setting_that_may_change() -> None:
     text = (ROOT / "docs/runs.md").read_text()
-    table = text[text.index("## Other options when it goes on") :].partition("\n## ")[0]
+    table = text[text.index("## Changing options on resuming") :].partition("\n## ")[0]
     for kind, words in (
-        (OnResume.FREE, "no number changes"),
-        (OnResume.ROUNDING, "rounded otherwise"),
+        (OnResume.FREE, "losses and weights are the same"),
+        (OnResume.ROUNDING, "rounded differently"),
         (OnResume.LENGTH, "longer or shorter"),
     ):
         (row,) = [line for line in table.splitlines() if line.startswith("|") and words in line]
