@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import sys
@@ -33,23 +34,43 @@ def script(name: str) -> ModuleType:
     return module
 
 
-def test_the_cifar_run_trains_its_size_and_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    stream = np.random.default_rng(0)
-    (tmp_path / "train" / "cat").mkdir(parents=True)
-    for number in range(6):
-        pixels = stream.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "train" / "cat" / f"{number}.png")
-    words = [tmp_path / "train", "--epochs", 2, "--batch-size", 3, "--out", tmp_path / "run"]
-    monkeypatch.setattr(sys, "argv", ["cifar10.py", *map(str, words)])
-    run = script("cifar10")
-    run.main()
-    run.main()
-    assert capsys.readouterr().out.count("2 epochs, 4 steps") == 2
-    config = mae.load_checkpoint(tmp_path / "run" / "checkpoint-last.pth").config
-    assert (config.depth, config.embed_dim, config.decoder_depth, config.decoder_embed_dim) == (6, 192, 2, 96)
-    assert (config.img_size, config.patch_size, config.norm_pix_loss) == ((32, 32), 4, True)
+def test_every_way_to_learn_runs(tmp_path: Path) -> None:
+    """For a moment, on a few images of two classes that brightness tells apart."""
+    learning, stream = script("learning"), np.random.default_rng(0)
+    for number in range(160):
+        folder = tmp_path / ("dark", "light")[number % 2]
+        folder.mkdir(exist_ok=True)
+        pixels = stream.integers(0, 128, (16, 16, 3), dtype=np.uint8) + np.uint8(127 * (number % 2))
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    options = argparse.Namespace(data=tmp_path, minutes=1e-5, image_size=16, labelled=60, held_out=20)
+    found = learning.run(options, "cross", seed=0)
+    assert found["linear"] > 0.8  # so much is there without training
+    assert (found["arm"], found["images_seen"]) == ("cross", 64)
+    images, _ = learning.read(tmp_path, 16)
+    for arm in learning.ARMS.values():
+        model = learning.make_model(arm, 16)
+        before = {name: value.clone() for name, value in model.named_parameters()}
+        found = learning.train(model, arm, images, 1e-3, torch.Generator().manual_seed(0))
+        assert found["loss"] < 10
+        assert found["images_seen"] >= arm.batch_size
+        assert model.config.img_size == (16, 16)
+        assert all(value.shape == before[name].shape for name, value in model.named_parameters())
+
+
+def test_ways_to_learn_do_what_they_say() -> None:
+    learning = script("learning")
+    model = mae.create_model("vit_tiny", img_size=16, patch_size=4, depth=1, decoder_depth=1)
+    pixels = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    predicted = []
+    hook = model.decoder.pred.register_forward_hook(lambda module, args, out: predicted.append(out.shape[1]))
+    for arm in (learning.Arm(), learning.Arm(predicted=0.5), learning.Arm(mask_ratio=0.5)):
+        learning.pretraining_loss(model, arm, pixels, torch.Generator().manual_seed(0))
+    hook.remove()
+    assert predicted == [12, 6, 8]
+    matrices = torch.randn(3, 8, 20, generator=torch.Generator().manual_seed(0))
+    singular = torch.linalg.svdvals(learning.orthogonalised(matrices))
+    assert singular.min() > 0.5
+    assert singular.max() < 1.3
 
 
 def test_a_run_becomes_the_built_in_weights(
