@@ -244,6 +244,21 @@ class Validated:
 
 
 @dataclasses.dataclass(frozen=True)
+class Evaluating:
+    """A classifier is being evaluated, after a batch.
+
+    Attributes:
+        part: "held-out" or "test".
+        images: Evaluated so far, by this process.
+        total: Images that this process evaluates.
+    """
+
+    part: str
+    images: int
+    total: int
+
+
+@dataclasses.dataclass(frozen=True)
 class FinalTest:
     """The test images were evaluated; ``epoch`` is that of the weights, from 0.
 
@@ -282,6 +297,7 @@ Event = (
     | RolledBack
     | EpochDone
     | Validated
+    | Evaluating
     | FinalTest
     | Probed
     | Previewed

@@ -15,6 +15,7 @@ from mae.io.text import shown
 from mae.training.config import PretrainConfig
 from mae.training.events import (
     EpochDone,
+    Evaluating,
     Event,
     FinalTest,
     ImageUnreadable,
@@ -85,6 +86,8 @@ class TrainingView:
             self._step(event)
         elif isinstance(event, EpochDone):
             self._epoch(event)
+        elif isinstance(event, Evaluating):
+            self._evaluating(event)
         elif isinstance(event, Validated):
             best = ", the best so far" if event.best else ""
             self._say(
@@ -141,6 +144,14 @@ class TrainingView:
                 f"{event.images_per_second:.0f} img/s  {duration(event.seconds)}"
                 + (f"  {event.cache_hits:.0%} from the cache" if event.cache_hits is not None else "")
             )
+
+    def _evaluating(self, event: Evaluating) -> None:
+        text = f"{event.part} images: {event.images:,} of {event.total:,}"
+        if self.bar is not None:
+            self.bar.update(self.task, description=text)
+        elif time.monotonic() - self.spoke > SECONDS_BETWEEN_LINES:
+            self.spoke = time.monotonic()
+            self._say(text)
 
     def _probed(self, event: Probed) -> None:
         """A probe's line always; of the loss alone, a line as often as of epochs."""

@@ -34,7 +34,7 @@ from mae.models.classifier import ImageClassifier
 from mae.system.device import autocast
 from mae.system.seeding import stream
 from mae.training.classifier_config import ClassifierConfig
-from mae.training.events import Classification, FinalTest, Previewed, Validated
+from mae.training.events import Classification, Evaluating, FinalTest, Previewed, Validated
 from mae.training.identity import official_training_args
 from mae.training.labelled import LabelledImages, Part
 from mae.training.plan import Advice
@@ -194,7 +194,7 @@ class ClassificationTask(abc.ABC):
         """Evaluate on the held-out images, and keep the weights if this epoch is the best."""
         if not len(self.labelled.held_out):
             return None
-        answers = self.ask(self.model, self.labelled.held_out)
+        answers = self.ask(self.model, self.labelled.held_out, "held-out")
         right = float((answers.place == 0).mean()) if len(answers.place) else 0.0
         score = (right, -answers.loss)
         best = math.isfinite(answers.loss) and (self.best is None or score > self.best)
@@ -234,7 +234,7 @@ class ClassificationTask(abc.ABC):
         checkpoint = load_checkpoint(path)
         model = build_classifier(checkpoint)[0].to(run.device)
         try:
-            answers = self.ask(model, labelled.test, may_stop=run.ranks.alone)
+            answers = self.ask(model, labelled.test, "test", may_stop=run.ranks.alone)
         except RuntimeError:
             if run.ranks.alone and run.should_stop():  # a signal to the group may end loader processes first
                 return False
@@ -256,7 +256,7 @@ class ClassificationTask(abc.ABC):
         return True
 
     @torch.no_grad()
-    def ask(self, model: ImageClassifier, part: Part, *, may_stop: bool = False) -> Answers:
+    def ask(self, model: ImageClassifier, part: Part, name: str, *, may_stop: bool = False) -> Answers:
         """Predictions for the images of a part; each process evaluates every ``ranks.size``-th image.
 
         Raises:
@@ -279,6 +279,7 @@ class ClassificationTask(abc.ABC):
             columns = (labels.tolist(), logits.argmax(dim=1).tolist(), place.tolist(), losses.tolist())
             found += zip(*columns, strict=True)
             unreadable += skipped
+            self.run.on_event(Evaluating(name, len(found) + len(unreadable), len(truth)))
         model.train(training)
         gathered = ranks.gather((found, unreadable))
         answers = [row for rows, _ in gathered for row in rows]

@@ -19,7 +19,7 @@ from mae.data.eval_loader import EvalDataset
 from mae.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mae.models.classifier import ImageClassifier
 from mae.training.classifier_config import FinetuneConfig
-from mae.training.events import Event, FinalTest, Started, Validated
+from mae.training.events import Evaluating, Event, FinalTest, Started, Validated
 from mae.training.finetune import finetune, plan_finetune
 from mae.training.run_folder import RunFolder
 from mae.training.tasks.classification import ClassificationTask, places
@@ -71,6 +71,9 @@ def test_the_test_images_are_read_once_and_the_best_epochs_weights_answer(
     assert result.test.chosen_epoch == 1 + scores.index(max(scores))
     (test,) = (event for event in events if isinstance(event, FinalTest))
     assert (test.test_accuracy, test.test_images) == (result.test.top1.value, 12)
+    evaluating = [event for event in events if isinstance(event, Evaluating)]
+    assert [event.part for event in evaluating] == sorted(event.part for event in evaluating)  # held-out, then test
+    assert (evaluating[-1].part, evaluating[-1].images, evaluating[-1].total) == ("test", 12, 12)
     assert sum(map(sum, result.test.confusion)) == 12
     assert sum(result.test.confusion[k][k] for k in range(3)) == round(12 * result.test.top1.value)
     model, _ = build_classifier(load_checkpoint(finetuning.out))
