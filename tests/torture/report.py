@@ -130,7 +130,7 @@ def images() -> Iterator[Trial]:
             yield Trial(case.name, _reconstruct(case.make, case.name), 0 if case.refused is None else 3)
     yield Trial("all of them in one folder, pretrain", _pretrain, 0)
     yield Trial("all of them in one folder, reconstruct", _all_images(".png"), 0)
-    yield Trial("all of them in one folder, reconstruct to a .webp", _all_images(".webp"), 2)
+    yield Trial("all of them in one folder, reconstruct to a .webp", _all_images(".webp"), 0)
 
 
 def checkpoints() -> Iterator[Trial]:
