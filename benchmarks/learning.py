@@ -3,7 +3,7 @@
     python benchmarks/learning.py CIFAR/train --minutes 10 --out benchmarks/results/learning_cifar10.json
     python benchmarks/learning.py CIFAR/train --minutes 10 --arm paper --arm muon --seeds 3 --out learning.json
 
-Every arm trains an encoder of the same sizes from the same weights on the same images for the same CPU time of its
+Every arm trains an encoder of the same sizes on the same images, seeded alike, for the same CPU time of its
 process, so an arm with cheaper steps takes more of them; its learning rate falls along a cosine over that time. The
 features (mean of the patch tokens after the final norm) are then evaluated by k-NN and a linear classifier, taught by
 10,000 labelled training images and judged by 5,000 **training** images that no arm was trained on: test images are not
