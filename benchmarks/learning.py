@@ -12,8 +12,11 @@ stopped and repeated.
 
 The encoder keeps the official format in every arm. What is tried:
 
-    paper      AdamW, the removed patches drawn one by one, all of them predicted
-    lr-low, lr-high, batch-128            its learning rate and batch
+    paper      the paper's decoder (8 blocks of width 512) and learning rate (1.5e-4 per 256 images)
+    paper-lr   the paper's decoder, with the learning rate of the arms below
+    small      AdamW, the removed patches drawn one by one, all of them predicted by 2 decoder blocks of width 128;
+               every arm below changes one thing of this one
+    lr-low, lr-high, batch-128            learning rate and batch
     muon       Muon (Jordan 2024) for the blocks' matrices, AdamW for the rest
     half       a random half of the removed patches is predicted
     cross      half of them, by a decoder with cross-attention only (CrossMAE, without its mix of encoder blocks)
@@ -72,6 +75,8 @@ class Arm:
     mask_block: int = 1  # side, in patches, of what is removed together
     smallest_crop: float = 0.5  # of the area
     decoder_depth: int = 2
+    decoder_width: int = 128
+    decoder_heads: int = 4
     predicted: float = 1.0  # of the removed patches
     cross: bool = False
     muon: bool = False
@@ -80,7 +85,9 @@ class Arm:
 
 
 ARMS = {
-    "paper": Arm(),
+    "paper": Arm(lr=1.5e-4 * 64 / 256, decoder_depth=8, decoder_width=512, decoder_heads=16),
+    "paper-lr": Arm(decoder_depth=8, decoder_width=512, decoder_heads=16),
+    "small": Arm(),
     "lr-low": Arm(lr=7.5e-4),
     "lr-high": Arm(lr=3e-3),
     "batch-128": Arm(lr=2e-3, batch_size=128),
@@ -94,8 +101,8 @@ ARMS = {
     "growing": Arm(growing=True),
     "average": Arm(average=0.99),
 }
-# Encoder and decoder of all arms, at 32 pixels with patches of 4: what docs/cifar10.md trains.
-DEPTH, WIDTH, HEADS, DECODER_WIDTH, DECODER_HEADS, PATCH = 6, 192, 3, 128, 4, 4
+# The encoder of all arms, at 32 pixels with patches of 4; with the decoder of "small", docs/cifar10.md trains it.
+DEPTH, WIDTH, HEADS, PATCH = 6, 192, 3, 4
 
 
 def main() -> None:
@@ -209,13 +216,14 @@ def make_model(arm: Arm, size: int) -> Any:
         depth=DEPTH,
         embed_dim=WIDTH,
         num_heads=HEADS,
-        decoder_embed_dim=DECODER_WIDTH,
+        decoder_embed_dim=arm.decoder_width,
         decoder_depth=arm.decoder_depth,
-        decoder_num_heads=DECODER_HEADS,
+        decoder_num_heads=arm.decoder_heads,
         norm_pix_loss=True,
     )
     if arm.cross:
-        model.decoder.blocks = nn.ModuleList(CrossBlock(DECODER_WIDTH, DECODER_HEADS) for _ in range(arm.decoder_depth))
+        blocks = (CrossBlock(arm.decoder_width, arm.decoder_heads) for _ in range(arm.decoder_depth))
+        model.decoder.blocks = nn.ModuleList(blocks)
     return model
 
 

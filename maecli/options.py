@@ -49,7 +49,6 @@ def _learning(command: str) -> dict[str, str]:
         **_FROZEN,
         "eval": "drop it: the test images are asked once, after the last epoch; maecli predict names other images",
         "start_epoch": _RESUMED,
-        "shard": "drop it: each process holds a copy of the model; maecli pretrain alone has --shard",
         **dict.fromkeys(_LAUNCHED, f"drop it: the launcher sets it: {launcher}"),
         "dist_eval": "drop it: the processes always share the images that are held out or tested",
     }
@@ -67,7 +66,10 @@ NOT_NEEDED: dict[str, dict[str, str]] = {
             ("cutmix_minmax", "mixup_mode"), "drop it: a batch is mixed as a whole, as in the official recipe"
         ),
     },
-    "LinprobeConfig": _learning("linprobe"),
+    "LinprobeConfig": {
+        **_learning("linprobe"),
+        "shard": "drop it: the encoder is frozen, so there are no gradients and moments to divide",
+    },
     "PredictConfig": {
         **_FROZEN,
         "eval": "drop it: predict does nothing else",

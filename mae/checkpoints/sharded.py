@@ -134,7 +134,7 @@ def read_whole(folder: Path) -> dict[str, Any]:
         if name.startswith("model.") and isinstance(entry, TensorStorageMetadata)
     }
     read_into(folder, tensors)
-    own = {name: about[name] for name in ("config", "position", "run") if name in about}
+    own = {name: value for name, value in about.items() if name not in ("args", "param_groups")}
     epoch = about.get("position", {}).get("epoch", 0) - 1
     model = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
     return {"model": model, "args": about.get("args", {}), "epoch": epoch, "maecli": own}

@@ -63,6 +63,11 @@ class ImageClassifier(nn.Module):
             nn.init.trunc_normal_(linear.weight, std=std)
             nn.init.zeros_(linear.bias)
 
+    def freeze_encoder(self) -> None:
+        """Only the head learns."""
+        self.requires_grad_(False)
+        self.head.requires_grad_(True)
+
     @property
     def classes(self) -> int:
         """How many classes the head tells apart."""

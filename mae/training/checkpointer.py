@@ -170,7 +170,6 @@ class Checkpointer:
 
     def document(self, position: Position, state: Mapping[str, Any], **extra: Any) -> dict[str, Any]:
         """A state in the official trainer's layout."""
-        about = {**self.about, "position": dataclasses.asdict(position), "run": dict(self.identity)}
         return checkpoint_document(
             state["model"],
             self.training_step.model.config,
@@ -178,14 +177,17 @@ class Checkpointer:
             epoch=position.epoch - 1,
             scaler=state["scaler"],
             args=self.args,
-            extra={"maecli": about, **extra},
+            extra={"maecli": self._about(position), **extra},
         )
+
+    def _about(self, position: Position) -> dict[str, Any]:
+        return {**self.about, "position": dataclasses.asdict(position), "run": dict(self.identity)}
 
     def _save_shards(self, position: Position) -> None:
         from mae.training.sharded import write_shards
 
         new = self.run.path / ".checkpoint.tmp"
-        about = {"position": dataclasses.asdict(position), "run": dict(self.identity), "args": dict(self.args)}
+        about = {**self._about(position), "args": dict(self.args)}
         try:
             write_shards(new, self.training_step, about, self.ranks)
             if self.ranks.first:

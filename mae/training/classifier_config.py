@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from mae.config import shared_option
 from mae.errors import ConfigError
 from mae.options import Preset, option, option_of
-from mae.training.config import PretrainConfig, RunSettings
+from mae.training.config import PretrainConfig, RunSettings, check_shard
 
 HEAD_POOLS = ("mean", "cls")
 _MODEL = "Model"
@@ -147,7 +147,7 @@ class ClassifierConfig(RunSettings):
 
     @property
     def shard(self) -> bool:
-        """The processes hold copies of the model."""
+        """As ``finetune`` has it; the part of a linear probe that learns is too small to divide."""
         return False
 
     @property
@@ -217,6 +217,11 @@ class FinetuneConfig(ClassifierConfig):
         panel=_REGULARISATION,
     )
     activation_checkpointing: bool = _as_in_pretraining("activation_checkpointing")
+    shard: bool = _as_in_pretraining("shard")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_shard(self)
 
 
 @dataclasses.dataclass(frozen=True)

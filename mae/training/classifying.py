@@ -104,8 +104,7 @@ def make_classifier(
         if resumption.saved is None:
             notes = (*checkpoint.notes, *load_encoder(model, checkpoint))
     if probe:
-        model.requires_grad_(False)
-        model.head.requires_grad_(True)
+        model.freeze_encoder()
     return model, start, notes
 
 

@@ -272,10 +272,7 @@ class PretrainConfig(RunSettings):
         if self.model_config().num_kept(self.mask_ratio) == self.model_config().num_patches:
             raise ConfigError(f"--mask-ratio {self.mask_ratio:g} removes no patch, so there is nothing to learn")
         self.check_ranges()
-        if self.shard and self.precision == "fp16":
-            raise ConfigError("--shard does not go with --precision fp16", hint="take bf16")
-        if self.shard and self.compile:
-            raise ConfigError("--shard does not go with --compile", hint="drop one of them")
+        check_shard(self)
 
     def model_config(self) -> MAEConfig:
         """The architecture that these settings describe."""
@@ -357,6 +354,18 @@ def read_run_settings(run: Path) -> dict[str, Any]:
         return read_toml(run / CONFIG_FILE, "--resume")
     except ConfigError as error:
         raise ConfigError(error.message, hint=error.hint or "--resume takes the folder of a run") from None
+
+
+def check_shard(config: Any) -> None:
+    """Check what ``--shard`` does not go with, for any task.
+
+    Raises:
+        ConfigError: It does not go with another setting.
+    """
+    if config.shard and config.precision == "fp16":
+        raise ConfigError("--shard does not go with --precision fp16", hint="take bf16")
+    if config.shard and config.compile:
+        raise ConfigError("--shard does not go with --compile", hint="drop one of them")
 
 
 def _plain(value: Any) -> Any:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from mae.errors import TrainingError
+import torch
+
+from mae.checkpoints.save import save
+from mae.data.loader import Batch
+from mae.errors import CheckpointError, TrainingError
 from mae.io.text import shown
 from mae.training.checkpointer import Checkpointer, newest_state, restore
 from mae.training.data_module import DataModule
 from mae.training.events import RolledBack
 from mae.training.monitor import LEAST_LOSS_SCALE, FailedStep
-from mae.training.replay import write_replay
 from mae.training.run import Run, TrainingState
+from mae.training.run_folder import Position
 from mae.training.tasks.base import Task
 
 MOST_ROLLBACKS = 3
@@ -35,8 +43,7 @@ def give_up(
     inputs = [task.inputs(step.before, step.before.batch + number, batch) for number, batch in enumerate(batches)]
     about = {"step": step.after.step, "lr": step.lr, "loss": loss, "files": files, "precision": run.config.precision}
     suspicious = not bool(step.losses.isfinite().all()) or (math.isfinite(loss) and run.ranks.first)
-    seen = task.replayed(inputs)
-    write_replay(replay, checkpointer, step.before, batches, about | seen, write=suspicious)
+    _write_replay(replay, checkpointer, step.before, batches, about | task.replayed(inputs), write=suspicious)
     if (
         run.config.on_nan == "rollback"
         and state.position.turn < MOST_ROLLBACKS
@@ -55,7 +62,7 @@ def give_up(
         run,
         failed,
         files,
-        f"maecli replay {replay} looks for the cause; " if replay.exists() and "task" not in seen else "",
+        f"maecli replay {replay} looks for the cause; " if replay.exists() else "",
     )
 
 
@@ -93,3 +100,24 @@ def _roll_back(run: Run, state: TrainingState, data: DataModule, checkpointer: C
     run.on_event(RolledBack(saved.path, state.position.step, turn))
     run.ranks.wait()
     return True
+
+
+def _write_replay(
+    path: Path,
+    checkpointer: Checkpointer,
+    position: Position,
+    batches: Sequence[Batch],
+    about: Mapping[str, Any],
+    *,
+    write: bool,
+) -> None:
+    """Keep weights, images and the task's inputs of the step after a position; every process of a run must call this.
+
+    A file that cannot be written is ignored, so that the original error is reported.
+    """
+    state = checkpointer.whole_state(keep=write)
+    if not write:
+        return
+    kept = {"images": torch.stack([batch.images for batch in batches]), **about}
+    with contextlib.suppress(CheckpointError):
+        save(path, checkpointer.document(position, state, replay=kept))

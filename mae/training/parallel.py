@@ -89,6 +89,11 @@ def _shard(model: nn.Module, ranks: Ranks) -> None:
             register_fsdp_forward_method(model, method)
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a model is in shards, so that all processes must run each of its passes together."""
+    return any(is_shard(parameter) for parameter in model.parameters())
+
+
 def whole(tensor: Tensor) -> Tensor:
     """The full tensor of a shard; every process must call this."""
     return tensor.full_tensor() if is_shard(tensor) else tensor  # type: ignore[attr-defined]

@@ -5,23 +5,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mae.checkpoints import build_model, load_checkpoint
-from mae.checkpoints.save import save
-from mae.data.loader import Batch
+from mae.checkpoints.classifiers import pool_of
+from mae.checkpoints.load import Checkpoint
 from mae.errors import CheckpointError
-from mae.io.text import shown
-from mae.mae import MaskedAutoencoder
+from mae.models.classifier import ImageClassifier
 from mae.system.device import resolve_device, resolve_precision
-from mae.training.checkpointer import Checkpointer
 from mae.training.config import ReplayConfig
-from mae.training.run_folder import Position
 from mae.training.step import TrainingStep
+from mae.training.tasks.classification import ClassificationLoss
+from mae.training.tasks.finetune import FinetuneLoss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,27 +58,6 @@ class Replay:
     passes: tuple[Pass, ...]
 
 
-def write_replay(
-    path: Path,
-    checkpointer: Checkpointer,
-    position: Position,
-    batches: Sequence[Batch],
-    about: Mapping[str, Any],
-    *,
-    write: bool,
-) -> None:
-    """Keep weights, images and the task's inputs of the step after a position; every process of a run must call this.
-
-    A file that cannot be written is ignored, so that the original error is reported.
-    """
-    state = checkpointer.whole_state(keep=write)
-    if not write:
-        return
-    kept = {"images": torch.stack([batch.images for batch in batches]), **about}
-    with contextlib.suppress(CheckpointError):
-        save(path, checkpointer.document(position, state, replay=kept))
-
-
 def replay(config: ReplayConfig) -> Replay:
     """Re-run a step in the run's precision and in fp32, checking the output of every module.
 
@@ -90,29 +67,49 @@ def replay(config: ReplayConfig) -> Replay:
     """
     checkpoint = load_checkpoint(config.file)
     kept = checkpoint.extra.get("replay")
-    if isinstance(kept, Mapping) and "task" in kept:
-        raise CheckpointError(
-            f"{config.file} is a step of maecli {shown(str(kept['task']), 40)}; replay repeats those of maecli pretrain"
-        )
-    if not isinstance(kept, Mapping) or not {"images", "noise", "mask_ratio", "precision", "files"} <= set(kept):
+    if not isinstance(kept, Mapping) or not {"images", "precision", "files", "step", "lr", "loss"} <= set(kept):
         raise CheckpointError(
             f"{config.file} holds no step to take again", hint="give the replay.pth in a run's folder"
         )
     device = resolve_device(config.device)
     wanted = kept["precision"] if config.precision == "auto" else config.precision
     wanted = wanted if (wanted, device.type) != ("fp16", "cpu") else "fp32"
-    model = build_model(checkpoint)[0].to(device).train()
-    passes = [_take(model, kept, precision) for precision in dict.fromkeys((resolve_precision(wanted, device), "fp32"))]
+    precisions = dict.fromkeys((resolve_precision(wanted, device), "fp32"))
+    try:
+        model, loss, inputs = _task(checkpoint, kept)
+        model.to(device).train()
+        passes = [_take(model, loss, kept["images"], inputs, precision) for precision in precisions]
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{config.file} is damaged: {reason}") from None
     return Replay(kept["step"], kept["lr"], kept["loss"], tuple(kept["files"]), tuple(passes))
 
 
-def _take(model: MaskedAutoencoder, kept: Mapping[str, Any], precision: str) -> Pass:
-    step = TrainingStep(model, precision, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)
-    share = 1 / len(kept["images"])
+def _task(
+    checkpoint: Checkpoint, kept: Mapping[str, Any]
+) -> tuple[nn.Module, nn.Module | None, Sequence[Sequence[Any]]]:
+    """The model of a step, its loss (None for pre-training's), and each batch's inputs beside the images."""
+    if "task" not in kept:
+        return build_model(checkpoint)[0], None, [(kept["mask_ratio"], noise) for noise in kept["noise"]]
+    state, probe = checkpoint.state, kept["task"] == "linprobe"
+    classes = len(state["head.1.weight" if probe else "head.weight"])
+    fc_norm = "fc_norm.weight" in state
+    model = ImageClassifier(checkpoint.config, classes, pool=pool_of(checkpoint), fc_norm=fc_norm, probe=probe)
+    model.load_state_dict(state)
+    if probe:
+        model.freeze_encoder()
+        return model, ClassificationLoss(model), kept["inputs"]
+    return model, FinetuneLoss(model, kept["smoothing"]), kept["inputs"]
+
+
+def _take(
+    model: nn.Module, loss: nn.Module | None, images: Sequence[Tensor], inputs: Sequence[Sequence[Any]], precision: str
+) -> Pass:
+    step = TrainingStep(model, precision, loss=loss, optimizer=lambda: torch.optim.SGD(model.parameters(), 0.0))
+    share = 1 / len(images)
     with _first_to_fail(model) as first:
         losses = [
-            float(step.backward(images, kept["mask_ratio"], noise, share=share))
-            for images, noise in zip(kept["images"], kept["noise"], strict=True)
+            float(step.backward(batch, *beside, share=share)) for batch, beside in zip(images, inputs, strict=True)
         ]
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = float(torch.nn.utils.get_total_norm(gradients))

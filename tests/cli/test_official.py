@@ -54,9 +54,9 @@ PROBING = {name: ours for name, ours in OFFICIAL.items() if name not in ("--mask
     "--nb_classes": "the class folders tell",
     "--eval": "maecli predict",
     "--dist_eval": "share the images",
-    "--shard": "each process holds a copy",
+    "--shard": "the encoder is frozen",
 }
-FINETUNING = PROBING | {
+FINETUNING = {name: ours for name, ours in PROBING.items() if name != "--shard"} | {
     "--drop_path": "--drop-path",
     "--clip_grad": "--clip-grad",
     "--layer_decay": "--layer-decay",

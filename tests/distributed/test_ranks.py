@@ -55,10 +55,10 @@ def finished(ranks: int, out: Path, *options: str, **more: str) -> subprocess.Co
     return done
 
 
-def running(words: list[str], out: Path, start: Callable[..., Any] = fork, **more: str) -> Any:
+def running(words: list[str], out: Path, start: Callable[..., Any] = fork, *, done: int = 5, **more: str) -> Any:
     """A process that has done some steps of a run."""
     process = start(*words, env=environment(**more))
-    until(lambda: (out / "log.jsonl").exists() and len(steps(out)) >= 5, process)
+    until(lambda: (out / "log.jsonl").exists() and len(steps(out)) >= done, process)
     return process
 
 

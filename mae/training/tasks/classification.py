@@ -37,6 +37,7 @@ from mae.training.classifier_config import ClassifierConfig
 from mae.training.events import Classification, Evaluating, FinalTest, Previewed, Validated
 from mae.training.identity import official_training_args
 from mae.training.labelled import LabelledImages, Part
+from mae.training.parallel import is_sharded, whole
 from mae.training.plan import Advice
 from mae.training.probes import Probes
 from mae.training.run import Run
@@ -156,7 +157,7 @@ class ClassificationTask(abc.ABC):
         self.best = run.folder.read_log(position).best
 
     def replayed(self, inputs: list[tuple[Any, ...]]) -> dict[str, Any]:
-        """The inputs of the step beside the images."""
+        """The inputs of each batch, and which task took them."""
         return {"task": self.command, "inputs": [list(one) for one in inputs]}
 
     def identity(self) -> dict[str, Any]:
@@ -204,12 +205,20 @@ class ClassificationTask(abc.ABC):
         return Validated(done.epoch, answers.loss, right, best)
 
     def keep(self, done: Position) -> None:
-        """Write the weights as the run's classifier."""
-        if not self.run.folder.writes:
+        """Write the weights as the run's classifier; all processes must call this."""
+        writes, state = self.run.folder.writes, {}
+        for key, tensor in self.model.state_dict().items():
+            full = whole(tensor)
+            if writes:
+                state[key] = full.detach().cpu()
+        if not writes:
             return
-        state = {key: tensor.detach().cpu() for key, tensor in folded(self.model.state_dict()).items()}
         document = checkpoint_document(
-            state, self.model.config, epoch=done.epoch, args=self.official_args(), extra={"maecli": self.about()}
+            folded(state),
+            self.model.config,
+            epoch=done.epoch,
+            args=self.official_args(),
+            extra={"maecli": self.about()},
         )
         try:
             save(self.run.folder.path / CLASSIFIER, document)
@@ -270,7 +279,7 @@ class ClassificationTask(abc.ABC):
         truth = dict(zip(part.images[own].tolist(), part.labels[own].tolist(), strict=True))
         found: list[tuple[int, int, int, float]] = []
         unreadable: list[tuple[str, str]] = []
-        for indices, logits, skipped in self._logits(model, part.images[own].tolist()):
+        for indices, logits, skipped in self._logits(model, part, own):
             if may_stop and self.run.should_stop():
                 raise InterruptedTestError
             labels = torch.tensor([truth[index] for index in indices], dtype=torch.int64, device=logits.device)
@@ -290,23 +299,38 @@ class ClassificationTask(abc.ABC):
         return Answers(counts[:, 0], counts[:, 1], counts[:, 2], loss, broken)
 
     def _logits(
-        self, model: ImageClassifier, indices: Sequence[int]
+        self, model: ImageClassifier, part: Part, own: slice
     ) -> Iterator[tuple[tuple[int, ...], Tensor, list[tuple[str, str]]]]:
-        """For each batch: numbers of the images, float32 logits, and (name, reason) of unreadable images."""
-        sizes, source = model.config, self.labelled.source
+        """For each batch of this process: numbers of the images, float32 logits, (name, reason) of unreadable images.
+
+        A model in shards is put together by all processes in each pass, so one that has no image for it takes part
+        with an image of nothing.
+        """
+        sizes, source, sharded = model.config, self.labelled.source, is_sharded(model)
+        indices: list[int] = part.images[own].tolist()
         dataset = EvalDataset(source, EvalTransform(sizes.img_size, self.config.crop_pct), sizes.in_chans)
         size = max(1, self.run.plan.global_batch_size // self.run.ranks.size)
         batches = [indices[start : start + size] for start in range(0, len(indices), size)]
         device = self.run.device
         workers, pin_memory = loader_workers(self.config.workers, device), device.type == "cuda"
+        nothing = torch.zeros(1, sizes.in_chans, *sizes.img_size, dtype=torch.uint8)
+
+        def logits_of(images: Tensor) -> Tensor:
+            with autocast(device, self.config.precision):
+                logits: Tensor = model(normalise(images.to(device, non_blocking=True)))
+            return logits.float()
+
         for batch in eval_batches(dataset, batches, workers=workers, pin_memory=pin_memory):
             broken = [(str(source.name(index)), reason) for index, reason in batch.unreadable]
-            if not batch.indices:
-                yield (), torch.empty(0, len(self.labelled.classes), device=device), broken
+            if batch.indices:
+                yield batch.indices, logits_of(batch.images), broken
                 continue
-            with autocast(device, self.config.precision):
-                logits = model(normalise(batch.images.to(device, non_blocking=True)))
-            yield batch.indices, logits.float(), broken
+            if sharded:
+                logits_of(nothing)
+            yield (), torch.empty(0, len(self.labelled.classes), device=device), broken
+        most = -(-len(part) // self.run.ranks.size)  # images of the first process
+        for _ in range(len(batches), math.ceil(most / size) if sharded else 0):
+            logits_of(nothing)
 
     def _share_statistics(self, model: nn.Module) -> None:
         """Copy the running statistics of the first process to all processes."""

@@ -96,6 +96,10 @@ class FinetuneTask(ClassificationTask):
         )
         return self.labels_of(batch), mix.keep, mix.share, self.own_share(scales)
 
+    def replayed(self, inputs: list[tuple[Any, ...]]) -> dict[str, Any]:
+        """The smoothing too."""
+        return {**super().replayed(inputs), "smoothing": self.config.smoothing}
+
     def timing_inputs(self, count: int) -> tuple[Any, ...]:
         """Nothing mixed; branches dropped as in training."""
         depth = self.model.config.depth

@@ -249,20 +249,35 @@ def test_a_run_that_diverges_names_nothing_rightly(finetuning: FinetuneConfig, s
     assert all(one.val_accuracy == 0 for one in events if isinstance(one, Validated))
 
 
-def test_replay_repeats_steps_of_pretraining_alone_and_says_so(
+def test_replay_repeats_the_step_with_its_labels_mixing_and_drop_path(
     finetuning: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mae.training.config import ReplayConfig
     from mae.training.replay import replay
-    from mae.training.tasks.finetune import FinetuneLoss
+    from mae.training.step import TrainingStep
 
-    loss = FinetuneLoss.forward
-    monkeypatch.setattr(FinetuneLoss, "forward", lambda self, *batch: loss(self, *batch) * torch.nan)
+    losses: list[float] = []
+    backward = TrainingStep.backward
+
+    def spoiled(self: TrainingStep, *batch: Any, **how: Any) -> torch.Tensor:
+        losses.append(float(backward(self, *batch, **how)))
+        return torch.tensor(torch.nan)
+
+    config = dataclasses.replace(finetuning, nan_limit=1, mixup=0.8, cutmix=1.0, drop_path=0.2)
+    monkeypatch.setattr(TrainingStep, "backward", spoiled)
     with pytest.raises(TrainingError, match="the loss became nan") as stopped:
-        finetune(dataclasses.replace(finetuning, nan_limit=1))
-    assert "replay" not in str(stopped.value.hint)
-    with pytest.raises(CheckpointError, match=r"replay\.pth is a step of maecli finetune; replay repeats those of"):
-        replay(ReplayConfig(finetuning.out / "replay.pth", device="cpu"))
+        finetune(config)
+    monkeypatch.undo()
+    assert f"maecli replay {config.out / 'replay.pth'} looks for the cause" in str(stopped.value.hint)
+    found = replay(ReplayConfig(config.out / "replay.pth", device="cpu"))
+    assert [one.precision for one in found.passes] == ["fp32"]
+    assert found.passes[0].loss == pytest.approx(sum(losses[-2:]) / 2, rel=1e-6)
+    assert found.passes[0].first_module is None
+    kept = torch.load(config.out / "replay.pth", weights_only=False)
+    del kept["replay"]["smoothing"]
+    torch.save(kept, config.out / "replay.pth")
+    with pytest.raises(CheckpointError, match=r"replay\.pth is damaged: 'smoothing'"):
+        replay(ReplayConfig(config.out / "replay.pth", device="cpu"))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,13 @@ import torch.nn.functional as F
 from mae.checkpoints import load_checkpoint
 from mae.checkpoints.build import build_encoder
 from mae.checkpoints.classifiers import build_classifier, folded
+from mae.errors import TrainingError
 from mae.training.classifier_config import LinprobeConfig
+from mae.training.config import ReplayConfig
 from mae.training.events import Event, Started
 from mae.training.linprobe import linprobe
+from mae.training.replay import replay
+from mae.training.step import TrainingStep
 from tests.unit.training.labelled import probing as probing
 from tests.unit.training.small import logged, same, stop_after, weights
 
@@ -59,3 +64,20 @@ def test_the_batch_norm_becomes_part_of_a_plain_head(probing: LinprobeConfig, tm
             build_classifier(load_checkpoint(probing.out / "checkpoint-last.pth"))[0](imgs), wanted, atol=1e-5
         )
     assert folded(checkpoint.state).keys() == checkpoint.state.keys()
+
+
+def test_replay_repeats_a_step_of_the_head(probing: LinprobeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses: list[float] = []
+    backward = TrainingStep.backward
+
+    def spoiled(self: TrainingStep, *batch: Any, **how: Any) -> torch.Tensor:
+        losses.append(float(backward(self, *batch, **how)))
+        return torch.tensor(torch.nan)
+
+    monkeypatch.setattr(TrainingStep, "backward", spoiled)
+    with pytest.raises(TrainingError, match="the loss became nan"):
+        linprobe(dataclasses.replace(probing, nan_limit=1))
+    monkeypatch.undo()
+    found = replay(ReplayConfig(probing.out / "replay.pth", device="cpu"))
+    assert found.passes[0].loss == pytest.approx(sum(losses[-2:]) / 2, rel=1e-6)
+    assert found.passes[0].bad_gradients == 0
