@@ -98,6 +98,7 @@ def _tiles(log: RunLog) -> dict[str, str]:
         "steps": f"{log.steps[-1].step:,}+" if log.steps and not log.finished else _steps(log),
         "images a second": figure_text(_mean(one.images_per_second for one in log.epochs[-20:])),
         "waiting for images": _percent(_mean(one.data_wait for one in log.epochs[-20:])),
+        **({"waiting in the first epoch": _percent(first.data_wait)} if first and len(log.epochs) > 1 else {}),
         "time in epochs": _duration(seconds) if last else "-",
     }
     measured = {

@@ -42,6 +42,7 @@ class ReportResult(Drawn):
         first_loss, last_loss: Loss of the first and the last finished epoch.
         psnr: PSNR of the newest preview, dB.
         images_per_second, data_wait: Throughput, and fraction of the time spent waiting for data, in the last epoch.
+        first_data_wait: That fraction in the first epoch.
         images: Number of previews shown.
         unreadable: Images that the run could not read.
         environment_recorded: Whether the run's folder says what it ran on.
@@ -61,6 +62,7 @@ class ReportResult(Drawn):
     psnr: float | None
     images_per_second: float | None
     data_wait: float | None
+    first_data_wait: float | None
     images: int
     unreadable: int
     environment_recorded: bool
@@ -233,6 +235,7 @@ def _result(config: ReportConfig, size: int, log: RunLog, images: int, notes: li
         psnr=_known(log.previews[-1].psnr) if log.previews else None,
         images_per_second=_known(last.images_per_second) if last else None,
         data_wait=_known(last.data_wait) if last else None,
+        first_data_wait=_known(first.data_wait) if first else None,
         images=images,
         unreadable=len(log.unreadable),
         environment_recorded=bool(log.environment),

@@ -39,6 +39,7 @@ class ClassifierResult(Drawn):
         test: Test result; None if the run was stopped before.
         seconds: Duration of training.
         stopped: Whether it was stopped before the last epoch.
+        data_wait, first_data_wait: As ``PretrainResult`` has them.
         was_finished: Whether the run was complete before, so that nothing was done.
     """
 
@@ -51,6 +52,8 @@ class ClassifierResult(Drawn):
     test: TestResult | None
     seconds: float
     stopped: bool
+    data_wait: float | None = None
+    first_data_wait: float | None = None
     was_finished: bool = False
 
     @property
@@ -155,5 +158,7 @@ def result_of(ended: Ended) -> ClassifierResult:
         test=None if stopped else read_test_result(ended.folder.path),
         seconds=trainer.seconds if trainer else 0.0,
         stopped=stopped,
+        data_wait=trainer.data_wait if trainer else None,
+        first_data_wait=trainer.epochs[0].data_wait if trainer and trainer.epochs else None,
         was_finished=trainer is None,
     )

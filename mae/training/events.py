@@ -319,6 +319,8 @@ class PretrainResult(Drawn):
         psnr: Mean PSNR of the last preview on masked patches, dB; None without previews.
         psnr_uses_original: Whether patches were un-normalised with mean and std of the original patches, which raises
             the PSNR.
+        data_wait, first_data_wait: Fraction of the time spent waiting for images, over the epochs that this process
+            finished and in the first of them; None if it finished none.
         cache_hits: That of the last epoch, see ``EpochDone``.
         val_loss, knn, linear, rank_me: The newest values, see ``Probed``; None if not measured.
     """
@@ -334,6 +336,8 @@ class PretrainResult(Drawn):
     psnr_uses_original: bool
     seconds: float
     stopped: bool
+    data_wait: float | None = None
+    first_data_wait: float | None = None
     cache_hits: float | None = None
     was_finished: bool = False
     val_loss: float | None = None

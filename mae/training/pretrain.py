@@ -97,6 +97,8 @@ def _result(ended: Ended) -> PretrainResult:
         psnr_uses_original=planned.model.norm_pix_loss if planned else _has_normalised_target(ended.folder),
         seconds=trainer.seconds if trainer else 0.0,
         stopped=trainer.stopped if trainer else False,
+        data_wait=trainer.data_wait if trainer else None,
+        first_data_wait=trainer.epochs[0].data_wait if trainer and trainer.epochs else None,
         cache_hits=trainer.last_epoch.cache_hits if trainer and trainer.last_epoch else None,
         was_finished=trainer is None,
         **_measured(logged),

@@ -33,7 +33,8 @@ class Trainer:
     Attributes:
         stopped: Whether the run was stopped before its last epoch.
         seconds: How long training took.
-        last_epoch, last_preview: The newest of this process; None before the first.
+        epochs: Those that this process finished.
+        last_preview: The newest of this process; None before the first.
     """
 
     def __init__(
@@ -50,8 +51,19 @@ class Trainer:
         self.loaded = self.cached = 0  # images of this process since the epoch began, and those that were kept
         self.stopped = False
         self.seconds = 0.0
-        self.last_epoch: EpochDone | None = None
+        self.epochs: list[EpochDone] = []
         self.last_preview: Previewed | None = None
+
+    @property
+    def last_epoch(self) -> EpochDone | None:
+        """The newest epoch of this process; None before the first."""
+        return self.epochs[-1] if self.epochs else None
+
+    @property
+    def data_wait(self) -> float | None:
+        """Fraction of the time of these epochs spent waiting for images; None before the first."""
+        seconds = sum(one.seconds for one in self.epochs)
+        return sum(one.data_wait * one.seconds for one in self.epochs) / seconds if self.epochs else None
 
     def train(self) -> None:
         """Train to the last epoch, or until the run is stopped, and save.
@@ -142,7 +154,7 @@ class Trainer:
         done, batches = self.state.position, self.run.plan.batches_per_epoch
         seconds, images, wait = self.throughput.epoch()
         counted = batches - done.left_out
-        self.last_epoch = EpochDone(
+        epoch = EpochDone(
             done.epoch,
             done.loss_sum / counted if counted else float("nan"),
             done.lr_sum / batches,
@@ -152,9 +164,10 @@ class Trainer:
             self.cached / self.loaded if self.data.caches else None,
         )
         self.loaded = self.cached = 0
-        entry = dataclasses.asdict(self.last_epoch)
+        self.epochs.append(epoch)
+        entry = dataclasses.asdict(epoch)
         self.run.folder.log({name: value for name, value in entry.items() if name != "cache_hits" or value is not None})
-        self.run.on_event(self.last_epoch)
+        self.run.on_event(epoch)
 
     def validate(self, done: Position) -> None:
         """Evaluate on held-out images, if there are any; the time is not counted as training."""

@@ -44,7 +44,9 @@ def _show(console: Console, result: ReportResult | ComparisonResult) -> None:
         of = f" of {result.wanted_epochs:,}" if result.wanted_epochs else ""
         known = result.first_loss and result.last_loss
         loss = f", loss {result.first_loss:.4f} -> {result.last_loss:.4f}" if known else ""
-        console.print(f"{result.epochs:,}{of} epochs{loss}", soft_wrap=True)
+        waits = [value for value in (result.first_data_wait, result.data_wait) if value is not None]
+        wait = f", waiting for images {waits[0]:.0%} -> {waits[1]:.0%} of the time" if len(waits) == 2 else ""
+        console.print(f"{result.epochs:,}{of} epochs{loss}{wait}", soft_wrap=True)
     else:
         from maecli.views.runs import runs_table
 

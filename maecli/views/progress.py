@@ -141,7 +141,7 @@ class TrainingView:
         if self.bar is not None and event.seconds > SECONDS_BETWEEN_LINES:
             self._say(
                 f"epoch {event.epoch + 1}: loss {event.train_loss:.4f}  lr {event.train_lr:.2e}  "
-                f"{event.images_per_second:.0f} img/s  {duration(event.seconds)}"
+                f"{event.images_per_second:.0f} img/s  data {event.data_wait:.0%}  {duration(event.seconds)}"
                 + (f"  {event.cache_hits:.0%} from the cache" if event.cache_hits is not None else "")
             )
 

@@ -98,6 +98,7 @@ def _show_pretraining(console: Console, result: PretrainResult) -> None:
     console.print("; ".join(parts), soft_wrap=True)
     if measured := _measured(result):
         console.print(f"measured    {measured}", soft_wrap=True)
+    _show_waiting(console, result)
     console.print(f"checkpoint  {result.checkpoint}", soft_wrap=True)
     if result.preview:
         console.print(f"image       {result.preview}", soft_wrap=True)
@@ -126,7 +127,14 @@ def _show_classifier(console: Console, result: ClassifierResult) -> None:
     console.print("; ".join(parts), soft_wrap=True)
     if result.test is not None:
         _show_test(console, result)
+    _show_waiting(console, result)
     console.print(f"checkpoint  {shown(result.checkpoint)}", soft_wrap=True, markup=False)
+
+
+def _show_waiting(console: Console, result: PretrainResult | ClassifierResult) -> None:
+    wait, first = result.data_wait, result.first_data_wait
+    if wait is not None and first is not None:
+        console.print(f"waiting     {wait:.0%} of the time, for images; {first:.0%} in the first epoch", soft_wrap=True)
 
 
 def _show_test(console: Console, result: ClassifierResult) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 import mae
 from maecli.app import app
+from tests.cli.at_terminal import run_at
 from tests.cli.small import SIZES
 from tests.processes import finish, fork, start_python, until
 
@@ -120,6 +122,20 @@ def test_pretrain_and_reconstruct_print_one_document(images: Path, tmp_path: Pat
     assert code == 0
     assert "nan" not in out
     assert [line.split()[-2:] for line in out.splitlines() if " 0% " in line] == [["-", "-"]]
+
+
+def test_the_share_of_waiting_is_told(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maecli.views.progress.SECONDS_BETWEEN_LINES", 0.0)
+    seen = run_at("pretrain", images, *TINY, "--epochs", "2", "--warmup-epochs", "0", "--out", tmp_path / "run",
+                  terminal=True, columns=120)  # fmt: skip
+    lines = re.findall(r"epoch \d: loss .* img/s  data (\d+)%  \d+ s", seen.err)
+    (told,) = re.findall(r"waiting     (\d+)% of the time, for images; (\d+)% in the first epoch", seen.out)
+    document = json.loads(maecli("report", tmp_path / "run", "--out", tmp_path / "page.html", "--json")[1])
+    assert [*lines] == [f"{100 * document[name]:.0f}" for name in ("first_data_wait", "data_wait")]
+    assert told[1] == lines[0]
+    assert min(map(int, lines)) <= int(told[0]) <= max(map(int, lines))
+    _, out, _ = maecli("report", tmp_path / "run", "--out", tmp_path / "page.html")
+    assert f", waiting for images {lines[0]}% -> {lines[1]}% of the time" in out.replace("\n", " ")
 
 
 def test_quiet_prints_the_one_value(run: Path, images: Path, tmp_path: Path) -> None:

@@ -73,6 +73,8 @@ def test_a_finished_run(tmp_path: Path) -> None:
     assert (result.epochs, result.finished, result.logged_steps, result.thinned_by) == (10, True, 40, 1)
     assert (result.first_loss, result.psnr, result.images) == (1.0, 18.0, 3)
     assert result.size_bytes == out.stat().st_size < 200_000
+    assert (result.first_data_wait, result.data_wait) == (0.06, 0.06)
+    assert "waiting in the first epoch" in page.text
     for words in ("my run", "10 of 10 epochs done, finished", "18.0 dB", "vit_tiny", "0.9, 0.95", "off", "98"):
         assert words in page.text
     assert len([1 for tag, attributes in page.elements if tag == "path"]) == 9  # four pairs and the PSNR

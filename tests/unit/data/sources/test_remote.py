@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import http.server
+import json
 import re
 import shutil
 import threading
@@ -37,6 +38,7 @@ class Server(http.server.ThreadingHTTPServer):
     asked: list[str]
     tag = '"one"'
     signature = ""
+    delay = 0.0  # before each answer
     daemon_threads = True
 
     def url(self, name: str) -> str:
@@ -57,6 +59,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer(body=True)
 
     def answer(self, *, body: bool) -> None:
+        time.sleep(self.server.delay)
         path, _, query = self.path.partition("?")
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         fault = self.server.faults.pop(0) if body and self.server.faults else ""
@@ -260,6 +263,26 @@ def test_training_is_the_same_as_from_files_and_goes_on_exactly(
     assert logged(config.out) == logged(parted.out)
     for path in parted.out.rglob("*"):
         assert not path.is_file() or b"very-secret" not in path.read_bytes(), path
+
+
+def test_the_first_epoch_shows_that_it_waited_for_the_network(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_models_small(monkeypatch)
+    url = Path(server.url("train-{00..02}.tar"))
+    scan_images([url])
+    for block in blocks(tmp_path):
+        block.unlink()
+    server.delay = 0.1
+    result = pretrain(dataclasses.replace(small_config(tmp_path, tmp_path / "run"), data=(url,), workers=0))
+    waits = [json.loads(line).get("data_wait") for line in (result.run / "log.jsonl").read_text().splitlines()
+             if "train_loss" in line]  # fmt: skip
+    assert result.first_data_wait is not None
+    assert result.data_wait is not None
+    assert round(result.first_data_wait, 4) == round(waits[0], 4) > 2 * max(waits[1:])
+    assert min(waits) < result.data_wait < waits[0]
+    again = pretrain(dataclasses.replace(small_config(tmp_path, result.run), data=(url,), resume=result.run))
+    assert (again.data_wait, again.first_data_wait) == (None, None)
 
 
 def test_a_store_that_goes_away_stops_the_run_and_is_named(
