@@ -48,6 +48,7 @@ from mae.io.files import write_atomically
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 LARGEST = 25_000_000  # bytes of the file
+SMALLER = 128  # px, a size that reconstructions are also measured at
 TABLES = ("pos_embed", "decoder_pos_embed")
 SOURCES_FILE = "SOURCES.tsv"
 FACTS_FILE = RESULTS / "builtin_training.json"
@@ -120,11 +121,15 @@ def measure(weights: Path, held_out: str | None, labelled: Mapping[str, str]) ->
     """Run the scripts whose results the card shows."""
     shown = [("sample_images", str(ROOT / "sample_images"), "1"), ("held-out", held_out, "10")]
     commands = []
+    native = load_checkpoint(weights).config.img_size
     for name, place, every in shown:
         if place is not None:
             end = name.replace("-", "_")
             commands += [
-                ("fills.py", place, "--name", name, "--out", RESULTS / f"fills_{end}.json"),
+                ("fills.py", place, "--name", name, "--image-size", size, "--out", RESULTS / f"fills_{end}_{size}.json")
+                for size in sorted({native[0], SMALLER})
+            ]
+            commands += [
                 ("frames.py", place, "--name", name, "--every", every, "--out", RESULTS / f"frames_{end}.json"),
             ]
     for name, place in labelled.items():
@@ -317,14 +322,15 @@ def fill_lines(sha256: str) -> Iterator[str]:
     if not found:
         yield NOT_MEASURED
         return
-    yield "| photographs | number | model | Telea | Navier-Stokes | linear | mean colour | margin over the best fill |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "| photographs | number | px | model | Telea | Navier-Stokes | linear | mean colour | margin over the best |"
+    yield "|---|---|---|---|---|---|---|---|---|"
     for _, result in found:
         psnr = result["psnr_db"]
         best = [max(value for name, value in psnr.items() if name.startswith(kind)) for kind in ("telea", "navier")]
         cells = [psnr["model"], *best, psnr["linear"], psnr["mean"]]
+        size = format_size(tuple(result["image_size"]))
         yield (
-            f"| {result['name']} | {result['photographs']} | {' | '.join(f'{cell:.2f}' for cell in cells)} | "
+            f"| {result['name']} | {result['photographs']} | {size} | {' | '.join(f'{cell:.2f}' for cell in cells)} | "
             f"{result['margin_db']:+.2f} dB, better on {result['photographs_won']} of {result['photographs']} |"
         )
 

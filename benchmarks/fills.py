@@ -4,8 +4,9 @@
     python benchmarks/fills.py sample_images --out benchmarks/results/fills_sample_images.json
     python benchmarks/fills.py photos136/val --name held-out --out benchmarks/results/fills_held_out.json
 
-Each photograph is scaled and cropped to the model's size, and three quarters of its patches are removed with seed 2,
-the mask of ``maecli reconstruct``. Contestants fill the holes from the visible pixels alone:
+Each photograph is scaled and cropped to the model's size (or ``--image-size``), and three quarters of its patches
+are removed with seed 2, the mask of ``maecli reconstruct``. Contestants fill the holes from the visible pixels
+alone:
 
 - mean: the visible pixels' mean colour;
 - linear: linear interpolation between visible pixels (scipy's Delaunay triangulation; outside its hull the nearest);
@@ -119,12 +120,13 @@ def main() -> None:
     parser.add_argument("photographs", type=Path, nargs="+")
     parser.add_argument("--checkpoint", type=Path, default=Path("builtin"))
     parser.add_argument("--name", default="sample_images", help="what the photographs are called in the result")
+    parser.add_argument("--image-size", type=int, help="side in pixels, if not the size of the training")
     parser.add_argument("--no-fills", action="store_true", help="score the model alone")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
 
     checkpoint = load_checkpoint(options.checkpoint)
-    model, _ = build_model(checkpoint)
+    model, _ = build_model(checkpoint, img_size=options.image_size)
     config = model.config
     rows, columns = config.img_size
     noise = torch.rand(1, config.num_patches, generator=torch.Generator().manual_seed(MASK_SEED))
