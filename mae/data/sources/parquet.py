@@ -23,7 +23,7 @@ KEPT_GROUPS = 2 * GROUPS_AT_ONCE
 # So much is kept in any case, and so much at most, but on a machine of more than 4 GiB up to an eighth of its memory.
 LEAST_KEPT_BYTES, MOST_KEPT_BYTES = 64 * 2**20, 512 * 2**20
 SHARE_OF_MEMORY = 8
-_USUAL_NAMES = ("image", "img", "image", "jpg", "png")
+USUAL_NAMES = ("image", "img", "image", "jpg", "png")
 
 
 class TableSource(ImageSource):
@@ -141,7 +141,7 @@ def _image_column(path: Path, schema: Any) -> str:
         return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
     found = [field.name for field in schema if holds_bytes(field.type)]
-    usual = [name for name in _USUAL_NAMES if name in found]
+    usual = [name for name in USUAL_NAMES if name in found]
     if len(found) == 1 or usual:
         return usual[0] if usual else found[0]
     what = f"several columns of bytes ({', '.join(found)})" if found else f"none among {', '.join(schema.names)}"

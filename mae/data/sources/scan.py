@@ -14,6 +14,7 @@ from mae.data.decoding.formats import describe_failure
 from mae.data.sources.archive import ARCHIVE_SUFFIXES, ArchiveListing, ArchiveSource, list_archive
 from mae.data.sources.base import ImageSource, JoinedSource
 from mae.data.sources.folder import FolderReader, Listing, walk
+from mae.data.sources.litdata import LitDataSource, is_litdata
 from mae.data.sources.paths import ImagePaths
 from mae.data.sources.scan_index import ScanIndex
 from mae.errors import DataError
@@ -65,8 +66,8 @@ def scan_images(
     scan reads only what has changed.
 
     Args:
-        sources: Folders; .tar, .zip and .parquet files, also by any URL that fsspec reads; images. A name may hold
-            braces: ``{000..099}``, ``{a,b}``.
+        sources: Folders, also those that litdata writes; .tar, .zip and .parquet files, also by any URL that fsspec
+            reads; images. A name may hold braces: ``{000..099}``, ``{a,b}``.
         on_progress: Called with the number of files seen so far, now and then.
         offline: Read nothing over the network.
         cache_bytes: Of the disk, for what is read by URL; None for the usual.
@@ -86,7 +87,8 @@ def scan_images(
         if failure:
             raise DataError(f"{shown(path)}: {failure}", hint="give a folder with images, or several")
     reader = FolderReader(on_progress)
-    listed = _folders_and_files(paths, reader)
+    datasets = [path for path in dict.fromkeys(paths) if path.is_dir() and is_litdata(path)]
+    listed = _folders_and_files([path for path in paths if path not in datasets], reader)
     archives = _archives([path for path in paths if _is_archive(path)], reader)
     tables = [path for path in paths if path.suffix.lower() == ".parquet" and path.is_file()]
     parts: list[ImageSource] = [ImagePaths((folder, listing.images) for folder, listing in listed)]
@@ -96,6 +98,7 @@ def scan_images(
         from mae.data.sources.parquet import TableSource
 
         parts.append(TableSource(tables))
+    parts += [LitDataSource(path) for path in datasets]
     with no_downloads(offline):
         remote_parts, remote_listings = _remote(urls, reader, cache_bytes)
     parts = [part for part in (*parts, *remote_parts) if len(part)]
@@ -110,7 +113,8 @@ def scan_images(
     others = sum(listing.others for _, listing in where)
     if not parts:
         raise _nothing_found([*paths, *(Path(public_url(url)) for url in urls)], unreadable, others)
-    looked_into = [*dict.fromkeys(Path(os.fsdecode(folder or b".")) for folder, _ in listed), *dict(archives), *tables]
+    folders = dict.fromkeys(Path(os.fsdecode(folder or b".")) for folder, _ in listed)
+    looked_into = [*folders, *dict(archives), *tables, *datasets]
     joined = parts[0] if len(parts) == 1 else JoinedSource(parts)
     return ImageScan(joined, tuple(unreadable), others, tuple(looked_into))
 
@@ -184,6 +188,8 @@ def _nothing_found(paths: Sequence[Path], unreadable: Sequence[Unreadable], othe
         archive = next((one for one in sorted(path.glob("*")) if _is_archive(one) or one.suffix == ".parquet"), None)
         if archive is not None:
             hint = f"archives are read when they are named: {shown(path)}/*{archive.suffix}"
+        if inside := next((one for one in sorted(path.glob("*/")) if is_litdata(one)), None):
+            hint = f"a litdata data set is read when its own folder is named: {shown(inside)}"
     return DataError(f"no image in {where}: {what}", hint=hint)
 
 
