@@ -1,1 +1,1 @@
-"""Pre-training: the recipe, the schedule, the loop and the run folder."""
+"""Training runs (pre-training, fine-tuning, linear probing): settings, schedule, loop and run folder."""

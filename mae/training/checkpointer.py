@@ -54,10 +54,10 @@ class Checkpointer:
         ranks: The processes that share the run; the first one writes, or each writes its shards.
         args: The run's options under their official names.
         identity: What must not change when the run is resumed.
-        about: Metadata of the model beside its sizes.
+        about: Metadata of the checkpoint in addition to the model's sizes.
         minutes: Longest time between two states, in minutes.
-        keep_every: Epochs between two checkpoints that stay.
-        keep_last: How many of the newest states stay.
+        keep_every: Epochs between two checkpoints that are never deleted (``checkpoint-EPOCH.pth``).
+        keep_last: Number of the newest states to keep; older ones are deleted.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Checkpointer:
         self._failure: Exception | None = None
 
     def keeps(self, epochs: int) -> bool:
-        """Whether a checkpoint that stays is due after so many epochs."""
+        """Whether ``checkpoint-EPOCH.pth`` is to be written after ``epochs`` finished epochs."""
         return epochs % self.keep_every == 0
 
     def due(self) -> bool:
@@ -103,7 +103,7 @@ class Checkpointer:
             wait: Return only when it is on the disk.
 
         Raises:
-            TrainingError: This one or the one before could not be written.
+            TrainingError: This state or the previous one could not be written.
         """
         self.finish()
         if self.training_step.parallel.sharded:
@@ -115,7 +115,7 @@ class Checkpointer:
             write = self._writer(position, keep)
             on_host = self.training_step.device.type == "cpu"
             if copy := not (wait and on_host) and _room_for_copy(state):
-                state = _copied(state)  # a file of a GPU's tensors would ask for that GPU when it is read
+                state = _copied(state)  # tensors saved from a GPU need that GPU when the file is loaded
             if wait or not copy:
                 write(state)
                 self.check()
@@ -130,7 +130,7 @@ class Checkpointer:
         """Wait until the pending state is written.
 
         Raises:
-            TrainingError: It could not be.
+            TrainingError: The state could not be written.
         """
         if self._thread is not None:
             self._thread.join()
@@ -151,7 +151,7 @@ class Checkpointer:
         else:
             reason = "out of memory" if isinstance(failure, MemoryError) else f"{type(failure).__name__}: {failure}"
             message = f"{what}: {reason}"
-        raise TrainingError(message, hint=f"{left[0]} is untouched" if left else None) from failure
+        raise TrainingError(message, hint=f"the state before it is unchanged: {left[0]}" if left else None) from failure
 
     def _writer(self, position: Position, keep: bool) -> Callable[[dict[str, Any]], None]:
         def write(state: dict[str, Any]) -> None:
@@ -220,10 +220,10 @@ def finished_file(run: RunFolder, state: Path, position: Position) -> Path:
 
 
 def newest_state(run: RunFolder) -> tuple[SavedState | None, tuple[str, ...]]:
-    """The newest readable state (None if there is no state), and a message for each newer unreadable one.
+    """The newest readable state (None if the run has none), and a message for each newer unreadable one.
 
     Raises:
-        CheckpointError: None of those that are there can be read.
+        CheckpointError: The run has states, but none of them can be read.
     """
     broken: list[CheckpointError] = []
     for path in run.states():
@@ -233,7 +233,7 @@ def newest_state(run: RunFolder) -> tuple[SavedState | None, tuple[str, ...]]:
             broken.append(error)
             continue
         where = f"epoch {state.position.epoch}, step {state.position.step}"
-        return state, tuple(f"{error.message}; going on from {path} ({where})" for error in broken)
+        return state, tuple(f"{error.message}; resuming from {path} instead ({where})" for error in broken)
     if broken:
         raise broken[0]
     return None, ()
@@ -243,7 +243,7 @@ def restore(state: SavedState, training_step: TrainingStep) -> None:
     """Copy the tensors of a state into a training step.
 
     Raises:
-        CheckpointError: The state is damaged, or of another model.
+        CheckpointError: The state is damaged, or its tensors do not fit the model.
     """
     if state.path.suffix == SHARDS:
         from mae.training.sharded import restore_shards
@@ -255,7 +255,7 @@ def restore(state: SavedState, training_step: TrainingStep) -> None:
         training_step.restore(checkpoint.state, checkpoint.optimizer or {}, checkpoint.scaler or {})
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{state.path} is damaged, or of another model: {reason}") from None
+        raise CheckpointError(f"{state.path} is damaged, or belongs to another model: {reason}") from None
 
 
 def _load(path: Path) -> SavedState:
@@ -270,18 +270,18 @@ def _load(path: Path) -> SavedState:
         about, args = checkpoint.extra.get("maecli"), checkpoint.args
         if not isinstance(about, Mapping) or "position" not in about or checkpoint.optimizer is None:
             raise CheckpointError(
-                f"{path} does not say how far its run had come, so it cannot be resumed exactly",
+                f"{path} does not record its epoch and step, so training cannot be resumed from it",
                 hint=f"--init {path} starts a new run from its weights",
             )
     try:
         position, identity = Position.from_plain(about["position"]), _identity(about["run"])
         _check_counts(position, identity)
     except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: what it says of its run is wrong ({error})") from None
+        raise CheckpointError(f"{path} is damaged: its record of the run is invalid ({error})") from None
     return SavedState(path, position, identity, recorded_settings(identity, args))
 
 
-# Names of entries in older versions.
+# Entries of a state's identity: name in older versions -> name now.
 _OLDER_NAMES = {"pictures": "images", "pictures_digest": "images_digest"}
 # Types of the entries of a state's identity; older states have fewer entries.
 _COUNTS = ("images", "batch_size", "accum_iter", "processes")
@@ -295,12 +295,12 @@ def _identity(values: Any) -> dict[str, Any]:
         ValueError: An entry has an invalid value.
     """
     if not isinstance(values, dict) or "batch_size" not in values:
-        raise ValueError(f"no identity but {type(values).__name__}")
+        raise ValueError(f"wanted a dict with batch_size as the run's identity; got {type(values).__name__}")
     identity = {_OLDER_NAMES.get(str(name), str(name)): value for name, value in values.items()}
     bad = [name for name in _COUNTS if name in identity and not (type(identity[name]) is int and identity[name] > 0)]
     bad += [name for name, kind in _KINDS.items() if name in identity and type(identity[name]) is not kind]
     if bad:
-        raise ValueError(f"{bad[0]} is none that a run writes")
+        raise ValueError(f"{bad[0]} has an invalid value")
     return identity
 
 
@@ -308,7 +308,7 @@ def _check_counts(position: Position, identity: Mapping[str, Any]) -> None:
     """Check that a position's step follows from its epoch and batch.
 
     Raises:
-        ValueError: It does not.
+        ValueError: Epoch, batch and step contradict each other.
     """
     if not {"images", "batch_size", "accum_iter"} <= set(identity):
         return
@@ -316,11 +316,11 @@ def _check_counts(position: Position, identity: Mapping[str, Any]) -> None:
     steps = math.ceil(batches / identity["accum_iter"])
     wanted = position.epoch * steps + math.ceil(position.batch / identity["accum_iter"])
     if position.batch > batches or position.step != wanted:
-        raise ValueError(f"epoch {position.epoch}, batch {position.batch} and step {position.step} do not fit")
+        raise ValueError(f"epoch {position.epoch}, batch {position.batch} and step {position.step} do not agree")
 
 
 def _copied(value: Any) -> Any:
-    """A copy of the structure on the host."""
+    """A copy of nested dicts and lists, with their tensors in the host's memory."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
@@ -329,7 +329,7 @@ def _copied(value: Any) -> Any:
 
 
 def _gathered(value: Any, *, keep: bool) -> Any:
-    """The same structure with full tensors on the host; without ``keep`` None in their place.
+    """The same nested dicts and lists with full tensors in the host's memory; without ``keep``, None for each tensor.
 
     Every process must call this.
     """

@@ -20,7 +20,7 @@ _CHOICE = "Choosing and testing"
 
 
 def _as_in_pretraining(name: str, **changes: Any) -> Any:
-    """The option that ``pretrain`` has, in its words; ``changes`` are what differs, ``default`` among them."""
+    """The option of this name as ``pretrain`` declares it; ``changes`` replace its default, help and so on."""
     (field,) = (one for one in dataclasses.fields(PretrainConfig) if one.name == name)
     default = changes.pop("default", field.default)
     return dataclasses.field(default=default, metadata={"option": dataclasses.replace(option_of(field), **changes)})
@@ -28,7 +28,7 @@ def _as_in_pretraining(name: str, **changes: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierConfig(RunSettings):
-    """What both have: labelled images, an encoder to start from, a recipe, and how a run is kept."""
+    """Common settings of ``finetune`` and ``linprobe``: labelled images, initial encoder, recipe and run folder."""
 
     data: tuple[Path, ...] = option(
         dataclasses.MISSING,
@@ -65,7 +65,7 @@ class ClassifierConfig(RunSettings):
     num_heads: int | None = shared_option("num_heads", panel=_MODEL)
     pool: str = option(
         "mean",
-        "What the head sees: the mean of the patch tokens (then fc_norm), or the class token (after norm).",
+        "Input of the head: the mean of the patch tokens (then fc_norm), or the class token (after norm).",
         choices=HEAD_POOLS,
         panel=_MODEL,
         official=("global_pool", "cls_token"),
@@ -136,23 +136,23 @@ class ClassifierConfig(RunSettings):
     def __post_init__(self) -> None:
         if self.variant is not None and not self.from_scratch:
             raise ConfigError(
-                f"--variant {self.variant}: the sizes are those of the pre-trained weights",
+                f"--variant {self.variant} needs --from-scratch: pre-trained weights already have their own sizes",
                 hint="add --from-scratch to train that variant from fresh weights, or drop --variant",
             )
         if self.variant is not None and self.init is not None:
-            raise ConfigError("--variant and --init both tell the sizes of the model", hint="drop one of them")
+            raise ConfigError("--variant and --init both set the sizes of the model", hint="drop one of them")
         if self.patch_size is not None and self.variant is None:
-            raise ConfigError("--patch-size goes with --from-scratch and --variant alone", hint="drop it")
+            raise ConfigError("--patch-size needs --from-scratch and --variant", hint="drop it")
         self.check_ranges()
 
     @property
     def shard(self) -> bool:
-        """As ``finetune`` has it; the part of a linear probe that learns is too small to divide."""
+        """Whether to shard the model; an option of ``finetune`` only, since a linear probe trains only a small head."""
         return False
 
     @property
     def activation_checkpointing(self) -> bool:
-        """As ``finetune`` has it; a frozen encoder keeps no activations."""
+        """Whether to use activation checkpointing; ``finetune`` only, since a frozen encoder keeps no activations."""
         return False
 
 
@@ -232,7 +232,7 @@ class LinprobeConfig(ClassifierConfig):
 
     pool: str = option(
         "cls",
-        "What the head sees: the class token (official) or the mean of the patch tokens, after the encoder's norm.",
+        "Input of the head: the class token (official) or the mean of the patch tokens, after the encoder's norm.",
         choices=HEAD_POOLS,
         panel=_MODEL,
         official=("global_pool", "cls_token"),
@@ -248,9 +248,9 @@ class LinprobeConfig(ClassifierConfig):
     out: Path = _as_in_pretraining("out", default=Path("probed"))
 
 
-RunConfig = PretrainConfig | ClassifierConfig  # of any run
+RunConfig = PretrainConfig | ClassifierConfig  # the settings of a run of any command
 
-# The fine-tuning preset was chosen by short runs, docs/finetune.md has them; the probing preset by judgement.
+# The fine-tuning preset was chosen by short runs, see docs/finetune.md; the probing preset was not tuned.
 FINETUNE_PRESETS: dict[str, Preset] = {
     "small": Preset(
         "hundreds to thousands of images",

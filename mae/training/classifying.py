@@ -1,4 +1,4 @@
-"""Common parts of ``finetune`` and ``linprobe``: make the model, and the result of a run."""
+"""Common parts of ``finetune`` and ``linprobe``: making the model, and the result of a run."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from mae.training.testing import TestResult, read_test_result
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierResult(Drawn):
-    """Result of a run.
+    """Result of ``finetune`` or ``linprobe``.
 
     Attributes:
-        run: Its folder.
+        run: Folder of the run.
         checkpoint: The tested classifier; for a stopped run its newest state.
         epochs, steps: Finished epochs and steps.
         train_loss: Loss of the last finished epoch; None if there is none, or it is non-finite.
-        held_out_accuracy: That of the chosen epoch; None without held-out images.
-        test: Test result; None if the run was stopped before.
-        seconds: Duration of training.
+        held_out_accuracy: Accuracy of the chosen epoch on the held-out images, from 0 to 1; None without such images.
+        test: Test result; None if the run was stopped before the test.
+        seconds: Duration of training in seconds.
         stopped: Whether it was stopped before the last epoch.
-        data_wait, first_data_wait: As ``PretrainResult`` has them.
-        was_finished: Whether the run was complete before, so that nothing was done.
+        data_wait, first_data_wait: As in ``PretrainResult``.
+        was_finished: Whether the run was already complete, so that nothing was done.
     """
 
     run: Path
@@ -80,7 +80,7 @@ class ClassifierResult(Drawn):
 def make_classifier(
     config: ClassifierConfig, classes: int, resumption: Resumption, head_std: float, *, fc_norm: bool, probe: bool
 ) -> tuple[ImageClassifier, str, tuple[str, ...]]:
-    """The model with its first weights, where these come from, and messages for the user.
+    """The model with its initial weights, the origin of these weights as text, and messages for the user.
 
     Raises:
         CheckpointError: The weights cannot be used.
@@ -143,7 +143,7 @@ def is_complete(folder: RunFolder, position: Position) -> bool:
 
 
 def result_of(ended: Ended) -> ClassifierResult:
-    """Result of a run."""
+    """The result of a run of ``finetune`` or ``linprobe``."""
     trainer, position, logged = ended.trainer, ended.position, ended.logged
     stopped = trainer.stopped if trainer else False
     classifier = ended.folder.path / CLASSIFIER

@@ -37,7 +37,7 @@ class Throughput:
         self._epoch = (self._epoch[0] + gone, *self._epoch[1:])
 
     def rate(self) -> tuple[float, float]:
-        """Images per second and fraction of waiting, over the last ten seconds or the last step."""
+        """Images per second and fraction of time spent waiting, over the last ten seconds or the last step."""
         now = (time.monotonic(), self.images, self._wait)
         self._window.append(now)
         while len(self._window) > 2 and now[0] - self._window[0][0] > 10:
@@ -47,7 +47,7 @@ class Throughput:
         return (now[1] - then[1]) / seconds, (now[2] - then[2]) / seconds
 
     def epoch(self) -> tuple[float, int, float]:
-        """Seconds, images and fraction of waiting since the last call."""
+        """Seconds, images and fraction of time spent waiting since the last call of ``epoch``."""
         now, then = (time.monotonic(), self.images, self._wait), self._epoch
         self._epoch = now
         seconds = max(now[0] - then[0], 1e-9)

@@ -14,16 +14,16 @@ LEAST_GAIN = 1.02  # smaller differences are measurement noise
 
 
 def compile_if_it_pays(plain: nn.Module, run: Callable[[nn.Module], None]) -> tuple[nn.Module, bool, str]:
-    """Compile a loss and keep what is faster.
+    """Compile a loss, time it against the plain one, and return the faster.
 
     torch caches compiled code on the disk, so the next run with the same sizes starts faster.
 
     Args:
         plain: The loss as a module, its model on its device.
-        run: Takes a forward and a backward pass with a loss, and waits until they are done.
+        run: Runs a forward and a backward pass of the loss it is given, and waits until they are done.
 
     Returns:
-        The loss to use, whether it is the compiled one, and the result in a sentence.
+        The loss to use, whether it is the compiled one, and a sentence that says what was measured.
     """
     began = time.monotonic()
     try:
@@ -35,7 +35,7 @@ def compile_if_it_pays(plain: nn.Module, run: Callable[[nn.Module], None]) -> tu
     took = time.monotonic() - began
     seconds: dict[str, list[float]] = {"plain": [], "compiled": []}
     run(plain)
-    for _ in range(TIMED_STEPS):  # alternating, so that both see the same load of the machine
+    for _ in range(TIMED_STEPS):  # alternating, so that both are timed under the same load of the machine
         for name, loss in (("plain", plain), ("compiled", compiled)):
             start = time.monotonic()
             run(loss)
@@ -48,5 +48,5 @@ def compile_if_it_pays(plain: nn.Module, run: Callable[[nn.Module], None]) -> tu
 
 
 def compiled_loss(loss: nn.Module) -> nn.Module:
-    """The compiled loss without timing it: a resumed run keeps the arithmetic that it was started with."""
+    """Compile a loss without timing it, for a resumed run: its rounding must stay as in the run's beginning."""
     return torch.compile(loss)  # type: ignore[return-value]

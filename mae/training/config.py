@@ -39,7 +39,7 @@ def _names(value: Any) -> tuple[str, ...]:
 
 
 class RunSettings:
-    """What the settings of all training runs have in common; the subclasses declare the options."""
+    """Base class of the settings of all training runs; the subclasses declare the options."""
 
     command: ClassVar[str]
     crop_scale: tuple[float, float]
@@ -57,9 +57,11 @@ class RunSettings:
             ConfigError: Two of them contradict each other.
         """
         if self.crop_scale[0] > self.crop_scale[1]:
-            raise ConfigError(f"--crop-scale {self.crop_scale[0]:g} {self.crop_scale[1]:g}: the first is the smaller")
+            low, high = self.crop_scale
+            raise ConfigError(f"--crop-scale {low:g} {high:g}: the first number must not be above the second")
         if self.crop_ratio[0] > self.crop_ratio[1]:
-            raise ConfigError(f"--crop-ratio {self.crop_ratio[0]:g} {self.crop_ratio[1]:g}: the first is the smaller")
+            low, high = self.crop_ratio
+            raise ConfigError(f"--crop-ratio {low:g} {high:g}: the first number must not be above the second")
         if self.lr is not None and self.min_lr > self.lr:
             raise ConfigError(f"--min-lr {self.min_lr:g} is above --lr {self.lr:g}")
 
@@ -68,7 +70,7 @@ class RunSettings:
         return tuple(dict.fromkeys((*(("tensorboard",) if self.tensorboard else ()), *self.log_to)))
 
     def as_plain(self) -> dict[str, Any]:
-        """Every setting by name, as values that TOML has; paths are absolute, so that they are valid anywhere."""
+        """Every setting by name, as TOML values; paths are made absolute, to be valid in any working folder."""
         fields = [field for field in dataclasses.fields(self) if not option_of(field).typed_only]  # type: ignore[arg-type]
         values = {field.name: _plain(getattr(self, field.name)) for field in fields}
         if self.init is not None and not self.init.exists():  # the name of a released file
@@ -270,7 +272,7 @@ class PretrainConfig(RunSettings):
     def __post_init__(self) -> None:
         self.model_config().num_kept(self.mask_ratio)
         if self.model_config().num_kept(self.mask_ratio) == self.model_config().num_patches:
-            raise ConfigError(f"--mask-ratio {self.mask_ratio:g} removes no patch, so there is nothing to learn")
+            raise ConfigError(f"--mask-ratio {self.mask_ratio:g} removes no patch, so there is no loss to train on")
         self.check_ranges()
         check_shard(self)
 
@@ -283,17 +285,17 @@ class PretrainConfig(RunSettings):
         )
 
     def changed_sizes(self) -> dict[str, Any]:
-        """Sizes of encoder and decoder that are not the variant's."""
+        """Sizes of encoder and decoder that were set and override the variant's."""
         own, variant = self.model_config(), variant_config(self.variant)
         return {name: getattr(own, name) for name in SIZES if getattr(own, name) != getattr(variant, name)}
 
 
-# A setting that runs of one command alone have, by the command.
+# Each setting exists for one command only: setting -> command.
 _TELLING = {"mask_ratio": "pretrain", "layer_decay": "finetune", "trust_coefficient": "linprobe"}
 
 
 def check_command(run: Path, settings: Mapping[str, Any], command: str) -> None:
-    """Check that a run was started by a command.
+    """Check that a run was started by the given command.
 
     Raises:
         ConfigError: It was started by another command.
@@ -301,13 +303,13 @@ def check_command(run: Path, settings: Mapping[str, Any], command: str) -> None:
     whose = next((other for name, other in _TELLING.items() if name in settings), command)
     if whose != command:
         raise ConfigError(
-            f"{shown(run)} is a run of maecli {whose}, not of maecli {command}",
+            f"{shown(run)} holds a run of maecli {whose}, not of maecli {command}",
             hint=f"maecli {whose} --resume {shown(run)} resumes it; --out starts another run elsewhere",
         )
 
 
 def is_run_config(path: Path) -> bool:
-    """Whether a file holds the settings of a run, of whatever command."""
+    """Whether a file holds the settings of a run of any training command."""
     try:
         settings = read_toml(path, "--out")
     except ConfigError:
@@ -323,7 +325,7 @@ def settings_of_resumed(given: Mapping[str, Any], command: str = "pretrain") -> 
         command: Command that must have started the run.
 
     Raises:
-        ConfigError: There are none that can be read, or ``out`` is another folder.
+        ConfigError: The folder has no readable settings, or ``out`` is another folder.
     """
     if not given.get("resume"):
         return {}
@@ -331,7 +333,7 @@ def settings_of_resumed(given: Mapping[str, Any], command: str = "pretrain") -> 
     if given.get("out") and os.path.realpath(given["out"]) != os.path.realpath(run):
         raise ConfigError(
             f"--resume {shown(run)} continues in its own folder, not in --out {shown(given['out'])}",
-            hint=f"leave --out out; --init {shown(run / 'checkpoint-last.pth')} starts a new run from the weights",
+            hint=f"omit --out; --init {shown(run / 'checkpoint-last.pth')} starts a new run from the weights",
         )
     settings = read_run_settings(run)
     check_command(run, settings, command)
@@ -342,11 +344,11 @@ def read_run_settings(run: Path) -> dict[str, Any]:
     """The settings in a run's folder, by name.
 
     Raises:
-        ConfigError: There are none that can be read.
+        ConfigError: The folder has no readable settings.
     """
     if run.is_file():
         raise ConfigError(
-            f"--resume {shown(run)} is a file; a run's folder is wanted",
+            f"--resume {shown(run)} is a file; wanted the folder of a run",
             hint=f"--resume {shown(run.parent)} resumes the run in it; --init {shown(run)} starts a new run from "
             "its weights",
         )
@@ -357,15 +359,15 @@ def read_run_settings(run: Path) -> dict[str, Any]:
 
 
 def check_shard(config: Any) -> None:
-    """Check what ``--shard`` does not go with, for any task.
+    """Check that ``--shard`` is not combined with settings that do not support it, for any task.
 
     Raises:
-        ConfigError: It does not go with another setting.
+        ConfigError: ``--shard`` is combined with fp16 or ``--compile``.
     """
     if config.shard and config.precision == "fp16":
-        raise ConfigError("--shard does not go with --precision fp16", hint="take bf16")
+        raise ConfigError("--shard cannot be combined with --precision fp16", hint="use --precision bf16")
     if config.shard and config.compile:
-        raise ConfigError("--shard does not go with --compile", hint="drop one of them")
+        raise ConfigError("--shard cannot be combined with --compile", hint="drop one of them")
 
 
 def _plain(value: Any) -> Any:
@@ -377,7 +379,7 @@ def _plain(value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class ReplayConfig:
-    """Settings of ``replay``."""
+    """Settings of ``replay``, which re-runs a step with a non-finite loss or gradient."""
 
     file: Path = option(dataclasses.MISSING, "The replay.pth in the run's folder.", positional=True, metavar="FILE")
     device: str = shared_option("device")

@@ -1,4 +1,4 @@
-"""The run's batches, from any position of it, for this process."""
+"""The batches of a run for this process, from any position of the run."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ BATCHES_AHEAD = 16  # further batches whose files are fetched ahead
 
 
 class DataModule:
-    """Makes batches that depend on the position in the run only, not on earlier batches.
+    """Provides batches that depend only on the position in the run, not on earlier batches.
 
     Args:
-        plan: The run's: number of images, batch size, epochs and seed.
+        plan: Plan of the run, with the number of images, batch size, epochs and seed.
         images: All training images.
-        augmentation: Crops, flips and whatever else is done to each image.
+        augmentation: Augmentation of each image, such as crop and flip.
         ranks: The processes that share each batch.
         device: The device that the batches are copied to.
-        workers: Number of loader processes; None to choose it.
-        cache_bytes: Memory for decoded images, for all processes of a machine together.
+        workers: Number of loader processes; None to choose it from the number of CPU cores.
+        cache_bytes: Memory for decoded images in bytes, in all processes of a machine together.
     """
 
     def __init__(
@@ -60,18 +60,18 @@ class DataModule:
         self._prefetcher: Prefetcher | None = None
 
     def _share_memory(self, cache_bytes: int) -> None:
-        """Use the memory of this machine's first process: the next epoch gives its images to other processes."""
+        """Use the cache of this machine's first process, since another epoch gives an image to another process."""
         if self.ranks.alone:
             return
         cache = self.dataset.cache
         memories = [*([cache.memory] if cache else []), *self.images.memories]
         first = self.ranks.gather([memory.address for memory in memories])[self.ranks.rank - self.ranks.local_rank]
         adopted = [memory.adopt(address) for memory, address in zip(memories, first, strict=True)]
-        if cache and not adopted[0]:  # the limit is the machine's
+        if cache and not adopted[0]:  # the limit applies to the machine, and this process could not share
             self.dataset.cache = ImageCache(len(self.images), max(1, cache_bytes // local_processes()))
 
     def batches(self, position: Position) -> Batches:
-        """All batches from a position on."""
+        """All batches from a position to the end of the run."""
         loader = make_loader(self.dataset, self._draws(position), workers=self.workers, pin_memory=self.pin_memory)
         return Batches(loader)
 
@@ -79,7 +79,7 @@ class DataModule:
         """Start the loader processes so that the next batch is the one at ``position``."""
         self.close()
         self._batches = self.batches(position)
-        if self.images.is_remote:  # not before the loader processes are there: threads do not survive a fork
+        if self.images.is_remote:  # only after the loader processes were started: a fork does not copy threads
             ahead = BATCHES_AHEAD + max(1, self.workers) * LOADED_AHEAD
             self._prefetcher = Prefetcher(self.images, self._draws(position), ahead)
 
@@ -90,27 +90,27 @@ class DataModule:
             self._prefetcher = None
 
     def next_batch(self) -> Batch:
-        """The next batch; call ``seek`` before.
+        """The next batch; ``seek`` must have been called.
 
         Raises:
             RuntimeError: ``seek`` was not called.
         """
         if self._batches is None:
-            raise RuntimeError("no place to read batches from: call seek first")
+            raise RuntimeError("call seek before next_batch: no position was set")
         if self._prefetcher is not None:
             self._prefetcher.advance()
         return next(self._batches)
 
     def explain(self, error: Exception) -> Exception:
-        """The error that ended a loader process if that caused ``error``, else ``error``."""
+        """An error that names the dead loader process if its death caused ``error``, else ``error`` itself."""
         return error if self._batches is None else self._batches.explain(error)
 
     def names(self, position: Position, batches: int) -> list[Path]:
-        """Names of the images of the next ``batches`` batches."""
+        """Names of the images of ``batches`` batches from a position on."""
         return [self.images.name(draw.image) for batch in self._next(position, batches) for draw in batch]
 
     def again(self, position: Position, batches: int) -> list[Batch]:
-        """The next ``batches`` batches, decoded in this process."""
+        """``batches`` batches from a position on, decoded in this process."""
         return [collate([self.dataset[draw] for draw in batch]) for batch in self._next(position, batches)]
 
     def _next(self, position: Position, batches: int) -> list[list[Draw]]:

@@ -1,4 +1,4 @@
-"""A training run of any task, from the settings to the last step."""
+"""Runs the training of any task, from the settings to the last step."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ Config = TypeVar("Config", bound=RunConfig)
 
 @dataclasses.dataclass(frozen=True)
 class Start(Generic[Config]):
-    """What is known when a run starts: settings resolved for this machine, folder, processes."""
+    """State of a starting run: settings resolved for this machine, run folder, and processes."""
 
     config: Config
     folder: RunFolder
-    recorded: Mapping[str, Any] | None  # the settings in the folder of a resumed run
+    recorded: Mapping[str, Any] | None  # the settings in a resumed run's config.toml; None for a new run
     ranks: Ranks
     device: torch.device
     on_event: Callable[[Event], None]
@@ -56,7 +56,7 @@ class Start(Generic[Config]):
     precision_reason: str | None = None  # why ``auto`` chose it; None if it was given
 
     def explained(self, error: RuntimeError | MemoryError) -> Exception:
-        """The error with a message for the user, or unchanged."""
+        """A ``TrainingError`` with a hint for known errors of torch, else the error unchanged."""
         return explained(error, self.ranks, activation_checkpointing=self.config.activation_checkpointing)
 
 
@@ -66,9 +66,9 @@ class TaskType(Generic[Config]):
 
     Attributes:
         command: Its name on the command line.
-        make: Makes the task from the settings and the images, before anything is written: the model with its first
-            weights, and whatever else the settings name.
-        is_complete: Whether a run whose last epoch is done has written everything else too.
+        make: Makes the task from the settings and the images, before anything is written: the model with its initial
+            weights, and everything else that the settings name, such as held-out images.
+        is_complete: Whether a run whose last epoch is done has also written its other results.
     """
 
     command: str
@@ -78,13 +78,13 @@ class TaskType(Generic[Config]):
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """Result of a run.
+    """Result of a run of any task.
 
     Attributes:
-        folder: Where it wrote.
-        position: Its position.
+        folder: Folder of the run.
+        position: Position of the run at its end.
         checkpoint: Its newest state, or the official file if the state is sharded.
-        planned, trainer: Of this call; None if the run was complete before.
+        planned, trainer: Plan and trainer of this call; None if the run was already complete.
     """
 
     folder: RunFolder
@@ -100,7 +100,7 @@ class Ended:
 
     @property
     def preview(self) -> Path | None:
-        """The newest preview."""
+        """Path of the newest preview; None if there is none."""
         preview = self.folder.preview(self.position.epoch)
         return preview if preview.exists() else None
 
@@ -153,7 +153,7 @@ def _start(
     if not resume:
         refuse_inside(config.out, "--out", [path for path in config.data if url_of(path) is None])
     recorded = folder.read_config(type(config)) if resume else None
-    # A precision chosen by ``auto`` stays on resuming; decoders give the same pixels and need not.
+    # A resumed run keeps the precision that ``auto`` chose. Its decoder may change: both give the same pixels.
     wanted = recorded.precision if recorded and config.precision == "auto" else config.precision
     precision = resolve_precision(wanted, device)
     reason = precision_reason(device, precision) if wanted == "auto" else None
@@ -179,13 +179,13 @@ def _resumption(start: Start[Any]) -> Resumption:
 
 
 def _train(kind: TaskType[Config], start: Start[Config], resumption: Resumption) -> Ended:
-    """Prepare and train; a start that fails leaves no folder."""
+    """Prepare and train; if preparing fails, the new folder is removed."""
     if start.ranks.gather(_is_finished(kind, start, resumption))[0]:
         return _ended(start.folder, resumption.position)
     task = kind.make(start, _scan(start, kind.command), resumption)
     trainer: Trainer | None = None
     try:
-        start.folder.make()  # not before everything named in the settings has been found
+        start.folder.make()  # only after everything named in the settings was found
         if resumption.saved:
             start.folder.set_aside_newer(resumption.saved.path)
         trainer, planned = _prepare(start, resumption, task)
@@ -232,7 +232,7 @@ def _prepare(start: Start[Any], resumption: Resumption, task: Task) -> tuple[Tra
     config, folder, ranks, position = start.config, start.folder, start.ranks, resumption.position
     settings = config.as_plain()
     if not folder.resume:
-        folder.write_config(settings)  # first of all, so that a run that is killed from here on can be resumed
+        folder.write_config(settings)  # before anything else, so that a run that is killed from here on can be resumed
     folder.write_environment()
     on_event = start.on_event
     if config.trackers() and folder.writes:
@@ -253,8 +253,8 @@ def _prepare(start: Start[Any], resumption: Resumption, task: Task) -> tuple[Tra
     notes = task.notes + _decoder_note(config.decoder)
     if resumption.other_processes(ranks.size):
         notes += (
-            f"the run's batches of {plan.global_batch_size} images are {batch_size} in each of {ranks.size} processes "
-            "here",
+            f"the run's batch of {plan.global_batch_size} images is divided among {ranks.size} processes, {batch_size} "
+            "images each",
         )
         config = dataclasses.replace(config, batch_size=batch_size)
         settings = config.as_plain()
@@ -265,8 +265,8 @@ def _prepare(start: Start[Any], resumption: Resumption, task: Task) -> tuple[Tra
     task.begin(run, position)
     loss, compiled = task.loss(), False
     if config.compile:
-        loss, compiled, said = _compiled(loss, task, run, batch_size, resumption)
-        notes += said
+        loss, compiled, compile_notes = _compiled(loss, task, run, batch_size, resumption)
+        notes += compile_notes
     step = TrainingStep(
         model,
         config.precision,
@@ -309,7 +309,7 @@ def _prepare(start: Start[Any], resumption: Resumption, task: Task) -> tuple[Tra
         if start.recorded != settings:
             folder.write_config(settings)
         entry = resumption.log_entry(plan)
-        if entry is not None and entry not in logged.changes:  # it is if the run was killed before its next state
+        if entry is not None and entry not in logged.changes:  # the killed run may have logged it
             folder.log(entry)
     probed = task.probes.begin(run.epochs_at(position), position.step, logged) if task.probes else None
     planned = Started(
@@ -342,7 +342,7 @@ def _prepare(start: Start[Any], resumption: Resumption, task: Task) -> tuple[Tra
 
 
 def _check_images(start: Start[Any], task: Task) -> None:
-    """Check that enough images are readable, and that all processes found the same."""
+    """Check that enough images are readable, and that all processes found the same images."""
     start.folder.start_unreadable(task.unreadable)
     found = len(task.images) + len(task.unreadable)
     check_unreadable(len(task.unreadable), found, start.config.max_unreadable, start.folder)
@@ -374,7 +374,7 @@ def _scan(start: Start[Any], command: str) -> ImageScan:
             raise
         where = shown(start.folder.path)
         raise DataError(
-            error.message, hint=f"if they have moved: maecli {command} WHERE_THEY_ARE --resume {where}"
+            error.message, hint=f"if the images were moved: maecli {command} NEW_FOLDER --resume {where}"
         ) from None
     if not ranks.local_rank:
         ranks.wait()
@@ -386,7 +386,7 @@ def _compiled(
 ) -> tuple[nn.Module, bool, tuple[str, ...]]:
     """The loss, compiled if that is faster; whether it is compiled; and notes about that.
 
-    Compiled arithmetic rounds differently, so a resumed run keeps what it was started with unless the option changes.
+    Compiled code rounds differently, so a resumed run keeps the choice of its first start unless the option changes.
     """
     if resumption.saved and not resumption.changed("compile"):
         was_compiled = resumption.saved.identity.get("compiled")
@@ -422,7 +422,7 @@ def _pass(training_step: TrainingStep, task: Task, count: int) -> float:
     kept = [(buffer, buffer.clone()) for buffer in model.buffers()]  # a norm's running statistics
     source = stream(0, "timing")
     size, in_chans = task.model.config.img_size, task.model.config.in_chans
-    # As the loader lays them out in memory.
+    # Channels last in memory, as the loader gives them.
     images = torch.randint(0, 256, (count, *size, in_chans), generator=source, dtype=torch.uint8).permute(0, 3, 1, 2)
     start = time.monotonic()
     try:

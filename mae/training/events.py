@@ -10,19 +10,19 @@ from mae.io.notebook import Drawn, Table, html_image
 from mae.training.classifier_config import RunConfig
 from mae.training.plan import Advice, TrainingPlan
 
-LEARNT_SHARE = 0.9  # of the loss of predicting zero; the first hundred useful steps lead below it
+LEARNT_SHARE = 0.9  # of the loss of predicting zero; a run that learns is below it after about a hundred steps
 
 
 @dataclasses.dataclass(frozen=True)
 class Scanned:
-    """Files scanned so far."""
+    """The images are being scanned; ``files`` have been scanned so far."""
 
     files: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Classification:
-    """Data and model of a classification run, for its plan.
+    """Data and model of a classification run, as shown in its plan.
 
     Attributes:
         command: "finetune" or "linprobe".
@@ -30,7 +30,7 @@ class Classification:
         held_out, test_images: Number of held-out images that choose the epoch, and of test images.
         start: Origin of the initial weights, as text.
         trained: Number of trained parameters.
-        pool: What the head sees: "mean" or "cls".
+        pool: Input of the head: "mean" of the patch tokens, or "cls", the class token.
         augmentation: Augmentation of the training images, as text.
     """
 
@@ -49,10 +49,11 @@ class ProbePlan:
     """What is measured during training, and how long it takes.
 
     Attributes:
-        val_images: Held-out images whose loss is measured every epoch; 0 without.
-        train_images, test_images, classes: Numbers of the probes; 0 without probes.
+        val_images: Number of held-out images whose loss is measured every epoch; 0 without ``--val``.
+        train_images, test_images, classes: Number of training images, test images and classes of the probes; 0
+            without ``--probe``.
         every: Epochs between two probes.
-        val_seconds, probe_seconds: Measured duration of one evaluation each; 0 without.
+        val_seconds, probe_seconds: Measured seconds of one held-out evaluation and of one probe; 0 if not done.
     """
 
     val_images: int
@@ -64,18 +65,18 @@ class ProbePlan:
     probe_seconds: float
 
     def due(self, epochs: int, last: int) -> bool:
-        """Whether the encoder is probed after so many epochs."""
+        """Whether the encoder is probed after ``epochs`` of ``last`` epochs."""
         return self.classes > 0 and (epochs % self.every == 0 or epochs == last)
 
     def seconds(self, first: int, last: int) -> float:
-        """Total duration of all measurements from one epoch to the last."""
+        """Total seconds of all measurements from epoch ``first`` to epoch ``last``."""
         probes = sum(self.due(epochs, last) for epochs in range(first + 1, last + 1))
         return (last - first) * self.val_seconds + probes * self.probe_seconds
 
 
 @dataclasses.dataclass(frozen=True)
 class Probed:
-    """A measurement during training; None for what was not due.
+    """A measurement during training; values that were not due are None.
 
     Attributes:
         epochs: Epochs since the start of the run.
@@ -106,14 +107,14 @@ class Started:
         zero_prediction_loss: Loss of predicting zero on the preview images, or of guessing classes.
         step_seconds: Measured time of one batch's forward and backward pass, without loading.
         first_epoch, first_step: Position of a resumed run.
-        warnings: Problems with newer states, which were skipped.
+        warnings: Messages about newer states that could not be read and were skipped.
         processes: Number of processes of the run.
         advice: Settings of a new run that are likely to give a poor result, and what to use instead.
         seconds_left: Estimate for a resumed run from the throughput in its log; None if unknown.
         changes: Changed settings of a resumed run, as text.
         classification: Only for a classification run.
         probes: What is measured during training; None if nothing is.
-        probed: Measurement before the first step; None if the log of a resumed run has the durations.
+        probed: Measurement before the first step; None if a resumed run's log already has the durations.
         precision_reason: Why ``--precision auto`` chose this precision; None if it was given or resumed.
     """
 
@@ -150,7 +151,7 @@ class Started:
 
     @property
     def probe_seconds(self) -> float:
-        """Part of ``seconds`` that measurements take."""
+        """Seconds of ``seconds`` that are spent on measurements."""
         return self.probes.seconds(self.first_epoch, self.config.epochs) if self.probes else 0.0
 
 
@@ -164,7 +165,7 @@ class Stepped:
         loss: Mean over the step's batches.
         grad_norm: The gradient's Euclidean norm over all parameters.
         images_per_second: Throughput over the last seconds.
-        data_wait: Fraction of that time spent waiting for images.
+        data_wait: Fraction of the time spent waiting for images.
     """
 
     epoch: float
@@ -250,7 +251,7 @@ class Evaluating:
     Attributes:
         part: "held-out" or "test".
         images: Evaluated so far, by this process.
-        total: Images that this process evaluates.
+        total: Number of images that this process evaluates.
     """
 
     part: str
@@ -263,7 +264,8 @@ class FinalTest:
     """The test images were evaluated; ``epoch`` is that of the weights, from 0.
 
     Attributes:
-        test_accuracy, test_low, test_high: Fraction that is classified correctly, with its 95 % interval.
+        test_accuracy, test_low, test_high: Fraction of the test images classified correctly, and the bounds of its 95 %
+            confidence interval.
     """
 
     epoch: int
@@ -315,14 +317,14 @@ class PretrainResult(Drawn):
         stopped: Whether it was stopped before the last epoch.
         zero_prediction_loss: Loss of predicting zero on this data; a final loss near it means that training failed.
             None if nothing was done.
-        was_finished: Whether the run was complete before, so that nothing was done.
-        psnr: Mean PSNR of the last preview on masked patches, dB; None without previews.
+        was_finished: Whether the run was already complete, so that nothing was done.
+        psnr: Mean PSNR on the masked patches of the last preview, dB; None without previews.
         psnr_uses_original: Whether patches were un-normalised with mean and std of the original patches, which raises
             the PSNR.
         data_wait, first_data_wait: Fraction of the time spent waiting for images, over the epochs that this process
             finished and in the first of them; None if it finished none.
-        cache_hits: That of the last epoch, see ``EpochDone``.
-        val_loss, knn, linear, rank_me: The newest values, see ``Probed``; None if not measured.
+        cache_hits: ``EpochDone.cache_hits`` of the last epoch.
+        val_loss, knn, linear, rank_me: Newest values of ``Probed``; None if not measured.
     """
 
     run: Path
@@ -347,7 +349,7 @@ class PretrainResult(Drawn):
 
     @property
     def learnt(self) -> bool | None:
-        """Whether the loss is well below that of predicting zero; None if one of them is unknown."""
+        """Whether the loss is below 90 % of the loss of predicting zero; None if either loss is unknown."""
         if self.train_loss is None or self.zero_prediction_loss is None:
             return None
         return self.train_loss < LEARNT_SHARE * self.zero_prediction_loss

@@ -7,12 +7,12 @@ from mae.system.distributed import Ranks, is_lost
 
 
 def explained(error: RuntimeError | MemoryError, ranks: Ranks, *, activation_checkpointing: bool = False) -> Exception:
-    """A ``TrainingError`` with a hint for the user, or the error itself.
+    """A ``TrainingError`` with a hint if memory was full or a process was lost, else the error itself.
 
     Args:
-        error: The error.
-        ranks: The processes that share it.
-        activation_checkpointing: Whether it is in use already.
+        error: The error that ended training.
+        ranks: The processes that share the run.
+        activation_checkpointing: Whether activation checkpointing is on already, so that it is not suggested.
     """
     if is_out_of_memory(error):
         advice = "halve --batch-size and double --accum-iter: the step and the learning rate stay the same"

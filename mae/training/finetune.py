@@ -37,7 +37,7 @@ def finetune(
         ConfigError: Settings that cannot be used here.
         DataError: No labelled images, or too many of them unreadable.
         CheckpointError: ``init`` or the run's checkpoint cannot be used.
-        TrainingError: Training cannot go on.
+        TrainingError: Training failed, for instance because memory is full or the loss stays non-finite.
     """
     return result_of(run_task(FINETUNING, _resolved(config), on_event, should_stop))
 
@@ -61,7 +61,7 @@ def _resolved(config: FinetuneConfig) -> FinetuneConfig:
 
 
 def _make(start: Start[FinetuneConfig], found: ImageScan, resumption: Resumption) -> FinetuneTask:
-    """Make the task from settings and images, before anything is written."""
+    """Make the fine-tuning task from settings and images, before anything is written."""
     config = start.config
     labelled = divide(found, config)
     model, origin, notes = make_classifier(

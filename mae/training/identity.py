@@ -17,14 +17,14 @@ from mae.training.plan import TrainingPlan
 class OnResume(enum.Enum):
     """Effect of resuming a run with another value of a setting."""
 
-    FREE = "no number of it changes"
-    ROUNDING = "its numbers change as if they were rounded otherwise: allowed, and said"
-    LENGTH = "it becomes longer or shorter, and with it the schedule: allowed, recorded and said"
-    FIXED = "it would be another run: refused"
+    FREE = "losses and weights do not change: allowed"
+    ROUNDING = "losses and weights change by rounding only: allowed, with a note"
+    LENGTH = "the number of epochs and so the learning rate schedule change: allowed, logged, with a note"
+    FIXED = "the run would not be the same: refused"
 
 
-# Every setting has its line here. The images are told by their names, so the folders' own names are free; a batch
-# is that of all processes together.
+# Every setting has an entry. The images are identified by their names within the data folders, so the folders may
+# have moved; the batch size is that of all processes together.
 ON_RESUME = {
     "data": OnResume.FREE,
     "variant": OnResume.FIXED,
@@ -48,7 +48,7 @@ ON_RESUME = {
     "crop_ratio": OnResume.FIXED,
     "hflip": OnResume.FIXED,
     "workers": OnResume.FREE,
-    "decoder": OnResume.FREE,  # the same pixels, bit for bit
+    "decoder": OnResume.FREE,  # all decoders give the same pixels
     "cache": OnResume.FREE,
     "cache_disk": OnResume.FREE,
     "max_unreadable": OnResume.FREE,
@@ -56,7 +56,7 @@ ON_RESUME = {
     "probe": OnResume.FREE,
     "probe_every": OnResume.FREE,
     "probe_images": OnResume.FREE,
-    "activation_checkpointing": OnResume.FREE,  # the same bits
+    "activation_checkpointing": OnResume.FREE,  # it gives bit-identical gradients
     "compile": OnResume.ROUNDING,
     "shard": OnResume.ROUNDING,
     "out": OnResume.FREE,
@@ -91,12 +91,12 @@ _IN_ARGS = {
 
 
 def deciding_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Of all settings, as plain values by name, those on which the losses depend."""
+    """The settings on which the losses depend, from all settings as plain values by name."""
     return {name: value for name, value in settings.items() if on_resume(name) is not OnResume.FREE}
 
 
 def on_resume(name: str) -> OnResume:
-    """Effect of another value of a setting; settings that are not in the table must not change."""
+    """Effect of resuming with another value of a setting; a setting that is not in ``ON_RESUME`` must not change."""
     return ON_RESUME.get(name, OnResume.FIXED)
 
 
@@ -114,11 +114,11 @@ def recorded_settings(identity: Mapping[str, Any], args: Any) -> dict[str, Any]:
 
 
 def run_identity(plan: TrainingPlan) -> dict[str, Any]:
-    """What must not change on resuming a run of any task, since the losses depend on it."""
+    """The values on which the losses of any task depend, and which must not change on resuming."""
     return {
         "images": plan.images,
         "images_digest": plan.images_digest,
-        "batch_size": plan.global_batch_size,  # the name that saved states have
+        "batch_size": plan.global_batch_size,  # the global batch size; saved states use this name
         "accum_iter": plan.accum_iter,
         "seed": plan.seed,
     }

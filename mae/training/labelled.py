@@ -19,7 +19,7 @@ from mae.training.classifier_config import ClassifierConfig
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Images, as numbers in a source, and their classes."""
+    """One part of labelled images: their numbers in a source, (N,), and their classes, (N,)."""
 
     images: NDArray[np.int64]
     labels: NDArray[np.int64]
@@ -40,7 +40,7 @@ class LabelledImages:
         source: Source of all images.
         classes: Sorted names of the classes.
         train: Training images.
-        held_out: Images that choose the epoch; empty with ``--select last``.
+        held_out: Training images held out to choose the epoch; empty with ``--select last``.
         test: Test images.
         notes: Messages about the split.
     """
@@ -57,7 +57,7 @@ def divide(scan: ImageScan, config: ClassifierConfig) -> LabelledImages:
     """Read the labels from the folders and divide the images.
 
     Raises:
-        DataError: There are no class folders, only one, or they do not fit together.
+        DataError: There are fewer than two class folders, or the parts have different classes.
     """
     where = ", ".join(map(shown, config.data))
     labels = read_labels(scan.images, config.data, [one.path for one in scan.unreadable])
@@ -70,8 +70,8 @@ def divide(scan: ImageScan, config: ClassifierConfig) -> LabelledImages:
         held[_held_out(train.labels, config.val_share, config.seed)] = True
         if not held.any():
             raise DataError(
-                f"{where}: every class has one training image only, so none can be held out to choose the epoch",
-                hint="--select last holds none out",
+                f"{where}: every class has only one training image, so none can be held out to choose the epoch",
+                hint="add images, or train without held-out images: --select last",
             )
     return LabelledImages(
         scan.images,
@@ -84,7 +84,7 @@ def divide(scan: ImageScan, config: ClassifierConfig) -> LabelledImages:
 
 
 def _held_out(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
-    """Indices of a fraction of each class, at least one image and never all."""
+    """Indices of a fraction of each class: at least one of its images, never all of them."""
     chosen = []
     for number in np.unique(labels):
         own = np.flatnonzero(labels == number)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class LARS(torch.optim.Optimizer):
-    r"""Momentum SGD whose update of each matrix is scaled to the matrix's own norm.
+    r"""Momentum SGD with layer-wise adaptive rates: the update of each matrix is scaled in proportion to its norm.
 
     .. math:: u = g + \lambda w; \quad u \leftarrow u \, \eta \|w\| / \|u\|; \quad m \leftarrow \mu m + u; \quad
         w \leftarrow w - \gamma m
@@ -23,11 +23,11 @@ class LARS(torch.optim.Optimizer):
         trust_coefficient: :math:`\eta`; where a norm is 0 the update is not scaled.
 
     Attributes:
-        found_inf: Scalar on the device; a step with 1 changes nothing, and the host does not wait for it.
+        found_inf: Scalar on the device; if it is 1, ``step`` changes nothing, without a transfer to the host.
     """
 
     found_inf: Tensor | None = None
-    # So torch's gradient scaler sets ``found_inf`` and ``grad_scale`` for a step, and the host reads neither.
+    # With this flag torch's GradScaler passes ``found_inf`` and ``grad_scale`` as tensors instead of reading them.
     _step_supports_amp_scaling = True
 
     def __init__(
@@ -58,7 +58,7 @@ class LARS(torch.optim.Optimizer):
 
     def _update(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
         assert parameter.grad is not None
-        scale: Tensor | None = getattr(self, "grad_scale", None)  # what the gradients are still multiplied by
+        scale: Tensor | None = getattr(self, "grad_scale", None)  # loss scale of the gradients
         update = parameter.grad if scale is None else parameter.grad / scale
         if parameter.ndim > 1:
             update = update + group["weight_decay"] * parameter

@@ -35,7 +35,7 @@ def linprobe(
         ConfigError: Settings that cannot be used here.
         DataError: No labelled images, or too many of them unreadable.
         CheckpointError: ``init`` or the run's checkpoint cannot be used.
-        TrainingError: Training cannot go on.
+        TrainingError: Training failed, for instance because memory is full or the loss stays non-finite.
     """
     return result_of(run_task(PROBING, config, on_event, should_stop))
 
@@ -55,7 +55,7 @@ def plan_linprobe(config: LinprobeConfig, on_event: Callable[[Event], None] = la
 
 
 def _make(start: Start[LinprobeConfig], found: ImageScan, resumption: Resumption) -> LinprobeTask:
-    """Make the task from settings and images, before anything is written."""
+    """Make the linear probing task from settings and images, before anything is written."""
     config = start.config
     labelled = divide(found, config)
     model, origin, notes = make_classifier(

@@ -1,4 +1,4 @@
-"""Mixup (Zhang et al. 2018), CutMix (Yun et al. 2019) and drop path (Huang et al. 2016), drawn by place in the run."""
+"""Mixup (Zhang et al. 2018), CutMix (Yun et al. 2019) and drop path (Huang et al. 2016), seeded by batch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Mix(NamedTuple):
     """How the images of a batch are mixed, each with its neighbour.
 
     Attributes:
-        keep: (rows, columns), the share of each pixel that stays an image's own.
-        share: Scalar, the share of the label that stays its own.
+        keep: (rows, columns), weight of an image's own pixel; its neighbour's pixel has the remaining weight.
+        share: Scalar, weight of an image's own label; its neighbour's label has the remaining weight.
     """
 
     keep: Tensor
@@ -27,15 +27,15 @@ class Mix(NamedTuple):
 def draw_mix(
     size: tuple[int, int], seed: int, *place: int | str, mixup: float, cutmix: float, prob: float, switch_prob: float
 ) -> Mix:
-    """Draw for one batch: whether it is mixed, how, and how much.
+    """Draw whether a batch is mixed, by mixup or CutMix, and with which weights.
 
     With mixup each pixel keeps ``lam``, drawn from Beta(alpha, alpha). With CutMix a rectangle with about 1 - lam of
-    the area comes from the other image; it may reach over the edge, so the share is that of its visible part.
+    the area comes from the neighbour; it may extend beyond the image, so the label weights follow its visible part.
 
     Args:
         size: (rows, columns) of an image.
-        seed, place: Name the draw.
-        mixup, cutmix: Alphas; 0 disables one.
+        seed, place: Seed of the random numbers: the run's seed and the position of the batch.
+        mixup, cutmix: Alpha of the Beta distribution of each; 0 disables it.
         prob: Probability that a batch is mixed.
         switch_prob: Probability of CutMix where both are on.
     """
@@ -58,12 +58,12 @@ def draw_mix(
 
 
 def mix_images(imgs: Tensor, mix: Mix) -> Tensor:
-    """(B, C, H, W) -> the same shape: each image with its neighbour's pixels."""
+    """(B, C, H, W) -> the same shape: each image mixed with its neighbour by the weights ``mix.keep``."""
     return imgs * mix.keep + swap_neighbours(imgs) * (1 - mix.keep)
 
 
 def targets(labels: Tensor, classes: int, smoothing: float, share: Tensor) -> Tensor:
-    """(B,) -> (B, classes): smoothed labels, mixed with the neighbours' as the images are."""
+    """(B,) -> (B, classes): smoothed one-hot labels, each mixed with its neighbour's by the weight ``share``."""
     own = F.one_hot(labels, classes).float() * (1 - smoothing) + smoothing / classes
     return own * share + swap_neighbours(own) * (1 - share)
 
@@ -71,8 +71,8 @@ def targets(labels: Tensor, classes: int, smoothing: float, share: Tensor) -> Te
 def swap_neighbours(batch: Tensor) -> Tensor:
     """Exchange images 0 and 1, 2 and 3, ...; the last of an odd number stays.
 
-    Any pairing of a shuffled batch is as good as another. This one is within each process's part of the batch, and
-    for even parts the same whatever the number of processes.
+    In a shuffled batch any pairing is valid. This one needs no data of other processes, and if each process has an
+    even number of images, the pairs do not depend on the number of processes.
     """
     even = len(batch) // 2 * 2
     swapped = batch[:even].reshape(-1, 2, *batch.shape[1:]).flip(1).flatten(0, 1)
@@ -80,12 +80,12 @@ def swap_neighbours(batch: Tensor) -> Tensor:
 
 
 def drop_path_scales(rate: float, images: int, depth: int, generator: torch.Generator) -> Tensor | None:
-    """(B, depth, 2): what each image's branches are multiplied by, 0 or 1 over the probability of keeping it.
+    """(B, depth, 2): factor of each image's residual branches: 0 if dropped, else 1 / (probability of keeping it).
 
     The probability of dropping rises linearly from 0 in the first block to ``rate`` in the last.
 
     Returns:
-        None where nothing is dropped.
+        The factors; None if ``rate`` is 0.
     """
     if rate == 0:
         return None

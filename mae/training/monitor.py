@@ -26,10 +26,10 @@ class PendingStep(NamedTuple):
 
     Attributes:
         before, after: The run's position before and after it.
-        lr: Its learning rate.
-        losses: (batches,) of this process.
-        norm: The gradient's, scalar.
-        loss_scale: Of fp16, scalar.
+        lr: Learning rate of the step.
+        losses: (batches,), losses of this process.
+        norm: Gradient norm, scalar.
+        loss_scale: Loss scale of fp16, scalar; 1 in other precisions.
     """
 
     before: Position
@@ -44,8 +44,8 @@ class FailedStep(NamedTuple):
     """The last of too many non-finite steps in a row.
 
     Attributes:
-        loss: Its mean over all processes.
-        exact: Whether no later step was applied, so that the weights are those of this step.
+        loss: Mean loss of the step over all processes.
+        exact: Whether no later step was applied, so that the weights are still those of this step.
     """
 
     step: PendingStep
@@ -73,14 +73,14 @@ class StepMonitor:
 
     @property
     def due(self) -> bool:
-        """Whether the losses are to be read now."""
+        """Whether to read the losses now."""
         return self.run.device.type == "cpu" or len(self.pending) >= STEPS_BETWEEN_READS
 
     def read(self) -> FailedStep | None:
         """Read, check, log and report the losses of the pending steps.
 
         Returns:
-            The step at which ``nan_limit`` consecutive steps had failed; None if there is none.
+            The step with which ``nan_limit`` consecutive steps were non-finite; None if that did not happen.
         """
         steps, self.pending = self.pending, []
         for step, losses, norm, loss_scale in self._fetched(steps):

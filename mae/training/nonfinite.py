@@ -30,7 +30,7 @@ NAMES_IN_AN_ERROR = 3
 def give_up(
     run: Run, state: TrainingState, task: Task, data: DataModule, checkpointer: Checkpointer, failed: FailedStep
 ) -> None:
-    """Write a replay file; then roll back if ``--on-nan rollback`` is set and possible, else save and stop.
+    """Write a replay file; then roll back if ``--on-nan rollback`` is set and a state exists, else save and stop.
 
     Raises:
         TrainingError: The run stops.
@@ -62,7 +62,7 @@ def give_up(
         run,
         failed,
         files,
-        f"maecli replay {replay} looks for the cause; " if replay.exists() else "",
+        f"to find the module where it began: maecli replay {replay}; " if replay.exists() else "",
     )
 
 
@@ -111,7 +111,7 @@ def _write_replay(
     *,
     write: bool,
 ) -> None:
-    """Keep weights, images and the task's inputs of the step after a position; every process of a run must call this.
+    """Save weights, images and the task's inputs of the step after a position; every process of a run must call this.
 
     A file that cannot be written is ignored, so that the original error is reported.
     """

@@ -10,9 +10,9 @@ from mae.mae import MaskedAutoencoder
 
 
 def parameter_groups(model: MaskedAutoencoder, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups, without and with weight decay, in the official order.
+    """Two parameter groups, without and with weight decay, in the official order.
 
-    Biases and other 1-D parameters are not decayed; the class and the mask token are 3-D and are.
+    Biases and other 1-D parameters have no weight decay; the class token and the mask token, which are 3-D, have.
     The order of groups and parameters is the official one, so that optimiser states are exchangeable.
     """
     without: list[torch.nn.Parameter] = []
@@ -26,11 +26,11 @@ def parameter_groups(model: MaskedAutoencoder, weight_decay: float) -> list[dict
 def make_optimizer(
     model: MaskedAutoencoder, *, lr: float, betas: tuple[float, float], weight_decay: float
 ) -> torch.optim.AdamW:
-    """AdamW over ``parameter_groups``."""
+    """AdamW over the groups of ``parameter_groups``."""
     return adamw(parameter_groups(model, weight_decay), lr=lr, betas=betas)
 
 
 def adamw(groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
-    """AdamW; fused where the parameters' device has such a kernel."""
+    """AdamW; fused if torch has a fused kernel for the parameters' device."""
     fused = groups[0]["params"][0].device.type in ("cuda", "cpu")
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)

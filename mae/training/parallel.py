@@ -1,4 +1,4 @@
-"""The model on several processes: copies with averaged gradients (DDP), or shards (FSDP2)."""
+"""The model on several processes: replicated with averaged gradients (DDP), or sharded (FSDP2)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class PretrainingLoss(nn.Module):
         self.model = model
 
     def forward(self, imgs: Tensor, mask_ratio: float, noise: Tensor) -> Tensor:
-        """The loss of a batch."""
+        """The loss of a batch: images (B, C, H, W) and noise (B, L) -> scalar."""
         return self.model.pretraining_loss(imgs, mask_ratio, noise)
 
 
@@ -49,9 +49,9 @@ class ParallelModel:
         self._ddp: nn.parallel.DistributedDataParallel | None = None
         if not ranks.alone and not self.sharded:
             with warnings.catch_warnings():
-                # Its successor of 2026 does not exist in all the versions that we support.
+                # The argument that replaces it does not exist in all supported versions of torch.
                 warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-                # The graph is the same at every step, the buffers are constants, and gradients live in the buckets.
+                # The graph is the same at every step, the buffers are constant, and gradients are views of the buckets.
                 self.loss = self._ddp = nn.parallel.DistributedDataParallel(
                     self.loss,
                     static_graph=True,
@@ -65,19 +65,19 @@ class ParallelModel:
         if self.sharded:
             self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
         if self._ddp is None or last or not self._seen:
-            # DDP learns a static graph from the first pass, which it must see whole; averaging once more than
-            # needed changes nothing.
+            # DDP records the static graph in its first backward pass and needs the synchronisation there; one more
+            # averaging of gradients changes nothing.
             self._seen = True
             return contextlib.nullcontext()
         return self._ddp.no_sync()
 
 
 def _shard(model: nn.Module, ranks: Ranks) -> None:
-    """Shard each block as a group, gathered when it is needed, and the rest as one more group."""
+    """Shard each block as a group whose parameters are gathered when needed, and the other parameters as one group."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    # Left to itself, FSDP takes the machine's GPUs even where the model is on the CPU.
+    # Without a mesh FSDP would use the machine's GPUs even if the model is on the CPU.
     mesh = init_device_mesh(next(model.parameters()).device.type, (ranks.size,))
     for module in model.modules():
         if isinstance(module, Block):
@@ -90,17 +90,17 @@ def _shard(model: nn.Module, ranks: Ranks) -> None:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether a model is in shards, so that all processes must run each of its passes together."""
+    """Whether a model is sharded, so that all processes must run each forward and backward pass together."""
     return any(is_shard(parameter) for parameter in model.parameters())
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The full tensor of a shard; every process must call this."""
+    """The full tensor of a shard, or the tensor itself if it is not sharded; every process must call this."""
     return tensor.full_tensor() if is_shard(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def distribute_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A full tensor, sharded as another one is."""
+    """Shard a full tensor as ``like`` is sharded."""
     if not is_shard(like):
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -109,5 +109,5 @@ def distribute_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def is_shard(tensor: Tensor) -> bool:
-    """Whether a tensor is a shard, found out without importing ``torch.distributed.tensor`` (1 s)."""
+    """Whether a tensor is a ``DTensor``, without importing ``torch.distributed.tensor`` (which takes 1 s)."""
     return hasattr(tensor, "placements")

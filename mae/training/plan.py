@@ -16,13 +16,13 @@ from mae.training.schedule import Schedule, scaled_lr
 RECIPE_BATCH = 4096  # Paper: Appendix A.1, Table 8; its learning rate there is 2.4e-3
 RECIPE_LR = 2.4e-3
 
-# Rules of thumb, not measurements of anyone's data; docs/choosing.md says where each comes from.
-FEWEST_STEPS = 1_000  # fifteen photographs, memorised, took 1,600
+# Rules of thumb; docs/choosing.md gives the source of each.
+FEWEST_STEPS = 1_000  # memorising fifteen photographs took 1,600
 ENOUGH_STEPS = 10_000
-LEAST_LR, MOST_LR = 1e-4, 6e-3  # of a run from scratch with AdamW
-MOST_PARAMETERS_PER_IMAGE = 5_000  # ViT-B on 22,000 images; the published ViT-L on ImageNet has 257
-LONGEST_WARM_UP = 0.2  # of the run; the recipe's is 0.05
-SMALL_DATA = 10_000  # images, up to which the preset is suggested
+LEAST_LR, MOST_LR = 1e-4, 6e-3  # learning rates of a run from scratch with AdamW
+MOST_PARAMETERS_PER_IMAGE = 5_000  # as ViT-B has on 22,000 images; the published ViT-L on ImageNet has 257
+LONGEST_WARM_UP = 0.2  # fraction of the run; 0.05 in the recipe
+SMALL_DATA = 10_000  # largest number of images for which the preset is suggested
 MOST_CPU_HOURS = 12.0
 
 
@@ -37,7 +37,7 @@ class TrainingPlan:
         accum_iter: Batches whose gradients are accumulated for one optimiser step.
         schedule: The learning rate over the run.
         seed: Seed of the order of the images, and of everything else that is random.
-        images_digest: Hash of the images' names, to tell one set of images from another.
+        images_digest: Hash of the images' names, by which a resumed run checks that it has the same images.
         warnings: Settings that cannot be used as given, and what is used instead.
     """
 
@@ -87,9 +87,9 @@ def make_plan(
 
     Args:
         config: Its settings.
-        images, digest: Number of images, and the hash of their names.
+        images, digest: Number of images, and hash of their names.
         processes: Number of processes that share each batch.
-        global_batch_size: Images per batch over all processes, for a resumed run that has fixed it.
+        global_batch_size: Images per batch over all processes, as recorded by a resumed run; None for a new run.
 
     Raises:
         DataError: There are fewer images than processes.
@@ -106,12 +106,12 @@ def make_plan(
     accum_iter = min(config.accum_iter, batches)
     if accum_iter < config.accum_iter:
         warnings.append(
-            f"an epoch has {batches} batches, so {accum_iter} and not {config.accum_iter} gradients are accumulated"
+            f"an epoch has only {batches} batches, so {accum_iter} instead of {config.accum_iter} are accumulated"
         )
     if config.warmup_epochs >= config.epochs:
         warnings.append(
-            f"the warm-up ({config.warmup_epochs:g} epochs) outlasts the run ({config.epochs}): the learning rate "
-            f"never reaches its peak; --warmup-epochs {config.epochs * 0.05:.2g} would be the recipe's share"
+            f"the warm-up ({config.warmup_epochs:g} epochs) is longer than the run ({config.epochs}), so the learning "
+            f"rate never reaches its peak; the recipe's fraction (5%) is --warmup-epochs {config.epochs * 0.05:.2g}"
         )
     lr = config.lr if config.lr is not None else scaled_lr(config.base_lr, size * accum_iter)
     if config.min_lr > lr:
@@ -122,12 +122,12 @@ def make_plan(
 
 @dataclasses.dataclass(frozen=True)
 class Advice:
-    """A setting that is likely to give a poor result, although the run can be trained.
+    """Warning about a setting that is likely to give a poor result, although training with it is possible.
 
     Attributes:
         check: Name of the check: ``steps``, ``warm-up``, ``learning rate``, ``model size`` or ``time``.
-        message: What is wrong.
-        options: What to type instead.
+        message: Description of the problem.
+        options: Options to use instead, as typed on the command line.
     """
 
     check: str
@@ -175,13 +175,14 @@ def _check_warm_up(schedule: Schedule) -> Advice | None:
 def _check_lr(plan: TrainingPlan, base_lr: float, first: str) -> Advice | None:
     if LEAST_LR <= plan.lr <= MOST_LR:
         return None
-    # A gradient's noise falls with the root of the batch, and AdamW divides by its size: so the rate follows the root.
+    # Gradient noise falls with the square root of the batch size, and AdamW normalises the gradient by its size, so the
+    # learning rate is scaled with the square root too.
     suited = f"--lr {RECIPE_LR * math.sqrt(plan.effective_batch_size / RECIPE_BATCH):.1g}"
     rate = f"the learning rate is {plan.lr:.2g}"
     if plan.lr > MOST_LR:
-        message = f"{rate} for a batch of {plan.effective_batch_size:,}; above {MOST_LR:g} runs break"
+        message = f"{rate} for a batch of {plan.effective_batch_size:,}; above {MOST_LR:g} training usually diverges"
         return Advice("learning rate", message, f"{suited} or a lower --base-lr")
-    message = f"{rate}: --base-lr {base_lr:g} is for batches of thousands, and yours is {plan.effective_batch_size:,}"
+    message = f"{rate}: --base-lr {base_lr:g} is meant for batches of thousands, not {plan.effective_batch_size:,}"
     batches = RECIPE_BATCH * plan.accum_iter // plan.effective_batch_size
     if plan.images // RECIPE_BATCH * plan.epochs >= ENOUGH_STEPS:
         return Advice("learning rate", message, f"--accum-iter {batches} for the recipe's batch, or {suited}")
@@ -197,7 +198,7 @@ def _check_model_size(parameters: int, images: int, first: str) -> Advice | None
         return None
     fitting = [name for name in smaller if sizes[name] <= MOST_PARAMETERS_PER_IMAGE * images]
     each = f"{parameters / 1e6:,.0f} million parameters for {images:,} images are {parameters / images:,.0f}"
-    message = f"{each} for each; the published ViT-L had 257"
+    message = f"{each} per image; the published ViT-L had 257"
     suited = f"--variant {fitting[-1] if fitting else smaller[0]}"
     return Advice("model size", message, f"{first}{suited}, or --init from pre-trained weights")
 

@@ -1,6 +1,6 @@
 """Settings for common situations: each fills in defaults, and whatever is given explicitly wins. Standard library only.
 
-A preset joins by an entry here; the command line, its help, its completion and the documents' test read this table.
+To add a preset, add an entry here; the command line, its help, its completion and the documents' test read this table.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def pretrain(
         ConfigError: Settings that cannot be used here.
         DataError: No images, or too many of them unreadable.
         CheckpointError: ``init`` or the run's checkpoint cannot be used.
-        TrainingError: Training cannot go on.
+        TrainingError: Training failed, for instance because memory is full or the loss stays non-finite.
     """
     check_channels(config.in_chans)
     return _result(run_task(PRETRAINING, config, on_event, should_stop))
@@ -52,7 +52,7 @@ def pretrain(
 def plan_run(config: PretrainConfig, on_event: Callable[[Event], None] = lambda event: None) -> Started:
     """Compute what ``pretrain`` would do with the same settings, up to its first step; nothing is written.
 
-    The data is scanned, the model built and one batch timed, so that what would stop the run stops this too.
+    The data is scanned, the model built and one batch timed, so an error that would stop the run is raised here too.
 
     Args:
         config: All settings.
@@ -66,7 +66,7 @@ def plan_run(config: PretrainConfig, on_event: Callable[[Event], None] = lambda 
 
 
 def _make(start: Start[PretrainConfig], found: ImageScan, resumption: Resumption) -> PretrainingTask:
-    """Make the task from settings and images, before anything is written."""
+    """Make the pre-training task from settings and images, before anything is written."""
     config = start.config
     held_out = held_out_images(config.val)
     probe_data = find_probe_data(config, held_out, len(found.images), start.ranks, start.device)
@@ -82,7 +82,7 @@ PRETRAINING = TaskType("pretrain", _make)
 
 
 def _result(ended: Ended) -> PretrainResult:
-    """Result of a run."""
+    """The result of a pre-training run."""
     trainer, planned, position, logged = ended.trainer, ended.planned, ended.position, ended.logged
     train_loss = trainer.last_epoch.train_loss if trainer and trainer.last_epoch else logged.train_loss
     return PretrainResult(
@@ -112,5 +112,5 @@ def _has_normalised_target(folder: RunFolder) -> bool:
 
 
 def _measured(logged: Logged) -> dict[str, Any]:
-    """What was measured last beside the training."""
+    """The newest values of the held-out loss and the probes, by name."""
     return {name: logged.probed.get(name) for name in ("val_loss", "knn", "linear", "rank_me")}

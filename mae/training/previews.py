@@ -29,8 +29,8 @@ class Previews:
 
     Args:
         model: The model in training.
-        images: Training images to choose from, if no others are given.
-        held_out: Images that are not trained on, to use instead.
+        images: Training images to choose from, if ``held_out`` is None.
+        held_out: Images that are not trained on, to choose from instead of ``images``.
         mask_ratio: Fraction of the patches that is masked.
     """
 
@@ -52,10 +52,10 @@ class Previews:
 
     @cached_property
     def zero_prediction_loss(self) -> float:
-        """The loss of predicting zero everywhere: a run whose loss stays there has not learnt anything.
+        """The loss of predicting zero for every pixel: a run whose loss stays there has not learnt anything.
 
-        Of normalised patches it hardly depends on the images, so the previews' do. Of raw pixels it is their mean
-        square, so training images from all over the data are used.
+        With normalised patches it hardly depends on the images, so the preview images are used. With raw pixels it is
+        their mean square, so training images from the whole data set are used.
         """
         imgs = self.imgs
         if not self.model.config.norm_pix_loss:
@@ -64,9 +64,9 @@ class Previews:
         return float(self.model.target(self.model.patchify(imgs)).square().mean())
 
     def draw(self, path: Path, epoch: int, *, write: bool = True) -> float:
-        """Draw the image, write it, and return the mean PSNR on the removed patches, dB.
+        """Draw the reconstructions, write them to an image, and return the mean PSNR on the masked patches, dB.
 
-        Every process of a run draws, since a model in shards needs them all; one of them writes.
+        Every process must call this, since a sharded model needs all of them; ``write`` is set in one of them.
         """
         norm_pix = self.model.config.norm_pix_loss
         device = next(self.model.parameters()).device
@@ -85,34 +85,34 @@ class Previews:
         ]
         note = f"Epoch {epoch}, {'held-out' if self.held_out else 'training'} images. {FAINT_NOTE}"
         if norm_pix:
-            note += " Normalised target: each patch's brightness and contrast are the original's, and help the PSNR."
+            note += " Normalised target: each patch's mean and std are taken from the original, which raises the PSNR."
         page = draw_grid(TITLES, rows, note)
         write_in_run(path, lambda file: page.save(file, format="PNG"))
         return psnr
 
 
 def held_out_images(val: Path | None) -> ImageSource | None:
-    """The photographs of ``val``, a folder or a file; None where none are given.
+    """The images of ``val``, a folder or a file; None if ``val`` is None.
 
     Raises:
-        DataError: There are none there.
+        DataError: ``val`` holds no image.
     """
     if val is None:
         return None
     try:
         return scan_images([val]).images
     except DataError as error:
-        hint = "give a folder with photographs, or one photograph, that is not trained on"
+        hint = "give a folder with images, or one image, that is not trained on"
         raise DataError(f"--val {error.message}", hint=hint) from None
 
 
 def _load_some(images: ImageSource, count: int, model: MaskedAutoencoder) -> list[tuple[int, Tensor]]:
-    """Images from all over the source with their numbers, (C, H, W) uint8 in the model's frame; none that is broken."""
+    """(number, image) of readable images from the whole source, (C, H, W) uint8, cropped to the model's size."""
     loaded: list[tuple[int, Tensor]] = []
     for index in evenly_chosen(len(images), count):
         try:
             image = images.load(index, model.config.in_chans)
-        except DataError:  # the loader reports it
+        except DataError:  # training reports it when it loads this image
             continue
         loaded.append((index, image_to_tensor(crop_to(image, model.config.img_size))))
         if len(loaded) == count:
@@ -121,7 +121,7 @@ def _load_some(images: ImageSource, count: int, model: MaskedAutoencoder) -> lis
 
 
 def evenly_chosen(images: int, count: int) -> list[int]:
-    """Their numbers in an order that starts with a few from all over, then the others."""
+    """Numbers of all images, first ``count`` of them at equal distances, then the others."""
     if images <= count:
         return list(range(images))
     chosen = [i * images // count for i in range(count)]

@@ -1,8 +1,8 @@
 """Measurements during training: the loss of held-out images under fixed masks, and probes of the encoder.
 
-The random generators of training are not used and the model is not changed, so a run has the same losses with and
-without it. Every process evaluates its part of the images, in as many forward passes as the others; the first one
-fits the probes.
+Measurements use their own random generators and do not change the model, so a run has the same losses with and
+without them. Every process evaluates its part of the images, with equal numbers of forward passes; rank 0 fits the
+probes.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ from mae.training.previews import MASK_SEED, evenly_chosen
 from mae.training.run_folder import Logged
 
 MOST_VAL_IMAGES = 512
-LEAST_VAL_IMAGES = 16  # else a tenth of the training images, so that validation costs a few per cent of an epoch
-TEST_SHARE = 1 / 3  # of the probe's images
+LEAST_VAL_IMAGES = 16  # or a tenth of the training images, if more; then validation adds a few per cent to an epoch
+TEST_SHARE = 1 / 3  # fraction of the images of ``--probe``
 MOST_BATCH = 64
-FEWEST_FOR_WORKERS = 128  # images; fewer are decoded sooner than loader processes start
+FEWEST_FOR_WORKERS = 128  # images; decoding fewer takes less time than starting loader processes
 Made = TypeVar("Made")
 
 
 class _Batch(NamedTuple):
-    """Indices into the chosen images, and the images, (B, C, H, W) uint8."""
+    """A batch: indices into the chosen images, (B,), and the images, (B, C, H, W) uint8."""
 
     places: NDArray[np.int64]
     images: Tensor
@@ -58,10 +58,10 @@ class _Batch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class FixedImages:
-    """Decoded images that are evaluated repeatedly; each process holds its batches of them.
+    """Decoded images that are evaluated repeatedly; each process holds its own batches of them.
 
     Attributes:
-        readable: Indices of the readable ones among the chosen images, ascending.
+        readable: Indices of the readable images among the chosen ones, ascending.
         batches: Batches of this process.
         rounds: Largest number of batches of any process.
     """
@@ -76,9 +76,9 @@ class Labelled:
     """Labelled images for the probes.
 
     Attributes:
-        images: Those that train, then those that test.
-        train, test: Rows of ``images.readable``.
-        train_labels, test_labels: Classes of these.
+        images: Training images, then test images.
+        train, test: Indices into ``images.readable``.
+        train_labels, test_labels: Classes of the training and of the test images.
         classes: Number of classes.
     """
 
@@ -92,7 +92,7 @@ class Labelled:
 
 @dataclasses.dataclass(frozen=True)
 class ProbeData:
-    """The images that are not trained on, and how they are used.
+    """The images of ``--val`` and ``--probe``, and the settings of the measurements.
 
     Attributes:
         val: Images for the held-out loss; None without ``--val``.
@@ -113,7 +113,7 @@ class ProbeData:
 
 @dataclasses.dataclass(frozen=True)
 class _Loader:
-    """Decodes images that are used again and again; each process of a run decodes and keeps its batches of them."""
+    """Decodes images that are evaluated repeatedly; each process decodes and keeps its own batches."""
 
     transform: EvalTransform
     in_chans: int
@@ -127,11 +127,11 @@ class _Loader:
 
         Args:
             source: The images.
-            chosen: Their numbers in it.
-            option: The option that names them, for messages.
+            chosen: Numbers of the images to decode.
+            option: The option that names the source, for messages.
 
         Raises:
-            DataError: Too many of them are unreadable.
+            DataError: Too many images are unreadable.
         """
         ranks = self.ranks
         batches = [
@@ -165,10 +165,10 @@ def find_probe_data(
     """Find the images of ``--val`` and ``--probe`` and decode them, before anything is written.
 
     Args:
-        config: The run's.
+        config: Settings of the run.
         held_out: The images of ``--val``.
         train_images: Number of training images.
-        ranks, device: The run's.
+        ranks, device: Processes of the run, and the device of this process.
 
     Raises:
         DataError: Images or labels cannot be used.
@@ -196,7 +196,7 @@ def find_probe_data(
 
 
 def _labelled(data: Path, most: int, seed: int, loader: _Loader) -> tuple[Labelled, Sequence[str]]:
-    """The images of ``--probe``, split into training and test part; the same in every process.
+    """The images of ``--probe``, split into a training and a test part; the split is the same in every process.
 
     Raises:
         DataError: There are no images, or the classes of the parts differ.
@@ -234,7 +234,7 @@ def _labelled(data: Path, most: int, seed: int, loader: _Loader) -> tuple[Labell
 
 
 def _bounded(split: Split, most: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of the training and of the test part, about ``most`` in all and at least one of each class in each part."""
+    """Indices of at most about ``most`` training and test images, with at least one of each class in each part."""
     test = max(1, min(len(split.test), round(most * TEST_SHARE)))
     train = max(1, min(len(split.train), most - test))
     return (
@@ -251,7 +251,7 @@ class Probes:
         data: The images.
         ranks: The processes that share the run; all of them must call the same methods.
         precision: Precision of the forward passes.
-        epochs: Epochs of the run; after the last one everything is measured.
+        epochs: Total number of epochs of the run; after the last one everything is measured.
 
     Attributes:
         plan: What is measured and how long it takes; None before ``begin``, or if nothing is measured.
@@ -270,7 +270,7 @@ class Probes:
 
         Args:
             epochs, step: Position of the run.
-            logged: Values of the log up to there.
+            logged: Values of the log up to that position.
 
         Returns:
             The measurement; None if there was none.
@@ -279,7 +279,7 @@ class Probes:
         wanted = {"val_seconds": val, "probe_seconds": labelled}
         if not any(wanted.values()):
             return None
-        # The first process alone decides: the others may not see its log.
+        # Rank 0 decides: the other processes may not have access to its log.
         seconds = self.ranks.gather({name: logged.probed.get(name) for name in wanted})[0]
         probed = None
         if any(wanted[name] and seconds[name] is None for name in wanted):
@@ -297,7 +297,7 @@ class Probes:
         return probed
 
     def measure(self, epochs: int, step: int) -> Probed | None:
-        """Measure what is due after so many epochs; None if nothing is."""
+        """Measure what is due after ``epochs`` epochs; None if nothing is due."""
         probe = self.plan is not None and self.plan.due(epochs, self.epochs)
         return self._measure(epochs, step, probe=probe) if probe or self.data.val else None
 
@@ -315,7 +315,7 @@ class Probes:
         return probed
 
     def _val_loss(self, images: FixedImages) -> float:
-        """Mean loss of the images; each image has its own mask, the same one in every run."""
+        """Mean loss of the images; each image has its own fixed mask, which is the same in every run."""
         count = int(images.readable.max()) + 1
         noise = torch.rand(count, self.model.config.num_patches, generator=stream(MASK_SEED, "val mask"))
 
@@ -323,7 +323,7 @@ class Probes:
             own = noise[torch.from_numpy(places)].to(imgs.device)
             return float(self.model.pretraining_loss(imgs, self.data.mask_ratio, own)) * len(places)
 
-        return sum(total for _, total in self._on_all(images, loss)) / len(images.readable)
+        return sum(total for _, total in self._map(images, loss)) / len(images.readable)
 
     def _probe(self, labelled: Labelled) -> tuple[float, float, float]:
         """Accuracy of k-NN and of a linear probe, and RankMe, of the mean of the patch tokens after the final norm."""
@@ -331,8 +331,8 @@ class Probes:
         def mean_of_patches(imgs: Tensor, _: NDArray[np.int64]) -> Tensor:
             return self.model.encode(imgs)[:, 1:].float().mean(dim=1).cpu()
 
-        found = self._on_all(labelled.images, mean_of_patches)
-        # The others wait here while the first process fits.
+        found = self._map(labelled.images, mean_of_patches)
+        # The other processes wait for rank 0's values in the gather below.
         values = (math.nan, math.nan, math.nan)
         if self.ranks.first:
             values = self._fit(labelled, torch.cat([rows for _, rows in found]))
@@ -355,22 +355,22 @@ class Probes:
         )
 
     @torch.no_grad()
-    def _on_all(self, images: FixedImages, run: Callable[[Tensor, NDArray[np.int64]], Made]) -> list[tuple[int, Made]]:
-        """Results of ``run`` for every batch of all processes, as (index of the first image, result), ascending.
+    def _map(self, images: FixedImages, run: Callable[[Tensor, NDArray[np.int64]], Made]) -> list[tuple[int, Made]]:
+        """Apply ``run`` to every batch of all processes: (index of the batch's first image, result), ascending.
 
-        A model in shards is put together by all processes in each pass, so one whose batches are done resumes
-        an image of nothing.
+        A sharded model needs all processes in each forward pass, so a process with fewer batches than the others
+        evaluates a dummy image and discards the result.
         """
         config, device = self.model.config, next(self.model.parameters()).device
-        nothing = _Batch(np.zeros(1, np.int64), torch.zeros(1, config.in_chans, *config.img_size, dtype=torch.uint8))
+        dummy = _Batch(np.zeros(1, np.int64), torch.zeros(1, config.in_chans, *config.img_size, dtype=torch.uint8))
         found = []
         for number in range(images.rounds):
-            batch = images.batches[number] if number < len(images.batches) else nothing
+            batch = images.batches[number] if number < len(images.batches) else dummy
             with autocast(device, self.precision):
-                one = run(normalise(batch.images.to(device)), batch.places)
-            if batch is not nothing:
-                found.append((int(batch.places[0]), one))
-        return sorted((one for part in self.ranks.gather(found) for one in part), key=lambda one: one[0])
+                result = run(normalise(batch.images.to(device)), batch.places)
+            if batch is not dummy:
+                found.append((int(batch.places[0]), result))
+        return sorted((pair for part in self.ranks.gather(found) for pair in part), key=lambda pair: pair[0])
 
 
 def _seconds_since(began: float) -> float:

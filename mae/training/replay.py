@@ -24,14 +24,15 @@ from mae.training.tasks.finetune import FinetuneLoss
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """Result of a forward and backward pass over the images of the step.
+    """Result of a forward and backward pass over the batches of the step.
 
     Attributes:
         precision: Precision of matrix products.
-        loss: Mean over the step's batches.
-        grad_norm: Euclidean norm over all parameters.
-        first_module: The first module that made something infinite or no number of finite inputs; None for none.
-        bad_gradients: Parameters whose gradient is not finite.
+        loss: Mean loss of the step's batches.
+        grad_norm: Euclidean norm of the gradient over all parameters.
+        first_module: Name of the first module whose output is non-finite although its inputs are finite; None if every
+            output is finite.
+        bad_gradients: Number of parameters with a non-finite gradient.
     """
 
     precision: str
@@ -46,9 +47,9 @@ class Replay:
     """Result of re-running a step.
 
     Attributes:
-        step, lr, loss: As recorded by the run.
-        files: Names of its images.
-        passes: One in the run's precision and one in fp32.
+        step, lr, loss: Number, learning rate and loss of the step, as recorded by the run.
+        files: Names of the step's images.
+        passes: Results in the run's precision and in fp32; one result if both are the same.
     """
 
     step: int
@@ -63,14 +64,12 @@ def replay(config: ReplayConfig) -> Replay:
 
     Raises:
         CheckpointError: The file is not a replay file of a run.
-        ConfigError: No such device here.
+        ConfigError: This machine has no such device.
     """
     checkpoint = load_checkpoint(config.file)
     kept = checkpoint.extra.get("replay")
     if not isinstance(kept, Mapping) or not {"images", "precision", "files", "step", "lr", "loss"} <= set(kept):
-        raise CheckpointError(
-            f"{config.file} holds no step to take again", hint="give the replay.pth in a run's folder"
-        )
+        raise CheckpointError(f"{config.file} is not a replay file", hint="give the replay.pth in a run's folder")
     device = resolve_device(config.device)
     wanted = kept["precision"] if config.precision == "auto" else config.precision
     wanted = wanted if (wanted, device.type) != ("fp16", "cpu") else "fp32"
@@ -124,12 +123,12 @@ def _first_to_fail(model: nn.Module) -> Iterator[list[str]]:
     failed: list[str] = []
 
     def watch(name: str) -> Any:
-        def look(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            came = all(bool(x.isfinite().all()) for x in inputs if isinstance(x, Tensor))
-            if came and isinstance(output, Tensor) and not bool(output.isfinite().all()):
+        def check(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            finite_inputs = all(bool(x.isfinite().all()) for x in inputs if isinstance(x, Tensor))
+            if finite_inputs and isinstance(output, Tensor) and not bool(output.isfinite().all()):
                 failed.append(name)
 
-        return look
+        return check
 
     hooks = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
     try:

@@ -1,4 +1,4 @@
-"""Resuming a run: from which state, with which changed settings, and which changes are refused."""
+"""Resuming a run: finds the state, compares the settings, and refuses changes that would alter the run."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from mae.training.identity import OnResume, on_resume
 from mae.training.plan import TrainingPlan
 from mae.training.run_folder import Position, RunFolder
 
-# Named by the command that goes on, or compared in a way of their own.
+# Set by the command that resumes, or compared separately.
 _NOT_COMPARED = ("out", "auto_resume", "batch_size")
 
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """A setting whose value is changed on resuming; plain values, None if not given."""
+    """A setting whose value is changed on resuming: plain values before and now, None if not set."""
 
     name: str
     before: Any
@@ -34,13 +34,13 @@ class Change:
 
 @dataclasses.dataclass(frozen=True)
 class Resumption:
-    """The state that a run resumes from; for a new run, step 0.
+    """The state that a run resumes from, and what changes; a new run has no state and starts at step 0.
 
     Attributes:
-        saved: The state; None if the run has saved none.
-        changes: Settings that differ from those before, all of them allowed.
-        warnings: Errors of newer states, which cannot be read.
-        request: The option that asked for it, with the folder.
+        saved: The state; None if the run has not saved one.
+        changes: Settings that differ from the recorded ones; all of them may change.
+        warnings: Messages about newer states that cannot be read.
+        request: The option that asked to resume, with the folder, for messages.
     """
 
     saved: SavedState | None = None
@@ -54,7 +54,7 @@ class Resumption:
         return self.saved.position if self.saved else Position()
 
     def changed(self, *names: str) -> bool:
-        """Whether one of these settings has changed."""
+        """Whether any of these settings has changed."""
         return any(change.name in names for change in self.changes)
 
     def other_processes(self, processes: int) -> bool:
@@ -63,11 +63,11 @@ class Resumption:
 
     @property
     def global_batch_size(self) -> int | None:
-        """Images per batch over all processes, if the run has fixed it."""
+        """Images per batch over all processes, as recorded by the state; None for a new run."""
         return self.saved.identity["batch_size"] if self.saved else None
 
     def rescheduled(self, plan: TrainingPlan) -> Rescheduled | None:
-        """How a changed number of epochs changes the learning rate; None if it has not changed."""
+        """The effect of a changed number of epochs on the learning rate; None if the number has not changed."""
         length = next((change for change in self.changes if change.name == "epochs"), None)
         if length is None:
             return None
@@ -76,28 +76,28 @@ class Resumption:
         return Rescheduled(length.before, length.now, before.at(at), plan.schedule.at(at))
 
     def log_entry(self, plan: TrainingPlan) -> dict[str, Any] | None:
-        """The line for the log about changes that affect the losses; None if there are none."""
-        told = {one.name: [one.before, one.now] for one in self.changes if on_resume(one.name) is not OnResume.FREE}
-        if not told:
+        """The entry of ``log.jsonl`` about changes that affect the losses; None if there are none."""
+        changed = {one.name: [one.before, one.now] for one in self.changes if on_resume(one.name) is not OnResume.FREE}
+        if not changed:
             return None
         epoch = self.position.epoch + self.position.batch / plan.batches_per_epoch
-        entry = {"changed": told, "step": self.position.step, "epoch": round(epoch, 4)}
+        entry = {"changed": changed, "step": self.position.step, "epoch": round(epoch, 4)}
         schedule = self.rescheduled(plan)
         return entry | ({"lr": schedule.lr, "lr_before": schedule.lr_before} if schedule else {})
 
     def describe_changes(self, plan: TrainingPlan) -> tuple[str, ...]:
-        """The changes in words."""
-        said = []
+        """A sentence for the user about each kind of change."""
+        notes = []
         if schedule := self.rescheduled(plan):
-            said.append(str(schedule))
-        if rounding := [str(one) for one in self.changes if on_resume(one.name) is OnResume.ROUNDING]:
-            said.append(f"{', '.join(rounding)}: from here on the numbers are rounded otherwise, so not the same bits")
-        if moved := [one for one in self.changes if one.name == "data"]:
-            said.append(f"the images were in {_text(moved[0].before)}; their names are the same")
-        others = [one for one in self.changes if one.name != "data" and on_resume(one.name) is OnResume.FREE]
-        if others:
-            said.append(f"{', '.join(map(str, others))}: no number changes")
-        return tuple(said)
+            notes.append(str(schedule))
+        if rounding := [str(change) for change in self.changes if on_resume(change.name) is OnResume.ROUNDING]:
+            notes.append(f"{', '.join(rounding)}: from here on losses and weights differ by rounding")
+        if moved := [change for change in self.changes if change.name == "data"]:
+            notes.append(f"the images were in {_text(moved[0].before)} before; their names are the same")
+        others = [change for change in self.changes if change.name != "data"]
+        if free := [str(change) for change in others if on_resume(change.name) is OnResume.FREE]:
+            notes.append(f"{', '.join(free)}: losses and weights stay the same")
+        return tuple(notes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,12 +118,12 @@ class Rescheduled:
 
 
 def take_up(run: RunFolder, config: RunConfig, recorded: Mapping[str, Any] | None, processes: int) -> Resumption:
-    """Find the state to resume from, and refuse settings that would make another run of it.
+    """Find the state to resume from, and refuse changed settings that would alter the run.
 
     Args:
         run: The folder.
-        config: The settings now, with device, precision and decoder resolved.
-        recorded: Those in the folder, as plain values by name; None if there are none.
+        config: The present settings, with device, precision and decoder resolved.
+        recorded: The settings in the run's folder, as plain values by name; None if it has none.
         processes: Number of processes now.
 
     Raises:

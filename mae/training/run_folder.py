@@ -1,4 +1,4 @@
-"""The folder of a run: config, log, states, previews and reports."""
+"""The folder of a run: config, log, saved states, previews and reports."""
 
 from __future__ import annotations
 
@@ -29,16 +29,18 @@ from mae.system.environment import ENVIRONMENT_FILE, environment
 from mae.training.classifier_config import ClassifierConfig
 from mae.training.config import CONFIG_FILE, PretrainConfig, check_command, is_run_config, read_run_settings
 
-_HOLDER = ".lock-holder"  # who holds the lock; not in the lock itself, which Windows lets nobody else read
+# Names the process that holds the lock; not in the locked file, which no other process can read on Windows.
+_HOLDER = ".lock-holder"
 UNREADABLE_FILE = "unreadable.tsv"
-RESULT_FILE = "result.json"  # of a run that learns classes
+RESULT_FILE = "result.json"  # test result of finetune and linprobe
 _UNREADABLE_HEAD = "file\treason\n"
 LOG_FILE = "log.jsonl"
-# What a start writes before anything is learnt. The report on unreadable images is not among them: it says why.
+# Files that are written before the first step and removed if the start fails. The list of unreadable images stays,
+# since it may be the reason.
 _OF_A_START = (CONFIG_FILE, ENVIRONMENT_FILE, LOG_FILE, "previews", "tensorboard", "wandb", "mlflow", ".trackers.json")
 Config = TypeVar("Config", bound=PretrainConfig | ClassifierConfig)
 _PROBED = ("val_loss", "knn", "linear", "rank_me", "val_seconds", "probe_seconds")
-_PACE_OF = 9  # newest epochs, or logged steps, whose pace is a run's
+_PACE_OF = 9  # newest epochs, or logged steps, whose median throughput is taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +52,8 @@ class Position:
         batch: Finished batches of this epoch, always whole optimiser steps.
         step: Finished optimiser steps of the whole run.
         loss_sum, lr_sum: Sums over the epoch's batches, so that a resumed epoch reports the same mean.
-        left_out: Batches of the epoch whose step was skipped; they are not part of the means.
-        in_a_row: Consecutive skipped steps up to here.
+        left_out: Number of the epoch's batches whose step was skipped; they are not part of the means.
+        in_a_row: Number of consecutive skipped steps up to this position.
         turn: Number of rollbacks; each one changes the order of the images.
     """
 
@@ -73,22 +75,22 @@ class Position:
         """
         kinds = {field.name: type(field.default) for field in dataclasses.fields(cls)}
         if not isinstance(values, dict) or not {"epoch", "batch", "step"} <= set(values) <= set(kinds):
-            raise ValueError("no position")
+            raise ValueError("wanted a dict with epoch, batch and step as the position")
         for name, value in values.items():
             if type(value) not in (int, kinds[name]) or not 0 <= value < math.inf:
-                raise ValueError(f"{name} is not a number that a run writes")
+                raise ValueError(f"{name} has an invalid value")
         return cls(**values)
 
 
 @dataclasses.dataclass(frozen=True)
 class Logged:
-    """Values of a run's log up to a position; None for missing ones.
+    """Values of a run's log up to a position; missing values are None.
 
     Attributes:
         train_loss: Loss of the last finished epoch.
         psnr: PSNR of the last preview, dB.
         images_per_second: Median throughput of the last epochs, or of the last steps before the first epoch is done.
-        changes: Entries about settings that were changed.
+        changes: Entries about settings that were changed on resuming.
         best: Held-out accuracy and negative held-out loss of the best epoch.
         probed: The newest probe values by name, and their durations in seconds.
     """
@@ -107,10 +109,10 @@ class RunFolder:
     Args:
         path: The folder; ``make`` creates it.
         resume: Whether the folder holds the run to resume; otherwise it must not hold a run.
-        writes: Whether this process writes; one process of a run does.
+        writes: Whether this process writes files; only one process of a run does.
 
     Raises:
-        ConfigError: The folder holds a run that is not resumed.
+        ConfigError: The folder holds a run, and ``resume`` is false.
     """
 
     def __init__(self, path: Path, *, resume: bool, writes: bool = True) -> None:
@@ -125,38 +127,37 @@ class RunFolder:
         if not resume and self.states():
             raise ConfigError(
                 f"{path} already holds a run",
-                hint=f"--resume {path} resumes it, --auto-resume does so whenever there is one; "
-                "--out starts one elsewhere",
+                hint=f"resume it with --resume {path} (or --auto-resume), or start another run with --out FOLDER",
             )
         if not resume:
             self._refuse_foreign()
 
     def _refuse_foreign(self) -> None:
-        """Refuse to overwrite results and files of other programs; the settings of a killed run may be there.
+        """Refuse to overwrite a finished run's result or files that no run wrote; a killed run's settings are accepted.
 
         Raises:
-            ConfigError: There are such files.
+            ConfigError: The folder holds such files.
         """
         names = (CONFIG_FILE, ENVIRONMENT_FILE, LOG_FILE, CLASSIFIER, RESULT_FILE, "replay.pth")
         there = [name for name in names if (self.path / name).exists()]
         if RESULT_FILE in there and is_run_config(self.path / CONFIG_FILE):
             raise ConfigError(
-                f"{shown(self.path)} holds the result of a run whose states were removed; it would be overwritten",
+                f"{shown(self.path)} holds the result of a run whose checkpoints were removed; it would be overwritten",
                 hint="give --out another folder",
             )
         if there and not is_run_config(self.path / CONFIG_FILE):
             raise ConfigError(
-                f"{shown(self.path / there[0])} is not a run's, and would be overwritten",
+                f"{shown(self.path / there[0])} was not written by a run and would be overwritten",
                 hint="give --out another folder, or move the file away",
             )
 
     def make(self) -> None:
         """Create the folder if it does not exist, and lock it.
 
-        Incomplete files of an earlier process of this run are removed.
+        Incomplete files that a killed process of this run left are removed.
 
         Raises:
-            ConfigError: It cannot be created, or another process is writing there.
+            ConfigError: The folder cannot be created, or another process is writing to it.
         """
         if not self.writes:
             return
@@ -164,7 +165,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._take_lock()
-            # Not before the lock is held: another run's files would be taken for ours.
+            # Only after taking the lock: otherwise files that another run is writing would be counted as this run's.
             files = [path for name in _OF_A_START if not (path := self.path / name).exists()]
             self._made = [*files, *([self.path / ".lock", self.path / _HOLDER, *folders] if folders else [])]
             (self.path / "previews").mkdir(exist_ok=True)
@@ -212,7 +213,7 @@ class RunFolder:
         """
         if self.states():
             return
-        self._close()  # what still writes here
+        self._close()  # trackers still write to the folder
         made, self._made = self._made, []
         for path in made:
             with contextlib.suppress(OSError):
@@ -223,15 +224,15 @@ class RunFolder:
 
     @property
     def checkpoint(self) -> Path:
-        """The newest state of a run on one process or with copies of the model."""
+        """Path of the newest state of a run whose model is not sharded."""
         return self.path / (STATE + WHOLE)
 
     def states(self) -> list[Path]:
-        """The states that the run could resume from, newest first."""
+        """Paths of the states that the run can resume from, newest first."""
         return run_states(self.path)
 
     def place(self, written: Path, kind: str, keep_last: int) -> Path:
-        """Make a completely written state the newest, and keep the ones before it.
+        """Make a completely written state the newest one, and keep the previous ones.
 
         If the process is killed at any point, there is still a state to resume from.
 
@@ -241,7 +242,7 @@ class RunFolder:
             keep_last: Number of states to keep, the new one included.
         """
         if kind == SHARDS:
-            keep_last = max(keep_last, 2)  # a folder is not replaced in one step, so the one before must stay
+            keep_last = max(keep_last, 2)  # a folder cannot be replaced atomically, so the previous state must stay
         for number in range(keep_last - 1, 0, -1):
             before = state_slot(self.path, number - 1)
             if before is None:
@@ -250,7 +251,7 @@ class RunFolder:
             if (old := state_slot(self.path, number)) is not None:
                 _remove(old)
             if number == 1 and before.is_file() and kind == WHOLE:
-                link_or_copy(before, after)  # so that there is a newest state at every moment
+                link_or_copy(before, after)  # a link, so that the newest state exists at every moment
             else:
                 before.replace(after)
         newest = state_slot(self.path, 0)
@@ -292,7 +293,7 @@ class RunFolder:
             config_class: Config class of the task.
 
         Raises:
-            ConfigError: They cannot be read.
+            ConfigError: ``config.toml`` cannot be read.
         """
         path = self.path / CONFIG_FILE
         if not path.exists() and not self.path.is_file():
@@ -310,19 +311,19 @@ class RunFolder:
             encoded = tomli_w.dumps(values).encode()
         except UnicodeEncodeError:
             raise ConfigError(
-                "a path holds bytes that are no UTF-8, so config.toml cannot repeat it",
-                hint="give a link with a plain name that leads there",
+                "the name of a path is not valid UTF-8, so config.toml cannot hold it",
+                hint="make a symbolic link with an ASCII name to it, and give that",
             ) from None
         write_in_run(self.path / CONFIG_FILE, lambda file: file.write(encoded))
 
     def write_environment(self) -> None:
-        """Record the machine and the versions of packages in ``environment.json``."""
+        """Write the hardware and the versions of packages to ``environment.json``."""
         if self.writes:
             text = json.dumps(environment(), indent=2) + "\n"
             write_in_run(self.path / ENVIRONMENT_FILE, lambda file: file.write(text.encode()))
 
     def start_log(self, position: Position) -> None:
-        """Remove log lines of steps after the state that the run resumes from."""
+        """Remove the log lines of steps after ``position``, from which the run resumes."""
         log = self.path / LOG_FILE
         if not self.writes or not log.exists():
             return
@@ -365,7 +366,7 @@ class RunFolder:
         for line in text.splitlines():
             try:
                 entry = json.loads(line)
-            except ValueError:  # the line that was being written when the run was killed
+            except ValueError:  # a line that was cut off when the run was killed
                 continue
             if not isinstance(entry, dict):
                 continue
@@ -388,7 +389,7 @@ class RunFolder:
             raise TrainingError(f"{self.path / LOG_FILE}: {error.strerror}") from None
 
     def start_unreadable(self, files: Sequence[Unreadable]) -> None:
-        """Begin ``unreadable.tsv``, the unreadable images and the reasons; a resumed run keeps its lines."""
+        """Start ``unreadable.tsv``, the list of unreadable images with reasons; a resumed run keeps its lines."""
         if not self.writes:
             return
         path = self.path / UNREADABLE_FILE
@@ -417,7 +418,7 @@ class RunFolder:
             raise TrainingError(f"{path}: {error.strerror}") from None
 
     def _unreported(self, files: Sequence[Unreadable]) -> list[str]:
-        """A line for each file that has none yet."""
+        """The lines of ``unreadable.tsv`` for the files that are not in it yet."""
         lines = []
         for bad in files:
             if (name := shown(bad.path)) not in self._reported:
@@ -427,7 +428,7 @@ class RunFolder:
 
 
 def _whole_lines(path: Path) -> list[str]:
-    """Complete lines of a text file; none if it does not exist."""
+    """The complete lines of a text file; an empty list if it does not exist."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     except OSError:
@@ -441,7 +442,7 @@ def holds_run(path: Path) -> bool:
 
 
 def write_in_run(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """``write_atomically`` with a ``TrainingError``.
+    """``write_atomically``, with its OSError as a ``TrainingError``.
 
     Raises:
         TrainingError: The file cannot be written, for instance because the disk is full.

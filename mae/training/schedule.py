@@ -22,7 +22,7 @@ class Schedule:
     epochs: int
 
     def at(self, epoch: float) -> float:
-        """The learning rate after so many epochs; fractions count."""
+        """The learning rate after ``epoch`` epochs, which may be fractional."""
         return lr_at(epoch, lr=self.lr, min_lr=self.min_lr, warmup_epochs=self.warmup_epochs, epochs=self.epochs)
 
 
@@ -35,9 +35,9 @@ def lr_at(epoch: float, *, lr: float, min_lr: float, warmup_epochs: float, epoch
     """Linear warm-up from 0, then half a cosine down to ``min_lr``.
 
     Args:
-        epoch: Where in the run, in epochs; fractions count (epoch + batch / batches).
-        lr: The peak, reached at ``warmup_epochs``.
-        min_lr: The end of the cosine.
+        epoch: Position in the run in epochs, with a fraction: epoch + batch / batches.
+        lr: Peak learning rate, reached at ``warmup_epochs``.
+        min_lr: Learning rate at the end of the run.
         warmup_epochs: Length of the warm-up in epochs.
         epochs: Length of the run in epochs.
     """

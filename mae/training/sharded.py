@@ -21,10 +21,10 @@ from mae.training.step import TrainingStep
 
 
 def write_shards(folder: Path, training_step: TrainingStep, about: Mapping[str, Any], ranks: Ranks) -> None:
-    """Write weights and moments into a new folder, and plain values as JSON.
+    """Write weights and optimiser moments into a new folder, and the metadata ``about`` as JSON.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The folder cannot be written.
     """
     if ranks.first:
         shutil.rmtree(folder, ignore_errors=True)
@@ -40,7 +40,7 @@ def write_shards(folder: Path, training_step: TrainingStep, about: Mapping[str, 
 
 
 def restore_shards(folder: Path, training_step: TrainingStep) -> None:
-    """Read this process's part of a state that any number of processes wrote.
+    """Read this process's shards of a state that any number of processes wrote.
 
     Raises:
         CheckpointError: The folder is damaged.

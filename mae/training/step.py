@@ -21,16 +21,16 @@ class TrainingStep:
     """Accumulates gradients over any number of batches, then takes one optimiser step.
 
     Args:
-        model: On its device.
+        model: The model, on its device.
         precision: "fp32", or "bf16" or "fp16" for matrix products; weights, norms and the loss stay in fp32.
-        lr: Learning rate until ``update`` is called with another.
-        betas, weight_decay: AdamW's, if no ``optimizer`` is given.
-        ranks: The processes that share each step, each with its part of the batch.
-        shard: Shard the model over them (FSDP2).
-        loss: The model's loss as a module; None for pre-training's.
+        lr: Learning rate until ``update`` is called with another one.
+        betas, weight_decay: Settings of AdamW, used if ``optimizer`` is None.
+        ranks: The processes that share each step, each with its part of the batch; None for a single process.
+        shard: Whether to shard the model over the processes (FSDP2).
+        loss: The model's loss as a module; None for ``PretrainingLoss``.
         optimizer: Makes the optimiser, after the model was sharded; a group's ``lr_scale`` multiplies its
             learning rate.
-        clip_grad: The norm to which a larger gradient is scaled down; None for never.
+        clip_grad: Largest gradient norm; larger gradients are scaled down to it. None disables clipping.
 
     Attributes:
         loss_scale: Loss scale of the last step, a scalar on the device; 1 except in fp16.
@@ -68,7 +68,7 @@ class TrainingStep:
     def loss(self, images: Tensor, *inputs: Any) -> Tensor:
         """The loss of images (B, C, H, W), uint8 or normalised, and the task's other inputs, such as masks."""
         imgs = self._on_device(images)
-        if not imgs.is_floating_point():  # else the augmentation has normalised them
+        if not imgs.is_floating_point():  # floating-point images were normalised by the augmentation
             imgs = normalise(imgs)
         there = [self._on_device(value) if isinstance(value, Tensor) else value for value in inputs]
         with autocast(self.device, self.precision):
@@ -78,8 +78,8 @@ class TrainingStep:
         """Add the gradient of ``share`` times the loss, and return the loss without waiting for it.
 
         Args:
-            images, inputs: As for ``loss``.
-            share: The batch's weight in the step.
+            images, inputs: Images and other inputs, as for ``loss``.
+            share: Weight of the batch in the step's gradient.
             last: Whether it is the step's last batch, after which several processes average their gradients.
         """
         with self.parallel.accumulating(last):
@@ -115,9 +115,9 @@ class TrainingStep:
         return norm
 
     def _on_device(self, tensor: Tensor) -> Tensor:
-        """A host's tensor on the model's device; the host waits only for its own copy of it.
+        """Copy a tensor to the model's device without waiting for the device's earlier work.
 
-        From memory that the system may move, a copy is made while the host waits for all that the GPU has to do first.
+        A copy from pageable memory would wait for the whole queue of the GPU; one from pinned memory does not.
         """
         if self.device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
             tensor = tensor.pin_memory()
@@ -149,12 +149,12 @@ class TrainingStep:
             for number, entry in optimizer.get("state", {}).items()
         }
         self.optimizer.load_state_dict({**optimizer, "state": state} if optimizer else self.optimizer.state_dict())
-        if scaler:  # only fp16 has one
+        if scaler:  # only fp16 has a loss scale
             self.scaler.load_state_dict(scaler)
 
 
 def _of_its_own(value: Tensor, parameter: Tensor) -> Tensor:
-    """A copy of a moment, sharded as its parameter is; otherwise the optimiser would keep the memory-mapped tensor."""
+    """A copy of a moment, sharded as its parameter is; the original's memory is mapped from the file."""
     return distribute_like(value.to(parameter.device, copy=True), parameter) if value.ndim else value.clone()
 
 
@@ -169,4 +169,4 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap too
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap's end is never given back
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: the end of the heap is never returned to the kernel

@@ -19,16 +19,16 @@ class TestResult:
         epochs: Finished epochs of the run when it was tested.
         chosen_epoch: Epoch of the weights, from 1.
         test_images: Number of readable test images.
-        top1, top5: Accuracy; top-5 with more than five classes only.
+        top1, top5: Top-1 and top-5 accuracy; top-5 is None for five classes or fewer.
         loss: Mean cross-entropy.
         mean_class_accuracy: Mean of the accuracies of the classes.
-        classes: Each with its accuracy, in order.
-        confusion: [true class][predicted class], numbers of images.
+        classes: Name and accuracy of each class, in order.
+        confusion: Number of images by [true class][predicted class].
         skipped: (name, reason) of test images that could not be read.
         untested: Classes without readable test images; not part of the means.
     """
 
-    __test__ = False  # pytest takes a class of such a name for a test
+    __test__ = False  # else pytest would collect the class as a test, because of its name
 
     epochs: int
     chosen_epoch: int
@@ -44,13 +44,13 @@ class TestResult:
 
 
 def write_test_result(folder: Path, result: TestResult) -> None:
-    """Write it into a run's folder."""
+    """Write the test result into a run's folder."""
     text = json.dumps(dataclasses.asdict(result), indent=1) + "\n"
     write_in_run(folder / RESULT_FILE, lambda file: file.write(text.encode()))
 
 
 def read_test_result(folder: Path) -> TestResult | None:
-    """Read the result of a run's folder; None if there is none, or it is unreadable."""
+    """Read the test result of a run's folder; None if it is missing or unreadable."""
     try:
         values: Any = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
         return TestResult(

@@ -22,18 +22,19 @@ from mae.errors import ConfigError
 from mae.io.files import write_atomically
 from mae.training.events import Event, ImageUnreadable, Previewed, Scanned, Started, Stepped, TrackerFailed
 
-PROJECT = "maecli"  # where runs go that no environment variable of the tracker's names a place for
-MOST_WAITING = 10_000  # entries; a tracker that falls behind by so many loses the next ones
+PROJECT = "maecli"  # project or experiment name, unless the tracker's environment variables set one
+MOST_WAITING = 10_000  # entries in the queue; a tracker that falls further behind gets no more entries
 SECONDS_TO_CLOSE = 30.0
-IDS_FILE = ".trackers.json"  # by what a tracker knows the run, so that a resumed one resumes there
-_PLACES = {"epoch", "epochs", "step", "in_a_row", "turn"}  # where a figure was taken, and no figure
+IDS_FILE = ".trackers.json"  # each tracker's ID of the run, by which a resumed run continues it there
+# Fields of an event that give its position in the run; they are not logged as values.
+_PLACES = {"epoch", "epochs", "step", "in_a_row", "turn"}
 
 
 class Tracker(Protocol):
     """Interface of a tracker."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Record finite figures at a step."""
+        """Record finite values by name at a step."""
 
     def image(self, path: Path, step: int) -> None:
         """Record a preview."""
@@ -84,7 +85,7 @@ class Trackers:
         self._threads = [_TrackerThread(name, place) for name in names]
 
     def __call__(self, event: Event) -> None:
-        """Pass on an event."""
+        """Pass an event to the trackers and to the next listener."""
         if not isinstance(event, Scanned | Started | ImageUnreadable):
             self.step = int(getattr(event, "step", self.step))
             prefix = "step" if isinstance(event, Stepped) else "epoch"
@@ -98,7 +99,7 @@ class Trackers:
         self.on_event(event)
 
     def close(self) -> None:
-        """Wait for the trackers, at most 30 seconds."""
+        """Wait until all trackers are done, at most 30 seconds."""
         end = time.monotonic() + SECONDS_TO_CLOSE
         for thread in self._threads:
             thread.finish()
@@ -122,7 +123,7 @@ def _drawing(path: Path, step: int) -> Callable[[Tracker], None]:
 
 
 def figures(event: Event) -> dict[str, float]:
-    """Every finite number of an event, by name."""
+    """The finite numbers of an event, by name."""
     values = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
     return {
         name: float(value)
@@ -160,10 +161,10 @@ class _TrackerThread:
         """Wait until the queue is processed, or until a deadline."""
         self._thread.join(max(0.0, end - time.monotonic()))
         if self._thread.is_alive() and self._failure is None:
-            self._failure = f"it was not done {SECONDS_TO_CLOSE:g} seconds after the run's end"
+            self._failure = f"it was still sending {SECONDS_TO_CLOSE:g} seconds after the run's end"
 
     def new_failure(self) -> str | None:
-        """The reason of a failure, returned once."""
+        """The reason of a failure, returned by the first call after it; else None."""
         if self._failure is None or self._told:
             return None
         self._told = True
@@ -175,7 +176,7 @@ class _TrackerThread:
             while self._failure is None and (entry := self._entries.get()) is not None:
                 entry(tracker)
             tracker.close()
-        except BaseException as error:  # wandb and mlflow raise whatever their services do, SystemExit too
+        except BaseException as error:  # wandb and mlflow may raise any exception, SystemExit included
             first = (str(error).strip().splitlines() or [""])[0]
             self._failure = f"{type(error).__name__}: {first[:200]}"
 
@@ -189,7 +190,7 @@ class TensorBoard:
         self._writer: Any = SummaryWriter(str(place.folder / "tensorboard"), purge_step=place.step + 1)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """As scalars."""
+        """Write the values as scalars."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
         if any(name.startswith("epoch/") for name in values):
@@ -204,7 +205,7 @@ class TensorBoard:
             self._writer.add_image("previews", np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def close(self) -> None:
-        """Flush."""
+        """Flush the event files."""
         self._writer.close()
 
 
@@ -226,12 +227,12 @@ class WeightsAndBiases:
             settings=wandb.Settings(silent=True, console="off"),
         )
         _keep_id(place.folder, "wandb", self._run.id)
-        # Its own steps never go back, as a run that is rolled back does.
+        # wandb's own step must not decrease, but a run that is rolled back goes back to an earlier step.
         self._run.define_metric("*", step_metric="steps")
         self._image = wandb.Image
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Against the step."""
+        """Log the values with the step."""
         self._run.log({**values, "steps": step})
 
     def image(self, path: Path, step: int) -> None:
@@ -239,7 +240,7 @@ class WeightsAndBiases:
         self._run.log({"previews": self._image(str(path)), "steps": step})
 
     def close(self) -> None:
-        """Upload the rest."""
+        """Upload the pending entries."""
         self._run.finish()
 
 
@@ -250,7 +251,7 @@ class MLflow:
         here = (place.folder / "mlflow").resolve()
         if "MLFLOW_TRACKING_URI" not in os.environ or place.offline:
             here.mkdir(exist_ok=True)
-            # Files are what a folder can hold without a database server; MLflow asks whoever uses them to say so.
+            # A store in files needs no database server; MLflow requires this variable to allow it.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         from mlflow import MlflowClient
 
@@ -269,18 +270,18 @@ class MLflow:
                 self._client.log_param(self._run, name, str(value)[:500])
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """As metrics."""
+        """Log the values as metrics."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
         self._client.log_batch(self._run, [Metric(name, value, now, step) for name, value in values.items()])
 
     def image(self, path: Path, step: int) -> None:
-        """As an artifact."""
+        """Log the preview as an artifact."""
         self._client.log_artifact(self._run, str(path), "previews")
 
     def close(self) -> None:
-        """Say that the run has ended."""
+        """Mark the run as ended."""
         self._client.set_terminated(self._run)
 
 
@@ -312,5 +313,5 @@ def _keep_id(folder: Path, name: str, value: str) -> None:
         write_atomically(folder / IDS_FILE, lambda file: file.write(text.encode()))
 
 
-_IDS_LOCK = threading.Lock()  # each tracker has its thread
+_IDS_LOCK = threading.Lock()  # the trackers' threads share the file
 logging.getLogger("wandb").addHandler(logging.NullHandler())

@@ -1,4 +1,4 @@
-"""The training loop: from any step of a run to its last, for any task."""
+"""The training loop of any task, from any step of a run to the last."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class Trainer:
     Args:
         run: Run context.
         state: Training state; updated in place.
-        task: What is trained.
-        data: Where the batches come from.
+        task: The task: loss, optimiser and inputs.
+        data: Provides the batches.
         checkpointer: Writes the states.
 
     Attributes:
         stopped: Whether the run was stopped before its last epoch.
-        seconds: How long training took.
-        epochs: Those that this process finished.
-        last_preview: The newest of this process; None before the first.
+        seconds: Duration of training in seconds.
+        epochs: The epochs that this process has finished.
+        last_preview: The newest preview of this process; None before the first.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Trainer:
         self.throughput = Throughput()
         self.monitor = StepMonitor(run, state, self.throughput)
         self.unreadable = UnreadableFiles(run, task.unreadable)
-        self.loaded = self.cached = 0  # images of this process since the epoch began, and those that were kept
+        self.loaded = self.cached = 0  # this process's images since the epoch began, and how many came from ``--cache``
         self.stopped = False
         self.seconds = 0.0
         self.epochs: list[EpochDone] = []
@@ -82,7 +82,7 @@ class Trainer:
         except RuntimeError as error:
             self.stopped = (
                 self.run.ranks.alone and self.run.should_stop()
-            )  # a signal to the process group ends loader processes first
+            )  # Ctrl-C reaches the whole process group and may end loader processes first
             if not self.stopped:
                 raise self.explained(error) from error
         self.finish()
@@ -191,14 +191,14 @@ class Trainer:
         self.run.on_event(self.last_preview)
 
     def save(self, *, keep: bool = False, wait: bool = False) -> None:
-        """Write the newest state, and with ``keep`` a checkpoint that stays; only ``wait`` waits for it."""
+        """Save the state, with ``keep`` also as ``checkpoint-EPOCH.pth``; with ``wait``, wait until it is written."""
         self.read_losses()
         self.checkpointer.save(self.state.position, keep=keep, wait=wait)
 
     def finish(self) -> None:
-        """Save the final state of the run, or of this part of it."""
+        """Save the state at the end of training, also if the run was stopped."""
         self.read_losses()
-        # A sharded run that was killed between its last state and its official file lacks that file.
+        # A sharded run may have been killed after its last state and before the official file was gathered from it.
         position, folder = self.state.position, self.run.folder
         official = folder.kept_checkpoint(position.epoch - 1)
         lacks = self.state.step.parallel.sharded and position.epoch == self.run.plan.epochs
@@ -206,7 +206,7 @@ class Trainer:
         self.unreadable.share()
 
     def explained(self, error: RuntimeError | MemoryError) -> Exception:
-        """The error with a message for the user, or unchanged."""
+        """A ``TrainingError`` with a hint for known errors of torch, else the error unchanged."""
         if (reason := self.data.explain(error)) is not error:
             return reason
         return explained(error, self.run.ranks, activation_checkpointing=self.run.config.activation_checkpointing)

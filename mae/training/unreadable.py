@@ -15,11 +15,11 @@ NAMES_IN_AN_ERROR = 3
 
 
 class UnreadableFiles:
-    """The unreadable files of a run, from all its processes.
+    """The unreadable files of a run, as reported by all its processes.
 
     Args:
         run: The run.
-        known: Files that the scan has reported.
+        known: Files that the scan has already reported.
     """
 
     def __init__(self, run: Run, known: Iterable[Unreadable]) -> None:
@@ -28,10 +28,10 @@ class UnreadableFiles:
         self._to_share: list[Unreadable] = []
 
     def note(self, files: Iterable[Unreadable]) -> None:
-        """Report files that are not known yet.
+        """Report the files that were not reported before.
 
         Raises:
-            DataError: They have become too many.
+            DataError: More files are unreadable than ``--max-unreadable`` allows.
         """
         new = list({bad.path: bad for bad in files if bad.path not in self.known}.values())
         if not new:
@@ -45,7 +45,7 @@ class UnreadableFiles:
         check_unreadable(len(self.known), self.run.plan.images, self.run.config.max_unreadable, self.run.folder)
 
     def share(self) -> None:
-        """Exchange them between the processes, so that one report has all of them."""
+        """Exchange the unreadable files between the processes, so that one report lists all of them."""
         if self.run.ranks.alone:
             return
         found = [bad for part in self.run.ranks.gather(self._to_share) for bad in part]
@@ -57,15 +57,15 @@ class UnreadableFiles:
         """Check that an unreadable image could be replaced by another.
 
         Raises:
-            DataError: None of those that were ``tried`` could.
+            DataError: None of the files that were ``tried`` can be read.
         """
         if not tried:
             return
         named = "; ".join(f"{shown(bad.path)}: {bad.reason}" for bad in tried[:NAMES_IN_AN_ERROR])
         more = "; ..." if len(tried) > NAMES_IN_AN_ERROR else ""
         raise DataError(
-            f"none of {len(tried)} images tried one after the other can be read: {named}{more}",
-            hint=f"see whether their disk is still there; all names and reasons are in "
+            f"none of {len(tried)} images in a row can be read: {named}{more}",
+            hint=f"check that their disk is still mounted; all names and reasons are in "
             f"{self.run.folder.path / UNREADABLE_FILE}",
         )
 
@@ -74,7 +74,7 @@ def check_unreadable(bad: int, images: int, allowed: float, folder: RunFolder) -
     """Stop the run if too many images are unreadable.
 
     Raises:
-        DataError: More than the allowed share is unreadable.
+        DataError: More than the allowed fraction is unreadable.
     """
     if bad > allowed * images:
         raise DataError(

@@ -86,11 +86,11 @@ def test_what_tells_of_a_run_agrees_on_its_length(run: Path) -> None:
     [
         (
             ["--resume", "{run}/checkpoint-last.pth"],
-            "is a file; a run's folder is wanted",
+            "is a file; wanted the folder of a run",
             "--resume {run} resumes the run in it",
         ),
         (["--resume", "{run}/previews"], "previews/config.toml: No such file", "--resume takes the folder of a run"),
-        (["--resume", "{run}", "--out", "{run}-2"], "continues in its own folder, not in --out {run}-2", "leave --out"),
+        (["--resume", "{run}", "--out", "{run}-2"], "continues in its own folder, not in --out {run}-2", "omit --out"),
         (["--resume", "{run}", "--epochs", "0"], "--epochs must be at least 1", ""),
     ],
 )

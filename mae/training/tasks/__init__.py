@@ -1,1 +1,1 @@
-"""What a run trains: each task has its loss, its parameters, its random draws and its previews."""
+"""Training tasks: each defines a loss, the trained parameters, the random inputs and the previews."""

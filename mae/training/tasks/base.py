@@ -30,9 +30,9 @@ class Task(Protocol):
         model: The model; ``model.config`` has its sizes.
         images: Training images.
         unreadable, others: Files that the scan could not read, and the number of files that are not images.
-        augmentation: What is done to each image.
+        augmentation: Augmentation of each training image.
         notes: Messages for the user before the first step.
-        classification: Classes, for the plan; None for pre-training.
+        classification: Data and model of a classification run, for the plan; None for pre-training.
         probes: Measures held-out loss and probes during training; None for other tasks, or before ``begin``.
     """
 
@@ -52,7 +52,7 @@ class Task(Protocol):
 
     @property
     def clip_grad(self) -> float | None:
-        """The norm to which a larger gradient is scaled down; None for never."""
+        """Largest gradient norm; larger gradients are scaled down to it. None disables clipping."""
         ...
 
     def begin(self, run: Run, position: Position) -> None:
@@ -68,10 +68,10 @@ class Task(Protocol):
         ...
 
     def inputs(self, position: Position, number: int, batch: Batch) -> tuple[Any, ...]:
-        """Arguments of the loss after the images, for this process's part of a batch.
+        """The arguments of the loss after the images, for this process's part of a batch.
 
-        Random numbers must come from generators seeded by the run's seed, epoch and batch number, so that a
-        resumed run draws the same.
+        Random numbers must come from generators seeded by the run's seed, epoch and batch number, so that a resumed
+        run draws the same numbers.
 
         Args:
             position: Position at the beginning of the optimiser step.
@@ -89,11 +89,11 @@ class Task(Protocol):
         ...
 
     def identity(self) -> dict[str, Any]:
-        """What must not change when the run is resumed, beside images, batches and seed."""
+        """Values that must not change when the run is resumed, in addition to images, batch size and seed."""
         ...
 
     def about(self) -> dict[str, Any]:
-        """Metadata for the checkpoint beside the sizes of the model; plain values."""
+        """Metadata of the checkpoint in addition to the model's sizes, as plain values."""
         ...
 
     def official_args(self) -> dict[str, Any]:
@@ -105,11 +105,11 @@ class Task(Protocol):
         ...
 
     def shows(self, epochs: int) -> bool:
-        """Whether a preview is due after so many epochs."""
+        """Whether a preview is due after ``epochs`` finished epochs."""
         ...
 
     def preview(self, path: Path, epochs: int, *, write: bool) -> Previewed:
-        """Draw a preview after so many epochs; every process must call this, one writes."""
+        """Draw a preview after ``epochs`` finished epochs; every process must call this, one of them with ``write``."""
         ...
 
     def validate(self, done: Position) -> Validated | Probed | None:

@@ -51,13 +51,13 @@ class InterruptedTestError(RuntimeError):
     """The run was asked to stop during an evaluation."""
 
 
-class Answers(NamedTuple):
+class Predictions(NamedTuple):
     """Predictions of a classifier for some images.
 
     Attributes:
-        truth: (N,), true classes.
-        predicted: (N,), classes with the highest logit.
-        place: (N,), number of classes ranked before the true one; ties are ranked by class number, and the true
+        truth: (N,) true classes.
+        predicted: (N,) classes with the highest logit.
+        place: (N,) number of classes ranked before the true one; ties are ranked by class number, and the true
             class is last if a logit is non-finite.
         loss: Mean cross-entropy.
         unreadable: (name, reason) of images that could not be read.
@@ -74,10 +74,10 @@ class ClassificationTask(abc.ABC):
     """Base class of tasks that classify images.
 
     Args:
-        config: The run's.
+        config: Settings of the run.
         scan: All images that were found.
         labelled: The same images with labels, divided into training, held-out and test images.
-        model: With its first weights.
+        model: The model with its initial weights.
         start: Origin of these weights, as text.
         notes: Messages for the user.
     """
@@ -119,7 +119,7 @@ class ClassificationTask(abc.ABC):
 
     @abc.abstractmethod
     def make_augmentation(self) -> Augmentation:
-        """What is done to each training image."""
+        """The augmentation of the training images."""
 
     @abc.abstractmethod
     def loss(self) -> nn.Module:
@@ -152,12 +152,12 @@ class ClassificationTask(abc.ABC):
         return math.log(len(self.labelled.classes))
 
     def begin(self, run: Run, position: Position) -> None:
-        """Keep the run, and read the best epoch so far from its log."""
+        """Store the run, and read the best epoch so far from its log."""
         self.run = run
         self.best = run.folder.read_log(position).best
 
     def replayed(self, inputs: list[tuple[Any, ...]]) -> dict[str, Any]:
-        """The inputs of each batch, and which task took them."""
+        """The inputs of each batch, and the name of the task."""
         return {"task": self.command, "inputs": [list(one) for one in inputs]}
 
     def identity(self) -> dict[str, Any]:
@@ -180,22 +180,22 @@ class ClassificationTask(abc.ABC):
         }
 
     def advice(self, seconds: float) -> tuple[Advice, ...]:
-        """None."""
+        """An empty tuple: the plan is not checked."""
         return ()
 
     def shows(self, epochs: int) -> bool:
-        """There are no previews."""
+        """False: classification has no previews."""
         return False
 
     def preview(self, path: Path, epochs: int, *, write: bool) -> Previewed:
-        """There are none."""
+        """Not implemented: classification has no previews."""
         raise NotImplementedError
 
     def validate(self, done: Position) -> Validated | None:
-        """Evaluate on the held-out images, and keep the weights if this epoch is the best."""
+        """Evaluate on the held-out images, and save the weights if this epoch is the best so far."""
         if not len(self.labelled.held_out):
             return None
-        answers = self.ask(self.model, self.labelled.held_out, "held-out")
+        answers = self.predict(self.model, self.labelled.held_out, "held-out")
         right = float((answers.place == 0).mean()) if len(answers.place) else 0.0
         score = (right, -answers.loss)
         best = math.isfinite(answers.loss) and (self.best is None or score > self.best)
@@ -228,7 +228,7 @@ class ClassificationTask(abc.ABC):
     def finish(self, position: Position) -> bool:
         """Evaluate the weights of the chosen epoch on the test images, which are used only here.
 
-        A run of one process that is asked to stop meanwhile does it on resuming.
+        A run of one process that is asked to stop during the test repeats the test on resuming.
         """
         run, labelled = self.run, self.labelled
         path = run.folder.path / CLASSIFIER
@@ -243,14 +243,14 @@ class ClassificationTask(abc.ABC):
         checkpoint = load_checkpoint(path)
         model = build_classifier(checkpoint)[0].to(run.device)
         try:
-            answers = self.ask(model, labelled.test, "test", may_stop=run.ranks.alone)
+            answers = self.predict(model, labelled.test, "test", may_stop=run.ranks.alone)
         except RuntimeError:
-            if run.ranks.alone and run.should_stop():  # a signal to the group may end loader processes first
+            if run.ranks.alone and run.should_stop():  # Ctrl-C may have ended loader processes first
                 return False
             raise
         if not math.isfinite(answers.loss):
             raise TrainingError(
-                f"{path}: its answers to the test images are non-finite, so the run has diverged",
+                f"{path}: its predictions for the test images are non-finite, so training has diverged",
                 hint="lower --lr, or start again with another --out",
             )
         chosen = (checkpoint.epoch or 0) + 1
@@ -265,7 +265,7 @@ class ClassificationTask(abc.ABC):
         return True
 
     @torch.no_grad()
-    def ask(self, model: ImageClassifier, part: Part, name: str, *, may_stop: bool = False) -> Answers:
+    def predict(self, model: ImageClassifier, part: Part, name: str, *, may_stop: bool = False) -> Predictions:
         """Predictions for the images of a part; each process evaluates every ``ranks.size``-th image.
 
         Raises:
@@ -296,15 +296,15 @@ class ClassificationTask(abc.ABC):
         check_unreadable(broken, len(part), config.max_unreadable)
         counts = np.array([row[:3] for row in answers], dtype=np.int64).reshape(-1, 3)
         loss = math.fsum(row[3] for row in answers) / max(1, len(answers))
-        return Answers(counts[:, 0], counts[:, 1], counts[:, 2], loss, broken)
+        return Predictions(counts[:, 0], counts[:, 1], counts[:, 2], loss, broken)
 
     def _logits(
         self, model: ImageClassifier, part: Part, own: slice
     ) -> Iterator[tuple[tuple[int, ...], Tensor, list[tuple[str, str]]]]:
         """For each batch of this process: numbers of the images, float32 logits, (name, reason) of unreadable images.
 
-        A model in shards is put together by all processes in each pass, so one that has no image for it takes part
-        with an image of nothing.
+        A sharded model needs all processes in each forward pass, so a process that has no image left evaluates a
+        dummy image and discards the result.
         """
         sizes, source, sharded = model.config, self.labelled.source, is_sharded(model)
         indices: list[int] = part.images[own].tolist()
@@ -328,12 +328,12 @@ class ClassificationTask(abc.ABC):
             if sharded:
                 logits_of(nothing)
             yield (), torch.empty(0, len(self.labelled.classes), device=device), broken
-        most = -(-len(part) // self.run.ranks.size)  # images of the first process
+        most = -(-len(part) // self.run.ranks.size)  # images of the first process, which has the most
         for _ in range(len(batches), math.ceil(most / size) if sharded else 0):
             logits_of(nothing)
 
     def _share_statistics(self, model: nn.Module) -> None:
-        """Copy the running statistics of the first process to all processes."""
+        """Copy the batch norm's running statistics of the first process to all processes."""
         if self.run.ranks.alone:
             return
         first = self.run.ranks.gather([buffer.cpu() for buffer in model.buffers()])[0]
@@ -350,15 +350,15 @@ class ClassificationTask(abc.ABC):
 
 
 def places(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many classes come before the true one: (N, C), (N,) -> (N,)."""
+    """Number of classes ranked before the true one: logits (N, C), labels (N,) -> (N,)."""
     own = logits.gather(1, labels[:, None])
     earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
     before = ((logits > own) | ((logits == own) & earlier)).sum(dim=1)
     return before.where(logits.isfinite().all(dim=1), torch.full_like(before, logits.shape[1]))
 
 
-def test_result(answers: Answers, classes: Sequence[str], epochs: int, chosen: int) -> TestResult:
-    """The metrics of the test images."""
+def test_result(answers: Predictions, classes: Sequence[str], epochs: int, chosen: int) -> TestResult:
+    """Compute the test metrics from the predictions."""
     per_class = []
     for number, name in enumerate(classes):
         own = answers.truth == number
@@ -393,5 +393,5 @@ class ClassificationLoss(nn.Module):
         self.model = model
 
     def forward(self, imgs: Tensor, labels: Tensor) -> Tensor:
-        """(B, C, H, W), (B,) -> scalar."""
+        """Images (B, C, H, W) and labels (B,) -> mean cross-entropy, scalar."""
         return F.cross_entropy(self.model(imgs).float(), labels)

@@ -30,13 +30,13 @@ class FinetuneLoss(nn.Module):
         self.smoothing = smoothing
 
     def forward(self, imgs: Tensor, labels: Tensor, keep: Tensor, share: Tensor, scales: Tensor | None) -> Tensor:
-        """The loss of a batch.
+        """Mean cross-entropy of a batch, scalar.
 
         Args:
-            imgs: (B, C, H, W), normalised.
-            labels: (B,).
-            keep, share: How the images are mixed, as ``Mix`` has it.
-            scales: (B, depth, 2), drop path's.
+            imgs: Normalised images, (B, C, H, W).
+            labels: Classes, (B,).
+            keep, share: Weights of mixing, see ``Mix``.
+            scales: Factors of drop path, (B, depth, 2), see ``drop_path_scales``; None without drop path.
         """
         logits = self.model(mix_images(imgs, Mix(keep, share)), scales).float()
         return F.cross_entropy(logits, targets(labels, logits.shape[1], self.smoothing, share))
@@ -50,7 +50,7 @@ class FinetuneTask(ClassificationTask):
 
     @property
     def clip_grad(self) -> float | None:
-        """The option's norm."""
+        """The value of ``--clip-grad``."""
         return self.config.clip_grad
 
     def make_augmentation(self) -> Augmentation:
@@ -78,7 +78,7 @@ class FinetuneTask(ClassificationTask):
         return adamw(layer_groups(self.model, config.weight_decay, config.layer_decay), lr=lr, betas=config.betas)
 
     def inputs(self, position: Position, number: int, batch: Batch) -> tuple[Any, ...]:
-        """Labels, how the batch is mixed, and drop path's scales."""
+        """Labels, weights of mixing, and factors of drop path."""
         config, size = self.config, self.run.plan.global_batch_size
         mix = draw_mix(
             self.model.config.img_size,
@@ -97,18 +97,18 @@ class FinetuneTask(ClassificationTask):
         return self.labels_of(batch), mix.keep, mix.share, self.own_share(scales)
 
     def replayed(self, inputs: list[tuple[Any, ...]]) -> dict[str, Any]:
-        """The smoothing too."""
+        """The inputs of each batch, the name of the task, and the label smoothing."""
         return {**super().replayed(inputs), "smoothing": self.config.smoothing}
 
     def timing_inputs(self, count: int) -> tuple[Any, ...]:
-        """Nothing mixed; branches dropped as in training."""
+        """Labels of class 0, nothing mixed, and drop path as in training."""
         depth = self.model.config.depth
         scales = drop_path_scales(self.config.drop_path, count, depth, torch.Generator().manual_seed(0))
         return torch.zeros(count, dtype=torch.int64), torch.ones(self.model.config.img_size), torch.ones(()), scales
 
 
 def layer_groups(model: ImageClassifier, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups whose ``lr_scale`` is ``layer_decay`` to the power of the layers above.
+    """Parameter groups whose ``lr_scale`` is ``layer_decay`` to the power of the number of layers above.
 
     1-D parameters, positions and the class token are not decayed. Groups come in the order in which the model's
     parameters first need them, as in the official script, so that optimiser states are exchangeable.

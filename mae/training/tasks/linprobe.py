@@ -47,9 +47,9 @@ class LinprobeTask(ClassificationTask):
         )
 
     def inputs(self, position: Position, number: int, batch: Batch) -> tuple[Any, ...]:
-        """Labels."""
+        """The labels of the batch, (B,)."""
         return (self.labels_of(batch),)
 
     def timing_inputs(self, count: int) -> tuple[Any, ...]:
-        """The first class for all."""
+        """Labels of class 0."""
         return (torch.zeros(count, dtype=torch.int64),)

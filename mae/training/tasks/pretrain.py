@@ -31,15 +31,15 @@ class PretrainingTask:
     """Pre-training: predict the masked patches.
 
     Args:
-        config: The run's.
+        config: Settings of the run.
         scan: Training images.
-        held_out: Images for the previews; None to use training images.
+        held_out: Images of ``--val`` for the previews; None to use training images.
         probe_data: Images for the measurements during training.
-        model: With its first weights.
-        notes: Messages for the user about these.
+        model: The model with its initial weights.
+        notes: Messages for the user about the initial weights.
     """
 
-    model: Any  # Task's is any module
+    model: Any  # ``Task`` accepts any module
     images: ImageSource
     unreadable: Sequence[Unreadable]
     classification: Classification | None = None
@@ -57,7 +57,7 @@ class PretrainingTask:
         model: MaskedAutoencoder,
         notes: tuple[str, ...] = (),
     ) -> None:
-        self.config = config  # whole for ``official_args`` and ``advice``
+        self.config = config  # all settings, for ``official_args`` and ``advice``
         self.mask_ratio, self.betas, self.weight_decay = config.mask_ratio, config.betas, config.weight_decay
         self.preview_every, self.precision = config.preview_every, config.precision
         self.images, self.unreadable, self.others = scan.images, scan.unreadable, scan.others
@@ -73,17 +73,17 @@ class PretrainingTask:
         return self.previews.zero_prediction_loss
 
     def begin(self, run: Run, position: Position) -> None:
-        """Keep the run, and choose the images of the previews."""
+        """Store the run, and choose the images of the previews."""
         self.run = run
         self.probes = Probes(self.model, self.probe_data, run.ranks, precision=self.precision, epochs=run.plan.epochs)
         self.previews = Previews(self.model, self.images, self.held_out, self.mask_ratio)
 
     def loss(self) -> nn.Module:
-        """The mean square difference of removed patches."""
+        """The mean squared error of the masked patches (Paper: Section 3, "Reconstruction target")."""
         return PretrainingLoss(self.model)
 
     def make_optimizer(self, lr: float) -> torch.optim.Optimizer:
-        """AdamW with the official groups."""
+        """AdamW with the official parameter groups."""
         return make_optimizer(self.model, lr=lr, betas=self.betas, weight_decay=self.weight_decay)
 
     def inputs(self, position: Position, number: int, batch: Batch) -> tuple[float, Tensor]:
@@ -103,15 +103,15 @@ class PretrainingTask:
         return {"mask_ratio": self.mask_ratio, "noise": torch.stack([noise for _, noise in inputs])}
 
     def identity(self) -> dict[str, Any]:
-        """The model."""
+        """The model's config as text."""
         return {"model": repr(self.model.config)}
 
     def about(self) -> dict[str, Any]:
-        """Nothing beside the sizes."""
+        """Empty: a pre-training checkpoint needs only the sizes."""
         return {}
 
     def official_args(self) -> dict[str, Any]:
-        """As the official pre-training script names them."""
+        """The settings under the names of the official pre-training script."""
         return official_args(self.config, self.run.plan, self.run.ranks)
 
     def advice(self, seconds: float) -> tuple[Advice, ...]:
@@ -119,7 +119,7 @@ class PretrainingTask:
         return check_plan(self.config, self.run.plan, seconds)
 
     def shows(self, epochs: int) -> bool:
-        """Every so many epochs and after the last."""
+        """Whether a preview is due: every ``--preview-every`` epochs and after the last."""
         every = self.preview_every
         return bool(every) and (epochs % every == 0 or epochs == self.run.plan.epochs)
 
@@ -132,7 +132,7 @@ class PretrainingTask:
         return self.probes.measure(done.epoch + 1, done.step) if self.probes else None
 
     def finish(self, position: Position) -> bool:
-        """Nothing is left to do."""
+        """True: nothing is left to do after the last epoch."""
         return True
 
 

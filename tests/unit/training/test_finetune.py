@@ -268,7 +268,7 @@ def test_replay_repeats_the_step_with_its_labels_mixing_and_drop_path(
     with pytest.raises(TrainingError, match="the loss became nan") as stopped:
         finetune(config)
     monkeypatch.undo()
-    assert f"maecli replay {config.out / 'replay.pth'} looks for the cause" in str(stopped.value.hint)
+    assert f"to find the module where it began: maecli replay {config.out / 'replay.pth'};" in str(stopped.value.hint)
     found = replay(ReplayConfig(config.out / "replay.pth", device="cpu"))
     assert [one.precision for one in found.passes] == ["fp32"]
     assert found.passes[0].loss == pytest.approx(sum(losses[-2:]) / 2, rel=1e-6)
@@ -325,8 +325,8 @@ def test_a_class_without_a_readable_test_image_is_named(finetuning: FinetuneConf
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"variant": "vit_tiny"}, "--variant vit_tiny: the sizes are those of the pre-trained weights"),
-        ({"variant": "vit_tiny", "from_scratch": True}, "--variant and --init both tell the sizes"),
+        ({"variant": "vit_tiny"}, "--variant vit_tiny needs --from-scratch: pre-trained weights"),
+        ({"variant": "vit_tiny", "from_scratch": True}, "--variant and --init both set the sizes"),
         ({"min_lr": 1.0}, "--min-lr 1 is above --lr 0.002"),
     ],
 )

@@ -371,7 +371,7 @@ def test_a_broken_newest_state_falls_back_to_the_one_before(config: PretrainConf
     assert started.first_step == 3
     assert len(started.warnings) == 2
     assert "checkpoint-last.pth" in started.warnings[0]
-    assert "going on from" in started.warnings[0]
+    assert "; resuming from " in started.warnings[0]
     broken = sorted(path.name for path in config.out.glob("*.broken"))
     assert broken == ["checkpoint-last-1.pth.broken", "checkpoint-last.pth.broken"]
     for path in RunFolder(config.out, resume=True).states():
@@ -568,7 +568,7 @@ def test_a_disk_that_is_gone_stops_the_run_and_is_named(config: PretrainConfig, 
             for path in images.iterdir():
                 path.unlink()
 
-    with pytest.raises(DataError, match=r"none of 11 images tried one after the other can be read: ") as caught:
+    with pytest.raises(DataError, match=r"none of 11 images in a row can be read: ") as caught:
         pretrain(dataclasses.replace(config, max_unreadable=1.0), break_all)
     assert re.search(r"\d+\.png: no such file; .*; \.\.\.$", caught.value.message)
     assert "unreadable.tsv" in (caught.value.hint or "")

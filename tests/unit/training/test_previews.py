@@ -77,7 +77,7 @@ def test_the_caption_says_where_the_original_helps(
     monkeypatch.setattr(module, "draw_grid", drawn)
     previews(photos, norm_pix_loss=norm_pix_loss).draw(tmp_path / "page.png", 3)
     assert notes[0].startswith("Epoch 3, training images.")
-    assert ("are the original's, and help the PSNR." in notes[0]) == norm_pix_loss
+    assert ("are taken from the original, which raises the PSNR." in notes[0]) == norm_pix_loss
 
 
 def test_zero_is_held_against_raw_pixels_of_more_than_the_previews(photos: Path) -> None:

@@ -75,7 +75,7 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["config.toml", "log.jsonl", "classifier.pth", "result.json", "environment.json"])
 def test_files_of_others_are_not_written_over(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine = 1")
-    with pytest.raises(ConfigError, match=rf"{name} is not a run's, and would be overwritten"):
+    with pytest.raises(ConfigError, match=rf"{name} was not written by a run and would be overwritten"):
         RunFolder(tmp_path, resume=False)
 
 
@@ -87,5 +87,5 @@ def test_a_run_that_was_killed_early_can_start_again_but_a_result_stays(tmp_path
     (tmp_path / "classifier.pth").write_text("the first epoch's")
     RunFolder(tmp_path, resume=False)
     (tmp_path / "result.json").write_text("{}")
-    with pytest.raises(ConfigError, match="holds the result of a run whose states were removed"):
+    with pytest.raises(ConfigError, match="holds the result of a run whose checkpoints were removed"):
         RunFolder(tmp_path, resume=False)
