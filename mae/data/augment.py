@@ -21,13 +21,13 @@ from mae.data.decoding.image import decode_image
 from mae.data.decoding.jpeg import DCT_SCALE, JpegHeader, decode_rows, read_header
 from mae.data.decoding.orientation import UPRIGHT, Turn, turn_of
 
-# An image is decoded smaller only as far as a crop keeps this many times the pixels of its side.
+# A JPEG is decoded at a smaller size only if the crop still has this many times the pixels needed along each side.
 OVERSAMPLING = 1.3
 LARGEST_OFFSET_ERROR = 0.1
 
 
 class FullImage(NamedTuple):
-    """A decoded image: (rows, columns, C) uint8 as it is stored, and how it becomes upright."""
+    """A decoded image: pixels (rows, columns, C) uint8 as stored, and the turn that makes it upright."""
 
     pixels: NDArray[np.uint8]
     turn: Turn
@@ -38,11 +38,11 @@ class FullImage(NamedTuple):
         return self.pixels.shape[0], self.pixels.shape[1]
 
     def dct_scale(self, box: Box, size: tuple[int, int]) -> int:
-        """Always the full size."""
+        """Always ``DCT_SCALE``, the full size."""
         return DCT_SCALE
 
     def decode(self, rows: int, dct_scale: int) -> NDArray[np.uint8]:
-        """The pixels, with at least the first ``rows``."""
+        """All pixels, of which the first ``rows`` are needed."""
         return self.pixels
 
 
@@ -61,7 +61,7 @@ class JpegImage(NamedTuple):
         return self.header.rows, self.header.columns
 
     def dct_scale(self, box: Box, size: tuple[int, int]) -> int:
-        """The smallest decoding size that still has enough pixels for a box and places it precisely enough."""
+        """The smallest decoding size, in eighths, with enough pixels for a box and a small enough position error."""
         for dct_scale in (1, 2, 4):
             small = box.scaled(dct_scale / DCT_SCALE)
             steps = small.height / size[0], small.width / size[1]
@@ -78,18 +78,18 @@ class JpegImage(NamedTuple):
 
 
 class Augmentation:
-    """RandomResizedCrop (bicubic) and a horizontal flip, nothing else.
+    """RandomResizedCrop (bicubic) and a horizontal flip.
 
-    The crop's box is drawn as torchvision draws it. The pixels are those of the official pipeline but for
-    rounding, except that a large JPEG is decoded at a fraction of its size where the crop has pixels to spare.
+    The crop's box is drawn as torchvision draws it. The pixels equal those of the official pipeline up to rounding,
+    except that a large JPEG is decoded at a smaller size if the crop has more pixels than needed.
 
     Args:
         image_size: Size of a crop in pixels, (rows, columns).
         in_chans: Channels.
-        crop_scale: Smallest and largest share of an image's area that a crop covers.
-        hflip: Whether to flip half of the crops.
-        decoder: What decodes a usual JPEG, "pillow" or "simplejpeg"; from ``resolve_decoder``.
-        crop_ratio: Narrowest and widest crop, columns over rows.
+        crop_scale: Smallest and largest fraction of an image's area that a crop covers.
+        hflip: Whether to flip crops horizontally with probability 0.5.
+        decoder: Decoder of common JPEGs, "pillow" or "simplejpeg"; from ``resolve_decoder``.
+        crop_ratio: Smallest and largest aspect ratio of a crop, columns / rows.
     """
 
     def __init__(
@@ -112,9 +112,9 @@ class Augmentation:
         """Augment the image in an open file; (rows, columns, C) uint8.
 
         Args:
-            file: Open for reading, and it can seek.
-            name: What messages call it.
-            seed: Of this image in this epoch.
+            file: An open, seekable file.
+            name: Name of the image in messages.
+            seed: Seed of the augmentation, from the run's seed, the epoch and the image.
 
         Raises:
             DataError: It cannot be read as an image.

@@ -1,4 +1,4 @@
-"""Blocks of remote objects on the disk: bounded, least recently used out first, shared by all processes."""
+"""A disk cache of blocks of remote objects: bounded, evicts the least recently used, shared by all processes."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from mae.io.files import temporary_beside
 from mae.io.locks import take_lock
 
 BLOCK_BYTES = 4 * 2**20
-LEAST_FREE = 256 * 2**20  # bytes of the disk that are left to others
-_CHECK_BYTES = 4  # behind a block, its checksum
-_SHARE_BETWEEN = 200  # a process looks at the sizes after it has written so small a share of what may be there
-_SHARE_KEPT = 0.9  # when it removes some: the other processes write meanwhile
+LEAST_FREE = 256 * 2**20  # bytes of the disk that the cache leaves free
+_CHECK_BYTES = 4  # length of the checksum after each block
+_SHARE_BETWEEN = 200  # a process checks the total size after writing this fraction (1/200) of the limit
+_SHARE_KEPT = 0.9  # fraction of the limit that is kept on eviction, since other processes go on writing
 _LOCKS = 64
 
 
 class BlockCache:
-    """Files of a folder, one for each block, named by what it is a block of.
+    """A folder with one file per block, named by the object's key and the block's number.
 
-    What cannot be read or written is not cached, and no error: whoever asked fetches the block again.
+    A block that cannot be read or written is not cached; no error is raised, and the caller fetches the block again.
 
     Args:
-        folder: Made when it is needed, also when it was deleted meanwhile.
-        most_bytes: What all blocks may take.
+        folder: Folder of the files; created when needed.
+        most_bytes: Limit of the size of all blocks together, in bytes.
     """
 
     def __init__(self, folder: Path, most_bytes: int) -> None:
         self.folder = folder
         self.most_bytes = most_bytes
-        self._checked: set[tuple[str, int]] = set()  # by this process, since it began
-        self._written: int | None = None  # since the sizes were last looked at; None before that
+        self._checked: set[tuple[str, int]] = set()  # blocks whose checksum this process has verified
+        self._written: int | None = None  # bytes since the total size was last checked; None before the first check
 
     def get(self, key: str, number: int, size: int, start: int, end: int) -> bytes | None:
-        """Bytes of a block, or None where they are not at hand.
+        """Bytes of a block, or None if the block is not in the cache.
 
         Args:
-            key: Of the object.
-            number: Of the block.
-            size: Of the block.
-            start, end: Which of its bytes.
+            key: Key of the object.
+            number: Number of the block.
+            size: Size of the block in bytes.
+            start, end: Range of bytes within the block.
         """
         path = self._path(key, number)
         try:
@@ -69,12 +69,12 @@ class BlockCache:
         return part if len(part) == end - start else None
 
     def holds(self, key: str, number: int) -> bool:
-        """Whether a block is there."""
+        """Whether a block is in the cache."""
         return self._path(key, number).exists()
 
     @contextlib.contextmanager
     def fetching(self, key: str, number: int) -> Iterator[None]:
-        """Keep other processes from fetching the same block meanwhile."""
+        """A context manager that prevents other processes from fetching the same block at the same time."""
         release = None
         with contextlib.suppress(OSError):
             locks = self.folder / "locks"
@@ -87,7 +87,7 @@ class BlockCache:
                 release()
 
     def put(self, key: str, number: int, data: bytes) -> None:
-        """Keep a block, if there is room."""
+        """Store a block, if there is room."""
         path = self._path(key, number)
         if self._written is None or self._written > self.most_bytes // _SHARE_BETWEEN:
             self.make_room()
@@ -108,7 +108,7 @@ class BlockCache:
                 temporary.unlink()
 
     def make_room(self, share: float = _SHARE_KEPT) -> None:
-        """Remove the blocks that were not used for longest, where they are more than may be or less is wanted."""
+        """Remove the least recently used blocks until the rest takes at most ``share`` of the limit."""
         self._written = 0
         blocks = []
         with contextlib.suppress(OSError):

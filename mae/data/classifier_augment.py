@@ -23,16 +23,16 @@ from mae.errors import ConfigError
 from mae.system.seeding import derive_seed
 
 _POLICY = re.compile(r"rand(-(m\d+|n\d+|mstd\d+(\.\d+)?|mmax\d+|inc[01]|p\d+(\.\d+)?))*")
-_TRANSLATE = 0.45  # largest shift, of the shorter side
+_TRANSLATE = 0.45  # largest shift as a fraction of the shorter side
 _ERASED_AREA = (0.02, 1 / 3)
-_ERASED_RATIO = 0.3  # narrowest; the widest is its inverse
+_ERASED_RATIO = 0.3  # smallest aspect ratio of the erased rectangle; the largest is its inverse
 
 
 def resolve_augmenter(name: str) -> str:
-    """What "auto" stands for here: "timm" where it is installed, else "torchvision".
+    """Resolve "auto" to "timm" if it is installed, else "torchvision".
 
     Raises:
-        ConfigError: timm was named, and is not installed.
+        ConfigError: ``name`` is "timm", and timm is not installed.
     """
     there = importlib.util.find_spec("timm") is not None
     if name == "timm" and not there:
@@ -47,7 +47,7 @@ def check_policy(policy: str, in_chans: int) -> None:
     """Check a RandAugment policy.
 
     Raises:
-        ConfigError: It is none, or there are not three channels.
+        ConfigError: The policy is not a RandAugment policy, or the images do not have three channels.
     """
     if policy == "none":
         return
@@ -67,8 +67,8 @@ class ClassifierAugmentation(Augmentation):
 
     Args:
         image_size, in_chans, crop_scale, hflip, decoder, crop_ratio: As for ``Augmentation``.
-        policy: Of RandAugment, as timm writes them, or "none".
-        reprob: Probability of erasing a rectangle; where it is above 0, images come normalised, float32.
+        policy: RandAugment policy in timm's notation, or "none".
+        reprob: Probability of erasing a rectangle; if it is above 0, the returned images are normalised, float32.
         augmenter: "timm" or "torchvision"; from ``resolve_augmenter``.
     """
 
@@ -93,11 +93,11 @@ class ClassifierAugmentation(Augmentation):
         self._erase: Callable[[Tensor], Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what a loader process makes for itself."""
+        """Leave out the augmenters, which each loader process makes for itself."""
         return self.__dict__ | {"_rand_augment": None, "_erase": None}
 
     def crop(self, image: JpegImage | FullImage, seed: int) -> Tensor:
-        """Crop and augment as the seed says; (rows, columns, C), uint8, or float32 where it erases."""
+        """Crop and augment, seeded by ``seed``; (rows, columns, C), uint8, or float32 if ``reprob`` > 0."""
         crop = super().crop(image, seed)
         if self.policy == "none" and self.reprob == 0:
             return crop
@@ -130,7 +130,7 @@ class ClassifierAugmentation(Augmentation):
 
 
 def _make_timm(policy: str, image_size: tuple[int, int]) -> Callable[[Any], Any]:
-    """As timm's ``create_transform`` makes it for bicubic training crops."""
+    """RandAugment of timm, with the arguments that timm's ``create_transform`` uses for bicubic training crops."""
     from timm.data.auto_augment import rand_augment_transform
 
     mean = channel_statistics(3)[0]
@@ -148,7 +148,7 @@ def _make_timm(policy: str, image_size: tuple[int, int]) -> Callable[[Any], Any]
 
 
 def _posterizing(posterize: Callable[..., Image.Image]) -> Callable[..., Image.Image]:
-    """Timm's operation, and black for 0 bits, which a strong magnitude asks for and newer releases of Pillow refuse."""
+    """Timm's posterize; 0 bits, which strong magnitudes lead to and new releases of Pillow refuse, give black."""
 
     def applied(image: Image.Image, bits: int, **settings: Any) -> Image.Image:
         return posterize(image, bits, **settings) if bits > 0 else Image.new(image.mode, image.size)
@@ -157,7 +157,7 @@ def _posterizing(posterize: Callable[..., Image.Image]) -> Callable[..., Image.I
 
 
 def _make_torchvision(policy: str, image_size: tuple[int, int]) -> Callable[[Any], Any]:
-    """The same number of operations and magnitude; torchvision's magnitudes do not vary from image to image."""
+    """RandAugment of torchvision with the policy's number of operations and magnitude, which does not vary by image."""
     from torchvision.transforms import v2
 
     words = policy.split("-")[1:]
@@ -165,7 +165,7 @@ def _make_torchvision(policy: str, image_size: tuple[int, int]) -> Callable[[Any
     fill = [round(255 * value) for value in channel_statistics(3)[0]]
     made: Callable[[Any], Any] = v2.RandAugment(
         num_ops=int(numbers.get("n", 2)),
-        magnitude=round(numbers.get("m", 10) * 3),  # of 31 steps here, of 10 there
+        magnitude=round(numbers.get("m", 10) * 3),  # torchvision has 31 magnitude steps, timm 10
         num_magnitude_bins=31,
         interpolation=v2.InterpolationMode.BICUBIC,
         fill=fill,
@@ -189,7 +189,7 @@ def _make_erasing(augmenter: str, reprob: float) -> Callable[[Tensor], Tensor]:
 
 @contextmanager
 def _lent_seed(seed: int) -> Iterator[None]:
-    """Seed the global streams that timm and torchvision draw from, and put them back after."""
+    """Seed the global generators that timm and torchvision use, and restore their states afterwards."""
     before = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)

@@ -1,4 +1,4 @@
-"""The official random crop: its box and the resampling of its pixels (Paper: Appendix A.1)."""
+"""The official random resized crop: drawing the box and resampling its pixels (Paper: Appendix A.1)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 
 RATIO = (3 / 4, 4 / 3)
 ATTEMPTS = 10
-# A resampled row may lie this far from where it should, in pixels of the source.
+# Largest position error of a resampled row, in pixels of the source.
 OFFSET_TOLERANCE = 0.02
 MOST_LEADING_ROWS = 24
 
 
 class Box(NamedTuple):
-    """A part of an image in pixels; fractions of a pixel where the image was decoded smaller."""
+    """A rectangle of an image in pixels; coordinates are fractional if the image was decoded at a smaller size."""
 
     top: float
     left: float
@@ -27,7 +27,7 @@ class Box(NamedTuple):
     width: float
 
     def scaled(self, factor: float) -> Box:
-        """The same part of an image whose sides are ``factor`` times as long."""
+        """The same rectangle of an image whose sides are ``factor`` times as long."""
         return Box(*(side * factor for side in self))
 
 
@@ -38,13 +38,13 @@ def draw_box(
     generator: torch.Generator,
     ratio: tuple[float, float] = RATIO,
 ) -> Box:
-    """A random crop, drawn as torchvision's RandomResizedCrop draws it, from a stream of its own.
+    """Draw the box of a random crop as torchvision's RandomResizedCrop does, from a given generator.
 
     Args:
-        rows, columns: Of the upright image.
-        scale: Smallest and largest share of the image's area.
-        generator: The same state gives the box that torchvision gives from the global stream.
-        ratio: Narrowest and widest crop, columns over rows.
+        rows, columns: Size of the upright image in pixels.
+        scale: Smallest and largest fraction of the image's area.
+        generator: Random generator; torchvision's global generator in the same state gives the same box.
+        ratio: Smallest and largest aspect ratio, columns / rows.
     """
     log_ratio = torch.log(torch.tensor(ratio)).tolist()  # rounded as torchvision's is
     for _ in range(ATTEMPTS):
@@ -58,23 +58,23 @@ def draw_box(
     if columns / rows < ratio[0]:
         width, height = columns, max(1, round(columns / ratio[0]))
     elif columns / rows > ratio[1]:
-        width, height = max(1, round(rows * ratio[1])), rows  # torchvision's may have no pixel
+        width, height = max(1, round(rows * ratio[1])), rows  # torchvision's box may have a side of 0 pixels
     else:
         width, height = columns, rows
     return Box((rows - height) // 2, (columns - width) // 2, height, width)
 
 
 def resample(pixels: NDArray[np.uint8], box: Box, size: tuple[int, int]) -> Tensor:
-    """Bicubic resampling with antialiasing of a part of an image.
+    """Resample a rectangle of an image, bicubic with antialiasing.
 
-    torch's fast 8-bit kernel knows no fraction of a pixel to begin at. Where the box begins at one, a few rows
-    are put before it, so many that the first of them begins at a whole pixel or hardly beside it, and are
-    dropped from the result.
+    torch's fast 8-bit kernel can only start at a whole pixel. If the box starts at a fraction of a pixel, a few rows
+    above it are resampled too, such that the first one starts (nearly) at a whole pixel; they are dropped from the
+    result.
 
     Args:
-        pixels: (rows, columns, C) uint8.
-        box: What to take.
-        size: (rows, columns) of the result.
+        pixels: Image, (rows, columns, C) uint8.
+        box: The rectangle.
+        size: Size of the result, (rows, columns).
 
     Returns:
         (rows, columns, C) uint8.
@@ -86,7 +86,7 @@ def resample(pixels: NDArray[np.uint8], box: Box, size: tuple[int, int]) -> Tens
     left, drop_left = _whole_start(box.left, step_across)
     part = pixels[top : math.ceil(box.top + box.height - 1e-6), left : math.ceil(box.left + box.width - 1e-6)]
     imgs = torch.from_numpy(part).permute(2, 0, 1)[None]  # (1, C, h, w) with channels last in memory
-    # Not torch.nn.functional.interpolate: it takes a size or a scale, and a box with fractions needs both.
+    # torch.nn.functional.interpolate takes a size or a scale; a fractional box needs both.
     resampled: Tensor = torch.ops.aten._upsample_bicubic2d_aa(
         imgs, [size[0] + drop_top, size[1] + drop_left], False, 1 / step_down, 1 / step_across
     )
@@ -107,7 +107,7 @@ def offset_error(start: float, step: float) -> float:
 
 
 def _whole_start(start: float, step: float) -> tuple[int, int]:
-    """A whole pixel to begin at, and how many resampled rows lie between it and ``start``."""
+    """A whole pixel to start at, and the number of resampled rows between it and ``start``."""
     best = (abs(start - round(start)), round(start), 0)
     for leading in range(1, MOST_LEADING_ROWS):
         if best[0] <= OFFSET_TOLERANCE or start - leading * step < -OFFSET_TOLERANCE:

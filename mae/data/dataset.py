@@ -17,17 +17,17 @@ from mae.data.sources.base import ImageSource
 from mae.data.sources.scan import Unreadable
 from mae.system.seeding import derive_seed, stream
 
-# Files that are tried for one image: itself and the next ones, then others from anywhere.
+# Files that are tried for one image: itself and the next ones, then randomly drawn ones.
 NEXT_TRIED, MOST_TRIES = 8, 16
 
 
 class Sample(NamedTuple):
-    """A decoded, augmented image (H, W, C), and the unreadable files that were tried first.
+    """A decoded, augmented image (H, W, C), and the unreadable files that were tried before it.
 
-    There is none where every file that was tried is unreadable.
+    The image is None if every file that was tried is unreadable.
 
     Attributes:
-        number: Which image it is: the one that was drawn, or the one that took its place.
+        number: Number of the image in the source: the drawn one, or its replacement.
     """
 
     image: Tensor | None
@@ -39,15 +39,15 @@ class Sample(NamedTuple):
 class ImageDataset(Dataset[Sample]):
     """Images with the official augmentation (Paper: Appendix A.1).
 
-    A file that cannot be decoded is replaced by another one, so one bad file ends no run: by the first of the next few
-    that can, else by the first of a few from anywhere, since a gap may be long. More are not tried: on a disk that is
-    gone each try may take minutes.
+    A file that cannot be decoded is replaced by the first readable one of the next few files, else of a few randomly
+    drawn ones, since many files in a row may be unreadable. No more are tried, because on a failed disk each try may
+    take minutes.
 
     Args:
         source: The images.
-        augmentation: What is done to each.
-        seed: The run's seed.
-        cache_bytes: How much memory decoded images may take, in all loader processes together; 0 keeps none.
+        augmentation: Augmentation of each image.
+        seed: Seed of the run.
+        cache_bytes: Memory for decoded images in bytes, in all loader processes together; 0 disables the cache.
     """
 
     def __init__(self, source: ImageSource, augmentation: Augmentation, seed: int, cache_bytes: int = 0) -> None:
@@ -71,7 +71,7 @@ class ImageDataset(Dataset[Sample]):
         return Sample(None, tuple(unreadable))
 
     def __getitems__(self, draws: Sequence[Draw]) -> list[Sample]:
-        """The samples of a batch, up to the first for which no image can be read, without which it is not used."""
+        """The samples of a batch, up to the first one without a readable image: then the batch is not used."""
         samples = []
         for draw in draws:
             samples.append(self[draw])
@@ -93,7 +93,7 @@ class ImageDataset(Dataset[Sample]):
                 yield index
 
     def _augmented(self, index: int, seed: int) -> tuple[Tensor, bool]:
-        """An image under the augmentation that the seed names, and whether it was kept."""
+        """The augmented image, and whether it came from the cache."""
         if self.cache is not None and (kept := self.cache.get(index)) is not None:
             return self.augmentation.crop(kept, seed), True
         name = self.source.name(index)

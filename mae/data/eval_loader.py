@@ -1,4 +1,4 @@
-"""Every image once, in order, at the model's image size, for computing features."""
+"""Loads every image once, in order, at the model's image size, for computing features."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mae.data.sources.base import ImageSource
 
 
 class EvalSample(NamedTuple):
-    """One image as uint8 (C, H, W), or why there is none."""
+    """One image as uint8 (C, H, W), or the reason why it cannot be read."""
 
     number: int
     image: Tensor | None
@@ -24,12 +24,12 @@ class EvalSample(NamedTuple):
 
 
 class EvalBatch(NamedTuple):
-    """Images that could be read, and those that could not.
+    """The readable images of a batch, and the numbers of the unreadable ones.
 
     Attributes:
-        indices: Which images of the source these are.
+        indices: Numbers of the readable images in the source, (B,).
         images: (B, C, H, W) uint8.
-        unreadable: (index, reason) of the others.
+        unreadable: (index, reason) of the unreadable images.
     """
 
     indices: tuple[int, ...]
@@ -38,7 +38,7 @@ class EvalBatch(NamedTuple):
 
 
 class EvalDataset(Dataset[EvalSample]):
-    """Images of a source in the model's frame; an unreadable one has its reason in the image's place."""
+    """Images of a source, resized and cropped to the model's image size; unreadable ones come with the reason."""
 
     def __init__(self, source: ImageSource, transform: EvalTransform, in_chans: int) -> None:
         self.source = source
@@ -58,7 +58,7 @@ class EvalDataset(Dataset[EvalSample]):
 def eval_batches(
     dataset: EvalDataset, batches: Sequence[Sequence[int]], *, workers: int, pin_memory: bool = False
 ) -> Iterator[EvalBatch]:
-    """Batches of images by their numbers, in this order.
+    """Load batches of images, given by their numbers, in the given order.
 
     Raises:
         DataError: A loader process died.
@@ -69,7 +69,7 @@ def eval_batches(
 
 
 class _Collate:
-    """Samples as one batch; a class and no closure, since loader processes may be spawned."""
+    """Stacks samples to a batch; a class, because a closure cannot be sent to spawned loader processes."""
 
     def __init__(self, dataset: EvalDataset) -> None:
         self.shape = (0, dataset.in_chans, *dataset.transform.image_size)

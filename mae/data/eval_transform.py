@@ -1,4 +1,4 @@
-"""The official evaluation transform: the shorter side is scaled, the centre is cut out; nothing is random."""
+"""The official evaluation transform: scale the shorter side, crop the centre; nothing is random."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from torch import Tensor
 from mae.data.transforms import image_to_tensor
 
 OFFICIAL_CROP_PCT = 224 / 256
-LARGEST_CROPPED = 224  # pixels; the official transform cuts nothing off for larger frames
+LARGEST_CROPPED = 224  # pixels; for larger image sizes the official transform does not crop
 
 
 class EvalTransform:
     """Resize and crop an image to the model's image size as in the official validation.
 
-    The image is scaled (bicubic) until it covers the frame divided by ``crop_pct``, and the centre is cut out:
-    for the usual frame of 224 pixels the shorter side becomes 256. An image that is no larger than the frame has
-    nothing to spare and is scaled to the frame itself; one of the frame's size is taken as it is.
+    The image is scaled (bicubic) until it covers the image size divided by ``crop_pct``, and the centre is cropped:
+    for 224 pixels the shorter side becomes 256. An image that is not larger than the image size is scaled to cover the
+    image size itself, without a margin; one of exactly that size is not changed.
 
     Args:
-        image_size: The frame in pixels, (rows, columns).
-        crop_pct: Share of each side that is kept; None for the official rule: 224/256 up to 224 pixels, 1 above.
+        image_size: Size of the result in pixels, (rows, columns).
+        crop_pct: Fraction of each side that is kept; None for the official rule: 224/256 up to 224 pixels, 1 above.
     """
 
     def __init__(self, image_size: tuple[int, int], crop_pct: float | None = None) -> None:
@@ -28,7 +28,7 @@ class EvalTransform:
         self.crop_pct = crop_pct or (OFFICIAL_CROP_PCT if max(image_size) <= LARGEST_CROPPED else 1.0)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """A decoded image as uint8 (C, rows, columns)."""
+        """Transform a decoded image -> uint8 (C, rows, columns)."""
         rows, columns = self.image_size
         if (image.height, image.width) != self.image_size:
             image = self._cropped(image, rows, columns)
@@ -45,6 +45,6 @@ class EvalTransform:
 def _covering(size: tuple[int, int], rows: int, columns: int) -> tuple[int, int]:
     """(height, width) of an image, given as (width, height), scaled until it just covers (rows, columns)."""
     width, height = size
-    if columns * height >= rows * width:  # the width decides
+    if columns * height >= rows * width:  # the width limits the scale
         return max(rows, columns * height // width), columns
     return rows, max(columns, rows * width // height)

@@ -1,4 +1,4 @@
-"""A cache of groups of images that can only be read as a whole."""
+"""A shared cache of groups of images that can only be decoded as a whole, such as Parquet row groups."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from numpy.typing import NDArray
 from mae.data.shared_memory import SharedMemory
 
 _WORD = 8  # bytes of an int64
-BYTES_PER_ROW = 2 * _WORD  # beside its own: where it begins and how long it is
+BYTES_PER_ROW = 2 * _WORD  # index entry of a row: offset and length
 
 
 class GroupCache:
-    """The rows of a few groups, kept once for all processes that share the memory.
+    """A cache of a few groups of rows, shared by all processes that share the memory; evicts the oldest group.
 
-    Neighbours in the order are read by different processes. Whichever first needs a group decodes it, and those that
-    need it meanwhile wait. The group that came first goes first.
+    Neighbouring images of an epoch's order are loaded by different processes. The first process that needs a group
+    decodes it, and the others that need it wait until it is done.
 
     Args:
-        groups: How many there are in all.
-        capacity: Bytes for the groups that are kept at a time.
+        groups: Total number of groups.
+        capacity: Memory for cached groups in bytes.
     """
 
     def __init__(self, groups: int, capacity: int) -> None:
@@ -29,7 +29,7 @@ class GroupCache:
         self.memory = SharedMemory((1 + 2 * groups) * _WORD + capacity)
 
     def row(self, group: int, row: int, decode: Callable[[], Sequence[bytes | None]]) -> bytes | None:
-        """One row of a group; ``decode`` gives all of them, and is called where the group is not kept."""
+        """One row of a group; ``decode`` returns all rows of the group, and is called if it is not cached."""
         found, data = self._find(group, row)
         if found:
             return data
@@ -50,7 +50,7 @@ class GroupCache:
             return True, None if length < 0 else self.memory.bytes[place + start : place + start + length]
 
     def _keep(self, group: int, rows: Sequence[bytes | None]) -> None:
-        """Write a group over the oldest ones: an index of the rows, then the rows."""
+        """Write a group (an index of the rows, then the rows) over the oldest ones."""
         lengths = np.array([-1 if data is None else len(data) for data in rows], np.int64)
         taken = np.maximum(lengths, 0)
         starts = BYTES_PER_ROW * len(rows) + np.cumsum(taken) - taken
@@ -73,10 +73,10 @@ class GroupCache:
 
     @property
     def _next(self) -> NDArray[np.int64]:
-        """Where the next group goes."""
+        """Offset of the next group to be written."""
         return np.frombuffer(self.memory.bytes, np.int64, 1)
 
     @property
     def _places(self) -> NDArray[np.int64]:
-        """(groups, 2): where each group begins and its size, 0 for one that is not there."""
+        """(groups, 2): offset and size of each group; size 0 if it is not cached."""
         return np.frombuffer(self.memory.bytes, np.int64, 2 * self.groups, _WORD).reshape(-1, 2)

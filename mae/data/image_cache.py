@@ -1,4 +1,4 @@
-"""A cache of decoded images in memory, for small data sets."""
+"""A shared in-memory cache of decoded images, for small data sets."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _ORIENTATIONS = {turn: number for number, turn in TURNS.items()}
 
 
 class ImageCache:
-    """Decoded images, kept once for all processes that share the memory: any of them finds what another has decoded.
+    """A cache of decoded images, shared by all processes that share the memory.
 
-    The first that come stay, as many as fit. Every epoch asks for every image once, so to drop one for another would
-    gain nothing.
+    The first images that fit stay; none is evicted, because every epoch uses every image once, so eviction would not
+    raise the hit rate.
 
     Args:
-        images: How many there are in all.
-        limit: Bytes for everything, the index included.
+        images: Total number of images.
+        limit: Memory in bytes, the index included.
     """
 
     def __init__(self, images: int, limit: int) -> None:
@@ -35,7 +35,7 @@ class ImageCache:
         return max(0, self.memory.size - self._end() - _HEADER)
 
     def get(self, index: int) -> FullImage | None:
-        """An image that was kept, or None. Its pixels lie in the shared memory."""
+        """A cached image, whose pixels lie in the shared memory, or None if it is not cached."""
         if self._first_place > self.memory.size:
             return None
         place = int(self._index[1 + index])
@@ -46,7 +46,7 @@ class ImageCache:
         return FullImage(pixels.reshape(rows, columns, channels), TURNS[orientation])
 
     def keep(self, index: int, image: FullImage) -> None:
-        """Keep an image, if there is room."""
+        """Store an image, if there is room."""
         needed = _HEADER + -(-image.pixels.nbytes // _WORD) * _WORD
         if image.pixels.nbytes > self.room:
             return
@@ -59,7 +59,8 @@ class ImageCache:
         header[:] = (*image.pixels.shape, _ORIENTATIONS[image.turn])
         pixels = np.frombuffer(self.memory.bytes, np.uint8, image.pixels.nbytes, place + _HEADER)
         pixels[:] = image.pixels.reshape(-1)
-        # Only now is it there for others. The lock is also what keeps a processor from writing this before the pixels.
+        # The index entry makes the image visible to other processes. Taking the lock also ensures that the pixels are
+        # written before the entry.
         with self.memory.locked(0):
             self._index[1 + index] = place
 
@@ -74,5 +75,5 @@ class ImageCache:
 
     def _end(self) -> int:
         if self._first_place > self.memory.size:
-            return self._first_place  # there is no room for the index alone
+            return self._first_place  # the limit is too small even for the index
         return int(self._index[0]) or self._first_place

@@ -1,4 +1,4 @@
-"""From any image to what a model takes, and back: the transform of a model as one object."""
+"""The image transform of a model as one object: from any image to the model's input, and back."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from mae.data.transforms import channel_statistics, denormalise, normalise, to_8
 
 
 class HasConfig(Protocol):
-    """A model, as far as its images are concerned."""
+    """A model with a config, which gives the size and channels of its images."""
 
     config: MAEConfig
 
 
 class ImageTransform:
-    """What is done to an image before a model sees it, as in the official evaluation and in ``embed``.
+    """Preprocess images for a model as in the official evaluation and in ``embed``.
 
-    Decode it upright with the model's channels, scale it (bicubic), cut out the centre, normalise.
+    Steps: decode upright with the model's channels, scale (bicubic), crop the centre, normalise.
 
     Args:
         config: The model's sizes.
@@ -35,7 +35,7 @@ class ImageTransform:
     Attributes:
         size: The model's image size in pixels, (rows, columns).
         in_chans: C, the model's channels.
-        mean, std: Per channel, on a scale of 0 to 1.
+        mean, std: Mean and std of each channel, for pixels from 0 to 1.
     """
 
     def __init__(self, config: MAEConfig, crop_pct: float | None = None) -> None:
@@ -48,7 +48,7 @@ class ImageTransform:
 
     @property
     def crop_pct(self) -> float:
-        """Share of each side that is kept."""
+        """Fraction of each side that is kept."""
         return self._framed.crop_pct
 
     def __call__(self, image: Any) -> Tensor:
@@ -56,7 +56,7 @@ class ImageTransform:
 
         Args:
             image: A path, a PIL image, a uint8 array (H, W) or (H, W, C), or a uint8 tensor (C, H, W). A tensor of
-                floats with the model's shape is normalised already and comes back as it is.
+                floats with the model's shape counts as normalised and is returned unchanged.
 
         Raises:
             TypeError, ValueError: It is something else, or of another shape.
@@ -67,10 +67,10 @@ class ImageTransform:
         return normalise(self.pixels(image))
 
     def pixels(self, image: Any) -> Tensor:
-        """The same before it is normalised: uint8 (C, rows, columns)."""
+        """One image, scaled and cropped but not normalised -> uint8 (C, rows, columns)."""
         if not isinstance(image, str | Path | Image.Image):
             pixels = to_pixels(image)
-            if pixels.shape == (self.in_chans, *self.size):  # with any number of channels, Pillow's or not
+            if pixels.shape == (self.in_chans, *self.size):  # a tensor may have any number of channels
                 return pixels
         if self.in_chans not in MODES:
             raise ValueError(
@@ -107,14 +107,14 @@ class ImageTransform:
 
 
 def transforms(model: HasConfig | MAEConfig, *, crop_pct: float | None = None) -> ImageTransform:
-    """The transform of a model's images: ``mae.transforms(model)(image)`` -> (C, rows, columns).
+    """The image transform of a model: ``mae.transforms(model)(image)`` -> (C, rows, columns).
 
     Args:
-        model: The model, or its sizes.
+        model: The model, or its ``MAEConfig``.
         crop_pct: Share of each side that is kept; None for the official rule: 224/256 up to 224 pixels, 1 above.
 
     Raises:
-        TypeError: It is something else.
+        TypeError: ``model`` is neither.
     """
     config = model if isinstance(model, MAEConfig) else getattr(model, "config", None)
     if not isinstance(config, MAEConfig):

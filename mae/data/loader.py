@@ -1,4 +1,4 @@
-"""Training batches: augmented images in a seeded order that any step can be resumed from."""
+"""Training batches: augmented images in a seeded order, from any step of the run on."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ SECONDS_TO_DIE = 2.0
 
 
 class Batch(NamedTuple):
-    """Images, and the unreadable files met on the way.
+    """A batch of images, and the unreadable files that were found while loading it.
 
     Attributes:
-        images: (B, C, H, W) uint8, or float32 where the augmentation normalises, with channels last in memory; none if
-            one of them could not be had.
+        images: (B, C, H, W) uint8, or float32 if the augmentation normalises, channels last in memory; empty if an
+            image could neither be read nor replaced.
         unreadable: All files that could not be read.
-        not_replaced: Those that were tried for an image that could not be had.
-        cached: How many of the images were decoded already, as ``--cache`` had kept them.
-        indices: Which images of the source these are.
+        not_replaced: The files that were tried for an image that could neither be read nor replaced.
+        cached: Number of images that came from ``--cache``.
+        indices: Numbers of the images in the source.
     """
 
     images: Tensor
@@ -47,7 +47,7 @@ class Batch(NamedTuple):
 def make_loader(
     dataset: ImageDataset, batches: EpochBatches, *, workers: int, pin_memory: bool = False
 ) -> DataLoader[Batch]:
-    """A loader over all the run's batches; the same batches whatever the number of workers."""
+    """A loader over all batches of the run; the batches do not depend on the number of workers."""
     generator = stream(batches.seed, "loader")
     return loader_of(dataset, batches, collate, generator, workers=workers, pin_memory=pin_memory)
 
@@ -55,13 +55,13 @@ def make_loader(
 def loader_of(
     dataset: Any, batches: Any, collate: Any, generator: torch.Generator, *, workers: int, pin_memory: bool
 ) -> DataLoader[Any]:
-    """Torch's loader over batches of a dataset's indices, with what all loaders here have in common.
+    """Torch's DataLoader over batches of a dataset's indices, with the settings that all loaders here share.
 
     Args:
-        dataset, batches, collate: As torch's loader takes them.
-        generator: What the loader draws its base seed from; else that would come from torch's global stream.
-        workers: Loader processes.
-        pin_memory: Whether batches lie in pinned memory.
+        dataset, batches, collate: ``dataset``, ``batch_sampler`` and ``collate_fn`` of DataLoader.
+        generator: Source of the loader's base seed; without it, torch's global generator would be used and changed.
+        workers: Number of loader processes.
+        pin_memory: Whether to copy batches to pinned memory.
     """
     return DataLoader(
         dataset,
@@ -76,7 +76,7 @@ def loader_of(
 
 
 def loader_workers(wanted: int | None, device: torch.device) -> int:
-    """Loader processes: a core for each, but one for the training process, which on a CPU needs them itself."""
+    """Number of loader processes: ``wanted``, else 1 on a CPU, else at most 16, one per core less one for training."""
     if wanted is not None:
         return wanted
     cores = int(usable_cores() or 1)
@@ -84,7 +84,7 @@ def loader_workers(wanted: int | None, device: torch.device) -> int:
 
 
 def local_processes() -> int:
-    """Processes of the run on this machine, as torchrun says."""
+    """Number of the run's processes on this machine, by torchrun's environment variables."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
@@ -93,10 +93,10 @@ class LoaderError(DataError, RuntimeError):
 
 
 class Batches(Iterator[Batch]):
-    """A loader's batches; a loader process that dies becomes an error that names the cause.
+    """Iterates over a loader's batches; if a loader process dies, raises an error that names the cause.
 
-    torch notices the death by a signal, at once and wherever the training process is, and raises a RuntimeError
-    there; or the death is met first as a broken connection. ``explain`` turns either into the same error.
+    torch's signal handler raises a RuntimeError at any point of the training process as soon as a loader process dies,
+    unless a broken connection raises another error first. ``explain`` turns both into the same error.
     """
 
     def __init__(self, loader: DataLoader[Batch]) -> None:
@@ -116,12 +116,12 @@ class Batches(Iterator[Batch]):
             raise explained from None
 
     def explain(self, error: Exception) -> Exception:
-        """A ``LoaderError`` if a loader process died and ``error`` came of it, else the error itself."""
+        """A ``LoaderError`` if ``error`` was caused by the death of a loader process, else the error itself."""
         if isinstance(error, LoaderError) or not (
             isinstance(error, EOFError | OSError) or "DataLoader worker" in str(error)
         ):
             return error
-        # The signal would raise again and again, for every other process that ends.
+        # Otherwise the signal handler would raise again for every further process that ends.
         if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         end = time.monotonic() + SECONDS_TO_DIE
@@ -139,7 +139,7 @@ class Batches(Iterator[Batch]):
 
 
 def _without_traceback(error: DataError) -> DataError:
-    """An error of a loader process, into whose message torch has put the traceback there, as it was raised."""
+    """The error as the loader process raised it; torch has put that process's traceback into its message."""
     if not error.message.startswith("Caught "):
         return error
     raised = type(error).__name__
@@ -148,10 +148,10 @@ def _without_traceback(error: DataError) -> DataError:
 
 
 def start_worker(worker: int) -> None:
-    """Set up a loader process: only the main process decides when it ends, and reports why.
+    """Set up a loader process so that only the main process decides when it ends, and reports errors.
 
-    Ctrl-C reaches the whole process group; and a main process that ends at once closes the connection over which it
-    was being given a batch.
+    Ctrl-C reaches the whole process group, so it is ignored here. If the main process ends abruptly, the connection
+    breaks while a batch is being sent; that error is not printed.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.excepthook = _say_unless_left
@@ -163,7 +163,7 @@ def _say_unless_left(kind: type[BaseException], error: BaseException, at: Traceb
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Samples as one batch."""
+    """Stack samples to a batch."""
     unreadable = tuple(bad for sample in samples for bad in sample.unreadable)
     images = [sample.image for sample in samples if sample.image is not None]
     if len(images) < len(samples):

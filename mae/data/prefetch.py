@@ -15,14 +15,14 @@ THREADS = 8
 
 
 class Prefetcher:
-    """Threads that go through the batches ahead of the loader, and never further than so many.
+    """Threads that fetch the data of the next batches, at most ``ahead`` batches before the loader.
 
-    What cannot be fetched is no error here: the loader process that needs it says so.
+    A failure to fetch is ignored here: the loader process that needs the data reports it.
 
     Args:
-        source: Where the images come from.
-        batches: In the order in which they will be asked for.
-        ahead: Batches.
+        source: Source of the images.
+        batches: Batches in the order in which they will be loaded.
+        ahead: Largest number of batches to fetch ahead.
     """
 
     def __init__(self, source: ImageSource, batches: Iterable[list[Draw]], ahead: int) -> None:
@@ -36,11 +36,11 @@ class Prefetcher:
             thread.start()
 
     def advance(self) -> None:
-        """Allow another batch to be fetched, after one was taken."""
+        """Allow one more batch to be fetched, after one was used."""
         self._room.release()
 
     def stop(self) -> None:
-        """Fetch no more."""
+        """Stop fetching."""
         self._stopped.set()
         self._room.release()
 

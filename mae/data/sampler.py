@@ -15,30 +15,29 @@ from mae.system.seeding import stream
 
 
 class Draw(NamedTuple):
-    """One image in one epoch, and the seed of its augmentation."""
+    """The number of an image, and the seed of its augmentation in this epoch."""
 
     epoch: int
     image: int
 
 
 class EpochBatches(Sampler[list[Draw]]):
-    """Every epoch's images in a shuffled order, cut into full batches, from any place of the run on.
+    """Batches of every epoch's shuffled images, from any position of the run on.
 
-    The last images of an order that fill no batch are left out of that epoch, as in the official
-    recipe. The epochs follow each other without a gap, so workers never wait at their boundary.
+    Images at the end of the order that do not fill a batch are not used in that epoch, as in the official recipe.
+    Epochs follow each other in one iteration, so workers do not idle between them.
 
-    Several ranks share each batch: its images are the same and in the same order whatever their number, and
-    rank r takes the r-th of equal slices.
+    Several ranks share each batch: it does not depend on their number, and rank r takes the r-th of equal slices.
 
     Args:
         images: Number of images.
         global_batch_size: Images per batch over all ranks, at most ``images``.
         epochs: Epochs of the whole run.
-        seed: The run's seed.
-        start_epoch, start_batch: Where to go on.
-        groups: Sizes of the parts that are read as a whole, from the source; see ``epoch_order``.
-        rank, world_size: Which slice of each batch is drawn, and how many there are.
-        turn: Each number gives other orders.
+        seed: Seed of the run.
+        start_epoch, start_batch: Position of the first batch.
+        groups: Sizes of the source's groups, which are read as a whole; see ``epoch_order``.
+        rank, world_size: Number of the slice of each batch to return, and number of slices.
+        turn: Number of rollbacks; each value gives different orders.
 
     Raises:
         ConfigError: The ranks cannot share a batch equally.
@@ -85,10 +84,10 @@ class EpochBatches(Sampler[list[Draw]]):
 
 
 def epoch_order(images: int, groups: Sequence[int], generator: torch.Generator) -> Tensor:
-    """A shuffled order of an epoch's images, (images,) int64.
+    """A shuffled order of an epoch's images: their numbers, (images,) int64.
 
-    Where images are read in groups, the groups are shuffled and then the images of ``GROUPS_AT_ONCE`` groups
-    among each other, so that a group is read once and not for every image.
+    If images are read in groups, the groups are shuffled, and then the images within every ``GROUPS_AT_ONCE``
+    consecutive groups, so that each group is read once instead of once per image.
     """
     if not groups:
         return torch.randperm(images, generator=generator)

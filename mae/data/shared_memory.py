@@ -1,4 +1,4 @@
-"""Memory that the processes of one machine share: loader processes, and the processes of one run."""
+"""Memory shared between processes of one machine: loader processes, and the processes of a run."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-IS_SHARED = fcntl is not None  # else each process has memory of its own
+IS_SHARED = fcntl is not None  # if False, each process has its own memory
 
 
 class Address(NamedTuple):
-    """How another process of this machine finds and recognises the memory."""
+    """Identifies the memory for another process of this machine."""
 
     path: str
     device: int
@@ -27,13 +27,13 @@ class Address(NamedTuple):
 
 
 class SharedMemory:
-    """Bytes, zero at first, that every process sees to which the object is handed, by a fork or by being spawned.
+    """Zero-initialised bytes, shared with every process that gets the object by fork or by pickling at its start.
 
-    It is a file without a name, in memory where the system can: nothing is left of it whatever ends the processes, and
-    /dev/shm, which containers keep small, is not used. Bytes take memory once they are written.
+    It is an unnamed file, in memory if the system supports it (memfd): it vanishes with its last process, and does not
+    need /dev/shm, which is small in containers. Memory is allocated when bytes are first written.
 
     Args:
-        size: Bytes, at least 1.
+        size: Size in bytes, at least 1.
     """
 
     def __init__(self, size: int) -> None:
@@ -46,9 +46,9 @@ class SharedMemory:
 
     @contextlib.contextmanager
     def locked(self, place: int, *, shared: bool = False) -> Iterator[None]:
-        """Lock a number against other processes; with ``shared`` only against exclusive locks.
+        """Hold the lock number ``place`` against other processes; with ``shared``, against exclusive locks only.
 
-        The lock goes when its process dies. It does not tell threads of one process apart.
+        The lock is released when its process dies. It does not exclude other threads of the same process.
         """
         if fcntl is None:
             yield
@@ -61,17 +61,17 @@ class SharedMemory:
 
     @property
     def address(self) -> Address:
-        """For ``adopt`` in another process, as long as this one lives."""
+        """The address for ``adopt`` in another process; valid while this process lives."""
         info = os.fstat(self._descriptor)
         return Address(f"/proc/{os.getpid()}/fd/{self._descriptor}", info.st_dev, info.st_ino)
 
     def adopt(self, address: Address) -> bool:
-        """Use another process's memory instead of one's own; whether that was possible."""
+        """Replace this memory by another process's memory; return whether that was possible."""
         if address == self.address:
             return True
         try:
             descriptor = os.open(address.path, os.O_RDWR)
-        except OSError:  # another container, or a system without /proc
+        except OSError:  # the process is in another container, or the system has no /proc
             return False
         info = os.fstat(descriptor)
         if (info.st_dev, info.st_ino) != (address.device, address.inode):
@@ -82,7 +82,7 @@ class SharedMemory:
         return True
 
     def __getstate__(self) -> dict[str, Any]:
-        """A process that is being started gets the same memory, and a mere copy of the object memory of its own."""
+        """Pickle for a process that is being started, which shares the memory; any other copy gets new memory."""
         starting = IS_SHARED and context.get_spawning_popen() is not None
         return {"size": self.size, "descriptor": reduction.DupFd(self._descriptor) if starting else None}
 
@@ -96,7 +96,7 @@ class SharedMemory:
 
 
 def _nameless_file(size: int) -> int:
-    """The descriptor of a new file of so many zeros."""
+    """The descriptor of a new unnamed file of ``size`` zero bytes."""
     try:
         descriptor = os.memfd_create("maecli")
     except (AttributeError, OSError):  # not Linux, or forbidden

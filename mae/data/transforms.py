@@ -1,4 +1,4 @@
-"""Between 8-bit pixels and the normalised values that the model sees."""
+"""Conversion between 8-bit pixels and the model's normalised input."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-LONGEST_SHAPE = 64  # times as long as wide; a frame of that shape has eight times the length of the square's side
+LONGEST_SHAPE = 64  # largest aspect ratio of a frame, whose longer side is then 8 times that of a square of equal area
 
 
 def crop_to(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Scale until the image just covers ``size`` (rows, columns), then cut off what is over, evenly."""
+    """Scale an image until it just covers ``size`` (rows, columns), then crop the centre."""
     rows, columns = size
     scale = max(columns / image.width, rows / image.height)
-    # The part of the image that will be seen; resampling from it scales both axes alike.
+    # The part of the image that stays; resampling it alone scales both axes equally.
     width, height = min(columns / scale, image.width), min(rows / scale, image.height)
     left, top = (image.width - width) / 2, (image.height - height) / 2
     box = (left, top, left + width, top + height)
@@ -22,9 +22,9 @@ def crop_to(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def whole_size(image: Image.Image, size: tuple[int, int], patch_size: int) -> tuple[int, int]:
-    """The frame (rows, columns) in whole patches that has about the area of ``size`` and the image's shape.
+    """A size (rows, columns) in whole patches with about the area of ``size`` and the image's aspect ratio.
 
-    An image of one row and thousands of columns gets the frame of one that is ``LONGEST_SHAPE`` times as long as wide.
+    The aspect ratio is limited to ``LONGEST_SHAPE``.
     """
     width = min(image.width, LONGEST_SHAPE * image.height)
     height = min(image.height, LONGEST_SHAPE * image.width)
@@ -36,20 +36,20 @@ def whole_size(image: Image.Image, size: tuple[int, int], patch_size: int) -> tu
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# For any other number of channels: the averages of the three colours'.
+# For other numbers of channels: the averages over the three colours.
 ONE_MEAN, ONE_STD = 0.449, 0.226
 
 
 def channel_statistics(in_chans: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std per channel on a scale of 0 to 1: ImageNet's for three channels."""
+    """Mean and std of each channel, for pixels from 0 to 1: those of ImageNet for three channels."""
     return (IMAGENET_MEAN, IMAGENET_STD) if in_chans == 3 else ((ONE_MEAN,) * in_chans, (ONE_STD,) * in_chans)
 
 
 def pixel_statistics(in_chans: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Mean and std per channel on a scale of 0 to 1, each (C, 1, 1), float32.
+    """Mean and std of each channel, for pixels from 0 to 1, each (C, 1, 1), float32.
 
-    Filled in on the device: copied from the host, they would have the host wait for the accelerator at every batch.
-    Nothing is kept between calls, so fake, meta and inference tensors never meet those of another mode.
+    They are created on the device: a copy from the host would make it wait for the accelerator at every batch. They are
+    not cached between calls, so tensors of different modes (fake, meta, inference) are not mixed.
     """
     mean, std = channel_statistics(in_chans)
     return _per_channel(mean, device), _per_channel(std, device)
@@ -62,25 +62,25 @@ def image_to_tensor(image: Image.Image) -> Tensor:
 
 
 def tensor_to_image(pixels: Tensor) -> Image.Image:
-    """Pixels (C, H, W) on a scale of 0 to 1 as a PIL image, clipped and rounded to 8 bits."""
+    """Pixels (C, H, W) from 0 to 1 -> a PIL image, clipped and rounded to 8 bits."""
     array = to_8_bits(pixels).permute(1, 2, 0).numpy()
     return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
 
 
 def to_8_bits(pixels: Tensor) -> Tensor:
-    """Pixels on a scale of 0 to 1 as uint8, clipped and rounded."""
+    """Pixels from 0 to 1 -> uint8, clipped and rounded."""
     return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def normalise(imgs: Tensor) -> Tensor:
-    """uint8 (..., C, H, W) -> float32 with the data set's mean 0 and std 1, on the same device."""
+    """uint8 (..., C, H, W) -> float32, (pixels / 255 - mean) / std per channel, on the same device."""
     mean, std = pixel_statistics(imgs.shape[-3], imgs.device)
-    # In place: a batch is large, and fresh memory costs more than the arithmetic.
+    # In place, because allocating memory for a batch takes longer than the arithmetic.
     return imgs.float().div_(255).sub_(mean).div_(std)
 
 
 def denormalise(imgs: Tensor) -> Tensor:
-    """The inverse of ``normalise``, on a scale of 0 to 1, not clipped."""
+    """The inverse of ``normalise``: pixels from 0 to 1, not clipped."""
     mean, std = pixel_statistics(imgs.shape[-3], imgs.device)
     return imgs * std + mean
 

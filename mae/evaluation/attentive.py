@@ -25,9 +25,9 @@ QUERIES = 32
 LEARNING_RATES = (5e-3, 2e-2)
 WEIGHT_DECAYS = (0.1,)
 BATCH = 256
-IMAGES_SEEN = 75_000  # at least, over all epochs
+IMAGES_SEEN = 75_000  # training images over all epochs
 FEWEST_EPOCHS, MOST_EPOCHS = 6, 100
-WARMUP = 0.1  # of the steps
+WARMUP = 0.1  # fraction of the steps
 _BETAS, _ADAM_EPS, _BN_EPS = (0.9, 0.999), 1e-8, 1e-6
 
 
@@ -35,10 +35,10 @@ class Tokens(Protocol):
     """Patch tokens of some images, which may be read from the disk."""
 
     def __len__(self) -> int:
-        """Images."""
+        """Number of images."""
 
     def take(self, rows: NDArray[np.int64]) -> Tensor:
-        """(B, L, D) of these images, of any float type."""
+        """Patch tokens of the images with these indices, (B, L, D), of any float type."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +47,8 @@ class AttentiveResult:
 
     Attributes:
         predicted: Classes of the test images, (M,).
-        lr, weight_decay: Of the head with the best accuracy on the held-out images.
-        held_out: Accuracy on the held-out images; None if there were too few.
+        lr, weight_decay: Settings of the head with the best accuracy on the held-out images.
+        held_out: Accuracy on the held-out images, from 0 to 1; None if there were too few.
         held_out_images: Number of held-out images.
         epochs: Number of training epochs.
     """
@@ -62,7 +62,7 @@ class AttentiveResult:
 
 
 class AttentiveHeads:
-    """G independent heads: 32 queries, one value projection, batch norm without weights, a linear layer.
+    """G independent heads, each of 32 queries, one value projection, batch norm without weights, and a linear layer.
 
     The attention of a query over the patches is ``softmax(q . x / sqrt(D))``; its output is a slice of D / 32 numbers
     of the value projection of the attended tokens. Tokens are pooled before they are projected, which gives the same
@@ -70,9 +70,9 @@ class AttentiveHeads:
 
     Args:
         heads: G, number of heads.
-        dim: D.
-        classes: K.
-        generator: For the initial weights, the same for all heads.
+        dim: D, width of the tokens.
+        classes: K, number of classes.
+        generator: Source of the initial weights, which are the same for all heads.
     """
 
     def __init__(self, heads: int, dim: int, classes: int, generator: torch.Generator, device: torch.device) -> None:
@@ -93,7 +93,7 @@ class AttentiveHeads:
         self.variance = torch.ones(heads, dim, device=device)
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """(B, L, D) -> (B, G, D)."""
+        """Pool the patch tokens by attention: (B, L, D) -> (B, G, D)."""
         queries = self.parameters["queries"]
         heads, count, dim = queries.shape
         scores = tokens @ queries.reshape(heads * count, dim).T * dim**-0.5  # (B, L, G * Q)
@@ -103,7 +103,7 @@ class AttentiveHeads:
         return values.view(heads, count, len(tokens), -1).permute(2, 0, 1, 3).reshape(len(tokens), heads, dim)
 
     def train_logits(self, tokens: Tensor) -> Tensor:
-        """(B, L, D) -> (B, G, K), normalised by the batch."""
+        """Logits in training, with the batch norm of this batch: (B, L, D) -> (B, G, K)."""
         pooled = self.pool(tokens)
         variance, mean = torch.var_mean(pooled, dim=0, correction=0)
         with torch.no_grad():
@@ -113,7 +113,7 @@ class AttentiveHeads:
 
     @torch.no_grad()
     def logits(self, tokens: Tensor) -> Tensor:
-        """(B, L, D) -> (B, G, K), normalised as the training images were."""
+        """Logits in evaluation, with the batch norm's running statistics: (B, L, D) -> (B, G, K)."""
         return self._named((self.pool(tokens) - self.mean) * (self.variance + _BN_EPS).rsqrt())
 
     def _named(self, pooled: Tensor) -> Tensor:
@@ -160,17 +160,17 @@ def attentive(
     images_seen: int = IMAGES_SEEN,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> AttentiveResult:
-    """Train all heads on 90 % of the training images, choose one by the rest, and predict the test images.
+    """Train all heads on 90 % of the training images, choose one on the other 10 %, and predict the test images.
 
     Args:
-        train, test: Patch tokens.
+        train, test: Patch tokens of the N training and M test images.
         labels: (N,) classes of the training images.
         classes: Number of classes.
-        device: Device and precision.
+        device: Device of the heads.
         seed: Seed of weights, order and held-out images.
-        learning_rates, weight_decays: There is a head for each pair.
+        learning_rates, weight_decays: Grid of settings; there is one head for each pair.
         images_seen: Number of training images over all epochs; limited to 6 to 100 epochs.
-        on_step: Called with the number of steps done and of all steps.
+        on_step: Called with the number of finished steps and the total.
     """
     grid = [(lr, decay) for lr in learning_rates for decay in weight_decays]
     parts = tenths(labels, seed)[:1]
@@ -212,7 +212,7 @@ def _train(
             rows = order[start : start + batch]
             logits = heads.train_logits(tokens.take(rows).to(device).float())
             target = truth[torch.from_numpy(rows)].to(device)[:, None].expand(-1, len(grid))
-            # Each head's loss is a mean of its own; their sum trains all.
+            # The sum of the heads' mean losses: the gradient of a head depends on its own loss only.
             loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum") / len(rows)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step(lrs * _schedule(steps, total))
@@ -222,7 +222,7 @@ def _train(
 
 
 def _schedule(step: int, total: int) -> float:
-    """Linear warm-up, then half a cosine to 0."""
+    """Learning rate factor: linear warm-up, then half a cosine to 0."""
     warmup = WARMUP * total
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -230,7 +230,7 @@ def _schedule(step: int, total: int) -> float:
 
 
 def _predict(heads: AttentiveHeads, tokens: Tokens, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Predicted class of each head, (len(rows), G)."""
+    """Predicted classes of all heads, (len(rows), G)."""
     answers = [
         heads.logits(tokens.take(rows[start : start + BATCH]).to(heads.mean.device).float()).argmax(dim=2).cpu().numpy()
         for start in range(0, len(rows), BATCH)

@@ -1,4 +1,4 @@
-"""Baselines: raw and whitened pixels. (An untrained encoder is in ``frozen``.)"""
+"""Baselines: raw and whitened pixels (the untrained encoder is in ``frozen``)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import Tensor
 from mae.config import format_size
 from mae.data.transforms import normalise
 
-LARGEST_SIDE = 16  # pixels; 768 numbers of colour, no worse for any of the probes than 32 pixels are for CIFAR-10
+LARGEST_SIDE = 16  # cells; 768 values for RGB, with which no probe on CIFAR-10 is worse than with all 32 x 32 pixels
 
 
 class PixelExtractor:
     """Pixels as features: the normalised image, averaged over a grid of at most 16 x 16 cells.
 
     Args:
-        image_size: (rows, columns) that images are resized and cropped to.
-        in_chans: Channels.
+        image_size: Size to which images are resized and cropped, (rows, columns).
+        in_chans: C, number of channels.
     """
 
     def __init__(self, image_size: tuple[int, int], in_chans: int) -> None:
@@ -39,25 +39,25 @@ class PixelExtractor:
 
     @property
     def row_bytes(self) -> int:
-        """Of one image."""
+        """Bytes of the features of one image."""
         return 4 * self.in_chans * self.size[0] * self.size[1]
 
     def arrays(self, imgs: Tensor, indices: Sequence[int]) -> dict[str, NDArray[Any]]:
-        """(B, C, H, W) uint8 -> (B, C * rows * columns)."""
+        """Images (B, C, H, W) uint8 -> "pixels", (B, C * rows * columns) of the grid."""
         if not len(imgs):
             return {"pixels": np.empty((0, self.row_bytes // 4), np.float32)}
         return {"pixels": F.adaptive_avg_pool2d(normalise(imgs), self.size).flatten(1).numpy()}
 
 
 def whiten(train: Tensor, test: Tensor, components: int) -> tuple[Tensor, Tensor]:
-    """Project both on the first principal components of the training images, each divided by its std.
+    """Project features on the first principal components of the training images, and divide each by its std.
 
     Args:
-        train, test: (N, D), (M, D).
+        train, test: Features, (N, D) and (M, D).
         components: Maximum number of components.
 
     Returns:
-        (N, R), (M, R), where R is ``components`` or the number of components with non-zero variance, if smaller.
+        (N, R) and (M, R), where R is ``components``, or the number of components with non-zero variance if smaller.
     """
     mean = train.mean(dim=0)
     centred = (train - mean).double()

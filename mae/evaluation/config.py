@@ -108,7 +108,7 @@ def parse_fractions(value: Any) -> tuple[float, ...]:
     """Parse fractions: numbers, or strings of numbers separated by spaces or commas.
 
     Raises:
-        ValueError: Anything else, or a number outside (0, 1].
+        ValueError: ``value`` is neither, or a number is outside (0, 1].
     """
     items = list(value) if isinstance(value, list | tuple) else [value]
     words = [word for item in items for word in (item.replace(",", " ").split() if isinstance(item, str) else [item])]

@@ -28,16 +28,16 @@ from mae.system.distributed import Ranks, ranks_from_environment
 
 @dataclasses.dataclass(frozen=True)
 class EmbedResult(Drawn):
-    """What was written.
+    """Result of ``embed``: the written file and its contents.
 
     Attributes:
-        out: The file.
-        size_bytes: Of the file.
-        images: Rows of the file.
-        shape: Of one image's features: (D,), or (L, D) for patches.
-        dtype: Of the features.
-        classes: Names of the class folders; empty where there are none.
-        kept: Number of images whose features were on the disk from an interrupted command.
+        out: The written file.
+        size_bytes: Size of the file.
+        images: Number of rows of the file.
+        shape: Shape of one image's features: (D,), or (L, D) for patches.
+        dtype: Number format of the features.
+        classes: Names of the class folders; empty if there are none.
+        kept: Number of images whose features were already on the disk from an interrupted command.
         skipped: (name, reason) of images that could not be read.
         notes: Messages for the user.
     """
@@ -73,7 +73,7 @@ def embed(config: EmbedConfig, on_progress: Callable[[Progress], None] = lambda 
     Processes that torchrun starts share the parts.
 
     Args:
-        config: What to do.
+        config: All settings.
         on_progress: Called with the progress, in the first process.
 
     Returns:
@@ -91,7 +91,7 @@ def embed(config: EmbedConfig, on_progress: Callable[[Progress], None] = lambda 
     device = resolve_device(config.device, ranks.local_rank)
     precision = resolve_precision(config.precision, device)
     ranks.join(device)
-    computing = Computing(device, ranks.gather(precision)[0])  # what was timed differs from process to process
+    computing = Computing(device, ranks.gather(precision)[0])  # timings differ between processes
     result = _embed(config, computing, ranks, on_progress if ranks.first else lambda progress: None)
     ranks.leave()
     return result
@@ -127,7 +127,7 @@ def _embed(
         store.open("--out")
     ranks.wait()
     missing = store.missing()
-    ranks.wait()  # nobody writes a part while another still asks what is missing
+    ranks.wait()  # no process writes a part before all have listed the missing parts
     mine = missing[ranks.rank :: ranks.size]
     kept = len(dataset) - sum(len(store.indices(part)) for part in missing)
     extract(
@@ -181,5 +181,5 @@ def _embed(
 
 
 def parts_folder(out: Path) -> Path:
-    """Folder of the parts of a file until it is complete."""
+    """Folder that holds the parts of a file until it is complete."""
     return out.with_name(f"{out.name}.parts")

@@ -59,12 +59,12 @@ def evaluate(config: EvaluateConfig, on_progress: Callable[[Progress], None] = l
     on held-out training images; each probe predicts the test images once.
 
     Args:
-        config: What to do.
+        config: All settings.
         on_progress: Called with the progress.
 
     Raises:
         ConfigError: Settings that cannot be used.
-        DataError: The class folders do not fit, or too many images are unreadable.
+        DataError: The class folders cannot be used, or too many images are unreadable.
         CheckpointError: Weights cannot be used.
     """
     refuse_several("evaluate")
@@ -84,7 +84,7 @@ def evaluate(config: EvaluateConfig, on_progress: Callable[[Progress], None] = l
     check_unreadable(skipped, len(features.used) + len(scan.unreadable), config.max_unreadable)
     _check_classes(split, features, shown(config.data))
     began = time.monotonic()
-    asked = _Asked(config, split, features, _probe_device(device), on_progress)
+    asked = _Probes(config, split, features, _probe_device(device), on_progress)
     rows = asked.rows()
     headline = asked.headline()
     result = EvaluateResult(
@@ -121,10 +121,10 @@ def _probe_device(device: torch.device) -> torch.device:
 def _write_page(
     path: Path, config: EvaluateConfig, source: ImageSource, features: FeatureSet, view: View, result: EvaluateResult
 ) -> None:
-    """Draw the page of one view of the first checkpoint.
+    """Write the HTML page about one view of the first checkpoint.
 
     Raises:
-        ConfigError: It cannot be written.
+        ConfigError: The page cannot be written.
     """
     first = features.kept[0]
     assert first.encoder is not None
@@ -176,7 +176,7 @@ def _check_classes(split: Split, features: FeatureSet, where: str) -> None:
     """Check that every class has readable training and test images.
 
     Raises:
-        DataError: A class has none.
+        DataError: A class has no readable training or test image.
     """
     for part, labels in (("training", features.train_labels), ("test", features.test_labels)):
         counts = np.bincount(labels, minlength=len(split.classes))
@@ -214,8 +214,8 @@ class _Best:
     test: Accuracy
 
 
-class _Asked:
-    """Runs all probes on all features."""
+class _Probes:
+    """Runs the requested probes on all features."""
 
     def __init__(
         self,
@@ -257,7 +257,7 @@ class _Asked:
         return [plain, self._row(kept, "pixels, whitened", None, *whiten(train, test, widths[0]))]
 
     def _fractions(self) -> list[tuple[float, NDArray[np.int64]]]:
-        """(share, rows of the training images)."""
+        """(fraction of the labels, indices of the training images) for each ``--label-fraction``."""
         labels = self.features.train_labels
         return [
             (share, np.arange(len(labels)) if share == 1 else stratified(labels, share, self.config.seed, "labels"))
@@ -297,7 +297,7 @@ class _Asked:
         return Scores(share, len(rows), neighbours, fitted, None)
 
     def _compare(self, candidate: _Best) -> None:
-        """Keep the view of the first checkpoint that is best on held-out images (not on test images)."""
+        """Keep the candidate if it is the first checkpoint's best view on the held-out images (not on test images)."""
         if candidate.kept is not self.features.kept[0]:
             return
         if self.best is None or (candidate.result.held_out or 0) > (self.best.result.held_out or 0):
@@ -339,11 +339,11 @@ class _Asked:
         self.on_progress(Progress("probing", self.done, self.total, unit="kinds of features"))
 
     def shown_view(self) -> View:
-        """The view that the page shows: that of the headline, else the last one."""
+        """The view that the page shows: the headline's, or the last one if there is no headline."""
         return self.best.view if self.best else self.features.kept[0].views[-1]
 
     def headline(self) -> Headline | None:
-        """The headline result."""
+        """The headline result; None without the linear probe."""
         if self.best is None:
             return None
         truth, predicted = self.features.test_labels, self.best.result.predicted

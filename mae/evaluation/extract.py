@@ -1,4 +1,4 @@
-"""Compute all features that are not on the disk yet in one pass over the images."""
+"""Computes all features that are not on the disk yet, in one pass over the images."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Progress:
 
     Attributes:
         stage: Name of the stage, for messages.
-        done, total: Numbers of images, or of ``unit``.
-        kept: How many of ``done`` were on the disk before.
+        done, total: Numbers of images, or of what ``unit`` names.
+        kept: Part of ``done`` that was already on the disk.
     """
 
     stage: str
@@ -44,16 +44,16 @@ class Extractor(Protocol):
     name: str
 
     def arrays(self, imgs: Tensor, indices: Sequence[int]) -> Mapping[str, NDArray[Any]]:
-        """(B, C, H, W) uint8 and their numbers in the source -> arrays by name, with B rows or fewer."""
+        """Images (B, C, H, W) uint8 and their numbers in the source -> arrays by name, each with B rows or fewer."""
 
 
 class ViewExtractor:
-    """Views of a frozen encoder.
+    """Computes views (pooled features) of a frozen encoder.
 
     Args:
         encoder: The encoder.
-        views: Views to compute, with the dtype of each on the disk.
-        with_patches: (N,), whether to store patch tokens of an image; None for all.
+        views: Views to compute, with the dtype in which each is stored.
+        with_patches: (N,), whether to store the patch tokens of an image; None to store all.
     """
 
     def __init__(
@@ -66,24 +66,24 @@ class ViewExtractor:
 
     @property
     def row_bytes(self) -> int:
-        """Of one image in all views."""
+        """Bytes of the features of one image in all views."""
         return sum(
             int(np.prod(self.encoder.shape(view))) * np.dtype(kind).itemsize for view, kind in self.kept_as.items()
         )
 
     def arrays(self, imgs: Tensor, indices: Sequence[int]) -> dict[str, NDArray[Any]]:
-        """Each view under its name."""
+        """The features of a batch by the name of the view."""
         found = self.encoder.views(imgs, self.kept_as)
         for view in found:
             if view.pool == "patches" and self.with_patches is not None:
                 found[view] = found[view][torch.from_numpy(self.with_patches[list(indices)])]
-        with np.errstate(over="ignore"):  # what float16 cannot hold is found by who collects it
+        with np.errstate(over="ignore"):  # an overflow of float16 gives infinity, which ``_Collected.add`` reports
             return {view.name: tensor.cpu().numpy().astype(self.kept_as[view]) for view, tensor in found.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """An extractor, the store of its features, and the parts to compute in this process."""
+    """An extractor, the store of its features, and the numbers of the parts to compute in this process."""
 
     extractor: Extractor
     store: PartStore
@@ -112,7 +112,7 @@ def extract(
         batch_size, workers: Batch size and number of loader processes.
         on_progress: Called with the progress.
         stage: Name of this stage.
-        kept: Number of images done before.
+        kept: Number of images that were already done.
 
     Returns:
         Seconds spent in the extractors, without decoding and writing.
@@ -166,7 +166,7 @@ class _Collected:
         self._pieces: dict[str, list[NDArray[Any]]] = {}
 
     def add(self, dataset: EvalDataset, batch: EvalBatch) -> None:
-        """The rows of another batch."""
+        """Add the rows of another batch."""
         for name, array in self.job.extractor.arrays(batch.images, batch.indices).items():
             finite = np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
             if not finite.all():
@@ -187,12 +187,12 @@ def check_unreadable(skipped: Sequence[tuple[str, str]], images: int, most: floa
     """Check the number of unreadable images.
 
     Args:
-        skipped: (name, reason) of those.
-        images: Number of all images.
-        most: Largest allowed fraction.
+        skipped: (name, reason) of the unreadable images.
+        images: Total number of images.
+        most: Largest allowed fraction of unreadable images.
 
     Raises:
-        DataError: More are unreadable, or all are.
+        DataError: A larger fraction is unreadable, or no image is readable.
     """
     if skipped and (len(skipped) > most * images or len(skipped) >= images):
         name, reason = skipped[0]

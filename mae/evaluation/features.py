@@ -27,8 +27,8 @@ from mae.evaluation.splits import Split, stratified
 from mae.evaluation.store import VERSION, PartStore, content_digest
 from mae.io.download import cache_folder
 
-PART_IMAGES = 512  # the same for all encoders, so that one pass over the images serves them together
-MOST_CACHED_BYTES = 20e9  # of the default folder; what was used last is kept
+PART_IMAGES = 512  # the same for all encoders, so that one pass over the images computes the features of all
+MOST_CACHED_BYTES = 20e9  # limit of the default folder; the least recently used features are deleted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ class FeatureSet:
         self.with_patches = with_patches
         self.seconds = seconds
         readable = kept[0].store.readable()
-        self.row_of = np.full(len(used), -1, dtype=np.int64)  # of a used image, in the arrays
+        self.row_of = np.full(len(used), -1, dtype=np.int64)  # row in the arrays, by index into ``used``
         self.row_of[readable] = np.arange(len(readable))
         self.train, self.train_labels = self._readable(split.train, split.train_labels)
         self.test, self.test_labels = self._readable(split.test, split.test_labels)
@@ -106,8 +106,8 @@ class PatchTokens:
     Args:
         store: Files of the arrays.
         name: Name of the array.
-        row_of: (U,), row of an image among the readable ones, or -1.
-        with_patches: (U,), whether its tokens are stored.
+        row_of: (U,), row of an image in the arrays, or -1.
+        with_patches: (U,), whether the tokens of an image are stored.
     """
 
     def __init__(self, store: PartStore, name: str, row_of: NDArray[np.int64], with_patches: NDArray[np.bool_]) -> None:
@@ -121,11 +121,11 @@ class PatchTokens:
         self._arrays = [store.read(part, name) for part in store.parts]
 
     def of(self, images: NDArray[np.int64]) -> ChosenTokens:
-        """Those of some images, in their order."""
+        """The patch tokens of some images, given by index into ``used``, in their order."""
         return ChosenTokens(self, images)
 
     def take(self, images: NDArray[np.int64]) -> Tensor:
-        """(B, L, D) float16."""
+        """Patch tokens of some images, (B, L, D) float16."""
         out = np.empty((len(images), *self._arrays[0].shape[1:]), self._arrays[0].dtype)
         parts = self._part[images]
         for part in np.unique(parts):
@@ -145,7 +145,7 @@ class ChosenTokens:
         return len(self._images)
 
     def take(self, rows: NDArray[np.int64]) -> Tensor:
-        """(B, L, D) of these."""
+        """Patch tokens of the images with these indices, (B, L, D) float16."""
         return self._tokens.take(self._images[rows])
 
 
@@ -163,7 +163,7 @@ def keep_features(
         config: Settings.
         source: All images.
         split: The images to use.
-        encoders: (kind, encoder).
+        encoders: The encoders, each with its kind, "checkpoint" or "untrained".
         computing: Device and precision.
         on_progress: Called with the progress.
 
@@ -270,5 +270,5 @@ def prune(top: Path, in_use: set[Path], most: float) -> None:
             total += sum(entry.stat().st_size for entry in os.scandir(folder))
             if total > most and folder not in in_use:
                 shutil.rmtree(folder, ignore_errors=True)
-    except OSError:  # another process is at it
+    except OSError:  # another process may be deleting it too
         return

@@ -1,4 +1,4 @@
-"""A frozen encoder, which sees all patches and returns all kinds of features in one forward pass."""
+"""A frozen encoder of unmasked images, which returns several kinds of features from one forward pass."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ FINE_TUNED_NOTE = "it was fine-tuned with labels, so its features are not those 
 
 
 class View(NamedTuple):
-    """Pooling of the tokens ("cls", "mean" or "patches"), and norm before it ("none" or "final")."""
+    """A kind of features: pooling of tokens ("cls", "mean" or "patches"), and norm before it ("none" or "final")."""
 
     pool: str
     norm: str
 
     @property
     def name(self) -> str:
-        """For files and cache keys, for instance "mean-final"."""
+        """Name of the view in files and cache keys, for instance "mean-final"."""
         return f"{self.pool}-{self.norm}"
 
 
@@ -50,7 +50,7 @@ class Computing:
 
 
 class FrozenEncoder:
-    """Features of whole images (Paper: Section 4, "frozen features").
+    """Computes the features of unmasked images.
 
     Args:
         name: Name for messages.
@@ -62,7 +62,7 @@ class FrozenEncoder:
         notes: Messages for the user.
 
     Raises:
-        ConfigError: There is no such block.
+        ConfigError: The model has no block of number ``layer``.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class FrozenEncoder:
         self.layer = layer or model.config.depth
         self.notes = notes
         self.computing = computing
-        model.decoder = nn.Identity()  # type: ignore[assignment] # its weights may not even be there
+        model.decoder = nn.Identity()  # type: ignore[assignment] # an encoder-only file has no weights for it
         self._model = model.requires_grad_(False).eval().to(computing.device)
         self._norm: nn.Module = self._model.encoder.norm
         self.pools_first = fc_norm is not None
@@ -92,7 +92,7 @@ class FrozenEncoder:
             self._norm.requires_grad_(False).to(computing.device)
 
     def has(self, view: View) -> bool:
-        """Whether it has this view; a norm after pooling exists for the mean only."""
+        """Whether the encoder has this view; with ``fc_norm``, only the mean of the patches has a final norm."""
         return not (self.pools_first and view.norm == "final" and view.pool != "mean")
 
     @property
@@ -103,25 +103,25 @@ class FrozenEncoder:
             "image_size": list(self.config.img_size),
             "layer": self.layer,
             "precision": self.computing.precision,
-            # fp32 sums differ in their last bits from device to device, lower precisions in more.
+            # Devices round sums differently, in lower precisions by more.
             "device": self.computing.device.type,
         }
 
     def shape(self, view: View) -> tuple[int, ...]:
-        """Of one image's features."""
+        """Shape of one image's features: (D,), or (L, D) for patches."""
         width = self.config.embed_dim
         return (self.config.num_patches, width) if view.pool == "patches" else (width,)
 
     @torch.inference_mode()
     def views(self, imgs: Tensor, views: Iterable[View]) -> dict[View, Tensor]:
-        """Features of a batch.
+        """Compute the features of a batch.
 
         Args:
-            imgs: (B, C, H, W) uint8.
-            views: Which are wanted.
+            imgs: Images, (B, C, H, W) uint8.
+            views: The views to compute.
 
         Returns:
-            By view, float32 on the device: (B, D), or (B, L, D) for patches.
+            Features by view, float32 on the device: (B, D), or (B, L, D) for patches.
         """
         with autocast(self.computing.device, self.computing.precision):
             tokens = self._tokens(normalise(imgs.to(self.computing.device, non_blocking=True)))
@@ -138,7 +138,7 @@ class FrozenEncoder:
         return found
 
     def _tokens(self, imgs: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, 1 + L, D), before the final norm."""
+        """Output of the chosen block before the final norm: (B, C, H, W) -> (B, 1 + L, D)."""
         model = self._model
         patches = model.patch_embed(imgs) + model.pos_embed[:, 1:]  # (B, L, D)
         class_token = (model.cls_token + model.pos_embed[:, :1]).to(patches.dtype).expand(len(patches), -1, -1)
@@ -173,11 +173,11 @@ def load_encoder(
     image_size: tuple[int, int] | None = None,
     layer: int | None = None,
 ) -> FrozenEncoder:
-    """Load the encoder of a checkpoint; without a path that of ``load_checkpoint_or_default``.
+    """Load the encoder of a checkpoint; if ``path`` is None, that of ``load_checkpoint_or_default``.
 
     Raises:
         CheckpointError: The file is missing or has no usable encoder.
-        ConfigError: It does not support the image size.
+        ConfigError: The encoder does not support the image size, or has no such layer.
     """
     checkpoint = load_checkpoint_or_default(path)
     name = shown(path or (BUILTIN if checkpoint.is_builtin else DEFAULT_RUN))
@@ -192,7 +192,7 @@ def load_encoder(
 
 
 def untrained_encoder(config: MAEConfig, computing: Computing, *, layer: int | None = None, seed: int) -> FrozenEncoder:
-    """The same architecture with the initial weights of ``pretrain`` with this seed."""
+    """An untrained encoder of the given sizes, with the initial weights of ``pretrain`` with this seed."""
     with seeded(derive_seed(seed, "weights")):
         model = create_model(config)
     return FrozenEncoder("untrained", model, computing, layer=layer)

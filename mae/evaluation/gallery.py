@@ -22,7 +22,7 @@ _SIDE, _JPEG_QUALITY = 96, 80
 
 
 class Thumbnail(NamedTuple):
-    """A small copy of an image, and its class."""
+    """A thumbnail of an image, and its class."""
 
     name: str
     label: int
@@ -31,14 +31,14 @@ class Thumbnail(NamedTuple):
 
 
 class Strip(NamedTuple):
-    """A test image and the training images that are most similar, nearest first."""
+    """A test image and its most similar training images, nearest first."""
 
     query: Thumbnail
     neighbours: tuple[Thumbnail, ...]
 
 
 class Point(NamedTuple):
-    """A test image in the plane, each coordinate from 0 to 1."""
+    """A test image in the plot of two principal components, each coordinate from 0 to 1."""
 
     x: float
     y: float
@@ -71,11 +71,11 @@ def make_gallery(
     """Choose test images of every class, find their neighbours, and project the features on two principal components.
 
     Args:
-        dataset: Of the images.
-        train, test: (N, D), (M, D) features.
-        train_images, test_images: Their numbers in the dataset.
-        train_labels, test_labels: Their classes.
-        seed: Seed of the choice.
+        dataset: Dataset of the images.
+        train, test: Features, (N, D) and (M, D).
+        train_images, test_images: Numbers of the images in the dataset, (N,) and (M,).
+        train_labels, test_labels: Classes of the images, (N,) and (M,).
+        seed: Seed of the choice of test images.
     """
     chosen = _of_each_class(test_labels, STRIPS, seed)
     found = knn(
@@ -92,7 +92,7 @@ def make_gallery(
 
 
 def _of_each_class(labels: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
-    """Rows, class after class in turn, until there are enough."""
+    """Random indices, one of each class in turn, until there are ``most``."""
     order = torch.randperm(len(labels), generator=stream(seed, "strips")).numpy()
     turn = np.zeros(len(labels), dtype=np.int64)
     for number in np.unique(labels):
@@ -103,11 +103,11 @@ def _of_each_class(labels: NDArray[np.int64], most: int, seed: int) -> NDArray[n
 
 
 def _thumbnail(dataset: EvalDataset, index: int, label: int) -> Thumbnail | None:
-    """Decode an image and encode it again, so that nothing else of the file is kept; None if it is unreadable."""
+    """Decode an image and encode it again, without the file's metadata; None if it is unreadable."""
     pixels = dataset[index].image
     if pixels is None:
         return None
-    # Two channels are grey and alpha, four are RGB and alpha; a page shows them without.
+    # Two channels are grey and alpha, four are RGB and alpha; alpha is dropped.
     image = tensor_to_image(pixels[: 3 if len(pixels) >= 3 else 1].float() / 255)
     image.thumbnail((_SIDE, _SIDE))
     file = io.BytesIO()
@@ -117,7 +117,7 @@ def _thumbnail(dataset: EvalDataset, index: int, label: int) -> Thumbnail | None
 
 
 def _plane(features: Tensor, labels: NDArray[np.int64], seed: int) -> tuple[tuple[Point, ...], tuple[float, float]]:
-    """The first two principal components of at most so many test images."""
+    """Project a limited number of test images on the first two principal components."""
     rows = torch.randperm(len(features), generator=stream(seed, "points"))[:MOST_POINTS].sort().values
     some = features[rows].double()
     some = some - some.mean(dim=0)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 NEIGHBOURS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
-_CHUNK_NUMBERS = 2**24  # of similarities that are held at once
-# Two float32 similarities nearer than this may be in either order.
+_CHUNK_NUMBERS = 2**24  # largest number of similarities in memory at once
+# Upper bound of the rounding error of a float32 similarity.
 _SIMILARITY_ERROR = 4e-6
 
 
@@ -22,8 +22,8 @@ class Neighbours(NamedTuple):
     """Predictions by the nearest training images.
 
     Attributes:
-        predicted: By k, the class of each test image, (M,).
-        nearest: The first few neighbours of each test image, nearest first, as rows of the training features.
+        predicted: Classes of the test images, (M,), by k.
+        nearest: Indices of the nearest training images of each test image, (M, strip), nearest first.
     """
 
     predicted: dict[int, NDArray[np.int64]]
@@ -39,16 +39,16 @@ def knn(
     temperature: float = TEMPERATURE,
     strip: int = 5,
 ) -> Neighbours:
-    """Let the k most similar training images vote, each with exp(cosine similarity / temperature).
+    """Classify by a vote of the k most similar training images, each weighted by exp(cosine similarity / temperature).
 
     Similarities are computed in float32, in chunks. Test images whose vote could change by rounding are decided again
     in float64. Ties go to the class with the lower number.
 
     Args:
-        train, test: (N, D), (M, D) features; they are normalised here.
-        labels: (N,) classes of the training images.
+        train, test: Features, (N, D) and (M, D), of any norm.
+        labels: Classes of the training images, (N,).
         classes: Number of classes.
-        ks: Numbers of neighbours; those above N are dropped, but at least the smallest is used, as N.
+        ks: Numbers of neighbours; those above N are dropped. If all are, N is used.
         temperature: Temperature of the weights.
         strip: Number of neighbours to return for each test image.
     """
@@ -73,12 +73,12 @@ def knn(
 
 
 def usable_ks(ks: Sequence[int], images: int) -> tuple[int, ...]:
-    """The numbers of neighbours that the training images suffice for; at least one."""
+    """The numbers of neighbours that are not above the number of training images, else that number."""
     return tuple(k for k in sorted(set(ks)) if k <= images) or (images,)
 
 
 def _votes(similarity: Tensor, labels: Tensor, classes: int, temperature: float) -> Tensor:
-    """(B, k) similarities and labels -> (B, classes); less the highest similarity, so that nothing overflows."""
+    """Similarities and labels, (B, k) -> votes (B, classes); the highest similarity is subtracted against overflow."""
     weights = ((similarity - similarity[:, :1]) / temperature).exp()
     return torch.zeros(len(similarity), classes, dtype=weights.dtype, device=weights.device).scatter_add_(
         1, labels, weights
@@ -88,7 +88,7 @@ def _votes(similarity: Tensor, labels: Tensor, classes: int, temperature: float)
 def _decide(
     similarity: Tensor, labels: Tensor, classes: int, ks: Sequence[int], temperature: float
 ) -> tuple[dict[int, Tensor], Tensor]:
-    """Predicted classes by k, and which rows are so close that rounding may have decided them."""
+    """Predicted classes by k, and a mask of the rows whose vote is so close that rounding may have decided it."""
     decided = {}
     doubtful = torch.zeros(len(similarity), dtype=torch.bool, device=similarity.device)
     for k in ks:
@@ -96,10 +96,10 @@ def _decide(
         best = votes.topk(min(2, classes), dim=1).values
         decided[k] = votes.argmax(dim=1)
         margin = best[:, 0] - best[:, -1]
-        # A similarity's error changes its weight by that over the temperature, and the sums of k weights.
+        # An error e of a similarity changes its weight, and so a class's sum, by a factor of about 1 + e / temperature.
         error = 2 * votes.sum(dim=1) * (_SIMILARITY_ERROR / temperature + 1e-6)
         if similarity.shape[1] > k:
-            # Any of those that are as far as the k-th may have its place.
+            # Neighbours about as similar as the k-th may be exchanged with it.
             last = similarity[:, k - 1 : k]
             tied = (similarity - last).abs() < _SIMILARITY_ERROR
             weight = ((last[:, 0] - similarity[:, 0]) / temperature).exp()
@@ -114,7 +114,7 @@ def _exactly(
     decided: dict[int, list[Tensor]] = {k: [] for k in ks}
     for chunk in torch.split(queries, 64):
         similarity = _similarity64(chunk, train)
-        # Stable: of equally similar images the first one comes first.
+        # Stable sort: equally similar images stay in their order.
         similarity, ids = (part[:, : max(ks)] for part in similarity.sort(dim=1, descending=True, stable=True))
         for k in ks:
             decided[k].append(_votes(similarity[:, :k], labels[ids[:, :k]], classes, temperature).argmax(dim=1))
@@ -122,6 +122,6 @@ def _exactly(
 
 
 def _similarity64(queries: Tensor, train: Tensor) -> Tensor:
-    """(B, N) float64, the bank in pieces: a copy of it in float64 could be gigabytes."""
+    """Similarities (B, N) in float64, computed in pieces, since a float64 copy of ``train`` could take gigabytes."""
     queries = F.normalize(queries.double(), dim=1)
     return torch.cat([queries @ F.normalize(part.double(), dim=1).T for part in torch.split(train, 16_384)], dim=1)

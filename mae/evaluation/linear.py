@@ -1,4 +1,4 @@
-"""Multinomial logistic regression for a whole grid of penalties at once."""
+"""Multinomial logistic regression, solved for a grid of L2 penalties at once."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from mae.system.seeding import stream
 
 PENALTIES = tuple(10.0 ** (exponent / 2) for exponent in range(-10, 1))  # 1e-5 ... 1, of the mean loss
 TENTHS = 10
-ENOUGH_IN_A_TENTH = 1_000  # images; where a tenth is fewer, more tenths are asked, one after the other
-ENOUGH_TO_CHOOSE = 2_000  # of those together
-MOST_TO_CHOOSE_BY = 50_000  # images; a penalty need not be chosen by more
+ENOUGH_IN_A_TENTH = 1_000  # images; if a tenth has fewer, several tenths are held out one after the other
+ENOUGH_TO_CHOOSE = 2_000  # held-out images over all tenths
+MOST_TO_CHOOSE_BY = 50_000  # images; more are not needed to choose a penalty
 MOST_STEPS = 100
-GRADIENT_TOLERANCE = 1e-5  # the largest of the mean loss's
-# A step that gains less than this share of the loss is the last: to choose a penalty, and for the answer.
+GRADIENT_TOLERANCE = 1e-5  # largest absolute component of the gradient of the mean loss
+# Stop after a step that reduces the loss by less than this fraction: in choosing a penalty, and in the final fit.
 TO_CHOOSE, TO_ANSWER = 1e-5, 1e-6
 _HISTORY = 10
-_CHUNK_NUMBERS = 2**23  # of logits that are held at once
-_MOST_WEIGHTS = 2**22  # of all problems that are solved at once
-_SMALL_LOSS = 0.05  # below it, what a step gains changes no answer
+_CHUNK_NUMBERS = 2**23  # largest number of logits in memory at once
+_MOST_WEIGHTS = 2**22  # largest number of weights of the problems that are solved at once
+_SMALL_LOSS = 0.05  # below this loss, further steps do not change predictions
 _CURVATURE = 0.5  # the softmax's Hessian is at most half of the features' covariance (Boehning 1992)
 
 
@@ -36,8 +36,8 @@ class LinearResult:
 
     Attributes:
         predicted: Classes of the test images, (M,).
-        penalty: The L2 penalty of the mean loss, lambda / 2 |W|^2; C of scikit-learn is 1 / (lambda N).
-        held_out: Accuracy on the training images that were held out to choose it; None where there were too few.
+        penalty: L2 penalty lambda of the mean loss, lambda / 2 |W|^2; scikit-learn's C is 1 / (lambda N).
+        held_out: Accuracy on the training images held out to choose the penalty; None if there were too few.
         held_out_images: Number of held-out images.
     """
 
@@ -79,15 +79,15 @@ def linear(
 
 
 def tenths(labels: NDArray[np.int64], seed: int) -> list[NDArray[np.bool_]]:
-    """Held-out parts of the training images, each about a tenth of every class; none if every class has one image.
+    """Masks of held-out training images, (N,) each, with about a tenth of every class; [] if every class has one image.
 
-    One part if that is many images, else several disjoint ones, whose predictions are counted together.
+    One mask if a tenth is enough images, else several disjoint ones, whose predictions are counted together.
     """
-    place = np.zeros(len(labels), dtype=np.int64)  # each image's tenth
+    place = np.zeros(len(labels), dtype=np.int64)  # number of each image's tenth
     for number in np.unique(labels):
         own = np.flatnonzero(labels == number)
         order = torch.randperm(len(own), generator=stream(seed, "held out", int(number))).numpy()
-        # A class of few images has one in each of so many tenths, from the first on.
+        # A class with fewer images than tenths has one image in each of the first tenths.
         place[own[order]] = np.arange(len(own)) % TENTHS if len(own) > 1 else -1
     parts = []
     for tenth in range(TENTHS):
@@ -126,7 +126,7 @@ def _choose(
             right[number] += int((logits.argmax(dim=1) == truth[asked]).sum())
             loss[number] += float(F.cross_entropy(logits, truth[asked], reduction="sum"))
     images = sum(int(part.sum()) for part in parts)
-    # Accuracy over the grid is a smooth curve and the noise of few images: a neighbour counts half.
+    # Smooth the accuracy over the grid of penalties, which is noisy with few images: neighbours have half the weight.
     padded = np.pad(right, 1, mode="edge")
     smooth = padded[:-2] + 2 * padded[1:-1] + padded[2:]
     best = max(range(len(penalties)), key=lambda number: (smooth[number], -loss[number]))
@@ -136,9 +136,9 @@ def _choose(
 def _solve_all(
     features: Tensor, labels: Tensor, classes: int, penalties: Sequence[float], spectrum: Tensor
 ) -> list[tuple[Tensor, Tensor]]:
-    """Call ``solve`` for as many penalties at a time as fit into memory; weights (1, R, K) and bias (1, K) of each.
+    """Call ``solve`` for as many penalties at a time as fit into memory; weights (1, R, K) and biases (1, K) of each.
 
-    Starts at zero: a solution for another held-out part was trained on this one, and the solver may stop early.
+    Starts at zero: a solution for another held-out part was fitted on this part's images, which would leak.
     """
     size = max(1, _MOST_WEIGHTS // (features.shape[1] * classes))
     found = []
@@ -154,8 +154,8 @@ class _Basis:
     """The principal axes of the features. The rotation keeps the L2 penalty and makes the curvature nearly diagonal.
 
     Attributes:
-        axes: (D, R), those with any variance.
-        spectrum: (R,), mean squares of the features along them.
+        axes: (D, R), principal axes with non-zero variance.
+        spectrum: (R,), mean squares of the features along the axes.
     """
 
     axes: Tensor
@@ -187,11 +187,11 @@ def solve(
     Hessian is 1 / (spectrum / 2 + penalty).
 
     Args:
-        features: (N, R), along their principal axes.
-        labels: (N,).
-        classes: K.
-        penalties: G of them.
-        spectrum: (R,), mean squares of the columns of ``features``.
+        features: Features along their principal axes, (N, R).
+        labels: Classes, (N,).
+        classes: K, number of classes.
+        penalties: The G penalties.
+        spectrum: Mean squares of the columns of ``features``, (R,).
         start: Initial weights (G, R, K) and biases (G, K); zeros if None.
         least_gain: Stop when a step reduces the loss by less than this fraction.
 
@@ -203,7 +203,7 @@ def solve(
     if start is not None:
         x[:, :-1], x[:, -1] = start
     found = x.clone()
-    place = torch.arange(len(penalties), device=x.device)  # of those that are still being solved
+    place = torch.arange(len(penalties), device=x.device)  # numbers of the problems that are not solved yet
     inverse = torch.ones_like(x)
     inverse[:, :-1] = 1 / (_CURVATURE * spectrum[None, :, None] + problem.penalties[:, None, None])
     inverse[:, -1] = 1 / _CURVATURE
@@ -216,7 +216,7 @@ def solve(
         moved, new_value, new_gradient = _search(problem, x, value, gradient, direction)
         step, change = moved - x, new_gradient - gradient
         curvature = _dot(step, change)
-        # A pair without positive curvature is left out by a weight of 0.
+        # A history pair without positive curvature gets weight 0.
         use = curvature > 1e-10 * _dot(change, change)
         history = [*history[-_HISTORY + 1 :], (step, change, torch.where(use, 1 / curvature.clamp_min(1e-30), 0.0))]
         fallen = value - new_value
@@ -235,7 +235,7 @@ def solve(
 
 
 class _Problem:
-    """The objective of all problems and its gradient, a chunk of rows at a time."""
+    """The objective of all problems and its gradient, computed in chunks of rows."""
 
     def __init__(self, features: Tensor, labels: Tensor, classes: int, penalties: Sequence[float] | Tensor) -> None:
         self.features = features
@@ -244,11 +244,11 @@ class _Problem:
         self.penalties = torch.as_tensor(penalties, dtype=features.dtype, device=features.device)
 
     def only(self, these: Tensor) -> _Problem:
-        """Some of the problems."""
+        """A subset of the problems."""
         return _Problem(self.features, self.labels, self.classes, self.penalties[these])
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(G, R + 1, K) -> values (G,), gradients (G, R + 1, K)."""
+        """Weights and biases (G, R + 1, K) -> values (G,), gradients (G, R + 1, K)."""
         problems, rows, classes = x.shape
         weight = x[:, :-1].permute(1, 0, 2).reshape(rows - 1, -1)  # (R, G * K)
         bias = x[:, -1].reshape(-1)
@@ -300,7 +300,7 @@ def _direction(gradient: Tensor, history: Sequence[tuple[Tensor, Tensor, Tensor]
 def _search(
     problem: _Problem, x: Tensor, value: Tensor, gradient: Tensor, direction: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Backtracking line search: halve each step until the Armijo condition holds; otherwise keep the point."""
+    """Backtracking line search: halve the step until the Armijo condition holds; if it never does, do not move."""
     slope = _dot(direction, gradient)
     size = torch.ones_like(slope)
     best_x, best_value, best_gradient = x, value, gradient
@@ -308,7 +308,7 @@ def _search(
     for _ in range(12):
         tried = x + size[:, None, None] * direction
         new_value, new_gradient = problem(tried)
-        # Below the rounding of float32 a value may seem to rise.
+        # Allow for rounding of float32, by which a value may seem to increase.
         good = open_ & (new_value <= value + 1e-4 * (size * slope).double() + 2e-7 * value.abs())
         pick = good[:, None, None]
         best_x, best_gradient = torch.where(pick, tried, best_x), torch.where(pick, new_gradient, best_gradient)

@@ -13,20 +13,20 @@ from mae.evaluation.results import Accuracy
 from mae.system.seeding import stream
 
 Z_95 = 1.959963984540054  # standard normal quantile of 97.5 %
-MOST_EMBEDDINGS = 25_600  # as RankMe's authors take
+MOST_EMBEDDINGS = 25_600  # the number of embeddings that RankMe's authors use
 RANK_ME_EPS = 1e-7
-FIRST_EIGENVALUE, LAST_EIGENVALUE = 11, 100  # of the fit, counted from 1
+FIRST_EIGENVALUE, LAST_EIGENVALUE = 11, 100  # range of the fit, counted from 1
 
 
 def accuracy(predicted: NDArray[np.int64], truth: NDArray[np.int64]) -> Accuracy:
-    """Accuracy with its interval, from predicted and true classes, (M,) each."""
+    """Accuracy with its 95 % confidence interval, from predicted and true classes, (M,) each."""
     right, total = int((predicted == truth).sum()), len(truth)
     low, high = wilson(right, total)
     return Accuracy(right / total, low, high)
 
 
 def wilson(right: int, total: int, z: float = Z_95) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a proportion."""
+    """Wilson's score interval of the proportion ``right / total``; by default with 95 % confidence."""
     share, weight = right / total, z * z / total
     centre = (share + weight / 2) / (1 + weight)
     half = z / (1 + weight) * math.sqrt(share * (1 - share) / total + weight / (4 * total))
@@ -34,16 +34,16 @@ def wilson(right: int, total: int, z: float = Z_95) -> tuple[float, float]:
 
 
 def rank_me(features: Tensor, *, seed: int = 0) -> float:
-    """How many directions features use (RankMe, Garrido et al. 2023): exp of the entropy of the singular values.
+    """RankMe (Garrido et al. 2023), the effective rank of features: exp of the entropy of their singular values.
 
-    ``exp(-sum p ln p)`` with ``p = sigma / sum(sigma) + 1e-7``, of at most 25,600 rows that are not centred.
+    ``exp(-sum p ln p)`` with ``p = sigma / sum(sigma) + 1e-7``, of at most 25,600 rows, not centred.
 
     Args:
-        features: (N, D).
-        seed: Seed of the choice of rows, if there are more.
+        features: Features, (N, D).
+        seed: Seed of the choice of rows, if there are more than 25,600.
 
     Returns:
-        Between 1 and the smaller of N and D.
+        A value between 1 and min(N, D).
     """
     values = _eigenvalues(_at_most(features, seed), centred=False).sqrt()
     shares = values / values.sum() + RANK_ME_EPS
@@ -51,13 +51,13 @@ def rank_me(features: Tensor, *, seed: int = 0) -> float:
 
 
 def alpha_req(features: Tensor, *, seed: int = 0) -> float | None:
-    """How fast the eigenvalues of the features' covariance fall (alpha-ReQ, Agrawal et al. 2022); near 1 is good.
+    """alpha-ReQ (Agrawal et al. 2022), the decay of the eigenvalues of the features' covariance; near 1 is good.
 
-    The negative slope of a straight line through (ln i, ln lambda_i), by least squares over i = 11 ... 100, or fewer
-    where there are fewer; over all of them for features with less than 22 dimensions.
+    The negative slope of the least-squares line through (ln i, ln lambda_i) for i = 11 ... 100, or up to the last
+    eigenvalue if there are fewer; for features with fewer than 22 dimensions over all eigenvalues.
 
     Returns:
-        None where fewer than three eigenvalues are positive.
+        The negative slope; None if fewer than three eigenvalues are positive.
     """
     values = _eigenvalues(_at_most(features, seed), centred=True).flip(0)
     values = values[values > values[0] * 1e-12]

@@ -11,9 +11,9 @@ from mae.evaluation.gallery import Gallery
 from mae.evaluation.results import EvaluateResult, Headline, Row, Scores, percent, row_name, view_name
 from mae.reporting.render import LONGEST_TEXT, render
 
-MOST_CONFUSED = 30  # classes of a whole matrix; of more, the pairs that are confused most are listed
+MOST_CONFUSED = 30  # largest number of classes with a confusion matrix; else frequent confusions are listed
 MOST_CLASSES = 200  # rows of the table of classes
-MOST_NAMES = 24  # classes that a legend names
+MOST_NAMES = 24  # largest number of classes in the legend
 
 
 def page(result: EvaluateResult, gallery: Gallery, view: str, now: float) -> str:
@@ -40,7 +40,7 @@ def page(result: EvaluateResult, gallery: Gallery, view: str, now: float) -> str
         worst=_worst(headline) if headline else [],
         pairs=_pairs(headline) if headline and len(headline.classes) > MOST_CONFUSED else None,
         skipped=result.skipped,
-        file_name=lambda name: PurePath(name).name,  # not the folders of the user who made the page
+        file_name=lambda name: PurePath(name).name,  # the page does not show the user's folders
         most_names=MOST_NAMES,
         most_classes=MOST_CLASSES,
         most_confused=MOST_CONFUSED,

@@ -30,7 +30,7 @@ from mae.io.text import shown
 from mae.system.device import autocast, resolve_device, resolve_precision
 from mae.system.distributed import refuse_several
 
-MOST_KEPT = 50  # predictions of a result whose table is in a file
+MOST_KEPT = 50  # predictions in the result if all are written to a file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Prediction:
     """The most probable classes of an image.
 
     Attributes:
-        image: Its name.
+        image: Name of the image.
         classes: (name, probability), most probable first.
     """
 
@@ -48,13 +48,13 @@ class Prediction:
 
 @dataclasses.dataclass(frozen=True)
 class PredictResult(Drawn):
-    """What was found.
+    """Result of ``predict``.
 
     Attributes:
         checkpoint: File of the classifier.
         images: Number of classified images.
-        predictions: In the order of the images; with ``out``, which has them all, the first 50.
-        out: The table that was written.
+        predictions: Predictions in the order of the images; only the first 50 if all are written to ``out``.
+        out: The written table; None if none was requested.
         skipped: (name, reason) of images that could not be read.
         notes: Messages for the user.
     """
@@ -81,7 +81,7 @@ def predict(config: PredictConfig, on_progress: Callable[[Progress], None] = lam
     """Predict the most probable classes of images, given as files, folders or archives.
 
     Args:
-        config: What to do.
+        config: All settings.
         on_progress: Called with the progress.
 
     Raises:
@@ -141,7 +141,7 @@ def predict(config: PredictConfig, on_progress: Callable[[Progress], None] = lam
 
 
 def _refuse_not_finite(checkpoint: Path, logits: Tensor, names: Sequence[str]) -> None:
-    """Refuse non-finite logits.
+    """Raise an error if a logit is non-finite.
 
     Raises:
         CheckpointError: A logit is non-finite.

@@ -9,7 +9,7 @@ from pathlib import Path
 from mae.io.notebook import DrawnPage, Table
 from mae.io.text import shown
 
-HEADLINE_K = 20  # of several numbers of neighbours, tables show the nearest to DINO's and DINOv2's
+HEADLINE_K = 20  # tables show the number of neighbours nearest to this one, which DINO and DINOv2 use
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Accuracy:
 
     Attributes:
         value: From 0 to 1.
-        low, high: 95 % confidence interval, if the test images are a random sample.
+        low, high: Bounds of the 95 % confidence interval, which assumes that the test images are a random sample.
     """
 
     value: float
@@ -54,7 +54,7 @@ class Scores:
     Attributes:
         label_fraction: Fraction of the labels.
         train_images: Number of training images used.
-        knn: Accuracy by number of neighbours.
+        knn: Accuracy of k-NN by number of neighbours.
     """
 
     label_fraction: float
@@ -66,14 +66,14 @@ class Scores:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One kind of features, and its results.
+    """The results of one kind of features.
 
     Attributes:
-        subject: The checkpoint, "untrained", or which pixels.
+        subject: Name of the checkpoint, "untrained", or the kind of pixels.
         kind: "checkpoint", "untrained" or "pixels".
-        pool, feature_norm: Of an encoder's output; None for pixels.
+        pool, feature_norm: Pooling and norm of an encoder's output; None for pixels.
         dimensions: Length of a feature vector.
-        rank_me, alpha_req: Of the training images' features; None for patches.
+        rank_me, alpha_req: Metrics of the training images' features; None for patches.
         scores: Accuracies for each fraction of the labels.
     """
 
@@ -101,11 +101,11 @@ class Headline:
     """The linear probe of the first checkpoint, on the view that was best on held-out training images.
 
     Attributes:
-        subject, pool, feature_norm: Whose features.
-        linear: Accuracy with all the labels that were used.
+        subject, pool, feature_norm: The features, as in ``Row``.
+        linear: Accuracy with the largest label fraction.
         mean_class_accuracy: Mean of the accuracies of the classes.
-        classes: In order.
-        confusion: [true class][predicted class], numbers of test images.
+        classes: Accuracy of each class, in order.
+        confusion: Number of test images by [true class][predicted class].
     """
 
     subject: str
@@ -128,18 +128,18 @@ class Seconds:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateResult(DrawnPage):
-    """All that was measured; a notebook shows the accuracies with all the labels that were used.
+    """Result of ``evaluate``; a notebook shows the accuracies with the largest label fraction.
 
     Attributes:
-        data: The labelled images.
+        data: Path of the labelled images.
         train_images, test_images: Numbers of readable images.
-        classes: Names.
-        split: "folders" or "seed".
+        classes: Names of the classes.
+        split: Origin of the split: "folders" or "seed".
         precision, device: Precision and device of the encoders.
-        rows: One row per kind of features.
-        headline: None without the linear probe.
-        report: The page, if one was written.
-        seconds: Time spent; cached features cost none.
+        rows: Results, one row per kind of features.
+        headline: The main result; None without the linear probe.
+        report: The written HTML page; None if none was requested.
+        seconds: Time spent in each stage; cached features take none.
         skipped: (name, reason) of images that could not be read.
         notes: Messages for the user.
     """
@@ -182,7 +182,7 @@ class EvaluateResult(DrawnPage):
 
 
 def nearest_k(ks: Iterable[int]) -> int:
-    """The number of neighbours to show if only one is shown."""
+    """The number of neighbours nearest to ``HEADLINE_K``, to show if only one is shown."""
     return min(ks, key=lambda k: (abs(k - HEADLINE_K), k))
 
 
@@ -194,11 +194,11 @@ def row_name(row: Row) -> str:
 
 
 def view_name(pool: str, norm: str) -> str:
-    """Name of a view for people."""
+    """Name of a view for tables and pages."""
     words = {"cls": "class token", "mean": "mean of patches", "patches": "patches"}
     return words[pool] + ("" if norm == "final" else ", no norm")
 
 
 def percent(one: Accuracy) -> str:
-    """An accuracy and half the width of its interval, in per cent."""
+    """An accuracy and half the width of its interval as text, in per cent."""
     return f"{100 * one.value:.1f} ± {50 * (one.high - one.low):.1f}"

@@ -27,11 +27,11 @@ class Labels:
 
     Attributes:
         classes: Names of the class folders, sorted.
-        label: (N,) int64, index into ``classes``; -1 if an image is in no class folder.
-        part: (N,) int64, index into ``parts``; -1 for all if there are no parts.
-        parts: Names of the folders above the class folders, such as ("test", "train"); empty where there are none.
-        lost: Class folders none of whose images can be read, by their names and their part's: ("train/cat",).
-        nested: Names of class folders that hold nothing but folders.
+        label: Index of each image's class in ``classes``, (N,) int64; -1 if it is in no class folder.
+        part: Index of each image's part in ``parts``, (N,) int64; all -1 if there are no parts.
+        parts: Names of the folders above the class folders, such as ("test", "train"); empty if there are none.
+        lost: Class folders without a readable image, with their part's name: ("train/cat",).
+        nested: Names of class folders that hold only folders.
     """
 
     classes: tuple[str, ...]
@@ -57,14 +57,15 @@ class Split:
 def read_labels(source: ImageSource, roots: Sequence[Path], unreadable: Iterable[Path] = ()) -> Labels:
     """Read labels from the folders that images are in, below ``roots`` (folders or archives).
 
-    ``unreadable`` are files and folders that the scan could not read: a class must not vanish with them.
+    ``unreadable`` are files and folders that the scan could not read; with them, a class without any readable image is
+    reported instead of being ignored.
 
     A class is the folder below ``train``, ``test`` or ``val`` where both kinds are there, else the uppermost folder
     that not all images lie in; deeper folders are not examined.
     """
     names = [_inside(str(source.name(index)), roots) for index in range(len(source))]
     folders = [root for root in roots if root.is_dir()]
-    if len(folders) > 1 and all(len(parts) == 1 for parts in names):  # the class folders themselves were given
+    if len(folders) > 1 and all(len(parts) == 1 for parts in names):  # the given folders are the class folders
         roots = [root.parent for root in folders]
         names = [_inside(str(source.name(index)), roots) for index in range(len(source))]
     broken = [_inside(str(path), roots) + (("",) if path.is_dir() else ()) for path in unreadable]
@@ -94,7 +95,7 @@ def read_labels(source: ImageSource, roots: Sequence[Path], unreadable: Iterable
 
 
 def _inside(name: str, roots: Sequence[Path]) -> tuple[str, ...]:
-    """The folders and the file's name below the root that holds it."""
+    """The folders and the file name of an image, relative to the root that holds it."""
     for root in roots:
         above = str(root).rstrip(os.sep) + os.sep
         if str(root) == ".":
@@ -109,7 +110,7 @@ def _inside(name: str, roots: Sequence[Path]) -> tuple[str, ...]:
 
 
 def _wrappers(names: Sequence[tuple[str, ...]]) -> int:
-    """How many folders all images share that are above the class folders."""
+    """Number of folders above the class folders that all images have in common."""
     depth = 0
     while names and all(len(parts) > depth + 2 for parts in names) and len({parts[depth] for parts in names}) == 1:
         depth += 1
@@ -125,13 +126,13 @@ def make_split(source: ImageSource, labels: Labels, where: str, *, seed: int, te
     """Use the split of the folders, or draw a stratified one by the seed.
 
     Args:
-        source: For names in messages.
+        source: The images, for their names in messages.
         labels: Labels from the folders.
         where: Name of the data for messages.
-        seed, test_share: Seed of a drawn split, and fraction of each class to test on.
+        seed, test_share: Seed of a drawn split, and fraction of each class that becomes test images.
 
     Raises:
-        DataError: There are no class folders, only one, or they do not fit together.
+        DataError: There are fewer than two class folders, or the parts have different classes.
     """
     if not labels.classes:
         raise DataError(f"{where}: there are no class folders", hint=LABELS_HINT)
@@ -143,20 +144,20 @@ def make_split(source: ImageSource, labels: Labels, where: str, *, seed: int, te
 
 
 def _refuse_lost(lost: Sequence[str], where: str) -> None:
-    """Refuse to leave a class out because its images are broken.
+    """Raise an error if a class has no readable image, instead of leaving the class out.
 
     Raises:
-        DataError: That is the case for some.
+        DataError: A class has no readable image.
     """
     if lost:
         raise DataError(f"{where}: no image of {a_few(lost)} can be read", hint="repair them, or remove the folder")
 
 
 def _refuse_half_a_split(labels: Labels, where: str) -> None:
-    """Refuse to take ``train`` or ``test`` for a class where its counterpart has another name.
+    """Raise an error if there is a ``train`` or a ``test`` folder of classes without its counterpart.
 
     Raises:
-        DataError: One of them holds class folders.
+        DataError: There is one.
     """
     part = _one_of(labels.nested, (*TRAIN_NAMES, *TEST_NAMES, *VAL_NAMES))
     if part is not None:

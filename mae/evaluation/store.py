@@ -19,7 +19,7 @@ from mae.io.files import write_atomically
 from mae.io.text import shown
 
 VERSION = 1
-MOST_PART_IMAGES = 1024  # what may be lost when a process is killed
+MOST_PART_IMAGES = 1024  # images whose features are lost if a process is killed
 MOST_PART_BYTES = 64 * 2**20
 _SETTINGS = "settings.json"
 
@@ -34,7 +34,7 @@ class PartInfo(NamedTuple):
 
     Attributes:
         images: Readable images of the part; the number of rows of each array.
-        unreadable: (index, reason) of the others.
+        unreadable: (index, reason) of the part's unreadable images.
     """
 
     images: int
@@ -45,7 +45,7 @@ class PartStore:
     """Arrays with one row per image of a source, stored in a folder.
 
     Args:
-        folder: Created when needed.
+        folder: The folder; created by ``open``.
         settings: Everything the arrays depend on; parts with other settings are refused.
         images: Number of images of the source.
         part_images: Number of images per part.
@@ -59,21 +59,21 @@ class PartStore:
 
     @property
     def parts(self) -> range:
-        """Their numbers."""
+        """Numbers of all parts."""
         return range(-(-self.images // self.part_images))
 
     def indices(self, part: int) -> range:
-        """The images of a part."""
+        """Numbers of the images of a part."""
         return range(part * self.part_images, min(self.images, (part + 1) * self.part_images))
 
     def open(self, label: str) -> None:
         """Create the folder, or check that its contents have the same settings.
 
         Args:
-            label: Option for messages.
+            label: The option that named the folder, for messages.
 
         Raises:
-            ConfigError: It holds parts of other settings, or cannot be written to.
+            ConfigError: The folder holds parts of other settings, or cannot be written to.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -111,14 +111,14 @@ class PartStore:
             return None
 
     def missing(self) -> list[int]:
-        """Parts that are not there yet."""
+        """Numbers of the parts that are missing or damaged."""
         return [part for part in self.parts if self.info(part) is None]
 
     def write(self, part: int, arrays: Mapping[str, NDArray[Any]], unreadable: Sequence[tuple[int, str]]) -> None:
         """Write a part; it is valid once its last file exists.
 
         Raises:
-            DataError: It cannot be written.
+            DataError: The part cannot be written.
         """
         try:
             sizes = {}
@@ -136,31 +136,31 @@ class PartStore:
             ) from None
 
     def read(self, part: int, name: str) -> NDArray[Any]:
-        """One array of a part, mapped from its file."""
+        """An array of a part, memory-mapped from its file."""
         array: NDArray[Any] = np.load(self._path(part, f"{name}.npy"), mmap_mode="r", allow_pickle=False)
         return array
 
     def whole(self, name: str) -> NDArray[Any]:
-        """One array of all parts, in memory."""
+        """An array of all parts, concatenated in memory."""
         return np.concatenate([self.read(part, name) for part in self.parts])
 
     def readable(self) -> NDArray[np.int64]:
-        """Numbers of the images that the arrays' rows stand for."""
+        """Number of the image of each row of the arrays."""
         bad = {index for index, _ in self.unreadable()}
         return np.array([index for index in range(self.images) if index not in bad], dtype=np.int64)
 
     def unreadable(self) -> Iterator[tuple[int, str]]:
-        """(index, reason) of images without a row."""
+        """(index, reason) of the unreadable images, which have no row."""
         for part in self.parts:
             info = self.info(part)
             yield from info.unreadable if info else ()
 
     def touch(self) -> None:
-        """Record the time of use."""
+        """Set the folder's time of last use to now."""
         os.utime(self.folder)
 
     def remove(self) -> None:
-        """Delete all of it."""
+        """Delete the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, part: int, ending: str) -> Path:
@@ -174,7 +174,7 @@ def content_digest(source: ImageSource) -> str:
     for index in range(len(source)):
         path = os.fspath(source.name(index))
         stamp = _stamp(path)
-        if not stamp:  # in an archive or a table: the file that is there counts, once
+        if not stamp:  # for an image in an archive or a table, the archive's file is used, once
             while path not in stamps and not (stamp := _stamp(path)) and len(path) > 1:
                 path = os.path.dirname(path)  # noqa: PTH120
             if path in stamps:

@@ -1,4 +1,4 @@
-"""Write features to a file for other tools, in pieces, so that memory does not grow with the number of images."""
+"""Writes features to a file for other tools, in pieces, so that memory does not grow with the number of images."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from mae.errors import ConfigError
 from mae.evaluation.store import PartStore
 from mae.io.files import write_atomically
 
-CHUNK = 4096  # names that are held at once
+CHUNK = 4096  # names in memory at once
 
 
 class Embedding(NamedTuple):
-    """What is written.
+    """The features to write, with names and labels.
 
     Attributes:
-        store: The features' parts.
-        array: The array's name in it.
-        shape: Of one image's features.
-        dtype: "float32" or "float16".
-        rows: How many images there are.
-        name: An image's name, by its row.
-        labels: (rows,) numbers in ``classes``; -1 for none.
+        store: The store of the features.
+        array: Name of the features' array in the store.
+        shape: Shape of one image's features.
+        dtype: Number format to write, "float32" or "float16".
+        rows: Number of images.
+        name: Returns the name of the image of a row.
+        labels: Indices into ``classes``, (rows,); -1 for images without a class.
         classes: Names of the class folders.
-        settings: What the features depend on.
+        settings: Everything that the features depend on.
     """
 
     store: PartStore
@@ -48,7 +48,7 @@ class Embedding(NamedTuple):
     settings: Mapping[str, Any]
 
     def pieces(self) -> Iterator[tuple[int, NDArray[Any]]]:
-        """(first row, features) of the parts that have any, in order."""
+        """(first row, features) of each part with readable images, in order."""
         row = 0
         for part in self.store.parts:
             piece = self.store.read(part, self.array)
@@ -57,7 +57,7 @@ class Embedding(NamedTuple):
             row += len(piece)
 
     def label_of(self, row: int) -> str:
-        """The class folder's name; empty for none."""
+        """Name of the class of a row; empty if it has none."""
         number = int(self.labels[row])
         return self.classes[number] if number >= 0 else ""
 
@@ -81,14 +81,14 @@ def write_embedding(path: Path, embedding: Embedding) -> None:
     """Write the file atomically.
 
     Raises:
-        OSError: It cannot be written; an existing file is unchanged.
+        OSError: The file cannot be written; an existing file is unchanged.
     """
     write = _WRITERS[path.suffix.lower()]
     write_atomically(path, lambda file: write(file, embedding))
 
 
 def _npz(file: IO[bytes], embedding: Embedding) -> None:
-    """``numpy.load`` reads it, without pickle: features, names, labels, classes, settings."""
+    """Write features, names, labels, classes and settings; ``numpy.load`` reads them without pickle."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         with archive.open("features.npy", "w", force_zip64=True) as member:
             _header(member, embedding.dtype, (embedding.rows, *embedding.shape))
@@ -121,14 +121,14 @@ def _csv(file: IO[bytes], embedding: Embedding) -> None:
     writer.writerow(["name", "label", *(f"f{number}" for number in range(embedding.shape[0]))])
     for start, piece in embedding.pieces():
         for row, values in enumerate(piece, start):
-            # The shortest digits that read back as the same number.
+            # str gives the fewest digits that parse to the same number.
             writer.writerow([embedding.name(row), embedding.label_of(row), *(str(value) for value in values)])
     text.flush()
     text.detach()
 
 
 def _parquet(file: IO[bytes], embedding: Embedding) -> None:
-    """A row group for each part: name, label, features (a list of fixed length; patches follow each other)."""
+    """Write a row group for each part: name, label, and features as a fixed-size list (patches are concatenated)."""
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
@@ -149,12 +149,12 @@ def _parquet(file: IO[bytes], embedding: Embedding) -> None:
 
 
 def _utf8(name: str) -> str:
-    """Parquet holds no lone surrogates, which stand for bytes that are no UTF-8."""
+    """A name as valid UTF-8: Parquet cannot hold lone surrogates, which stand for bytes that are not UTF-8."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _pt(file: IO[bytes], embedding: Embedding) -> None:
-    """``torch.load`` reads it with ``weights_only=True``."""
+    """Write a file that ``torch.load`` reads with ``weights_only=True``."""
     import tempfile
 
     with tempfile.TemporaryFile(dir=embedding.store.folder) as scratch:

@@ -1,1 +1,1 @@
-"""From bytes to pixels."""
+"""Decoding image files to pixels."""

@@ -10,20 +10,20 @@ from PIL import Image
 
 from mae.errors import DataError
 
-BACKGROUND = "white"  # what a transparent pixel is laid over
+BACKGROUND = "white"  # colour behind transparent pixels
 STRIP_PIXELS = 2**22
-# Pillow's mode for so many channels; more than these Pillow cannot hold.
+# Pillow's mode by number of channels; Pillow has none for more channels.
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
 def with_channels(image: Image.Image, mode: str, most: int | None = None, inverted: bool = False) -> Image.Image:
-    """The image in one of ``MODES``; strip by strip, so that a large one is held twice and no more.
+    """Convert an image to one of ``MODES``, strip by strip, so that memory holds at most two copies of it.
 
     Args:
-        image: Decoded, of any mode.
-        mode: "L", "LA", "RGB" or "RGBA"; transparency is laid over white for those without alpha.
-        most: The value of white in deep grey, where the file says it.
-        inverted: Whether the file counts deep grey from white to black.
+        image: A decoded image of any mode.
+        mode: "L", "LA", "RGB" or "RGBA"; for modes without alpha, transparent pixels are blended with white.
+        most: Value of white in grey images of more than 8 bits, if the file gives it.
+        inverted: Whether 0 is white in grey images of more than 8 bits.
     """
     if image.mode == mode and "transparency" not in image.info:
         return image
@@ -46,7 +46,7 @@ def _strips(image: Image.Image) -> Iterator[Image.Image]:
 def _converted(image: Image.Image, mode: str, span: tuple[float, float], inverted: bool) -> Image.Image:
     if _is_deep(image):
         image = _to_8_bits(image, span, inverted)
-    if image.mode == "La":  # premultiplied grey; Pillow knows one way out
+    if image.mode == "La":  # premultiplied grey, which Pillow converts to one mode only
         image = image.convert("LA")
     if image.mode == "1" and "transparency" in image.info:  # Pillow would compare 0 and 1 with 0 and 255
         image = image.convert("L")
@@ -68,14 +68,13 @@ def _is_deep(image: Image.Image) -> bool:
 
 
 def _value_range(image: Image.Image, most: int | None) -> tuple[float, float]:
-    """The values that become black and white; Pillow's own conversion would clip at 255.
+    """The values that become black (0) and white (255); Pillow's own conversion would clip at 255.
 
-    Whole numbers up to 65535 are a fraction of 65535, or of what the file says white is (so two images of
-    one scanner stay comparable), floats within [0, 1] a fraction of 1; anything else is stretched from its
-    lowest to its highest value.
+    Integers up to 65535 are scaled by 65535, or by the file's value of white, so that images of one scanner stay
+    comparable; floats within [0, 1] are scaled by 1; other values are scaled from the image's minimum to its maximum.
 
     Raises:
-        DataError: There is NaN or infinity.
+        DataError: The image holds NaN or infinity.
     """
     low, high = np.inf, -np.inf
     for strip in _strips(image):
@@ -96,7 +95,7 @@ def _to_8_bits(image: Image.Image, span: tuple[float, float], inverted: bool) ->
     scaled = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
     grey = Image.fromarray(np.rint(255 - scaled if inverted else scaled).astype(np.uint8))
     clear = image.info.get("transparency")
-    if isinstance(clear, int):  # the one grey that a PNG calls transparent
+    if isinstance(clear, int):  # the grey value that the PNG declares transparent
         grey.putalpha(Image.fromarray(((values != clear) * np.uint8(255)).astype(np.uint8)))
     return grey
 

@@ -17,21 +17,21 @@ from PIL import Image, UnidentifiedImageError
 from mae.errors import DataError
 from mae.io.text import shown
 
-# What Pillow decodes by itself. Left out: EPS (a program, handed to Ghostscript), WMF (Windows draws it),
+# Formats that Pillow decodes by itself. Excluded: EPS (a program, run by Ghostscript), WMF (drawn by Windows),
 # and names for which Pillow has no decoder of its own (BUFR, GRIB, HDF5, MPEG).
 FORMATS = (
     "JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "AVIF", "JPEG2000", "PPM", "TGA", "ICO", "QOI", "PSD", "DIB", "SGI",
     "PCX", "DCX", "DDS", "ICNS", "CUR", "FITS", "FLI", "FTEX", "BLP", "GBR", "IM", "IMT", "MCIDAS", "MSP", "PCD",
     "PIXAR", "SPIDER", "SUN", "XBM", "XPM", "XVTHUMB",
 )  # fmt: skip
-# The formats whose first bytes nothing else begins with.
+# Formats whose first bytes identify them reliably.
 _SURE = frozenset(("JPEG", "PNG", "WEBP", "TIFF", "GIF", "AVIF", "JPEG2000", "QOI", "PSD"))
 MAX_FILE_BYTES = 512 * 2**20
-# Peak memory of decoding and turning upright, per pixel; measured with Pillow 13.
+# Peak memory of decoding and turning upright in bytes per pixel, measured with Pillow 13.
 BYTES_PER_PIXEL = {"JPEG2000": 20, "WEBP": 20, "AVIF": 16}
 OTHER_BYTES_PER_PIXEL = 12
 MAX_DECODED_BYTES = 1_400_000_000
-# Of a file; a PNG of the largest size in the usual pieces of 8 KiB takes two thirds of them.
+# Reads per file; the largest allowed PNG, in its usual pieces of 8 KiB, takes two thirds of them.
 MAX_READS = 300_000
 # A progressive JPEG has about ten scans; a thousand empty ones would keep a decoder busy for minutes.
 MAX_SCANS = 100
@@ -58,7 +58,7 @@ _KINDS = (
 
 
 class ImageError(DataError):
-    """One image cannot be used; ``reason`` says why without repeating its name."""
+    """An image cannot be used; ``reason`` says why, without the image's name."""
 
     def __init__(self, name: str | Path, reason: str) -> None:
         super().__init__(f"{shown(name)}: {reason}")
@@ -69,11 +69,11 @@ def open_regular(path: Path, *, limited: bool = True) -> IO[bytes]:
     """Open a file for reading; a FIFO, a socket, a device or a folder is refused before it is opened.
 
     Raises:
-        OSError: It cannot be opened; ``describe_failure`` puts the reason in words.
+        OSError: The file cannot be opened; ``describe_failure`` gives the reason as text.
         DataError: It is not a regular file, or ``limited`` and over 512 MiB.
     """
     _check_regular(path, path.stat(), limited)
-    # Not to hang should it become a FIFO just now.
+    # O_NONBLOCK: opening does not hang if the file has been replaced by a FIFO since the check.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         _check_regular(path, os.fstat(descriptor), limited)
@@ -97,7 +97,7 @@ def metered(file: IO[bytes], name: str | Path) -> IO[bytes]:
 
 
 class _Metered:
-    """See ``metered``.
+    """An open file that counts its reads, see ``metered``.
 
     Decoders written in Python walk through a file piece by piece; 512 MiB of pieces without content would keep
     one busy for minutes.
@@ -109,12 +109,12 @@ class _Metered:
         self._left = MAX_READS
 
     def read(self, size: int = -1) -> bytes:
-        """As the file does, so many times."""
+        """Read from the file, and count the call."""
         self._count()
         return self._file.read(size)
 
     def readline(self, size: int = -1) -> bytes:
-        """As the file does, so many times."""
+        """Read from the file, and count the call."""
         self._count()
         return self._file.readline(size)
 
@@ -128,23 +128,23 @@ class _Metered:
 
 
 class FileKind(enum.Enum):
-    """What a file is."""
+    """Result of recognising a file."""
 
     IMAGE = enum.auto()
-    UNREADABLE = enum.auto()  # it is named like an image and is none that can be read
+    UNREADABLE = enum.auto()  # its name is that of an image, but it cannot be read as one
     OTHER = enum.auto()
-    UNDECIDED = enum.auto()  # only opening it will tell
+    UNDECIDED = enum.auto()  # can only be decided by opening it with Pillow
 
 
 class Verdict(NamedTuple):
-    """What a file is, and for an unreadable one why."""
+    """The kind of a file, and for an unreadable one the reason."""
 
     kind: FileKind
     reason: str = ""
 
 
 def kind_of_head(head: bytes) -> FileKind:
-    """What a file's first bytes say: an image, another file, or nothing for certain."""
+    """The kind of a file by its first bytes: an image, another file, or undecided."""
     for is_sure, accept in _accepts():
         try:
             if accept(head[:16]) is True:
@@ -155,12 +155,12 @@ def kind_of_head(head: bytes) -> FileKind:
 
 
 def judge(name: bytes, by_head: FileKind, probe: Callable[[], str | None]) -> Verdict:
-    """What a file is, opened only where its head does not tell, or belies its name.
+    """The kind of a file; it is opened only if its first bytes do not decide, or contradict its name.
 
     Args:
-        name: The file's; its suffix decides whether one that is not an image counts as unreadable.
-        by_head: What ``kind_of_head`` says.
-        probe: Opens it and tells why it is not an image, or None for one.
+        name: Name of the file; by its suffix a file that is not an image counts as unreadable or as another file.
+        by_head: Result of ``kind_of_head``.
+        probe: Opens the file and returns why it is not an image, or None if it is one.
     """
     named = os.path.splitext(name)[1].lower().decode("latin-1") in image_suffixes()
     if by_head is FileKind.IMAGE:
@@ -199,12 +199,12 @@ def check_size(name: str | Path, image: Image.Image) -> None:
 
 
 def most_pixels(kind: str) -> int:
-    """How many pixels an image of a format may have."""
+    """Largest number of pixels that is decoded, by format."""
     return MAX_DECODED_BYTES // BYTES_PER_PIXEL.get(kind, OTHER_BYTES_PER_PIXEL)
 
 
 def check_scans(name: str | Path, file: IO[bytes]) -> None:
-    """Refuse a progressive JPEG with so many scans that it must be an attack.
+    """Refuse a progressive JPEG with more than ``MAX_SCANS`` scans, which is made to keep a decoder busy.
 
     Raises:
         DataError: It has over a hundred.
@@ -221,9 +221,9 @@ def describe_failure(error: BaseException, head: bytes = b"\0", path: Path | Non
     """The reason why an image could not be read, for the user.
 
     Args:
-        error: What opening or decoding raised.
-        head: The file's first bytes, if it could be opened.
-        path: The file, if it is one.
+        error: The exception of opening or decoding.
+        head: First bytes of the file, if it could be opened.
+        path: Path of the file, if it is not in an archive or in memory.
     """
     if isinstance(error, ImageError):
         return error.reason

@@ -26,7 +26,7 @@ from mae.data.decoding.orientation import turn_of
 from mae.errors import ConfigError
 from mae.io.text import shown
 
-# What Pillow logs of a damaged file would be printed where nobody has set up logging; the error says it.
+# Without a handler, Python would print what Pillow logs about damaged files; our errors say the same.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
@@ -63,7 +63,7 @@ def open_image(path: Path, *, limited: bool = True) -> IO[bytes]:
     """Open a file for ``decode_image``; ``limited`` refuses one over 512 MiB.
 
     Raises:
-        DataError: It cannot be opened, or is not a regular file.
+        DataError: The file cannot be opened, or is not a regular file.
     """
     try:
         return open_regular(path, limited=limited)
@@ -72,7 +72,7 @@ def open_image(path: Path, *, limited: bool = True) -> IO[bytes]:
 
 
 def probe_image(path: Path) -> str | None:
-    """None for a file that begins as an image does, else why it is none; nothing is decoded."""
+    """The reason why a file is not an image, or None if it begins as one; its pixels are not decoded."""
     try:
         with open_regular(path) as file:
             return probe_open(file)
@@ -99,17 +99,16 @@ def decode_image(
 ) -> Image.Image:
     """Decode an image upright, with the wanted channels, 8 bits each.
 
-    The orientation that a camera noted is applied; the first frame of an animation or page of a document is
-    used. Grey of more than 8 bits and floats are scaled rather than clipped. Transparency is laid over white
-    unless alpha is a wanted channel; a palette, CMYK and other colour spaces become RGB without regard to
-    ICC profiles, as in the official pipeline; grey becomes three equal channels, and colour becomes its luma
-    for one.
+    The EXIF orientation is applied. Of an animation or a document with pages the first frame is used. Grey of more
+    than 8 bits and floats are scaled, not clipped. Transparent pixels are blended with white unless alpha is a wanted
+    channel. Palettes, CMYK and other colour spaces are converted to RGB without their ICC profiles, as in the official
+    pipeline. Grey is repeated for three channels, and colour is converted to luma for one channel.
 
     Args:
         file: Open for reading, and it can seek.
         name: What messages call it.
         in_chans: 1 (L), 2 (LA), 3 (RGB) or 4 (RGBA).
-        on_note: Told what a person should know of the image; counting an animation's frames takes a while.
+        on_note: Called with messages for the user about the image, for instance its number of frames.
 
     Raises:
         DataError: It cannot be read as an image; the message names it and says why.
@@ -119,7 +118,7 @@ def decode_image(
     head = b""
     try:
         with warnings.catch_warnings():
-            # A large photograph is no attack, and a damaged EXIF block no reason to lose the image.
+            # Not errors here: large photographs, whose size is checked below, and damaged EXIF data.
             warnings.simplefilter("ignore")
             head = file.read(HEAD_BYTES)
             file.seek(0)
@@ -134,15 +133,15 @@ def decode_image(
 
 
 def upright_image(opened: Image.Image, name: str | Path, in_chans: int = 3) -> Image.Image:
-    """An image of Pillow's, whether read yet or not, as ``decode_image`` would give it; a copy.
+    """Convert a PIL image as ``decode_image`` would; returns a copy.
 
     Args:
-        opened: Of any mode.
-        name: What messages call it.
-        in_chans: As ``decode_image``.
+        opened: An image of any mode, loaded or not.
+        name: Name of the image in messages.
+        in_chans: As for ``decode_image``.
 
     Raises:
-        DataError: It cannot be read.
+        DataError: The image cannot be read.
         ConfigError: No image has so many channels.
     """
     check_channels(in_chans)
@@ -158,12 +157,12 @@ def _check_before_decoding(opened: ImageFile.ImageFile, file: IO[bytes], name: s
     check_size(name, opened)
     if opened.format in ("JPEG", "MPO") and "progressive" in opened.info:
         check_scans(name, file)
-    if opened.format == "TIFF":  # Pillow leaves black what no strip or tile covers
+    if opened.format == "TIFF":  # Pillow leaves pixels black that no strip or tile covers
         extents = [tile.extents for tile in opened.tile if tile.extents is not None]
         covered = sum((right - left) * (bottom - top) for left, top, right, bottom in extents)
         if covered < opened.width * opened.height:
             raise ImageError(name, f"holds {covered:,} of its {opened.width * opened.height:,} pixels")
-    if opened.format == "PNG":  # Pillow looks at the checksums of pixels only when asked to
+    if opened.format == "PNG":  # Pillow verifies the checksums of pixel data only on request
         place = file.tell()
         file.seek(0)
         with Image.open(metered(file, name), formats=("PNG",)) as checked:
@@ -172,8 +171,8 @@ def _check_before_decoding(opened: ImageFile.ImageFile, file: IO[bytes], name: s
 
 
 def _decode(opened: Image.Image, mode: str) -> Image.Image:
-    """Decode the open image; the depth that Pillow reads past is taken from its header."""
-    tiles = getattr(opened, "tile", ())  # none of an image that has been decoded, or made in memory
+    """Decode the open image; the bit depth, which Pillow ignores, is taken from its header."""
+    tiles = getattr(opened, "tile", ())  # empty for an image that is decoded already, or was made in memory
     rawmode = tiles[0].args if opened.format == "PNG" and tiles else None
     opened.load()
     most, inverted = _grey_scale(opened)
@@ -186,16 +185,16 @@ def _decode(opened: Image.Image, mode: str) -> Image.Image:
     image = with_channels(opened, mode, most, inverted)
     if transpose is not None:
         return image.transpose(transpose)
-    return image.copy() if image is opened else image  # not to keep the open file
+    return image.copy() if image is opened else image  # a copy does not keep the file open
 
 
 def _frames(opened: Image.Image) -> str:
-    """How many there are of what, for instance "12 frames"; empty for one."""
+    """The number of frames or pages as text, for instance "12 frames"; empty for one."""
     try:
         frames = getattr(opened, "n_frames", 1)
-    except ImageError:  # so many that they are not counted
+    except ImageError:  # too many to count
         frames = MAX_READS
-    except Exception:  # damage behind the first frame
+    except Exception:  # damaged after the first frame
         return ""
     word = {"TIFF": "pages", "MPO": "images"}.get(opened.format or "", "frames")
     if frames >= MAX_READS:
@@ -204,7 +203,7 @@ def _frames(opened: Image.Image) -> str:
 
 
 def _grey_scale(opened: Image.Image) -> tuple[int | None, bool]:
-    """The value of white in a TIFF's grey of odd depth, and whether it counts from white to black."""
+    """The value of white in a grey TIFF of unusual depth (None if usual), and whether 0 is white."""
     tags = getattr(opened, "tag_v2", None)
     if tags is None or opened.mode not in ("I;16", "I;16B"):
         return None, False

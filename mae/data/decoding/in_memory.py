@@ -1,4 +1,4 @@
-"""Images that a caller of the library holds in memory: Pillow's, arrays, tensors."""
+"""Images in memory, given by callers of the library: PIL images, arrays and tensors."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ WANTED = (
 
 
 def to_image(given: Any, in_chans: int, name: str | Path = "the image") -> Image.Image:
-    """Whatever holds one image, as ``decode_image`` would give it.
+    """Convert one image, given as a path or in memory, as ``decode_image`` would.
 
     Args:
-        given: A path, or what ``WANTED`` names.
+        given: A path, or one of the types that ``WANTED`` lists.
         in_chans: 1 (L), 2 (LA), 3 (RGB) or 4 (RGBA).
-        name: What messages call it.
+        name: Name of the image in messages.
 
     Raises:
         TypeError, ValueError: It is something else, or of another shape.
@@ -62,7 +62,7 @@ def to_pixels(given: Any, name: str | Path = "the image") -> Tensor:
         array = given[:, :, None] if given.ndim == 2 else given
         if array.dtype != np.uint8 or array.ndim != 3:
             raise _not_wanted(given, name)
-        pixels = torch.from_numpy(np.array(array)).permute(2, 0, 1)  # a copy: Pillow lends arrays that are read only
+        pixels = torch.from_numpy(np.array(array)).permute(2, 0, 1)  # a copy, since arrays of PIL images are read-only
     else:
         raise _not_wanted(given, name)
     if pixels.dtype != torch.uint8 or pixels.ndim != 3 or not pixels.numel():
@@ -85,7 +85,7 @@ def _not_wanted(given: Any, name: str | Path) -> Exception:
 
 
 def _described(given: Any) -> str:
-    """Its type, and of an array that of its numbers and its shape."""
+    """The type of an object, and of an array also its dtype and shape."""
     words = [type(given).__name__]
     if isinstance(given, np.ndarray | Tensor):
         words += [f"of {str(given.dtype).removeprefix('torch.')}", str(tuple(given.shape))]

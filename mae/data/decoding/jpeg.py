@@ -1,8 +1,8 @@
-"""Decode no more of a JPEG than a crop needs: fewer rows, and an eighth, a quarter or half of the size.
+"""Decode only the part of a JPEG that a crop needs: its first rows, at an eighth, a quarter, half or full size.
 
-A JPEG is a row of coded blocks. What lies below a crop need not be decoded at all, so the height in the
-file's header is lowered to where the crop ends; and a large crop is decoded at a fraction of its size, which the
-inverse transform of the blocks gives for less than nothing.
+A JPEG is a sequence of coded blocks. Rows below the crop need not be decoded, so the height in the file's header is
+reduced to the crop's end. A large crop is decoded at a smaller size: the inverse DCT of the blocks can produce it
+directly, and faster than the full size.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from PIL import Image
 
 from mae.errors import ConfigError
 
-DCT_SCALE = 8  # the whole size
-# Below the crop's last row: the two rows that upsampled colour is interpolated with.
+DCT_SCALE = 8  # full size, in eighths
+# Rows decoded below the crop's last row, since colour upsampling interpolates with them.
 MARGIN = 2
-MOST_MARKERS = 10_000  # before the pixels; ICC profiles and EXIF take a few dozen
+MOST_MARKERS = 10_000  # marker segments before the pixel data; ICC profiles and EXIF take a few dozen
 
 _START_OF_FRAME = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
 _OTHER_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
@@ -33,11 +33,11 @@ class JpegHeader(NamedTuple):
     """The header of a JPEG.
 
     Attributes:
-        rows, columns: Of the image as it is stored, before it is turned upright.
+        rows, columns: Size of the stored image, before it is turned upright.
         channels: 1 or 3.
-        height_at: Where in the file the height stands.
-        progressive: Whether it is coded in several scans.
-        has_metadata: Whether EXIF or XMP may say which way is up.
+        height_at: Offset of the height in the file.
+        progressive: Whether the image is coded in several scans.
+        has_metadata: Whether there is EXIF or XMP, which may give an orientation.
     """
 
     rows: int
@@ -49,10 +49,10 @@ class JpegHeader(NamedTuple):
 
 
 def resolve_decoder(name: str) -> str:
-    """``auto`` takes simplejpeg where it is installed, else Pillow.
+    """Resolve "auto" to "simplejpeg" if it is installed, else "pillow".
 
     Raises:
-        ConfigError: simplejpeg was named and is not installed.
+        ConfigError: ``name`` is "simplejpeg", and it is not installed.
     """
     there = importlib.util.find_spec("simplejpeg") is not None
     if name == "auto":
@@ -65,9 +65,9 @@ def resolve_decoder(name: str) -> str:
 
 
 def read_header(data: bytearray) -> JpegHeader | None:
-    """Read a whole JPEG's header; None for one that is cut off, or of a kind that only Pillow is asked to decode.
+    """Read the header of a JPEG; None if it is cut off, or of a kind that is left to Pillow.
 
-    Those are CMYK, arithmetic and lossless coding, 12 bits, and whatever is not as it should be.
+    Left to Pillow are CMYK, arithmetic and lossless coding, 12 bits, and files with unexpected content.
     """
     at, frame, has_metadata = 2, None, False
     for _ in range(MOST_MARKERS):
@@ -100,18 +100,18 @@ def read_header(data: bytearray) -> JpegHeader | None:
 def decode_rows(
     data: bytearray, header: JpegHeader, rows: int, dct_scale: int, channels: int, decoder: str
 ) -> NDArray[np.uint8]:
-    """Decode the first rows of a JPEG at some eighths of its size.
+    """Decode the first rows of a JPEG at a scale in eighths.
 
     Args:
-        data: The file; its header is changed for the time of the call.
-        header: From ``read_header``.
-        rows: How many rows are needed, in pixels of the whole size.
-        dct_scale: 1, 2, 4 or 8.
-        channels: 1 for its brightness, 3 for RGB.
+        data: Content of the file; its header is changed during the call.
+        header: Result of ``read_header``.
+        rows: Number of rows needed, in pixels of the full size.
+        dct_scale: Scale in eighths: 1, 2, 4 or 8.
+        channels: 1 for luma, 3 for RGB.
         decoder: "pillow" or "simplejpeg".
 
     Returns:
-        (rows, columns, channels) uint8 of the smaller size.
+        (rows, columns, channels) uint8, at the scaled size.
 
     Raises:
         Exception: Of any kind, for a damaged file.
@@ -138,7 +138,7 @@ def _simplejpeg(data: bytearray, rows: int, columns: int, dct_scale: int, channe
         "GRAY" if channels == 1 else "RGB",
         min_height=-(-rows * dct_scale // DCT_SCALE),
         min_width=-(-columns * dct_scale // DCT_SCALE),
-        strict=False,  # what lies below the last row that is wanted counts as damage
+        strict=False,  # the rows below the last wanted one would be reported as damage
     )
     return pixels
 

@@ -1,4 +1,4 @@
-"""The orientation of stored images: EXIF's values in one table."""
+"""The EXIF orientation of stored images."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _ORIENTATION = 0x0112
 
 
 class Turn(NamedTuple):
-    """How a stored image becomes upright: rows and columns are swapped first, then flipped.
+    """The transformation that makes a stored image upright: swap rows and columns, then flip.
 
     Attributes:
-        swap, flip_rows, flip_columns: Whether to.
-        transpose: All of it in one step, as Pillow calls it; None for an upright image.
+        swap, flip_rows, flip_columns: Which of these steps to apply.
+        transpose: Pillow's name for all steps together; None for an upright image.
     """
 
     swap: bool
@@ -29,7 +29,7 @@ class Turn(NamedTuple):
     transpose: Image.Transpose | None
 
     def stored(self, box: Box, rows: int, columns: int) -> Box:
-        """Where a box of the upright image (rows, columns) lies in the stored one."""
+        """The box in the stored image that corresponds to ``box`` in the upright image of size (rows, columns)."""
         top = rows - box.top - box.height if self.flip_rows else box.top
         left = columns - box.left - box.width if self.flip_columns else box.left
         if self.swap:
@@ -43,7 +43,7 @@ class Turn(NamedTuple):
         return pixels.flip(flips) if flips else pixels
 
 
-# By the number that EXIF has for it.
+# EXIF orientation -> turn.
 TURNS = {
     1: Turn(False, False, False, None),
     2: Turn(False, False, True, Image.Transpose.FLIP_LEFT_RIGHT),
@@ -58,7 +58,7 @@ UPRIGHT = TURNS[1]
 
 
 def turn_of(opened: Image.Image) -> Turn:
-    """How an opened image becomes upright; unchanged if EXIF is missing or damaged."""
+    """The turn that makes an opened image upright; no turn if EXIF is missing or damaged."""
     try:
         value = opened.getexif().get(_ORIENTATION, 1)
     except (ArithmeticError, AttributeError, LookupError, OSError, SyntaxError, TypeError, ValueError, struct.error):

@@ -1,1 +1,1 @@
-"""Where images come from: folders, archives, Parquet tables, URLs."""
+"""Sources of images: folders, archives, Parquet tables, and URLs of these."""

@@ -1,4 +1,4 @@
-"""Where images come from: one interface for folders, archives and tables."""
+"""The interface of image sources: folders, archives and tables."""
 
 from __future__ import annotations
 
@@ -17,45 +17,44 @@ from PIL import Image
 from mae.data.decoding.image import decode_image
 from mae.data.shared_memory import SharedMemory
 
-# Whose images are mixed with each other, where they are read in groups.
+# Number of consecutive groups whose images are shuffled together, for sources that are read in groups.
 GROUPS_AT_ONCE = 16
 
 
 class ImageSource(abc.ABC):
-    """Numbered images, any of which can be opened at any time and from any process.
+    """Numbered images, which can be opened in any order and from any process.
 
-    Order, shuffling, resuming and the split over ranks need nothing but the numbers, so they are the same for
-    all sources.
+    Shuffling, resuming and the split over ranks use only the numbers, so they are the same for all sources.
     """
 
     @abc.abstractmethod
     def __len__(self) -> int:
-        """How many there are."""
+        """Number of images."""
 
     @abc.abstractmethod
     def name(self, index: int) -> Path:
-        """An image's name: its path, or its archive's path and its name in the archive."""
+        """Name of an image: its path, or the path of its archive joined with its name in the archive."""
 
     @abc.abstractmethod
     def open(self, index: int) -> IO[bytes]:
-        """Open one for reading; it can seek.
+        """Open an image as a seekable binary file.
 
         Raises:
-            DataError: It cannot be read any more.
+            DataError: The image cannot be read any more.
         """
 
     @abc.abstractmethod
     def digest(self) -> str:
-        """Changes when an image is added, removed or renamed, and not when the whole is moved elsewhere."""
+        """Hash that changes if an image is added, removed or renamed, but not if the whole source is moved."""
 
     @property
     def groups(self) -> Sequence[int]:
-        """Sizes of the parts that are cheap to read only as a whole, in order; none where any image is."""
+        """Sizes of the groups of images that are best read as a whole, in order; empty if images are read singly."""
         return ()
 
     @property
     def memories(self) -> Sequence[SharedMemory]:
-        """What loader processes share for it; another process of the run may be shown where its own lies."""
+        """The memory that loader processes share for this source; other processes of the run can adopt it."""
         return ()
 
     def prefetch(self, index: int) -> None:  # noqa: B027
@@ -67,7 +66,7 @@ class ImageSource(abc.ABC):
         return False
 
     def load(self, index: int, in_chans: int, on_note: Callable[[str], None] | None = None) -> Image.Image:
-        """Decode one; see ``decode_image``."""
+        """Decode an image; see ``decode_image``."""
         with self.open(index) as file:
             return decode_image(file, self.name(index), in_chans, on_note)
 
@@ -76,8 +75,8 @@ class Subset(ImageSource):
     """Some images of a source, in the order given.
 
     Args:
-        source: Of all.
-        indices: Which.
+        source: The source.
+        indices: Numbers of the chosen images in the source, (N,).
     """
 
     def __init__(self, source: ImageSource, indices: NDArray[np.int64]) -> None:
@@ -88,20 +87,20 @@ class Subset(ImageSource):
         return len(self.indices)
 
     def name(self, index: int) -> Path:
-        """As the source has it."""
+        """Name of the image in the source."""
         return self.source.name(int(self.indices[index]))
 
     def open(self, index: int) -> IO[bytes]:
-        """As the source does."""
+        """Open the image in the source."""
         return self.source.open(int(self.indices[index]))
 
     def digest(self) -> str:
-        """Of the source and of which images."""
+        """Hash of the source's digest and the chosen numbers."""
         return hashlib.blake2b(self.source.digest().encode() + self.indices.tobytes(), digest_size=8).hexdigest()
 
 
 class JoinedSource(ImageSource):
-    """Several sources, one after the other."""
+    """Several sources, concatenated."""
 
     def __init__(self, parts: Sequence[ImageSource]) -> None:
         self.parts = parts
@@ -115,7 +114,7 @@ class JoinedSource(ImageSource):
         return self.parts[part], index - self._starts[part]
 
     def name(self, index: int) -> Path:
-        """As the part has it."""
+        """Name of the image in its part."""
         part, place = self._find(index)
         return part.name(place)
 
@@ -126,7 +125,7 @@ class JoinedSource(ImageSource):
 
     @property
     def is_remote(self) -> bool:
-        """Whether a part is."""
+        """Whether any part is remote."""
         return any(part.is_remote for part in self.parts)
 
     def open(self, index: int) -> IO[bytes]:
@@ -135,20 +134,20 @@ class JoinedSource(ImageSource):
         return part.open(place)
 
     def digest(self) -> str:
-        """Of all parts in their order."""
+        """Hash of the digests of all parts, in order."""
         text = " ".join(part.digest() for part in self.parts)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     @property
     def groups(self) -> Sequence[int]:
-        """A part without groups is taken in pieces, so that it mixes with the others."""
+        """The groups of all parts; a part without groups is divided into pieces, to be shuffled with the others."""
         if not any(part.groups for part in self.parts):
             return ()
         return [size for part in self.parts for size in (part.groups or _pieces(len(part)))]
 
     @property
     def memories(self) -> Sequence[SharedMemory]:
-        """Of all parts."""
+        """The shared memory of all parts."""
         return [memory for part in self.parts for memory in part.memories]
 
 

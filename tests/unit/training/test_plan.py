@@ -29,7 +29,7 @@ def test_forty_photographs_with_the_defaults() -> None:
     assert found["steps"].options == "--epochs 1000"
     assert "the learning rate is 2.3e-05" in found["learning rate"].message
     assert found["learning rate"].options == "--preset small, or --lr 0.0002"
-    assert "112 million parameters for 40 images are 2,791,392 for each" in found["model size"].message
+    assert "112 million parameters for 40 images are 2,791,392 per image" in found["model size"].message
     assert found["model size"].options.startswith("--preset small, or --variant vit_tiny")
 
 

@@ -51,7 +51,7 @@ def test_fewer_images_than_a_batch() -> None:
 
 
 def test_a_warm_up_that_outlasts_the_run_is_warned_of() -> None:
-    assert any("outlasts" in warning for warning in make_plan(config(epochs=40), 100).warnings)
+    assert any("is longer than the run" in warning for warning in make_plan(config(epochs=40), 100).warnings)
     assert not make_plan(config(epochs=41), 100).warnings
 
 
