@@ -306,13 +306,13 @@ def duplicates_sentence() -> str:
     """What the search for the shown photographs among the training images found."""
     path = RESULTS / "duplicates.json"
     if not path.is_file():
-        return "Whether one of them is in the training set all the same was not searched."
+        return "The training images were not searched for copies of them."
     found = json.loads(path.read_text())
     names = ", ".join(found["duplicates"]) or "none"
     return (
-        f"Searched for among {found['training_images']:,} training images by thumbnails (`benchmarks/duplicates.py`): "
-        f"{names} found; the most similar has a cosine of {found['highest']:.2f}, a recompressed copy at least "
-        f"{found['lowest_of_a_recompressed_copy']:.2f}."
+        f"Copies of them among the {found['training_images']:,} training images, found by comparing thumbnails "
+        f"(`benchmarks/duplicates.py`): {names}. The most similar training image has a cosine similarity of "
+        f"{found['highest']:.2f}; a recompressed copy has at least {found['lowest_of_a_recompressed_copy']:.2f}."
     )
 
 
