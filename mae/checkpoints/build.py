@@ -29,13 +29,13 @@ def build_model(
     norm_pix_loss: bool | None = None,
     scaled_positions: bool = False,
 ) -> tuple[MaskedAutoencoder, tuple[str, ...]]:
-    """The model of a checkpoint that has a decoder; its weights stay mapped from the file until used.
+    """Build the whole model of a checkpoint with a decoder; weights stay memory-mapped from the file until used.
 
     Args:
         checkpoint: What ``load_checkpoint`` read.
-        img_size: Another image size, (rows, columns) or one number; position tables follow.
-        norm_pix_loss: What the model predicts, where the file does not say.
-        scaled_positions: As for ``fit_tables``.
+        img_size: Another image size, (rows, columns) or one number; position tables are adapted.
+        norm_pix_loss: Whether the model predicts normalised patches, if the file does not say.
+        scaled_positions: See ``fit_tables``.
 
     Returns:
         The model in evaluation mode and float32, and what a user should be told.
@@ -70,10 +70,9 @@ def build_model(
 def build_encoder(
     checkpoint: Checkpoint, *, img_size: int | tuple[int, int] | None = None
 ) -> tuple[MaskedAutoencoder, tuple[str, ...]]:
-    """The model of a checkpoint whose decoder, if it has one, is left without weights (on the meta device).
+    """Build the model of a checkpoint without its decoder, whose weights stay on the meta device.
 
-    A fine-tuned file, and many of CrossMAE's, have no final encoder norm; the model's then changes nothing but a
-    token's mean and scale.
+    Fine-tuned and many CrossMAE files have no final encoder norm; the model's norm then has weight 1 and bias 0.
 
     Args:
         checkpoint: What ``load_checkpoint`` read.
@@ -102,24 +101,24 @@ def build_encoder(
 
 
 def build_usable(checkpoint: Checkpoint) -> MaskedAutoencoder:
-    """The whole model where the checkpoint has a decoder, else its encoder: as ``build_model``, ``build_encoder``."""
+    """Build the whole model if the checkpoint has a decoder, else the encoder alone."""
     return build_model(checkpoint)[0] if checkpoint.has_decoder else build_encoder(checkpoint)[0]
 
 
 def _may_lack_norm(checkpoint: Checkpoint) -> bool:
-    """Whether a file without the encoder's last norm is whole: a head, or a decoder of its own, has norms instead."""
+    """Whether a file of this kind may lack the final encoder norm: fine-tuned and CrossMAE files have other norms."""
     return checkpoint.kind == "fine-tuned" or checkpoint.dialect == CROSSMAE
 
 
 def is_decoder(key: str) -> bool:
-    """Whether a tensor (official name) belongs to the decoder, which an encoder-only file lacks."""
+    """Whether a tensor, by its official name, belongs to the decoder."""
     return key.startswith("decoder_") or key == "mask_token"
 
 
 def load_weights(model: MaskedAutoencoder, checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Copy a checkpoint's weights, and nothing else of it, into a model that exists.
+    """Copy a checkpoint's weights into an existing model.
 
-    Another image size is allowed, and so is a file without a decoder: what the file lacks keeps its values.
+    The image sizes may differ, and the file may lack a decoder: the model's tensors that the file lacks are kept.
 
     Returns:
         What a user should be told.
@@ -141,7 +140,7 @@ def load_weights(model: MaskedAutoencoder, checkpoint: Checkpoint) -> tuple[str,
     other_sizes = _other_sizes(checkpoint, model.config)
     refuse_misfit(checkpoint.path, missing, misshapen, other_sizes)
     refuse_not_finite(checkpoint.path, state)
-    notes += (other_sizes,) if other_sizes else ()  # other heads fit, and compute something else
+    notes += (other_sizes,) if other_sizes else ()  # the number of heads does not show in the shapes
     model.load_state_dict(state, strict=False)
     return notes + ignored
 
@@ -163,7 +162,7 @@ def from_pretrained(
 
 
 def learnt_tables(checkpoint: Checkpoint) -> list[str]:
-    """The names of position tables that are not the sine-cosine formula's, and so are made for one grid."""
+    """Names of the position tables that do not follow the sine-cosine formula, so that they fit one grid only."""
     grid = checkpoint.config.grid
     return [key for key in _TABLES if key in checkpoint.state and not follows_formula(checkpoint.state[key], grid)]
 
@@ -171,15 +170,15 @@ def learnt_tables(checkpoint: Checkpoint) -> list[str]:
 def fit_tables(
     checkpoint: Checkpoint, grid: tuple[int, int], *, scaled_positions: bool = False
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """A checkpoint's tensors with its position tables on another grid, and what was done to them.
+    """A checkpoint's tensors with position tables for another grid, and messages about the changes.
 
-    A sine-cosine table is computed again; another one is resampled (bicubic).
+    Sine-cosine tables are computed again; other tables are resampled (bicubic).
 
     Args:
-        checkpoint: Whose tables.
+        checkpoint: The checkpoint.
         grid: Patches as (rows, columns).
-        scaled_positions: Scale the formula's positions to the file's grid. Better for a model that is used on this
-            grid as it is; one that goes on training learns the formula's own as well, and other programs expect them.
+        scaled_positions: Scale the formula's positions to the file's grid. This is better for a model that is used
+            without further training; for training, the unscaled positions work as well, and other programs expect them.
     """
     state = dict(checkpoint.state)
     old = checkpoint.config.grid
@@ -214,7 +213,7 @@ def compare_shapes(
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor is free of NaN and infinity in float32; one pass and no copy, unless its sum overflows."""
+    """Whether a tensor has no NaN or infinity in float32, by its sum; checks each value only if the sum overflows."""
     return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.float().isfinite().all())
 
 
@@ -227,10 +226,10 @@ def _known(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[dict
 
 
 def refuse_not_finite(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Refuse NaN and infinity.
+    """Check that no tensor holds NaN or infinity.
 
     Raises:
-        CheckpointError: A tensor holds some.
+        CheckpointError: A tensor does.
     """
     bad = [key for key, tensor in state.items() if not is_finite(tensor)]
     if bad:
@@ -241,9 +240,9 @@ def refuse_not_finite(path: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def _other_sizes(checkpoint: Checkpoint, wanted: MAEConfig) -> str | None:
-    """The sizes in which a file's model is another one than the model it is loaded into; None if it is the same.
+    """Message about sizes in which a file's model differs from the model it is loaded into; None if they agree.
 
-    Neither the image size nor the target matters for loading, and a file without a decoder says nothing of one.
+    Image size and target do not matter for loading, and decoder sizes only if the file has a decoder.
     """
     told = [
         f"{name} is {ours:g} here and {theirs:g} in the file"
@@ -260,15 +259,15 @@ def refuse_misfit(
     misshapen: list[tuple[str, tuple[int, ...], tuple[int, ...]]],
     other_sizes: str | None = None,
 ) -> None:
-    """Refuse tensors that are missing or have another shape, as ``compare_shapes`` finds them.
+    """Check that no tensors are missing or have another shape, by the result of ``compare_shapes``.
 
     Args:
         path: The file.
-        missing, misshapen: What does not fit.
-        other_sizes: Why, where the model has other sizes.
+        missing, misshapen: Result of ``compare_shapes``.
+        other_sizes: Message about differing sizes, which explains the misfit; None if there is none.
 
     Raises:
-        CheckpointError: There are any.
+        CheckpointError: There are such tensors.
     """
     if misshapen:
         key, wanted, got = misshapen[0]

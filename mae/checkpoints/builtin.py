@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mae.errors import CheckpointError
 
-BUILTIN = "builtin"  # what a user types where a checkpoint is wanted
-DEFAULT_RUN = Path("run")  # the folder where ``pretrain`` writes unless told otherwise
+BUILTIN = "builtin"  # name of these weights on the command line
+DEFAULT_RUN = Path("run")  # default folder of ``pretrain``
 WEIGHTS_FILE = f"{BUILTIN}.safetensors"
 CHECKSUM_FILE = f"{BUILTIN}.sha256"  # as ``sha256sum`` writes it, so that ``sha256sum -c`` checks it
 CARD_FILE = "MODEL_CARD.md"
@@ -19,7 +19,7 @@ RECIPE_FILE = "config.toml"
 def builtin_folder() -> Path:
     """The folder of the built-in weights, their checksum, card and recipe.
 
-    ``MAECLI_BUILTIN`` names another folder of the same files, for a group of people with weights of their own.
+    The environment variable ``MAECLI_BUILTIN`` can name another folder with the same files, for a group's own weights.
     """
     if named := os.environ.get("MAECLI_BUILTIN"):
         return Path(named)
@@ -27,10 +27,10 @@ def builtin_folder() -> Path:
 
 
 def builtin_file() -> Path:
-    """The file of the built-in weights, which is what its checksum says.
+    """Path of the built-in weights, after verifying their checksum.
 
     Raises:
-        CheckpointError: It is missing or damaged.
+        CheckpointError: The file is missing or damaged.
     """
     folder = builtin_folder()
     path = folder / WEIGHTS_FILE

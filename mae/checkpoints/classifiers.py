@@ -1,4 +1,4 @@
-"""Classifiers in files: the official fine-tuned layout, with the classes' names beside it."""
+"""Classifiers in checkpoint files: the official layout of fine-tuned models, plus the names of the classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mae.errors import CheckpointError
 from mae.io.text import shown
 from mae.models.classifier import BATCH_NORM_EPS, ImageClassifier
 
-_BATCH_NORM, _LINEAR = "head.0.", "head.1."  # of an official linear probe
+_BATCH_NORM, _LINEAR = "head.0.", "head.1."  # prefixes in an official linear probe
 
 
 def has_head(checkpoint: Checkpoint) -> bool:
@@ -23,12 +23,12 @@ def has_head(checkpoint: Checkpoint) -> bool:
 
 
 def about_classes(classes: Sequence[str], pool: str) -> dict[str, Any]:
-    """What our own files tell of a head beside its tensors."""
+    """Metadata about a head in our own files: names of the classes, and pooling."""
     return {"classes": list(classes), "pool": pool}
 
 
 def class_names(checkpoint: Checkpoint) -> tuple[tuple[str, ...], bool]:
-    """The classes' names, and whether the file tells them; else they are numbers."""
+    """Names of the classes, and whether they come from the file; otherwise they are numbers."""
     count = len(folded(checkpoint.state)["head.weight"])
     told = _told(checkpoint).get("classes")
     if isinstance(told, list) and len(told) == count and all(isinstance(name, str) for name in told):
@@ -37,7 +37,7 @@ def class_names(checkpoint: Checkpoint) -> tuple[tuple[str, ...], bool]:
 
 
 def pool_of(checkpoint: Checkpoint) -> str:
-    """What the head sees: as the file tells, else "mean" where its norm is ``fc_norm``, else "cls"."""
+    """Pooling before the head: as given by the file, else "mean" if it has ``fc_norm``, else "cls"."""
     told = _told(checkpoint).get("pool")
     if told in ("mean", "cls"):
         return str(told)
@@ -45,7 +45,7 @@ def pool_of(checkpoint: Checkpoint) -> str:
 
 
 def folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a classifier with a plain head: a linear probe's batch norm becomes part of its linear layer."""
+    """A state dict with a linear head: the batch norm of a linear probe is folded into its linear layer."""
     if f"{_LINEAR}weight" not in state:
         return dict(state)
     scale = (state[f"{_BATCH_NORM}running_var"].double() + BATCH_NORM_EPS).rsqrt()
@@ -58,7 +58,7 @@ def folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def build_classifier(
     checkpoint: Checkpoint, *, img_size: int | tuple[int, int] | None = None
 ) -> tuple[ImageClassifier, tuple[str, ...]]:
-    """The classifier of a file, its weights mapped from the file until used.
+    """Build the classifier of a file; weights stay memory-mapped from the file until used.
 
     Args:
         checkpoint: What ``load_checkpoint`` read.
@@ -95,7 +95,7 @@ def build_classifier(
 
 
 def load_encoder(model: ImageClassifier, checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Copy the encoder of a checkpoint of any kind into a classifier, whose head stays as it is.
+    """Copy the encoder of a checkpoint of any kind into a classifier; its head is not changed.
 
     Returns:
         What a user should be told.
@@ -119,7 +119,7 @@ def load_encoder(model: ImageClassifier, checkpoint: Checkpoint) -> tuple[str, .
 
 
 def no_head(checkpoint: Checkpoint) -> CheckpointError:
-    """The refusal of a file that names nothing."""
+    """The error for a file without a classification head."""
     path = shown(checkpoint.path)
     return CheckpointError(
         f"{path} holds no classification head: it is {_kind_in_words(checkpoint)}, so it cannot name classes",

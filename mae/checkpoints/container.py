@@ -1,4 +1,4 @@
-"""Recognise a file's format by its bytes, so that only checkpoints are unpickled. Standard library only."""
+"""Recognises the format of a file by its bytes, so that only checkpoints are unpickled. Standard library only."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from mae.io.text import a_few, shown
 
 
 class Container(enum.Enum):
-    """How a checkpoint is packed."""
+    """File format of a checkpoint."""
 
     ZIP = enum.auto()
-    LEGACY = enum.auto()  # what torch.save wrote before it wrote zip files
+    LEGACY = enum.auto()  # format of torch.save before torch 1.6
     SAFETENSORS = enum.auto()
     SHARDS = enum.auto()  # a folder
 
 
 GET_IT_AGAIN = "the download or copy did not finish, or the file was changed: get it again"
-# Far above what any model here needs, and low enough to be looked through in a moment.
+# Far above the needs of any supported model, and small enough to be read in a moment.
 LONGEST_DIRECTORY = 16_000_000  # bytes of a zip's directory
 LONGEST_HEADER = 16_000_000  # bytes of a safetensors header
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began before it wrote zip files
@@ -85,11 +85,11 @@ def find_file(path: Path) -> Path:
 
 
 def container_of(path: Path) -> Container:
-    """Tell a checkpoint's container from its first bytes, and refuse whatever is none or is not safe to read.
+    """Recognise a checkpoint's format by its first bytes, and refuse files that are not checkpoints or are unsafe.
 
     Raises:
-        CheckpointError: The file is empty, cut short, compressed, something else than a checkpoint, or holds a
-            pickle that could run code.
+        CheckpointError: The file is empty, truncated, compressed, not a checkpoint, or holds a pickle that could run
+            code.
     """
     try:
         size = path.stat().st_size
@@ -102,7 +102,7 @@ def container_of(path: Path) -> Container:
     if head.startswith(b"PK\x03\x04"):
         _check_zip(path, size)
         return Container.ZIP
-    # A safetensors file begins with its header's length, which may look like a pickle's magic: its brace decides.
+    # A safetensors file begins with its header's length, which may equal a pickle's magic; the brace after it decides.
     if size > 8 and head[8:9] == b"{" and not head.startswith(_LEGACY_MAGIC):
         _check_safetensors(path, size, int.from_bytes(head[:8], "little"))
         return Container.SAFETENSORS
@@ -117,12 +117,12 @@ def _check_zip(path: Path, size: int) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except Exception:  # damaged bytes can raise almost anything from inside the decoder
+    except Exception:  # damaged bytes can raise almost any exception in the decoder
         raise CheckpointError(
             f"{path} is cut short or damaged: {size:,} bytes whose zip directory cannot be read", hint=GET_IT_AGAIN
         ) from None
     unpacked = sum(entry.file_size for entry in entries)
-    # torch stores tensors uncompressed, so a directory that promises more than the file holds is no checkpoint.
+    # torch stores tensors uncompressed, so a checkpoint never unpacks to more bytes than the file has.
     if unpacked > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise CheckpointError(
             f"{path} is refused as a zip bomb: {size:,} bytes would unpack to {unpacked:,}, "
@@ -150,11 +150,11 @@ def _check_zip(path: Path, size: int) -> None:
 
 
 def _check_directory(path: Path, size: int) -> None:
-    """The last bytes of a zip tell how long its directory is: look before it is read whole."""
+    """Check the length of a zip's directory, which is in its last bytes, before the directory is read."""
     with path.open("rb") as file:
         file.seek(max(0, size - 66_000))
         tail = file.read()
-    # The end record, and the one of large archives, which wins where both are there.
+    # The end record, and that of large archives (zip64), which has priority if both exist.
     places = ((tail.rfind(b"PK\x05\x06"), 12, 4), (tail.rfind(b"PK\x06\x06"), 40, 8))
     stated = [int.from_bytes(tail[at + skip : at + skip + width], "little") for at, skip, width in places if at >= 0]
     longest = max((length for length in stated if length <= size), default=0)
@@ -166,7 +166,7 @@ def _check_directory(path: Path, size: int) -> None:
 
 
 def _check_legacy(path: Path, head: bytes) -> None:
-    """Look through the pickles with which a file of the old format begins."""
+    """Check the pickles at the beginning of a file of the old format."""
     with path.open("rb") as file:
         for _ in range(_LEGACY_PICKLES if head.startswith(_LEGACY_MAGIC) else 1):
             check_pickle(file, path)
@@ -177,7 +177,7 @@ def _check_legacy(path: Path, head: bytes) -> None:
 
 
 def _check_safetensors(path: Path, size: int, header_size: int) -> None:
-    """The header states how many bytes the tensors take, so a file cut short is seen before it is mapped."""
+    """Check the header, and that the file has as many bytes as the header states, before the file is mapped."""
     promised = 8 + header_size
     if promised <= size:
         if header_size > LONGEST_HEADER:

@@ -1,6 +1,6 @@
-"""Foreign key names: the only module that knows them (Hugging Face's three, wrappers and prefixes).
+"""Key names of other tools (three Hugging Face dialects, wrappers and prefixes); no other module knows them.
 
-Inside the project every key has the name that the official release gives it.
+Everywhere else, keys have the names of the official release.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 _WRAPPERS = ("model", "state_dict", "module", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "encoder.")
-_DEEPEST = 8  # wrappers in wrappers and prefixes before prefixes; a file may hold itself
+_DEEPEST = 8  # largest nesting of wrappers and prefixes; a file may contain itself
 
 # Hugging Face's names, newest last: the classic ones of the Hub, those of transformers 5 in memory, and
 # what its save_pretrained writes, which differs from the classic in ``decoder_encoder.layer``.
@@ -43,7 +43,7 @@ _HF_OTHERS = {
     "classifier.": "head.",
 }
 
-# Keys that give away another kind of masked autoencoder or another layout of one.
+# Keys by which other kinds or layouts of masked autoencoders are recognised.
 _FOREIGN = {
     "encoder_to_decoder.": "the MAE-pytorch or VideoMAE layout",
     "to_patch_embedding": "the vit-pytorch layout",
@@ -56,7 +56,7 @@ _FOREIGN = {
     "conv_proj.": "the torchvision layout",
 }
 
-# Keys of models whose encoder begins like a ViT and computes something else: without them its features are wrong.
+# Keys of models that resemble a ViT but compute another function, so that their features would be wrong.
 _OTHER_ENCODERS = {
     "register_tokens": "a DINO model with register tokens",
     "reg_token": "a model of timm's with register tokens",
@@ -93,7 +93,7 @@ def unwrap(loaded: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Strip a prefix that keys share; ``encoder.`` only where it hides an official encoder."""
+    """Remove a prefix that all keys share; ``encoder.`` only if official encoder names follow it."""
     for _ in range(_DEEPEST):
         prefix = next((prefix for prefix in _PREFIXES if _is_shared(prefix, state)), None)
         if prefix is None:
@@ -114,7 +114,7 @@ def is_hugging_face(keys: Mapping[str, Any]) -> bool:
 
 
 def hugging_face_dialect(keys: Mapping[str, Any]) -> str:
-    """Which of the three dialects: on the Hub, in the memory of transformers 5, or as it saves."""
+    """Name of the Hugging Face dialect: that of the Hub, of transformers 5 in memory, or of files it saves."""
     if any(".q_proj." in key for key in keys):
         return "huggingface (in memory, 5.x)"
     if any("decoder_encoder." in key for key in keys):
@@ -125,8 +125,8 @@ def hugging_face_dialect(keys: Mapping[str, Any]) -> str:
 def from_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Any Hugging Face dialect -> official names; query, key and value become one ``attn.qkv``.
 
-    A key that belongs to no ViTMAE keeps its name, so that it shows up as unexpected; query, key and value that
-    do not fit together are left out, so that their ``attn.qkv`` shows up as missing.
+    A key that is not one of ViTMAE keeps its name and is reported as unexpected; if query, key and value do not fit
+    together they are dropped, and their ``attn.qkv`` is reported as missing.
     """
     official: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}
@@ -172,7 +172,7 @@ def to_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def foreign_layout(keys: Mapping[str, Any]) -> str | None:
-    """The name of another masked autoencoder whose keys these look like."""
+    """Name of the other kind of masked autoencoder that the keys belong to, or None."""
     return next((name for sign, name in _FOREIGN.items() if any(sign in key for key in keys)), None)
 
 
@@ -185,7 +185,7 @@ def other_encoder(state: Mapping[str, Tensor]) -> str | None:
 
 
 def is_crossmae(keys: Mapping[str, Any]) -> bool:
-    """Whether a decoder attends to the encoder's tokens and not to its own, as CrossMAE's does."""
+    """Whether the keys are those of CrossMAE, whose decoder attends to the encoder's tokens only."""
     return any(key.startswith("decoder_blocks.") and ".cross_attn." in key for key in keys)
 
 
@@ -195,7 +195,7 @@ def crossmae_encoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _hugging_face_block(key: str) -> tuple[str, str]:
-    """Split a key into the official prefix of its block ("" outside a block) and the rest."""
+    """Split a Hugging Face key into its block's official prefix ("" outside blocks) and the remaining name."""
     key = key.removeprefix("vit.")
     match = _HF_BLOCKS.match(key)
     if not match:

@@ -1,4 +1,4 @@
-"""Download released checkpoints into a cache, only those that a user names. Standard library only."""
+"""Downloads released checkpoints that a user names into a cache. Standard library only."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Release:
     """One released file.
 
     Attributes:
-        name: What a user types.
-        url: Where it is.
-        norm_pix_loss: Whether it predicts normalised pixels; None for a file without a decoder's target.
-        md5_prefix: How its MD5 begins, where that is known.
+        name: Name on the command line.
+        url: Address of the file.
+        norm_pix_loss: Whether it predicts normalised patches; None for a file without a decoder.
+        md5_prefix: First digits of its MD5; None if unknown.
     """
 
     name: str
@@ -62,7 +62,7 @@ _BY_FILE_NAME = {release.file_name: release for release in RELEASES.values()}
 
 
 def release_of(file_name: str) -> Release | None:
-    """The release that a file's name names, or None."""
+    """The release whose cached file has this name, or None."""
     return _BY_FILE_NAME.get(file_name)
 
 
@@ -75,7 +75,7 @@ LARGEST_FILE = 4_000_000_000  # bytes; the largest released file has 2.6e9
 
 
 def fetch(release: Release) -> Path:
-    """The cached file of a release, downloaded if it is not there yet.
+    """Path of a release's cached file, which is downloaded if necessary.
 
     Raises:
         CheckpointError: It is not cached and cannot be downloaded, or what came is not the released file; the
@@ -100,7 +100,7 @@ def fetch(release: Release) -> Path:
 
 
 def _check(release: Release, received: Path) -> None:
-    """Compare a file's MD5 with what is known of the released one's."""
+    """Check that a file's MD5 begins with the release's ``md5_prefix``."""
     if release.md5_prefix is None:
         return
     with received.open("rb") as file:

@@ -47,22 +47,22 @@ OTHER_WEIGHTS_NOTE = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint file, read: what it is, and its tensors under the official release's names.
+    """A loaded checkpoint: its properties, and its tensors under the official release's names.
 
     Attributes:
-        path: The file.
+        path: Path of the file.
         kind: "full", "encoder", "fine-tuned" or "training" (a trainer's file, with its optimiser).
-        dialect: Whose key names the file uses: "official", "maecli", "timm", "huggingface" ...
-        config: Sizes read off the shapes; ``norm_pix_loss`` as known, else False.
+        dialect: Naming scheme of the file's keys: "official", "maecli", "timm", "huggingface" ...
+        config: Sizes derived from the shapes; ``norm_pix_loss`` is False if unknown.
         variant: Name of the variant of these sizes, if there is one.
-        norm_pix_loss: Whether it predicts normalised pixels; None if the file does not say.
-        state: Tensors under official names, mapped from the file and not read until used.
+        norm_pix_loss: Whether it predicts normalised patches; None if the file does not say.
+        state: Tensors under official names, memory-mapped from the file and read when used.
         epoch: Epoch a trainer wrote, counted from 0.
         args: Options a trainer wrote.
         optimizer, scaler: States a trainer wrote.
         extra: The file's other entries.
-        notes: What a user should be told.
-        assumed: Fields of ``config`` that were guessed because nothing in the file tells them.
+        notes: Messages for the user.
+        assumed: Fields of ``config`` that were assumed because the file does not give them.
     """
 
     path: Path
@@ -82,17 +82,17 @@ class Checkpoint:
 
     @property
     def has_decoder(self) -> bool:
-        """Whether the file can reconstruct images and not only encode them."""
+        """Whether the file has a decoder, so that it can reconstruct images."""
         return any(key.startswith("decoder_") for key in self.state)
 
     @property
     def num_parameters(self) -> int:
-        """Numbers in all of the file's model tensors, fixed position tables included."""
+        """Number of values of all model tensors in the file, fixed position tables included."""
         return sum(tensor.numel() for tensor in self.state.values())
 
     @property
     def is_builtin(self) -> bool:
-        """Whether these are the weights that come with the package."""
+        """Whether these are the built-in weights."""
         return self.path.parent == builtin_folder()
 
     @property
@@ -115,11 +115,11 @@ def load_checkpoint(
             (its classifier if it has one, else its newest state that can be read) or one of its states in shards;
             ``builtin`` for the weights that come with the package; or the name of a released file such as
             ``mae_visualize_vit_base`` or ``facebook/vit-mae-base``, which is downloaded once.
-        num_heads, decoder_num_heads: Attention heads, where the file does not tell them.
-        offline: Download nothing.
+        num_heads, decoder_num_heads: Numbers of attention heads, if the file does not give them.
+        offline: Whether downloads are refused.
 
     Raises:
-        CheckpointError: The file is missing, broken, unsafe, or no masked autoencoder of images.
+        CheckpointError: The file is missing, damaged, unsafe, or not a masked autoencoder of images.
     """
     if (classifier := run_classifier(Path(path))) is not None:
         return _load(classifier, num_heads, decoder_num_heads)
@@ -131,10 +131,10 @@ def load_checkpoint(
 
 
 def load_checkpoint_or_default(path: Path | None) -> Checkpoint:
-    """The checkpoint that a command was given; without one the run in the folder ``run``, else the built-in weights.
+    """Load the given checkpoint; if ``path`` is None, the run in the folder ``run``, else the built-in weights.
 
     Raises:
-        CheckpointError: It cannot be used.
+        CheckpointError: The checkpoint cannot be read.
     """
     if path is not None or run_states(DEFAULT_RUN):
         return load_checkpoint(path or DEFAULT_RUN)
@@ -148,7 +148,7 @@ def load_checkpoint_or_default(path: Path | None) -> Checkpoint:
 
 
 def _described(checkpoint: Checkpoint) -> str:
-    """The built-in weights in half a line: their size, and what the file says of their training."""
+    """A short description of the built-in weights: model size, image size and training data."""
     own = checkpoint.extra.get("maecli")
     trained_on = own.get("trained_on") if isinstance(own, Mapping) else None
     words = [
@@ -160,7 +160,7 @@ def _described(checkpoint: Checkpoint) -> str:
 
 
 def _newest_readable(states: Sequence[Path], load: Callable[[Path], Checkpoint]) -> Checkpoint:
-    """The first of a run's states that can be read; its notes say what is wrong with those before it."""
+    """Load the newest readable state of a run; its notes say why newer ones cannot be read."""
     broken: list[CheckpointError] = []
     for state in states:
         try:
@@ -247,7 +247,7 @@ def _read(path: Path, container: Container) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             # Only the zip format can be mapped; a legacy pickle is read whole.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=container is Container.ZIP or None)
-    except Exception as error:  # a damaged file can raise almost anything from inside the unpickler
+    except Exception as error:  # a damaged file can raise almost any exception in the unpickler
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path} is damaged: {shown(reason, 200)}", hint=GET_IT_AGAIN) from None
 
@@ -265,10 +265,10 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _refuse_inflated(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that claim more bytes than the file has, and number types that a model cannot use.
+    """Refuse tensors with more values than the file holds, and types that a model cannot use.
 
-    A stored view may repeat few bytes without end, or many names may share the same bytes; copying them would
-    fill the memory.
+    A view with stride 0 can repeat a few bytes arbitrarily often, and many names can share the same bytes; copying
+    them would fill the memory.
     """
     room = path.stat().st_size
     for key, tensor in tensors.items():
@@ -286,7 +286,7 @@ def _refuse_inflated(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def _refuse_types(path: Path, state: Mapping[str, Tensor]) -> None:
     for key, tensor in state.items():
         number = str(tensor.dtype).removeprefix("torch.")
-        # A single integer may count something; a whole tensor of integers or of 8-bit floats is quantised weights.
+        # A scalar integer may be a counter; a tensor of integers or 8-bit floats holds quantised weights.
         if number not in USABLE_TYPES and (tensor.ndim or tensor.is_floating_point()):
             raise unusable_type(path, key, number)
 
@@ -305,7 +305,7 @@ def _official(
 
 
 def _declared(path: Path, dialect: str, others: Mapping[str, Any]) -> Declared:
-    """What the file says of itself: our own entry, a trainer's options, config.json, or its released name."""
+    """Sizes stated by our own metadata, a trainer's options, config.json, or the released file's name."""
     release = release_of(path.name)
     known = release.norm_pix_loss if release else None
     if dialect.startswith("huggingface"):
@@ -331,7 +331,7 @@ def _declared(path: Path, dialect: str, others: Mapping[str, Any]) -> Declared:
 
 
 def _grid(state: Mapping[str, Tensor]) -> tuple[int, int] | None:
-    """The grid of patches by a table that follows the formula: it tells a rectangle from a square of as many."""
+    """The grid of patches by a sine-cosine position table, which distinguishes a rectangle from a square; or None."""
     tables = [state[key] for key in ("pos_embed", "decoder_pos_embed") if key in state]
     return next((grid for table in tables if (grid := grid_of(table))), None)
 
@@ -348,7 +348,7 @@ def _count(stated: Any) -> int | None:
 
 
 def _beside(path: Path, model_type: str = "vit_mae") -> dict[str, Any]:
-    """The config.json of a folder with a model of that type, {} where there is none."""
+    """The config.json beside a file, if it is of that model type; else {}."""
     try:
         stated = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from mae.pos_embed import sincos_2d
 
-LIKE_FORMULA = 1e-4  # far above float32's rounding, far below a step to the next position
+LIKE_FORMULA = 1e-4  # far above the rounding of float32, far below the difference to the next position
 
 
 def follows_formula(table: Tensor, grid: tuple[int, int]) -> bool:
-    """Whether a table (1, 1 + rows * columns, D) is the sine-cosine one, as nearly as its type can hold it."""
+    """Whether a table (1, 1 + rows * columns, D) is the sine-cosine table, up to the rounding of its type."""
     if table.ndim != 3 or table.shape[:2] != (1, 1 + grid[0] * grid[1]) or table.shape[2] % 4:
         return False
     width = table.shape[2]
@@ -22,7 +22,7 @@ def follows_formula(table: Tensor, grid: tuple[int, int]) -> bool:
 
 
 def grid_of(table: Tensor) -> tuple[int, int] | None:
-    """The grid (rows, columns) whose sine-cosine table this is; the shape alone cannot tell 7x28 from 14x14."""
+    """The grid (rows, columns) of a sine-cosine table, or None; its shape does not distinguish 7x28 from 14x14."""
     patches = table.shape[1] - 1 if table.ndim == 3 else 0
     if patches < 1:
         return None

@@ -7,14 +7,14 @@ import re
 from pathlib import Path
 
 STATE = "checkpoint-last"
-CLASSIFIER = "classifier.pth"  # of a run that learns classes: the weights of the epoch that is tested
+CLASSIFIER = "classifier.pth"  # of finetune and linprobe: the weights of the tested epoch
 WHOLE, SHARDS = ".pth", ".dcp"
 _SLOT = re.compile(rf"{STATE}(?:-(\d+))?({re.escape(WHOLE)}|{re.escape(SHARDS)})")
 _KEPT = re.compile(rf"checkpoint-(\d+){re.escape(WHOLE)}")
 
 
 def run_states(folder: Path) -> list[Path]:
-    """The states that a run could resume from, newest first; none where there is no run's folder."""
+    """The states that a run can resume from, newest first; empty if the folder does not exist."""
     slots: list[tuple[int, bool, str]] = []
     kept: list[tuple[int, str]] = []
     for name in os.listdir(folder) if folder.is_dir() else ():  # noqa: PTH208 - names are all that is needed
@@ -26,13 +26,13 @@ def run_states(folder: Path) -> list[Path]:
 
 
 def run_classifier(folder: Path) -> Path | None:
-    """The classifier in a run's folder, where there is one."""
+    """The classifier in a run's folder, or None."""
     path = folder / CLASSIFIER
     return path if path.is_file() else None
 
 
 def state_slot(folder: Path, number: int) -> Path | None:
-    """The newest state, or with a number the one so many saves before it; a file or a folder of shards."""
+    """The newest state (0), or the one ``number`` saves before it: a file, a folder of shards, or None."""
     for kind in (WHOLE, SHARDS):
         path = folder / f"{STATE}{f'-{number}' if number else ''}{kind}"
         if path.exists():

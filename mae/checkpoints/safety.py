@@ -1,8 +1,7 @@
 """Reads a checkpoint's pickle without running it, and refuses what no checkpoint needs. Standard library only.
 
-torch's own restricted unpickler runs no foreign code either; this check comes before it because a pickle can
-also exhaust a machine with allowed parts: a bytearray of a terabyte, keys that are tuples of tuples of tuples,
-a million tensors.
+torch's restricted unpickler does not run foreign code either. This check comes before it because a pickle can also
+exhaust a machine with allowed parts: a bytearray of a terabyte, deeply nested tuples as keys, a million tensors.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ _ALLOWED = {
 }
 
 # How torch.save stores the types that have no storage class of their own: floats of 8 bits and fewer, uint16 ...
-# Walked through, so that the refusal can name the type, and never let past this check.
+# They are followed only so that the error can name the type, and are always refused.
 _UNNAMED = {"torch._utils _rebuild_tensor_v3", "torch.storage UntypedStorage"}
 _TYPE = re.compile(r"torch ((?:float|u?int|q?u?int|complex|bits)\d\w*)")
 
-# What a value on the pickle's stack is, as far as this check cares.
+# Kinds of values on the pickle's stack that this check distinguishes.
 _ATOM, _EMPTY_TUPLE, _OTHER = "atom", "empty tuple", "other"
 
 _ATOMS = {"NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"}
@@ -51,12 +50,12 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 def unusable_type(path: Path, name: str, number: str) -> CheckpointError:
-    """The refusal of a tensor whose numbers no model computes with: 8-bit floats, integers.
+    """The error for a tensor of an unsupported type: 8-bit floats or integers.
 
     Args:
         path: The file.
-        name: The tensor's.
-        number: Its type, for instance "float8_e4m3fn".
+        name: Name of the tensor.
+        number: Its dtype, for instance "float8_e4m3fn".
     """
     floats = number.startswith(("float8", "float4", "F8", "F6", "F4"))
     return CheckpointError(
@@ -68,14 +67,14 @@ def unusable_type(path: Path, name: str, number: str) -> CheckpointError:
 
 
 def check_pickle(file: IO[bytes], path: Path) -> int:
-    """Walk through one pickle, from the file's position to behind its STOP.
+    """Check one pickle, from the file's position to the end of its STOP instruction.
 
     Args:
-        file: Open and positioned.
-        path: Named in errors.
+        file: An open file, positioned at the pickle.
+        path: Path for messages.
 
     Returns:
-        The bytes it takes.
+        The length of the pickle in bytes.
 
     Raises:
         CheckpointError: It could run code, exhaust the machine, or is damaged.
@@ -96,7 +95,7 @@ def check_pickle(file: IO[bytes], path: Path) -> int:
 
 
 class _Reader:
-    """A file that refuses to give more than a checkpoint's pickle can need."""
+    """A file that raises an error if more bytes are read than a checkpoint's pickle can have."""
 
     def __init__(self, file: IO[bytes], path: Path) -> None:
         self.file = file
@@ -123,14 +122,14 @@ class _Reader:
 
 
 class _Walk:
-    """The unpickler's stack, with what each value is in place of the value."""
+    """Simulates the unpickler's stack with the kind of each value instead of the value."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.stack: list[str] = []
         self.marked: list[list[str]] = []
         self.memo: dict[int, str] = {}
-        self.text = ""  # the latest one: a tensor's name comes right before the tensor
+        self.text = ""  # the latest string; the name of a tensor comes directly before it
         self.unnamed: tuple[str, str] | None = None  # what rebuilds a tensor of such a type, and the tensor's name
         self.steps: dict[str, Callable[[Any], object]] = {
             "PROTO": self._protocol,

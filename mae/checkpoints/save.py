@@ -1,4 +1,4 @@
-"""Writing a checkpoint that the official scripts read as their own, and weights alone."""
+"""Writes checkpoints that the official scripts can read, and files of weights alone."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def save_checkpoint(
     args: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint in the official trainer's layout, whole or not at all.
+    """Write a checkpoint in the official trainer's layout, atomically.
 
-    The entry ``maecli`` holds the model's sizes, so that our own files need no guess about heads.
+    The entry ``maecli`` holds the model's sizes, including the numbers of heads, which the shapes do not give.
 
     Args:
         path: The file; its folder must exist.
-        model: Its state dict becomes ``model``.
-        optimizer, epoch, scaler: Where training stands; left out where None.
-        args: The run's options, stored as an ``argparse.Namespace``; plain values only.
-        extra: Entries beside the official ones, under their own keys.
+        model: The model; its state dict becomes the entry ``model``.
+        optimizer, epoch, scaler: Training state; entries that are None are omitted.
+        args: Options of the run as plain values, stored as an ``argparse.Namespace``.
+        extra: Additional entries by key.
 
     Raises:
         CheckpointError: The file cannot be written.
@@ -63,7 +63,7 @@ def checkpoint_document(
     args: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What ``save_checkpoint`` writes, from a state dict."""
+    """The document that ``save_checkpoint`` writes, made from a state dict."""
     document: dict[str, Any] = {"model": model}
     if optimizer is not None:
         document["optimizer"] = optimizer
@@ -83,14 +83,14 @@ def save_pretrained(model: MaskedAutoencoder, path: str | Path) -> Path:
 
     Args:
         model: The model.
-        path: A file that ends in .safetensors, .pth or .pt; or else a folder, made where there is none, for
+        path: A file that ends in .safetensors, .pth or .pt; any other name is a folder, created if necessary, for
             ``model.safetensors`` and ``config.json``.
 
     Returns:
         ``path``.
 
     Raises:
-        CheckpointError: It cannot be written.
+        CheckpointError: The file cannot be written.
     """
     path = Path(path)
     state = {key: tensor.cpu() for key, tensor in model.state_dict().items()}
@@ -113,10 +113,10 @@ def save_pretrained(model: MaskedAutoencoder, path: str | Path) -> Path:
 
 
 def save(path: Path, document: Mapping[str, Any]) -> None:
-    """``torch.save``, whole or not at all.
+    """``torch.save``, atomically.
 
     Raises:
-        CheckpointError: The file cannot be written; torch's own error on a full disk would not say so.
+        CheckpointError: The file cannot be written; a full disk is checked for, since torch's error does not name it.
     """
     try:
         needed, free = _tensor_bytes(document), shutil.disk_usage(path.parent).free
@@ -129,7 +129,7 @@ def save(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def save_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors as safetensors, whole or not at all, and without a copy of them all in memory.
+    """Write tensors as safetensors, atomically, and without copying all of them in memory.
 
     Raises:
         CheckpointError: The file cannot be written.
@@ -146,7 +146,7 @@ def save_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[
         save_file({key: tensor.contiguous() for key, tensor in state.items()}, temporary, {"format": "pt", **metadata})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(mode)  # save_file's own 0600 would lock a lab's colleagues out
+        temporary.chmod(mode)  # save_file sets 0600, so other users could not read it
         temporary.replace(target)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None

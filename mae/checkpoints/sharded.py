@@ -1,4 +1,4 @@
-"""A checkpoint in shards (torch.distributed.checkpoint): a folder, read whole or into a divided model."""
+"""Sharded checkpoints (torch.distributed.checkpoint): folders that are read as a whole or into a sharded model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _ALLOWED = {
 
 
 class _Table(pickle.Unpickler):
-    """The table of a folder's contents; torch would run whatever its pickle asks for."""
+    """Unpickler of a folder's metadata that allows known classes only; torch's own would run arbitrary code."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
@@ -47,10 +47,10 @@ class _Table(pickle.Unpickler):
 
 
 class ShardReader(FileSystemReader):
-    """torch's reader, but its table is read with care and may not claim more than the files hold.
+    """torch's reader with a safe unpickler, which also checks that the metadata does not exceed the files' sizes.
 
     Raises:
-        CheckpointError: On reading the table, if it is damaged or unsafe.
+        CheckpointError: The metadata is damaged or unsafe (raised by ``read_metadata``).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -58,7 +58,7 @@ class ShardReader(FileSystemReader):
         self.folder = folder
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The table of contents."""
+        """Read the metadata, the table of the folder's contents."""
         path = self.folder / SHARD_TABLE
         try:
             if path.stat().st_size > LARGEST_TABLE:
@@ -80,10 +80,10 @@ class ShardReader(FileSystemReader):
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """What the folder holds beside tensors.
+    """Read the folder's values other than tensors.
 
     Raises:
-        CheckpointError: It is not there or not whole.
+        CheckpointError: The folder is incomplete.
     """
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
@@ -95,12 +95,12 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 
 def read_into(folder: Path, tensors: dict[str, Tensor], process_group: Any = None) -> None:
-    """Fill tensors, divided ones with this process's part, from the folder's entries of the same names.
+    """Read the folder's entries into tensors of the same names; sharded tensors get this process's part.
 
     Args:
         folder: The folder.
-        tensors: By name, of the right shapes.
-        process_group: The processes that read together; None where this one reads alone.
+        tensors: Tensors by name, of the right shapes.
+        process_group: The processes that read together; None if this process reads alone.
 
     Raises:
         CheckpointError: The folder is damaged.
@@ -112,7 +112,7 @@ def read_into(folder: Path, tensors: dict[str, Tensor], process_group: Any = Non
             load(tensors, storage_reader=ShardReader(folder), process_group=process_group, no_dist=alone)
     except CheckpointError:
         raise
-    except Exception as error:  # torch wraps what any process met in an error of its own
+    except Exception as error:  # torch wraps the errors of all processes in an error of its own
         cause = next((one for one in getattr(error, "failures", {}).values()), (error,))[0]
         if isinstance(cause, CheckpointError):
             raise cause from None
@@ -121,7 +121,7 @@ def read_into(folder: Path, tensors: dict[str, Tensor], process_group: Any = Non
 
 
 def read_whole(folder: Path) -> dict[str, Any]:
-    """The model's tensors, put together, with what the folder says of them.
+    """Read the full tensors of the model, and the folder's other values.
 
     Raises:
         CheckpointError: The folder is damaged.

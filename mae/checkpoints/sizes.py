@@ -1,4 +1,4 @@
-"""A model's sizes, derived from the shapes of its tensors. Imports no torch.
+"""Derives a model's sizes from the shapes of its tensors. Imports no torch.
 
 The number of heads does not affect the shapes: it comes from the file's metadata, from a variant of the same
 width, or from the usual head width.
@@ -27,10 +27,10 @@ MOST_BLOCKS = 512
 
 @dataclasses.dataclass(frozen=True)
 class Declared:
-    """What a file states besides its tensors' shapes; None where it states nothing.
+    """Sizes that a file states explicitly; None if it does not.
 
     Attributes:
-        grid: Patches as (rows, columns), by a position table that follows the formula.
+        grid: Grid of patches, (rows, columns), by a position table that follows the sine-cosine formula.
     """
 
     img_size: tuple[int, int] | None = None
@@ -44,9 +44,9 @@ class ReadSizes(NamedTuple):
     """A model's sizes as derived from its tensors.
 
     Attributes:
-        config: The sizes; without a decoder its sizes are the usual ones.
-        notes: What had to be guessed, for a user.
-        assumed: Fields of the sizes that nothing in the file tells: "num_heads", "decoder_num_heads".
+        config: The sizes; decoder sizes are the defaults if there is no decoder.
+        notes: Messages for the user about assumed sizes.
+        assumed: Fields that were assumed because the file does not give them: "num_heads", "decoder_num_heads".
     """
 
     config: MAEConfig
@@ -55,12 +55,12 @@ class ReadSizes(NamedTuple):
 
 
 def config_from_shapes(shapes: Shapes, declared: Declared) -> ReadSizes:
-    """Compute the sizes of the model that a state dict (official names) belongs to.
+    """Compute the sizes of the model of a state dict with official names.
 
-    One missing or misshapen tensor does not mislead it: widths are what most tensors say.
+    Widths are decided by the majority of the tensors, so a single missing or misshapen tensor does not matter.
 
     Raises:
-        CheckpointError: There is no patch projection or no block, or the sizes do not fit together.
+        CheckpointError: There is no patch projection or no block, or the sizes contradict each other.
     """
     notes: list[str] = []
     assumed: list[str] = []
@@ -94,7 +94,7 @@ def config_from_shapes(shapes: Shapes, declared: Declared) -> ReadSizes:
     sizes["decoder_num_heads"] = (
         declared.decoder_num_heads or _heads("decoder_num_heads", decoder_dim, decoder_depth, notes, assumed)
         if decoder_dim
-        else usual.decoder_num_heads  # not the declared ones: they would be those of another width
+        else usual.decoder_num_heads  # the declared number would belong to another width
     )
     try:
         config = MAEConfig(**sizes)
@@ -119,7 +119,7 @@ def _refuse_vast(config: MAEConfig, numbers: int, *, has_decoder: bool) -> None:
 
 
 def variant_of(config: MAEConfig, *, has_decoder: bool = True) -> str | None:
-    """The name of the variant with these widths, depths, heads and patches, whatever its image size."""
+    """Name of the variant with these widths, depths, heads and patch size, for any image size; None if none fits."""
     for name, variant in VARIANTS.items():
         like = (
             variant.replace(img_size=config.img_size, in_chans=config.in_chans, norm_pix_loss=config.norm_pix_loss)
@@ -152,7 +152,7 @@ def _depth(shapes: Shapes, prefix: str) -> int:
 
 
 def _patch(shapes: Shapes) -> tuple[int, int]:
-    """Patch side and channels: the projection's, or the prediction's where that is out of shape."""
+    """Patch size and channels, by the patch projection, or by the prediction layer if the projection is misshapen."""
     shape = shapes.get("patch_embed.proj.weight", ())
     if len(shape) == 4 and shape[2] == shape[3] and min(shape):
         return shape[2], shape[1]
@@ -189,7 +189,7 @@ def _img_size(shapes: Shapes, patch_size: int, grid: tuple[int, int] | None, not
 
 
 def _mlp_ratio(shapes: Shapes, embed_dim: int) -> float:
-    in_block = {"fc1.weight": 0, "fc1.bias": 0, "fc2.weight": -1}  # which axis is the hidden one
+    in_block = {"fc1.weight": 0, "fc1.bias": 0, "fc2.weight": -1}  # axis of the hidden units
     hidden = _majority(
         shape[in_block[match[1]]]
         for key, shape in shapes.items()
@@ -198,12 +198,12 @@ def _mlp_ratio(shapes: Shapes, embed_dim: int) -> float:
     if hidden is None:
         return 4.0
     ratio = hidden / embed_dim
-    # The model rounds down, and so would lose a unit to a quotient that was rounded down itself.
+    # The model truncates embed_dim * ratio, so a ratio that was rounded down would give one hidden unit too few.
     return ratio if int(embed_dim * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def _heads(name: str, width: int, depth: int, notes: list[str], assumed: list[str]) -> int:
-    """The heads of a variant of this width and depth, else the width over the usual head width."""
+    """Number of heads of the variant with this width and depth, else the width divided by the usual head width."""
     fields = ("decoder_embed_dim", "decoder_depth") if name.startswith("decoder") else ("embed_dim", "depth")
     for variant in VARIANTS.values():
         if (getattr(variant, fields[0]), getattr(variant, fields[1])) == (width, depth):

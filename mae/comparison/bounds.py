@@ -1,7 +1,7 @@
 """Bounds for a single tensor and its counterparts in other blocks: zeros, constants, stuck bits, outliers.
 
-The bounds leave room for what trained vision transformers have: a few outlier channels far beyond the others, norms
-with some negative weights, biases of any small size, sizes that drift with depth.
+The bounds allow what occurs in trained vision transformers: a few outlier channels with far larger values than the
+others, norms with some negative weights, very small biases, and sizes that change with depth.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import numpy as np
 from mae.comparison.findings import Finding
 from mae.comparison.measures import Measures
 
-_VANISHED = -57.0  # logarithm of a root mean square of 1e-25, which no training leaves, and float32 can hardly hold
-_VAST = 9.0  # of 8000, likewise
-_FAR_FROM_INITIAL = (math.log(20), math.log(300))  # a matrix's size over its initial one: suspicious, sure
+_VANISHED = -57.0  # log of a root mean square of 1e-25, which training does not produce; near float32's limit
+_VAST = 9.0  # log of a root mean square of 8000, which training does not produce either
+_FAR_FROM_INITIAL = (math.log(20), math.log(300))  # log of (rms / initial rms) of a matrix: suspicious, sure
 _UNUSUAL = "training does not produce this"
 
 
 def beyond_bounds(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
-    """Findings about one tensor.
+    """Check a tensor against all bounds.
 
     Args:
-        one: What was measured of it.
-        fellows: The same of other blocks, where there are any.
+        one: Measurements of the tensor.
+        fellows: Measurements of the same tensor in the other blocks; empty for a tensor outside blocks.
     """
     for rule in _RULES:
         yield from rule(one, fellows)
@@ -34,7 +34,7 @@ def beyond_bounds(one: Measures, fellows: Sequence[Measures]) -> Iterator[Findin
 def _zeros(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
     unit, usual = one.unit, _usual([other.zeros for other in fellows])
     if one.constant == 0:
-        # Biases start at zero, so that only those of trained neighbours tell.
+        # Biases start at zero, so a zero bias is a finding only if the other blocks' biases are not zero.
         is_bias = unit.role.endswith((".bias", ".bias queries", ".bias values"))
         if unit.is_matrix or unit.is_norm_weight or unit.role.endswith("_token"):
             yield Finding(unit.label, "all zeros", _UNUSUAL, True)
@@ -44,7 +44,7 @@ def _zeros(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
         yield Finding(unit.label, f"{one.zero_rows} of its {one.shape[0]} rows are zeros", _UNUSUAL, True)
     elif one.zero_columns and not _most(fellows, lambda other: other.zero_columns > 0):
         text = f"{one.zero_columns} of its {one.shape[1]} columns are zeros"
-        # An image's channel that was added without weights makes such columns.
+        # Adding an input channel without trained weights leads to zero columns in the patch projection.
         yield Finding(unit.label, text, _UNUSUAL, unit.role != "patch_embed.proj.weight")
     elif one.zeros > 8 * usual + (1e-5 if unit.is_matrix else 0.02) and unit.role != "attn.qkv.bias keys":
         count = round(one.zeros * one.size)
@@ -57,7 +57,7 @@ def _zeros(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
 def _constants(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
     unit = one.unit
     if one.constant is not None and one.constant != 0:
-        # Norms start at 1, and in a short type they stay there until they have gone some steps of its resolution.
+        # Norm weights start at 1, and in a short type they stay at 1 until a change exceeds its resolution.
         is_start = unit.is_norm_weight and abs(one.constant - 1) < 0.05
         if one.size > 1 and not (is_start and not _most(fellows, lambda other: abs(other.largest - 1) > 0.15)):
             yield Finding(unit.label, f"every number is {one.constant:.4g}", _UNUSUAL, True)
@@ -67,7 +67,7 @@ def _constants(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
 
 
 def _few_values(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
-    """Numbers that are coarser than bfloat16."""
+    """Find values that are quantised more coarsely than bfloat16."""
     if one.constant is None and _is_coarse(one):
         found = f"{one.repeated:.0%} of the numbers in a row are there twice, as if rounded to few values"
         wanted = f"bfloat16 would leave {one.repeated_in_bfloat16:.0%}"
@@ -75,13 +75,13 @@ def _few_values(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]
 
 
 def _is_coarse(one: Measures) -> bool:
-    # A norm's weights start at 1, and stay there to the bit for a while in a short type.
+    # Norm weights start at exactly 1, and stay there for a while in a short type.
     least = 0.1 if one.unit.is_matrix else 0.3
     return one.size >= 64 and one.repeated > least + 1.5 * one.repeated_in_bfloat16
 
 
 def _clipped(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
-    """Many numbers at exactly the largest magnitude, more than rounding explains."""
+    """Find tensors with more values at exactly the largest magnitude than rounding explains."""
     if one.unit.is_matrix and _is_clipped(one) and not _most(fellows, _is_clipped):
         found = f"{one.at_limit:.1%} of its numbers are exactly {abs(one.largest):.3g} or -{abs(one.largest):.3g}"
         yield Finding(one.unit.label, found, "its largest number is clipped; training does not produce this", True)
@@ -119,15 +119,16 @@ def _size(one: Measures, _: Sequence[Measures]) -> Iterator[Finding]:
 
 
 def _outlier(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
-    """One number far beyond all others of its tensor, and beyond those of its fellows: outlier channels are usual in
-    trained models, and are the same ones in all blocks.
+    """Find a single value far larger than all others of its tensor and of the same tensor in other blocks.
+
+    Outlier channels are usual in trained models, but they are the same ones in all blocks.
     """
     unit, size = one.unit, abs(one.largest)
     peak = _peak(one)
     least_size, sure_size = (0.5, 20) if unit.is_matrix else (10, 50)
     usual_size = max((abs(fellow.largest) for fellow in fellows), default=0.0)
     usual_peak = max((_peak(fellow) for fellow in fellows), default=math.inf)
-    # Single channels of biases and norms can be large in trained models.
+    # Single channels of biases and norms may be large in trained models.
     alone = peak > (60 if unit.is_matrix else 200) and one.gap > 4
     alone = alone or (unit.is_matrix and peak > max(20, 4 * usual_peak) and one.gap > 3)
     if one.constant is not None or size < max(least_size, 4 * usual_size) or not alone:
@@ -138,7 +139,7 @@ def _outlier(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
 
 
 def _peak(one: Measures) -> float:
-    """The furthest number's distance in robust stds; one that rounding made zero counts as a hundredth."""
+    """Distance of the most extreme value in robust stds; a std of 0 (by rounding) is replaced by a small one."""
     return abs(one.largest) / max(one.robust_std, 0.01 * abs(one.median), 1e-30)
 
 
@@ -164,7 +165,7 @@ def _signs(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
 
 
 def _most(fellows: Sequence[Measures], has: Callable[[Measures], bool]) -> bool:
-    """Whether most of the fellows have it; False if there are none."""
+    """Whether ``has`` is true for most of the fellows; False if there are none."""
     return 2 * sum(has(fellow) for fellow in fellows) > len(fellows)
 
 
@@ -176,5 +177,5 @@ def _rms(fellows: Sequence[Measures]) -> str:
     return f"{math.exp(_usual([other.level for other in fellows])):.2g}"
 
 
-# The first that fits explains most.
+# In order of priority: the first rule with a finding explains the tensor best.
 _RULES = (_zeros, _constants, _outlier, _size, _few_values, _clipped, _bits, _signs, _low_rank)

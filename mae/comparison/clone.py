@@ -1,7 +1,7 @@
-"""The user's own clone of the official repository as a reference, run in a process of its own.
+"""The user's clone of the official repository as a reference, run in a separate process.
 
-The official code is under CC BY-NC 4.0 and is no part of this package: it is imported from where the user keeps it.
-It was written for timm 0.3.2 and numpy 1.19; the two names of theirs that are gone are given back to it.
+The official code is under CC BY-NC 4.0 and not part of this package: it is imported from the user's clone. It was
+written for timm 0.3.2 and numpy 1.19; two names that newer versions have removed are added again for it.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ PACKAGE_HOME = str(Path(__file__).parents[2])
 
 
 def check_clone(path: Path, checkpoint: Checkpoint) -> None:
-    """Refuse a folder that is no clone, and a checkpoint that its model cannot hold.
+    """Check that a folder is a clone, and that its model supports the checkpoint.
 
     Raises:
-        ConfigError: It holds no ``models_mae.py``, or the checkpoint is not for it.
+        ConfigError: The folder holds no ``models_mae.py``, or the clone does not support the checkpoint.
     """
     reason = why_not("the clone", checkpoint)
     if reason:
@@ -45,10 +45,10 @@ def check_clone(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def run_clone(path: Path, checkpoint: Checkpoint, imgs: Tensor, noise: Tensor, mask_ratio: float) -> dict[str, Tensor]:
-    """The stages of the clone's model in float64, from a child process.
+    """Run the clone's model in float64 in a child process, and return the outputs of its stages by name.
 
     Raises:
-        ConfigError: The clone cannot run; its last line says why.
+        ConfigError: The clone cannot run; the message has the last line of its error output.
     """
     config = checkpoint.config
     with tempfile.TemporaryDirectory() as folder:
@@ -77,12 +77,12 @@ def _run(path: Path, checkpoint: Checkpoint, imgs: Tensor, noise: Tensor, mask_r
     outputs |= {"encoder norm": model.norm, "decoder embedding": model.decoder_embed}
     outputs |= {f"decoder block {number}": block for number, block in enumerate(model.decoder_blocks)}
     outputs |= {"decoder norm": model.decoder_norm}
-    # The official model draws its noise itself and takes none.
+    # The official model draws its noise with torch.rand and accepts no other.
     torch.rand = lambda *size, **options: noise.clone()
     with watch(outputs, {"visible tokens": model.blocks[0], "decoder tokens": model.decoder_blocks[0]}) as seen:
         latent, mask, ids_restore = model.forward_encoder(imgs.double(), mask_ratio)
         pred = seen["prediction"] = model.forward_decoder(latent, ids_restore)
-    if config.in_chans == 3:  # its loss knows no other number of channels
+    if config.in_chans == 3:  # its loss supports only three channels
         for name, norm_pix_loss in (("loss, pixels", False), ("loss, normalised", True)):
             model.norm_pix_loss = norm_pix_loss
             seen[name] = model.forward_loss(imgs.double(), pred, mask)
@@ -106,9 +106,9 @@ def _build(model_class: Any, config: MAEConfig) -> Any:
 
 
 def _prepare_process(path: Path) -> None:
-    """The clone's folder first on the path, ``numpy.float`` back, and timm's block with ``qk_scale`` again.
+    """Put the clone's folder first on the path, and add ``numpy.float`` and ``qk_scale`` of timm's block again.
 
-    Nothing is put back: the process ends with its answer.
+    Nothing is restored, because the process ends after the run.
     """
     import numpy as np
     from timm.models import vision_transformer

@@ -1,4 +1,4 @@
-"""What ``compare`` and ``export`` are asked for. Standard library only."""
+"""Settings of ``compare``. Standard library only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OLDER_NAMES = {"builtin": "paper"}  # still accepted
 
 @dataclasses.dataclass(frozen=True)
 class CompareConfig:
-    """Which file, and what it is compared with."""
+    """Settings of ``compare``."""
 
     official: Path = option(
         dataclasses.MISSING,

@@ -1,4 +1,4 @@
-"""Bit-identical rows, biases and blocks: training never produces them."""
+"""Finds bit-identical rows, biases and blocks, which training never produces."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 
 from mae.comparison.findings import Finding
 
-_PIECE = 16  # consecutive numbers of a vector that are looked for elsewhere
-_FEWEST_VALUES = 8  # different ones in a row or piece; fewer may agree by chance
+_PIECE = 16  # length of the pieces of vectors that are compared
+_FEWEST_VALUES = 8  # distinct values in a row or piece; with fewer, two may be equal by chance
 _NEVER = "training does not produce two identical ones"
 
-Place = tuple[str, int]  # a tensor's name, and the row, column or piece in it
+Place = tuple[str, int]  # name of a tensor, and number of the row, column or piece in it
 
 
 def find_copies(state: Mapping[str, Tensor]) -> list[Finding]:
-    """Whole blocks, tensors, rows, columns and parts of biases that are bit-identical to others of the file."""
+    """Find blocks, tensors, rows, columns and parts of biases that are bit-identical to others in the file."""
     matrices = {name: tensor.flatten(1) for name, tensor in state.items() if tensor.ndim > 1 and _is_weight(name)}
     vectors = {name: tensor for name, tensor in state.items() if tensor.ndim == 1}
     pieces = {name: tensor[: len(tensor) // _PIECE * _PIECE].view(-1, _PIECE) for name, tensor in vectors.items()}
@@ -51,7 +51,7 @@ def _is_weight(name: str) -> bool:
 
 
 def _pairs(tensors: Mapping[str, Tensor]) -> dict[tuple[str, str], list[tuple[int, int]]]:
-    """Rows that are alike: (the tensor, an earlier one) to the numbers of their rows."""
+    """Identical rows: (tensor, earlier tensor) -> the numbers of their identical rows."""
     groups: dict[int, list[str]] = defaultdict(list)
     for name, tensor in tensors.items():
         if tensor.shape[0] and tensor.shape[1] >= _FEWEST_VALUES:
@@ -64,7 +64,7 @@ def _pairs(tensors: Mapping[str, Tensor]) -> dict[tuple[str, str], list[tuple[in
 
 
 def _alike(names: list[str], tensors: Mapping[str, Tensor]) -> Iterator[tuple[Place, Place]]:
-    """Each row that an earlier row equals, found by a few of its numbers and then compared whole."""
+    """Each row that equals an earlier row; candidates are found by a few values and then compared completely."""
     width = tensors[names[0]].shape[1]
     probes = sorted({0, width // 3, width // 2, width - 1})
     keys = np.concatenate([tensors[name][:, probes].float().contiguous().numpy() for name in names])
@@ -97,7 +97,7 @@ def _block(name: str) -> str:
 
 
 def _same_blocks(whole: set[tuple[str, str]], state: Mapping[str, Tensor]) -> set[tuple[str, str]]:
-    """Pairs of blocks whose matrices are all alike."""
+    """Pairs of blocks whose matrices are all identical."""
     inside: dict[str, int] = defaultdict(int)
     for name, tensor in state.items():
         inside[_block(name)] += tensor.ndim > 1 and _block(name) != name

@@ -1,9 +1,9 @@
-"""Damage that can be seen in a single file, from bounds for each tensor and from its neighbours in depth.
+"""Finds damaged tensors in a single file, by bounds for each tensor and by comparison with the other blocks.
 
-The checks are general and not a list of known accidents. Each tensor is measured (``measures``), and the measurements
-are compared with bounds that hold for any fresh or trained model (``bounds``), with the same tensor of the
-neighbouring blocks (``neighbours``), with the tensors that training ties to it (``ties``), with initial values
-(``fresh_parts``) and with every other row of the file (``copies``).
+Each tensor is measured (``measures``). The measurements are compared with bounds that hold for any fresh or trained
+model (``bounds``), with the same tensor of the neighbouring blocks (``neighbours``), with tensors that training
+correlates with it (``ties``), with the distribution of initial values (``fresh_parts``), and with every other row of
+the file (``copies``).
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _OTHER_PART = {"blocks": "decoder_blocks", "decoder_blocks": "blocks"}
 
 
 def find_damage(state: Mapping[str, Tensor]) -> tuple[Finding, ...]:
-    """All findings, the certain ones first.
+    """Find damage in a state dict; certain findings come first.
 
     Args:
-        state: Tensors under official names, of the right shapes and finite; position tables are not examined.
+        state: Finite tensors of the right shapes under official names; position tables are not examined.
     """
     state = {name: tensor for name, tensor in state.items() if not name.endswith("pos_embed") and tensor.numel()}
     return judge([measure(unit) for unit in units_of(state)], state)
 
 
 def judge(measured: Sequence[Measures], state: Mapping[str, Tensor]) -> tuple[Finding, ...]:
-    """As ``find_damage``, given the measurements of the same tensors."""
+    """Like ``find_damage``, with given measurements of the same tensors."""
     families: dict[tuple[str, str], list[Measures]] = defaultdict(list)
     for one in measured:
         families[one.unit.part, one.unit.role].append(one)
@@ -53,7 +53,7 @@ def judge(measured: Sequence[Measures], state: Mapping[str, Tensor]) -> tuple[Fi
     findings += find_broken_ties(measured, state)
     findings += find_disorder(state)
     untrained = find_fresh(measured)
-    # A part that is fresh as a whole is said once, not once for every tensor of it.
+    # A part that is entirely at initial values is one finding, not one per tensor.
     parts = {one.tensor for one in untrained} & {"the encoder", "the decoder"}
     findings = [one for one in findings if f"the {'de' if is_decoder(one.tensor) else 'en'}coder" not in parts]
     return gravest(untrained + findings)

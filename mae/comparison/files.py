@@ -12,12 +12,12 @@ from mae.checkpoints import Checkpoint
 
 @dataclasses.dataclass(frozen=True)
 class TensorDifference:
-    """One tensor that differs.
+    """A tensor that differs between two files.
 
     Attributes:
-        largest: Largest absolute difference; infinite for another shape or NaN on one side.
+        largest: Largest absolute difference; infinite if the shapes differ, or only one side has NaN.
         relative: Norm of the difference over the norm of the first file's tensor.
-        rounding: Whether the second is the first, rounded to a shorter type.
+        rounding: Whether the second file's tensor is the first's, rounded to a shorter type.
     """
 
     name: str
@@ -31,9 +31,9 @@ class FilesReport:
     """The comparison of two files.
 
     Attributes:
-        equal: How many tensors are the same, bit for bit.
-        only_first, only_second: Names of tensors that one file alone has.
-        differing: The others, most different first.
+        equal: Number of bit-identical tensors.
+        only_first, only_second: Names of tensors that are in one file only.
+        differing: Tensors that differ, in descending order of difference.
     """
 
     equal: int
@@ -43,12 +43,12 @@ class FilesReport:
 
     @property
     def same(self) -> bool:
-        """Whether the files hold the same model, but for rounding to a shorter type."""
+        """Whether the files hold the same model, up to rounding to a shorter type."""
         return not (self.only_first or self.only_second) and all(tensor.rounding for tensor in self.differing)
 
 
 def compare_files(first: Checkpoint, second: Checkpoint) -> FilesReport:
-    """Every tensor of two files, under official names."""
+    """Compare the tensors of two files, by official name."""
     common = [key for key in first.state if key in second.state]
     differences = [found for key in common if (found := _difference(key, first.state[key], second.state[key]))]
     return FilesReport(

@@ -8,13 +8,13 @@ from collections.abc import Iterable
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What is wrong or suspicious about a tensor.
+    """A wrong or suspicious property of a tensor.
 
     Attributes:
-        tensor: Its official name, with its third where one alone is meant; or a block's.
-        found: What it holds.
-        wanted: What it would hold otherwise, or what its neighbours hold.
-        sure: Whether training does not produce this behind; else it is only suspicious.
+        tensor: Official name of the tensor or block; with "queries", "keys" or "values" for a third of ``attn.qkv``.
+        found: What was found, as text.
+        wanted: What is expected instead, as text.
+        sure: Whether training cannot produce this; otherwise it is only suspicious.
     """
 
     tensor: str
@@ -27,7 +27,7 @@ class Finding:
 
 
 def gravest(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """One finding for each tensor, a sure one before a suspicion, the first of its kind; sure ones come first."""
+    """The first finding of each tensor, preferring sure ones; sure findings come first."""
     chosen: dict[str, Finding] = {}
     for finding in sorted(findings, key=lambda one: not one.sure):
         chosen.setdefault(finding.tensor.partition(" ")[0], finding)

@@ -1,4 +1,4 @@
-"""Parts at the values that initialisation gives, inside a file that was trained."""
+"""Finds matrices at initial values within a file that was trained."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy as np
 from mae.comparison.findings import Finding
 from mae.comparison.measures import ROUNDING, Measures
 
-_UNIFORM = 0.8660  # mean absolute number over the root mean square of uniform numbers
+_UNIFORM = 0.8660  # mean absolute value over root mean square, for uniform values
 _INITIAL = "trained matrices exceed these bounds, as the others here do"
-_OUTSIDE = 20  # numbers that would be beyond the bounds by chance, where none is
+_OUTSIDE = 20  # expected number of values beyond the bounds that makes finding none significant
 
 
 def find_fresh(measured: Sequence[Measures]) -> list[Finding]:
-    """Matrices, or parts of their rows, at initial values, where other matrices of the file have left them.
+    """Find matrices, or parts of their rows, at initial values, while other matrices of the file are not.
 
-    Initial values lie within the bounds of Xavier's uniform distribution and fill them evenly. Each step moves some
-    numbers beyond; how many is usual is told by the other matrices.
+    Initial values are uniform within the bounds of Xavier's initialisation. Training moves some values beyond them; the
+    usual number is taken from the other matrices.
     """
     matrices = [one for one in measured if one.unit.is_matrix and one.constant is None]
     if not matrices:
         return []
-    # Matrices differ in how fast they leave their bounds, but not by five times; a quarter of them may be damaged.
+    # Matrices move beyond the bounds at different rates, but within a factor of five. Up to a quarter may be damaged.
     usual = float(np.quantile([one.outside for one in matrices], 0.75)) / 5
     fresh = [one for one in matrices if _fills(one.reach, one.flatness, one.size)]
     fresh = [one for one in fresh if usual * one.size > _OUTSIDE]
@@ -42,7 +42,7 @@ def find_fresh(measured: Sequence[Measures]) -> list[Finding]:
 
 
 def _partly(one: Measures) -> Iterator[Finding]:
-    """Contiguous rows at initial values, in a matrix that has left them."""
+    """Find contiguous rows at initial values in a matrix whose other rows are not."""
     shares = len(one.share_reach)
     size = one.size // shares
     if shares < 2 or one.outside * size < _OUTSIDE:
@@ -61,9 +61,9 @@ def _partly(one: Measures) -> Iterator[Finding]:
 
 
 def _fills(reach: float, flatness: float, size: int) -> bool:
-    """Whether so many numbers are as uniform between the bounds as chance allows.
+    """Whether ``size`` values are consistent with a uniform distribution between the bounds.
 
-    The largest of n uniform numbers is within 40 / n of the bound but once in e^40 times.
+    The largest of n uniform values is within 40 / n of the bound, except with probability e^-40.
     """
     return (
         size >= 256

@@ -1,4 +1,4 @@
-"""The order of values within a patch: image kernels are smooth only in the right order."""
+"""Checks the order of values within a patch: image kernels are smooth only in the right order."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 from mae.comparison.findings import Finding
 
 _PROJECTION, _PREDICTION = "patch_embed.proj.weight", "decoder_pred.weight"
-_SMOOTHER = (0.08, 0.2)  # correlation of neighbouring pixels, over that of the order that is wanted: suspicious, sure
+_SMOOTHER = (0.08, 0.2)  # correlation of neighbouring pixels minus that in the official order: suspicious, sure
 _SMOOTH = 0.2
-_APART = 0.05  # correlation of two channels, below that of the other pairs
+_APART = 0.05  # how far the correlation of two channels must be below that of the other pairs
 
 
 def find_disorder(state: Mapping[str, Tensor]) -> list[Finding]:
-    """A patch projection or prediction whose numbers are smooth in another order than the official one.
+    """Find a patch projection or prediction whose values are smooth in another order than the official one.
 
     Args:
-        state: Tensors under official names; the projection's is (D, C, P, P), the prediction's (P * P * C, E).
+        state: Tensors under official names; the projection is (D, C, P, P), the prediction (P * P * C, E).
     """
     projection = state.get(_PROJECTION)
     if projection is None or projection.ndim != 4 or projection.shape[-1] < 4:
@@ -56,7 +56,7 @@ def _smoother(name: str, wanted: Tensor, other: Tensor, other_order: str, order:
 
 
 def _smoothness(kernels: Tensor) -> float:
-    """The correlation of pixels beside each other, of (N, C, P, P)."""
+    """Correlation of neighbouring pixels, of kernels (N, C, P, P)."""
     centred = kernels - kernels.mean(dim=(-1, -2), keepdim=True)
     total = float(centred[..., 1:].square().sum() + centred[..., 1:, :].square().sum())
     beside = float((centred[..., 1:] * centred[..., :-1]).sum() + (centred[..., 1:, :] * centred[..., :-1, :]).sum())
@@ -64,7 +64,7 @@ def _smoothness(kernels: Tensor) -> float:
 
 
 def _least_alike(kernels: Tensor) -> tuple[int, int] | None:
-    """The two channels of (N, 3, P, P) that correlate least, if they stand out: red and blue of photographs."""
+    """The pair of channels of kernels (N, 3, P, P) with clearly the lowest correlation (red and blue), else None."""
     numbers = kernels.transpose(0, 1).flatten(1).double().numpy()
     if not np.ptp(numbers, axis=1).all():
         return None

@@ -1,7 +1,7 @@
-"""References from other people's libraries, where they are installed: transformers' ViTMAE and timm's encoder.
+"""References from other libraries, if installed: ViTMAE of transformers, and the encoder of timm.
 
-Each runs in float64 with the checkpoint's weights, brought there by our own converter, and returns its stages under
-the names of ``mae.comparison.reference``.
+Each runs in float64 with the checkpoint's weights, converted by our own converter, and returns the outputs of its
+stages under the names of ``mae.comparison.reference``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def is_installed(library: str) -> bool:
 
 
 def why_not(library: str, checkpoint: Checkpoint) -> str | None:
-    """Why a library (or "the clone") cannot serve as a reference for a checkpoint, or None if it can."""
+    """The reason why a library (or "the clone") cannot be a reference for a checkpoint, or None if it can."""
     if not is_installed("timm" if library == "the clone" else library):
         return f"{'timm, which it needs,' if library == 'the clone' else library} is not installed"
     if library == "timm":
@@ -43,7 +43,7 @@ def why_not(library: str, checkpoint: Checkpoint) -> str | None:
 
 
 def hugging_face_config(config: MAEConfig) -> dict[str, Any]:
-    """The fields of a ViTMAE config; ``layer_norm_eps`` is what the weights were trained with, not its default."""
+    """The fields of a ViTMAE config; ``layer_norm_eps`` is that of the official model, not transformers' default."""
     return {
         "image_size": config.img_size[0],
         "patch_size": config.patch_size,
@@ -65,8 +65,8 @@ def hugging_face_config(config: MAEConfig) -> dict[str, Any]:
 def run_transformers(
     state: Mapping[str, Tensor], config: MAEConfig, imgs: Tensor, noise: Tensor, mask_ratio: float
 ) -> dict[str, Tensor]:
-    """The stages of transformers' ViTMAE on a masked image."""
-    # Its loss is computed inside its forward pass; the normalised one has more to get wrong.
+    """Run transformers' ViTMAE on masked images, and return the outputs of its stages by name."""
+    # Its forward pass computes the loss; with normalised targets the comparison covers more code.
     settings = hugging_face_config(config.replace(norm_pix_loss=True)) | {"mask_ratio": mask_ratio}
     model = load_transformers(None, settings=settings, state=to_hugging_face(state))
     encoder, decoder = model.vit, model.decoder
@@ -91,7 +91,7 @@ def load_transformers(
     """
     import transformers
 
-    library: Any = transformers  # its annotations do not know what output_loading_info does
+    library: Any = transformers  # its annotations do not cover output_loading_info
     options: dict[str, Any] = {}
     if settings is not None:
         options = {"config": library.ViTMAEConfig(**settings), "state_dict": dict(state or {})}
@@ -107,7 +107,7 @@ def load_transformers(
 
 @contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """Without its own progress bars."""
+    """A context manager that disables transformers' progress bars."""
     logging = transformers.utils.logging
     was_on = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
@@ -122,10 +122,10 @@ def _quiet(transformers: Any) -> Iterator[None]:
 def run_timm(
     state: Mapping[str, Tensor], config: MAEConfig, imgs: Tensor, noise: Tensor, mask_ratio: float
 ) -> dict[str, Tensor]:
-    """The stages of timm's VisionTransformer; its place for dropping patches is where ours are removed."""
+    """Run timm's VisionTransformer, with masking in place of its patch dropout, and return its stages by name."""
     has_norm = "norm.weight" in state
     model = timm_model(config, pool="cls" if has_norm else "mean", fc_norm=not has_norm)
-    # A norm after the pooling is not reached here.
+    # The norm after the pooling is not used here.
     unused = {"fc_norm.weight": torch.ones(config.embed_dim), "fc_norm.bias": torch.zeros(config.embed_dim)}
     model.load_state_dict({key: state[key] if key in state else unused[key] for key in model.state_dict()}, assign=True)
     model.patch_drop = _KeepVisible(random_masking(noise, mask_ratio).ids_keep)
@@ -143,13 +143,13 @@ class _KeepVisible(nn.Module):
         self.ids_keep = ids_keep
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 1 + L, D) -> (B, 1 + K, D)."""
+        """Keep the class token and the K visible patches: (B, 1 + L, D) -> (B, 1 + K, D)."""
         return torch.cat([x[:, :1], take_patches(x[:, 1:], self.ids_keep)], dim=1)
 
 
 @torch.no_grad()
 def timm_logits(checkpoint: Checkpoint, imgs: Tensor) -> Tensor:
-    """The logits of timm's VisionTransformer with a fine-tuned file's weights, loaded strictly, in float64."""
+    """Logits of timm's VisionTransformer with the weights of a fine-tuned file, loaded strictly, in float64: (B, K)."""
     state = folded(checkpoint.state)
     fc_norm = "fc_norm.weight" in state
     model = timm_model(checkpoint.config, classes=len(state["head.weight"]), pool=pool_of(checkpoint), fc_norm=fc_norm)
@@ -159,7 +159,7 @@ def timm_logits(checkpoint: Checkpoint, imgs: Tensor) -> Tensor:
 
 
 def timm_model(config: MAEConfig, *, classes: int = 0, pool: str = "cls", fc_norm: bool = False) -> Any:
-    """A model of timm's of the encoder's sizes, on the meta device: it is about to get its weights."""
+    """A timm model of the encoder's sizes on the meta device; weights are to be assigned."""
     from timm.models.vision_transformer import VisionTransformer
 
     with torch.device("meta"):

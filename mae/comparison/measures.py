@@ -1,6 +1,6 @@
-"""Measurements of each tensor of a file, in one pass.
+"""Measures statistics of each tensor of a file in one pass.
 
-With NumPy: for sums this short, one thread is faster than torch's several.
+Uses NumPy, which is faster than torch's threads for such short sums.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from torch import Tensor
 
 Array = NDArray[np.floating[Any]]
 
-_SAMPLE = 65_536  # numbers of a tensor that quantiles are taken of
-_SPECTRUM = 128  # rows and columns that the spectrum is taken of
-_SHARES = 8  # contiguous shares of the rows, and of the columns, that are measured apart
+_SAMPLE = 65_536  # values of a tensor from which quantiles are computed
+_SPECTRUM = 128  # rows and columns from which the spectrum is computed
+_SHARES = 8  # number of contiguous parts of the rows, and of the columns, that are measured separately
 _BLOCK = re.compile(r"((?:decoder_)?blocks)\.(\d+)\.(.+)")
 THIRDS = ("queries", "keys", "values")
-_CACHED = 65_536  # numbers that stay in the processor's cache
+_CACHED = 65_536  # values that fit into the processor's cache
 _MANTISSA = (1 << 23) - 1
-ROUNDING = 1 / 128  # of bfloat16, relative
+ROUNDING = 1 / 128  # relative rounding of bfloat16
 _TINY = 1e-300
 
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """A tensor, or the third of a tensor that makes queries, keys or values.
+    """A tensor, or the third of ``attn.qkv`` that computes queries, keys or values.
 
     Attributes:
-        tensor: Its official name.
+        tensor: Official name of the tensor.
         third: "queries", "keys", "values", or "" for a whole tensor.
-        role: What it is in its block, or its name outside one: "attn.proj.weight", "attn.qkv.weight queries".
-        part: "blocks", "decoder_blocks" or "".
-        block: The block's number, or None.
-        values: (rows, columns), float32; a vector is one row.
-        fan: Inputs plus outputs of the whole tensor, by which its initial values are scaled; 0 for a vector.
+        role: Name within its block, such as "attn.proj.weight", "attn.qkv.weight queries"; full name outside blocks.
+        part: "blocks", "decoder_blocks", or "" outside blocks.
+        block: Number of the block; None outside blocks.
+        values: Values as (rows, columns), float32; a vector is one row.
+        fan: Inputs plus outputs of the whole tensor, which determine the scale of its initial values; 0 for a vector.
     """
 
     tensor: str
@@ -52,7 +52,7 @@ class Unit:
 
     @property
     def label(self) -> str:
-        """What a user is told."""
+        """Name for messages."""
         return f"{self.tensor} ({self.third})" if self.third else self.tensor
 
     @property
@@ -68,37 +68,37 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True)
 class Measures:
-    """The measurements of a unit.
+    """Statistics of a unit.
 
     Attributes:
         unit: The unit, without its values.
-        shape: Its rows and columns.
-        size: How many numbers.
-        zeros: Share of exact zeros.
-        zero_rows, zero_columns: Of a matrix: how many are zero throughout.
-        constant_rows: Of a matrix: how many rows hold one number only, other than zero.
-        constant: The number that all are, or None.
-        repeated: Share of a row's numbers that another one of the row equals to the bit, in a sample.
-        repeated_in_bfloat16: What that share would be, had the numbers been rounded to bfloat16.
+        shape: Number of rows and columns.
+        size: Number of values.
+        zeros: Fraction of exact zeros.
+        zero_rows, zero_columns: Number of rows and columns of a matrix that are entirely zero.
+        constant_rows: Number of rows of a matrix whose values are all equal and not zero.
+        constant: The value that all have; None if they differ.
+        repeated: Fraction of a row's values that equal another value of the row, in a sample.
+        repeated_in_bfloat16: That fraction after rounding the values to bfloat16.
         level: Logarithm of the root mean square.
-        median: The middle number.
+        median: Median.
         robust_std: Robust std.
-        positive: Share above zero.
-        largest: The number furthest from the median, of a matrix from zero.
-        gap: Its distance over the second largest one.
-        place: Its index in the unit.
-        flatness: Mean absolute number over the root mean square: 0.866 for uniform, 0.798 for normal numbers.
-        reach: Largest absolute number over the bound of Xavier's uniform initial values.
+        positive: Fraction of values above zero.
+        largest: The value furthest from the median; for a matrix, from zero.
+        gap: Distance of ``largest`` over the second largest distance.
+        place: Index of ``largest`` in the unit.
+        flatness: Mean absolute value over root mean square: 0.866 for uniform, 0.798 for normal values.
+        reach: Largest absolute value over the bound of Xavier's uniform initialisation.
         rows, columns: Logarithm of the root mean square of each row and column; a vector has columns only.
         flat_rows: Flatness of each row.
-        outside: Share of the numbers beyond that bound by more than rounding to bfloat16 can have moved them.
-        share_flatness, share_reach: Flatness and reach of eight contiguous shares of the rows.
-        stuck: Which bit never changes, and where, or None.
-        at_limit: Share of the numbers whose magnitude is the largest one, in a sample.
-        near_limit: Share within a hundredth below it.
-        rank: Of 32 rows of a matrix, if it is 16 or less, where 32 is usual; else None.
-        structure: By how much fewer directions carry a matrix's energy than random numbers would have: logarithm of
-            the participation ratio of random singular values over that of its own; 0 for a fresh matrix.
+        outside: Fraction of values beyond that bound by more than rounding to bfloat16 explains.
+        share_flatness, share_reach: Flatness and reach of eight contiguous parts of the rows.
+        stuck: Description of a bit that never changes, or None.
+        at_limit: Fraction of values with exactly the largest magnitude, in a sample.
+        near_limit: Fraction of values with a magnitude at most 1 % below the largest.
+        rank: Rank of 32 rows of a matrix if it is 16 or less; else None.
+        structure: Logarithm of (participation ratio of a random matrix's singular values / that of this matrix's); 0
+            for a matrix at initial values, larger if fewer directions carry its energy.
     """
 
     unit: Unit
@@ -134,7 +134,7 @@ class Measures:
 
 
 def units_of(state: Mapping[str, Tensor]) -> Iterator[Unit]:
-    """Every tensor under its official name, one at a time; ``attn.qkv`` in thirds."""
+    """The units of a state dict under official names, one at a time; ``attn.qkv`` is divided into thirds."""
     for name, tensor in state.items():
         match = _BLOCK.fullmatch(name)
         part, block, role = (match[1], int(match[2]), match[3]) if match else ("", None, name)
@@ -151,10 +151,10 @@ def units_of(state: Mapping[str, Tensor]) -> Iterator[Unit]:
 
 
 def measure(unit: Unit) -> Measures:
-    """Measure a unit's numbers: finite, and at least one."""
+    """Measure a unit, which must have at least one value and only finite ones."""
     values = unit.values
     rows, columns = values.shape
-    sample = _sample(values).astype(np.float64)  # the difference of two float32 numbers may be none
+    sample = _sample(values).astype(np.float64)  # a difference of two float32 values may overflow float32
     median = float(np.median(sample))
     robust_std = float(np.median(np.abs(sample - median))) / 0.6745
     bound = math.sqrt(6 / unit.fan) if unit.is_matrix else math.inf
@@ -167,7 +167,7 @@ def measure(unit: Unit) -> Measures:
     rank, structure = _spectrum(values) if unit.is_matrix else (None, 0.0)
     starts = share_starts(rows)
     share_counts = np.diff([*starts, rows]) * columns
-    # Within rows, since a matrix that was quantised row by row takes few values in each and many in all.
+    # Counted within rows: a matrix quantised row by row has few values in each row, but many in total.
     rows_shown = values[:: max(1, rows // 16)][:16, :1024]
     constant_rows = values[:, 0] == values[:, -1]
     constant_rows[constant_rows] = (values[constant_rows] == values[constant_rows, :1]).all(1)
@@ -218,7 +218,7 @@ class _Sums:
 
 
 def _sums(values: Array, limit: float) -> _Sums:
-    """Sums over rows and columns in float64, made in pieces of rows that stay in the processor's cache."""
+    """Sums over rows and columns in float64, computed in pieces of rows that fit into the processor's cache."""
     rows, columns = values.shape
     sums = _Sums(np.zeros(rows), np.zeros(rows), np.zeros(rows), np.zeros(columns))
     step = max(1, _CACHED // columns)
@@ -231,7 +231,7 @@ def _sums(values: Array, limit: float) -> _Sums:
         if magnitude.min() == 0:
             sums.zeros += int((magnitude == 0).sum())
         if not 1e-12 < sums.row_largest[here].max() < 1e12:
-            magnitude = magnitude.astype(np.float64)  # their squares are none of float32
+            magnitude = magnitude.astype(np.float64)  # their squares would overflow or underflow in float32
         sums.row_absolutes[here] = magnitude.sum(axis=1)
         np.square(magnitude, out=magnitude)
         sums.row_squares[here] = magnitude.sum(axis=1)
@@ -240,7 +240,7 @@ def _sums(values: Array, limit: float) -> _Sums:
 
 
 def _spectrum(values: Array) -> tuple[int | None, float]:
-    """Rank, where it is low, and structure of evenly spaced rows and columns."""
+    """Rank (None if it is not low) and structure, from evenly spaced rows and columns."""
     rows, columns = (max(1, count // _SPECTRUM) for count in values.shape)
     part = values[::rows, ::columns][:_SPECTRUM, :_SPECTRUM].astype(np.float64)
     part /= max(float(np.abs(part).max()), _TINY)
@@ -251,18 +251,18 @@ def _spectrum(values: Array) -> tuple[int | None, float]:
     eigenvalues = np.linalg.eigvalsh(gram[:32, :32])
     rank = int((eigenvalues > 1e-11 * eigenvalues[-1]).sum())  # rounding to float32 leaves 1e-14
     participation = energy**2 / float(np.square(gram).sum()) / len(part)
-    random = part.shape[1] / sum(part.shape)  # of independent numbers: m / (n + m) for n rows and m columns
+    random = part.shape[1] / sum(part.shape)  # for independent values: m / (n + m) for n rows and m columns
     return rank if rank <= 16 else None, math.log(random / participation)
 
 
 def _sample(values: Array) -> Array:
     flat = values.reshape(-1)
-    # An odd stride does not keep to one column of a matrix of an even width.
+    # An odd stride does not stay in one column if the width is even.
     return flat[:: max(1, flat.size // _SAMPLE) | 1]
 
 
 def share_starts(count: int) -> list[int]:
-    """Where the contiguous shares of so many rows begin."""
+    """Start indices of the contiguous parts of ``count`` rows."""
     shares = min(_SHARES, count)
     return [count * number // shares for number in range(shares)]
 
@@ -281,7 +281,7 @@ def _zero_columns(values: Array, squares: Array) -> int:
 
 
 def _furthest(values: Array, middle: float, row_largest: Array) -> tuple[float, float, tuple[int, ...]]:
-    """The number furthest from the middle, its distance over that of the second furthest, and its place."""
+    """The value furthest from ``middle``, its distance over the second largest distance, and its index."""
     best = row_largest.copy()
     row = int(best.argmax())
     distance = np.abs(values[row].astype(np.float64) - middle)
@@ -302,10 +302,10 @@ def _as_bfloat16(values: Array) -> Array:
 
 
 def _stuck(unit: Unit) -> str | None:
-    """The bit that is the same throughout a matrix, or a row of it, and not just because it was rounded away.
+    """Describe a bit that never changes in a matrix, or in one of its rows, other than low bits lost by rounding.
 
-    A row of 48 numbers shows each of the mantissa's 23 bits as 0 and as 1, one of 128 around zero those of the
-    exponent's lowest two, and a whole matrix those of its lowest three.
+    By chance, each of the mantissa's 23 bits takes both values within 48 numbers of a row, the exponent's lowest two
+    bits within 128 numbers around zero, and its lowest three within a whole matrix.
     """
     rows, columns = unit.values.shape
     if not unit.is_matrix or columns < 48:
@@ -317,7 +317,7 @@ def _stuck(unit: Unit) -> str | None:
     shared = np.concatenate([np.bitwise_and.reduce(piece, axis=1) for piece in pieces])
     any_one, all_ones = int(np.bitwise_or.reduce(ones)), int(np.bitwise_and.reduce(shared))
     used = any_one & _MANTISSA
-    # The low end that rounding to a shorter type has left zero tells nothing.
+    # Low bits that are all zero come from rounding to a shorter type.
     changing = ~((used & -used) - 1) if used else ~_MANTISSA
     if rows * columns >= 4096 and (frozen := (~any_one | all_ones) & (_MANTISSA | 7 << 23) & changing):
         return f"bit {frozen.bit_length() - 1} of its numbers never changes"

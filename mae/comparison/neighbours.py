@@ -1,7 +1,8 @@
-"""Compare each tensor with the same one of neighbouring blocks.
+"""Compares each tensor with the same tensor of neighbouring blocks.
 
-Medians give the usual value, because one bad block does not change them. Floors allow natural differences: the first
-and the last block differ from the others, and after a few steps of training all blocks are still nearly the same.
+The usual value is a median, because one damaged block hardly changes it. Differences below a floor are allowed: the
+first and the last block differ from the others, and early in training all blocks are so similar that their scatter is
+tiny.
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ import numpy as np
 from mae.comparison.findings import Finding
 from mae.comparison.measures import Array, Measures, share_starts
 
-FEWEST = 4  # blocks that tell what is usual
+FEWEST = 4  # blocks needed to determine what is usual
 _NEAREST = 4
-# Factors of a root mean square: suspicious, and sure. Biases start at zero and grow to very different sizes; weights
-# and norms start at a size and stay near it.
+# Factors between root mean squares: suspicious, sure. Biases start at zero and reach very different sizes; weights and
+# norms stay near their initial size.
 _LEVELS = {"matrix": (2.5, 20.0), "norm": (5.0, 50.0), "vector": (50.0, 3000.0)}
-_STRUCTURED = 0.3  # structure that training has left beyond doubt
-_TIMES = (8.0, 14.0)  # the scatter of the neighbours: suspicious, and sure
-# What is compared of contiguous shares of a matrix, and from which step between them on it is suspicious, and sure.
+_STRUCTURED = 0.3  # structure above which a matrix is certainly trained
+_TIMES = (8.0, 14.0)  # multiples of the neighbours' scatter: suspicious, sure
+# Properties of contiguous parts of a matrix, and the difference between parts that is suspicious, and sure.
 _SHARES: tuple[tuple[str, Callable[[Measures], Array], float, float], ...] = (
     ("rows", lambda one: one.rows, math.log(1.4), math.log(2.5)),
     ("columns", lambda one: one.columns, math.log(1.4), math.log(2.5)),
     ("rows", lambda one: one.flat_rows, 0.03, 0.06),
 )
-_HEADS_DIFFER = 3.0  # that step is so much larger by nature where the shares are heads
+_HEADS_DIFFER = 3.0  # factor by which differences are larger if the parts are attention heads
 _BY_HEADS = {
     ("attn.qkv.weight queries", "rows"),
     ("attn.qkv.weight keys", "rows"),
@@ -38,10 +39,10 @@ _BY_HEADS = {
 
 
 def unlike_neighbours(family: Sequence[Measures]) -> Iterator[Finding]:
-    """Tensors that differ from the same one of neighbouring blocks.
+    """Find tensors that differ from the same tensor of neighbouring blocks.
 
     Args:
-        family: The same tensor of a part's blocks, in the order of depth.
+        family: Measurements of the same tensor in all blocks of the encoder or decoder, in the order of depth.
     """
     if len(family) >= FEWEST:
         yield from _levels(family)
@@ -51,13 +52,13 @@ def unlike_neighbours(family: Sequence[Measures]) -> Iterator[Finding]:
 
 @dataclasses.dataclass(frozen=True)
 class Residual:
-    """The difference between a block's number and what its neighbours predict.
+    """The difference between a block's value and what its neighbours predict.
 
     Attributes:
-        expected: The median of its nearest neighbours.
-        off: The number less what is expected.
-        scatter: Robust std of the other blocks' own ``off``.
-        at_end: Whether it is the first block or the last, which differ from the others by nature.
+        expected: Median of the nearest neighbours' values.
+        off: The value minus ``expected``.
+        scatter: Robust std of ``off`` of the other blocks.
+        at_end: Whether it is the first or the last block, which usually differ from the others.
     """
 
     expected: float
@@ -66,12 +67,12 @@ class Residual:
     at_end: bool
 
     def beyond(self, floor: float, times: float) -> bool:
-        """Whether it is off by more than a floor (half as much again at an end) and by so many times the scatter."""
+        """Whether ``off`` exceeds the floor (1.5 times it for the first and last block) and ``times`` the scatter."""
         return abs(self.off) > max(floor * (1.5 if self.at_end else 1.0), times * self.scatter)
 
 
 def residuals(numbers: Sequence[float]) -> list[Residual]:
-    """Each of a family's numbers, in the order of depth, against the others; they must be at least two."""
+    """The residual of each block's value, in the order of depth; there must be at least two blocks."""
     values = np.asarray(numbers, dtype=np.float64)
     places = np.arange(len(values))
     expected = np.empty_like(values)
@@ -92,7 +93,7 @@ def residuals(numbers: Sequence[float]) -> list[Residual]:
 
 
 def _levels(family: Sequence[Measures]) -> Iterator[Finding]:
-    # Nothing trains a key's bias but rounding, since softmax does not see it.
+    # The loss does not depend on the bias of the keys, which cancels in the softmax; only rounding changes it.
     family = [one for one in family if one.constant != 0 and one.unit.role != "attn.qkv.bias keys"]
     if len(family) < FEWEST:
         return
@@ -107,7 +108,7 @@ def _levels(family: Sequence[Measures]) -> Iterator[Finding]:
 
 
 def _structures(family: Sequence[Measures]) -> Iterator[Finding]:
-    """A matrix whose singular values are those of random numbers, though all other blocks but one have left them."""
+    """Find a matrix with the singular values of a random one, while all other blocks but at most one are trained."""
     for number, one in enumerate(family):
         others = sorted(other.structure for other in (*family[:number], *family[number + 1 :]))
         if one.unit.is_matrix and one.constant is None and others[1] > _STRUCTURED and one.structure < others[1] / 4:
@@ -116,7 +117,7 @@ def _structures(family: Sequence[Measures]) -> Iterator[Finding]:
 
 
 def _shares(family: Sequence[Measures]) -> Iterator[Finding]:
-    """One contiguous part of a matrix unlike the rest of it, by size or by the form of its distribution."""
+    """Find a contiguous part of a matrix that differs from the rest in size or in the shape of its distribution."""
     usable = [one for one in family if one.unit.is_matrix and one.constant is None]
     for what, profile_of, suspicious, sure in _SHARES:
         profiles = [_shares_of(profile_of(one)) for one in usable]
@@ -137,16 +138,16 @@ def _shares(family: Sequence[Measures]) -> Iterator[Finding]:
 
 
 def _shares_of(profile: Array) -> Array:
-    """The median of each contiguous share, which the few outlier channels of a trained model do not move."""
+    """Median of each contiguous part, which a trained model's few outlier channels hardly change."""
     starts = share_starts(len(profile))
-    if len(profile) % len(starts) == 0:  # as it nearly always is; one call of NumPy's in place of eight
+    if len(profile) % len(starts) == 0:  # the usual case, with one NumPy call instead of eight
         medians: Array = np.median(profile.reshape(len(starts), -1), axis=1)
         return medians
     return np.array([np.median(share) for share in np.split(profile, starts[1:])])
 
 
 def _step(profile: Array) -> tuple[float, int]:
-    """The largest difference between the means on both sides of a place, and the place."""
+    """The largest difference between the means before and after an index, and that index."""
     before, places = np.cumsum(profile), np.arange(1, len(profile))
     differences = np.abs(before[:-1] / places - (before[-1] - before[:-1]) / (len(profile) - places))
     place = int(np.argmax(differences))

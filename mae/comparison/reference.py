@@ -19,7 +19,7 @@ EPS = 1e-6
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the state dict cannot tell: heads; patches are squares of ``patch_size`` pixels."""
+    """Sizes that the state dict does not determine: numbers of heads; patches have ``patch_size`` pixels per side."""
 
     patch_size: int
     num_heads: int
@@ -29,14 +29,14 @@ class Sizes:
 def run_reference(
     state: Mapping[str, Tensor], sizes: Sizes, imgs: Tensor, noise: Tensor, mask_ratio: float
 ) -> dict[str, Tensor]:
-    """Every stage of a forward pass in float64, by name.
+    """Run a forward pass in float64, and return the outputs of all stages by name.
 
     Args:
-        state: Weights under official names; without a decoder the encoder's stages are all there is.
-        sizes: What the weights do not tell.
-        imgs: (B, C, H, W), normalised.
-        noise: (B, L), the lowest stay visible.
-        mask_ratio: Fraction of the patches that is removed.
+        state: Weights under official names; without a decoder only the encoder's stages are returned.
+        sizes: Sizes that the weights do not determine.
+        imgs: Normalised images, (B, C, H, W).
+        noise: Noise, (B, L); the patches with the lowest values stay visible.
+        mask_ratio: Fraction of the patches that is masked.
     """
     imgs = imgs.double()
     stages: dict[str, Tensor] = {}
@@ -80,13 +80,13 @@ def run_reference(
 
 
 def run_classifier(state: Mapping[str, Tensor], sizes: Sizes, imgs: Tensor, pool: str) -> Tensor:
-    """The logits of a fine-tuned file for whole images, in float64.
+    """The logits of a fine-tuned file for unmasked images in float64, (B, classes).
 
     Args:
         state: Weights under official names, with ``head.weight`` and ``head.bias``.
-        sizes: What the weights do not tell.
-        imgs: (B, C, H, W), normalised.
-        pool: What the head sees: "mean" of the patch tokens, or the "cls" token.
+        sizes: Sizes that the weights do not determine.
+        imgs: Normalised images, (B, C, H, W).
+        pool: Input of the head: "mean" of the patch tokens, or "cls", the class token.
     """
     patches = cut(imgs.double(), sizes.patch_size)  # (B, L, p, p, C)
     weight, bias = state["patch_embed.proj.weight"].double(), state["patch_embed.proj.bias"].double()
@@ -105,21 +105,21 @@ def run_classifier(state: Mapping[str, Tensor], sizes: Sizes, imgs: Tensor, pool
 
 @dataclass(frozen=True)
 class Order:
-    """Positions of visible and removed patches, image by image."""
+    """Positions of the visible and the masked patches of each image."""
 
     kept: np.ndarray
     removed: np.ndarray
 
 
 def keep_order(noise: Tensor, mask_ratio: float) -> Order:
-    """The patches of lowest noise stay, in the order of their noise; equal noise in reading order."""
+    """Choose the visible patches: those of lowest noise, in ascending order; ties in reading order."""
     ranks = np.argsort(noise.numpy(), axis=1, kind="stable")
     kept = int(ranks.shape[1] * (1 - mask_ratio))
     return Order(ranks[:, :kept], ranks[:, kept:])
 
 
 def cut(imgs: Tensor, side: int) -> Tensor:
-    """(B, C, H, W) -> (B, L, p, p, C), squares in reading order."""
+    """Cut images into patches in reading order: (B, C, H, W) -> (B, L, p, p, C)."""
     rows, columns = imgs.shape[2] // side, imgs.shape[3] // side
     squares = [
         imgs[:, :, row * side : (row + 1) * side, column * side : (column + 1) * side]
@@ -130,7 +130,7 @@ def cut(imgs: Tensor, side: int) -> Tensor:
 
 
 def block(x: Tensor, state: Mapping[str, Tensor], name: str, heads: int) -> Tensor:
-    """A pre-norm Transformer block: attention, then an MLP with the exact GELU."""
+    """A pre-norm Transformer block, attention and then an MLP with the exact GELU: (B, N, D) -> (B, N, D)."""
     x = x + attention(layer_norm(x, state, name + "norm1."), state, name + "attn.", heads)
     hidden = linear(layer_norm(x, state, name + "norm2."), state, name + "mlp.fc1.")
     hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
@@ -138,7 +138,7 @@ def block(x: Tensor, state: Mapping[str, Tensor], name: str, heads: int) -> Tens
 
 
 def attention(x: Tensor, state: Mapping[str, Tensor], name: str, heads: int) -> Tensor:
-    """Each head: softmax(Q K^T / sqrt(d)) V, spelled out."""
+    """Multi-head attention, softmax(Q K^T / sqrt(d)) V for each head: (B, N, D) -> (B, N, D)."""
     queries, keys, values = linear(x, state, name + "qkv.").chunk(3, dim=2)
     width = x.shape[2] // heads
     mixed = []
@@ -152,26 +152,26 @@ def attention(x: Tensor, state: Mapping[str, Tensor], name: str, heads: int) -> 
 
 
 def layer_norm(x: Tensor, state: Mapping[str, Tensor], name: str) -> Tensor:
-    """Zero mean, unit (biased) variance over a token's numbers, then scaled and shifted."""
+    """Layer norm: zero mean and unit (biased) variance over each token, then scale and shift."""
     centred = x - x.mean(dim=2, keepdim=True)
     variance = (centred * centred).mean(dim=2, keepdim=True)
     return centred / torch.sqrt(variance + EPS) * state[name + "weight"].double() + state[name + "bias"].double()
 
 
 def linear(x: Tensor, state: Mapping[str, Tensor], name: str) -> Tensor:
-    """X W^T + b."""
+    """A linear layer, X W^T + b."""
     return x @ state[name + "weight"].double().T + state[name + "bias"].double()
 
 
 def standardised(patches: Tensor) -> Tensor:
-    """Each patch minus its mean, divided by its std: unbiased variance plus 1e-6."""
+    """Normalise each patch: subtract its mean, divide by sqrt(unbiased variance + 1e-6)."""
     centred = patches - patches.mean(dim=2, keepdim=True)
     variance = (centred * centred).sum(dim=2, keepdim=True) / (patches.shape[2] - 1)
     return centred / torch.sqrt(variance + EPS)
 
 
 def loss(pred: Tensor, target: Tensor, removed: np.ndarray) -> Tensor:
-    """The mean squared error of removed patches."""
+    """The mean squared error of the masked patches, scalar."""
     errors = [((pred[i, ids] - target[i, ids]) ** 2).mean(dim=1) for i, ids in enumerate(removed)]
     return torch.cat(errors).mean()
 

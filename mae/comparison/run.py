@@ -38,11 +38,11 @@ class Computation:
     """Our model compared with one reference.
 
     Attributes:
-        reference: Its name.
-        precision: In which our model computed; the reference always computes in float64.
-        tolerance: Relative difference that a correct computation may have.
-        stages: The difference at every stage.
-        first_beyond: The first stage beyond the tolerance, or None.
+        reference: Name of the reference.
+        precision: Precision of our model; the reference always computes in float64.
+        tolerance: Largest relative difference of a correct computation.
+        stages: Difference at every stage.
+        first_beyond: The first stage beyond the tolerance; None if all are within it.
     """
 
     reference: str
@@ -59,12 +59,12 @@ class Computation:
 
 @dataclasses.dataclass(frozen=True)
 class FileReport:
-    """What one file is.
+    """Properties of one checkpoint file.
 
     Attributes:
-        target: What its decoder predicts: "raw pixels", "normalised patches", "unknown" or "nothing".
+        target: Target of its decoder: "raw pixels", "normalised patches", "unknown" or "nothing".
         weights: Findings about its tensors.
-        assumed: Sizes that nothing in the file tells, and what was taken for them.
+        assumed: Sizes that the file does not give, with the assumed values.
     """
 
     path: Path
@@ -89,15 +89,15 @@ class CompareResult(DrawnPage):
 
     Attributes:
         official: The examined file.
-        checkpoint: The second file, if one was given.
-        computations: Our model with the examined file's weights against each reference.
-        files: The two files against each other.
-        between: Our model with the one file's weights against our model with the other's.
-        out: The image that was drawn.
-        problems: What is wrong, the gravest first; nothing if the file is what it is taken for.
-        warnings: What is unusual in the weights and may be right; nothing fails for it.
-        verdict: The same in one line.
-        notes: What else a user should know.
+        checkpoint: The second file; None if none was given.
+        computations: Comparison of our model, with the examined file's weights, with each reference.
+        files: Comparison of the two files, tensor by tensor.
+        between: Comparison of our model with the first file's weights and with the second's.
+        out: The drawn image; None if none was requested.
+        problems: Errors, the most serious first; the check fails if there is any.
+        warnings: Unusual properties of the weights; the check does not fail.
+        verdict: Problems and warnings summarised in one line.
+        notes: Further messages for the user.
     """
 
     official: FileReport
@@ -113,7 +113,7 @@ class CompareResult(DrawnPage):
 
     @property
     def equal(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there are no problems."""
         return not self.problems
 
     def _table(self) -> Table:
@@ -141,12 +141,12 @@ def compare(config: CompareConfig, on_step: Callable[[str], None] = lambda step:
     """Examine a checkpoint's weights, then its computation against every reference asked for.
 
     Args:
-        config: What to do.
-        on_step: Told what is being done.
+        config: All settings.
+        on_step: Called with the name of each step.
 
     Raises:
-        CheckpointError: A file cannot be read at all; what can be read and is wrong is in the result.
-        ConfigError: A reference that is not there or cannot run.
+        CheckpointError: A file cannot be read; errors in a readable file are in the result instead.
+        ConfigError: A reference is not available or cannot run.
         DataError: The image cannot be read.
     """
     if config.out is not None:
@@ -208,7 +208,7 @@ def compare(config: CompareConfig, on_step: Callable[[str], None] = lambda step:
 
 
 class _Scene:
-    """The image and the mask that every computation shares."""
+    """The image and the mask that all computations use."""
 
     def __init__(self, config: CompareConfig, checkpoint: Checkpoint) -> None:
         sizes = checkpoint.config
@@ -234,7 +234,7 @@ def _can_compute(weights: WeightsReport) -> bool:
 def _computations(
     names: list[str], checkpoint: Checkpoint, scene: _Scene, on_step: Callable[[str], None]
 ) -> tuple[tuple[Computation, ...], list[str]]:
-    """Our model against each reference, and the tensors that did not reach our model as they are in the file."""
+    """Compare our model with each reference; also the tensors that differ between our model and the file."""
     sizes = checkpoint.config
     on_step("computing in float32")
     model = build_usable(checkpoint)
@@ -245,7 +245,7 @@ def _computations(
     single = _own(model, checkpoint, scene)
     on_step("computing in float64")
     double = _own(model.double(), checkpoint, scene)
-    del model  # the references need the room
+    del model  # frees memory for the references
     found = []
     for name in names:
         on_step(f"computing with {name}")
@@ -269,7 +269,7 @@ def _computations(
 
 
 def _own(model: MaskedAutoencoder, checkpoint: Checkpoint, scene: _Scene) -> dict[str, Tensor]:
-    """Our stages; a fine-tuned file has no final encoder norm, and its stand-in's output means nothing."""
+    """The stages of our model; without the final encoder norm if the file, being fine-tuned, has none."""
     stages = own_stages(model, scene.imgs, scene.noise, scene.mask_ratio, decode=checkpoint.has_decoder)
     if "norm.weight" not in checkpoint.state:
         del stages["encoder norm"]
@@ -285,7 +285,7 @@ def _arrived(tensor: Tensor, loaded: Tensor) -> bool:
 
 
 def _references(asked: str, checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
-    """Which references to run, and which are not available and why."""
+    """The references to run, and notes on those that are not available."""
     reasons = {library: why_not(library, checkpoint) for library in LIBRARIES if asked in ("auto", library)}
     if reasons.get(asked):
         raise ConfigError(f"--reference {asked}: {reasons[asked]}", hint="--reference paper is always available")
@@ -305,7 +305,7 @@ def _computation(reference: str, precision: str, ours: dict[str, Tensor], theirs
 
 def _between(first: Checkpoint, second: Checkpoint, scene: _Scene, precisions: set[str]) -> Computation:
     theirs, ours = (_own(build_usable(one).double(), one, scene) for one in (first, second))
-    # Two files of different types may differ by what rounding the weights does.
+    # Two files of different types may differ by the rounding of the weights.
     tolerance = TOLERANCES["float64"]
     if len(precisions) > 1:
         tolerance = max(TOLERANCES[name] for name in precisions if name in TOLERANCES)
@@ -314,7 +314,7 @@ def _between(first: Checkpoint, second: Checkpoint, scene: _Scene, precisions: s
 
 
 def _differing_fields(first: Checkpoint, second: Checkpoint) -> list[tuple[str, Any, Any]]:
-    """The fields in which two files' models differ; what a file does not tell differs from nothing."""
+    """The fields in which two files' models differ; fields that a file does not give are not compared."""
     one_untold = None in (first.norm_pix_loss, second.norm_pix_loss)
     without_decoder = not (first.has_decoder and second.has_decoder)
     return [
@@ -325,7 +325,7 @@ def _differing_fields(first: Checkpoint, second: Checkpoint) -> list[tuple[str, 
 
 
 def _unknown_target(first: Checkpoint, second: Checkpoint) -> list[str]:
-    """Two files of which one alone says what its decoder predicts may differ in it."""
+    """A note if only one of two files gives its decoder's target, which is then not compared."""
     told = [one for one in (first, second) if one.has_decoder and one.norm_pix_loss is not None]
     untold = [one for one in (first, second) if one.has_decoder and one.norm_pix_loss is None]
     if not (told and untold):
@@ -407,7 +407,7 @@ def _verdict(
 
 
 def _assumption(reports: list[FileReport]) -> str:
-    """Every reference is given the same heads, so agreement says nothing of heads that were guessed."""
+    """Text about assumed numbers of heads, which the comparison cannot verify: all references use the same numbers."""
     assumed = {name: heads for report in reports for name, heads in report.assumed.items()}
     parts = {"num_heads": "encoder", "decoder_num_heads": "decoder"}
     told = [f"{heads} heads assumed in the {parts[name]}" for name, heads in assumed.items()]

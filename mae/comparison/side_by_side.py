@@ -1,4 +1,4 @@
-"""One image, reconstructed by two checkpoints."""
+"""Draws an image reconstructed by two checkpoints."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def draw_side_by_side(
     """Draw original, masked, and each checkpoint's reconstruction.
 
     Args:
-        out: The image to write.
-        checkpoints: Of the same sizes, with decoders.
-        imgs: (1, C, H, W), normalised.
-        noise: (1, L), which patches are removed.
-        mask_ratio: How many of them.
+        out: The image file to write.
+        checkpoints: Checkpoints of the same sizes, with decoders.
+        imgs: A normalised image, (1, C, H, W).
+        noise: Noise that decides the mask, (1, L).
+        mask_ratio: Fraction of the patches that is masked.
     """
     masking = random_masking(noise, mask_ratio)
     panels = []

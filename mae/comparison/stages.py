@@ -1,4 +1,4 @@
-"""The stages of a forward pass: recorded from a running model, and compared with another model's."""
+"""Records the stages of a model's forward pass, and compares them with another model's."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from mae.mae import MaskedAutoencoder
 
-# What two correct implementations may differ by, relative to a stage's norm. In float64 rounding stays near 1e-15
-# and a LayerNorm epsilon of 1e-5 in place of 1e-6 is near 4e-6, so the verdict is about the function, not luck.
+# Largest difference of two correct implementations, relative to a stage's norm. In float64 rounding gives about 1e-15,
+# and a LayerNorm epsilon of 1e-5 instead of 1e-6 about 4e-6, so the tolerance separates errors from rounding.
 TOLERANCES = {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 1e-1}
 
 
@@ -22,8 +22,8 @@ class StageDifference:
     """The difference between two computations at one stage.
 
     Attributes:
-        name: The stage.
-        largest: Largest absolute difference of two numbers; infinite where one side has no such stage.
+        name: Name of the stage.
+        largest: Largest absolute difference of two values; infinite if one side lacks the stage.
         relative: Norm of the difference over the norm of the reference.
     """
 
@@ -33,12 +33,12 @@ class StageDifference:
 
 
 def compare_stages(ours: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> tuple[StageDifference, ...]:
-    """The differences at every stage of the reference, in its order."""
+    """The difference at every stage of the reference, in its order."""
     return tuple(_difference(name, ours.get(name), theirs) for name, theirs in reference.items())
 
 
 def first_beyond(stages: tuple[StageDifference, ...], tolerance: float) -> str | None:
-    """The first stage whose relative difference is not within the tolerance."""
+    """The first stage whose relative difference exceeds the tolerance; None if none does."""
     return next((stage.name for stage in stages if not stage.relative <= tolerance), None)
 
 
@@ -52,11 +52,11 @@ def _difference(name: str, ours: Tensor | None, theirs: Tensor) -> StageDifferen
 
 @contextmanager
 def watch(outputs: Mapping[str, nn.Module], inputs: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """Note what modules return, and what they are given, while the context lasts.
+    """A context manager that records outputs and inputs of modules.
 
     Args:
-        outputs: Stage name to the module that returns it.
-        inputs: Stage name to the module whose first argument it is.
+        outputs: Stage name -> module whose output is recorded.
+        inputs: Stage name -> module whose first argument is recorded.
     """
     seen: dict[str, Tensor] = {}
 
@@ -81,14 +81,14 @@ def watch(outputs: Mapping[str, nn.Module], inputs: Mapping[str, nn.Module]) -> 
 def own_stages(
     model: MaskedAutoencoder, imgs: Tensor, noise: Tensor, mask_ratio: float, *, decode: bool
 ) -> dict[str, Tensor]:
-    """Every stage of our model, named as the reference names them.
+    """Run our model, and return the outputs of its stages under the reference's names.
 
     Args:
-        model: In the precision in which it is to compute.
-        imgs: (B, C, H, W), normalised.
-        noise: (B, L), the lowest stay visible.
-        mask_ratio: Fraction of the patches that is removed.
-        decode: Whether the model has a decoder to go on with.
+        model: The model, in the precision to compute in.
+        imgs: Normalised images, (B, C, H, W).
+        noise: Noise, (B, L); the patches with the lowest values stay visible.
+        mask_ratio: Fraction of the patches that is masked.
+        decode: Whether to run the decoder too.
     """
     imgs = imgs.to(model.cls_token.dtype)
     encoder, decoder = model.encoder, model.decoder

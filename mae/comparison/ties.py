@@ -1,15 +1,15 @@
-"""Tensors that training ties to each other: what one says of a channel, its partner repeats.
+"""Correlations between tensors that training produces ("ties"), by which exchanged or damaged tensors are found.
 
-Found in models after some hundred steps, and stronger with every epoch:
+They appear after a few hundred steps and become stronger with every epoch:
 
-* a unit that writes strongly is read strongly: rows of queries and keys, rows of values and columns of the
-  projection, rows of the MLP's first layer and columns of its second have norms that follow each other, and so have
-  a norm's weights and the columns that read them;
-* a bias takes back what the norm's bias before it adds through the weights;
-* along the channels that all blocks share, a tensor is like the same one of the neighbouring blocks.
+* the norms of the weights that write a channel correlate with those that read it: rows of queries and keys, rows of
+  values and columns of the projection, rows of the MLP's first layer and columns of its second, and a norm's weights
+  and the columns that read them;
+* a bias correlates negatively with the weights times the bias of the norm before it, which it compensates;
+* along the channels of the residual stream, a tensor correlates with the same tensor of neighbouring blocks.
 
-How strong a tie is usual is learnt from the file's own blocks, so that a fresh or random file, which has none, is
-not judged by them.
+The usual strength of a tie is estimated from the file's own blocks, so a fresh or random file, which has no ties, gives
+no findings.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from mae.comparison.findings import Finding
 from mae.comparison.measures import THIRDS, Array, Measures, units_of
 from mae.comparison.neighbours import FEWEST
 
-_Blocks = Sequence[Mapping[str, Measures]]  # of one part, in the order of depth: role to what was measured
+_Blocks = Sequence[Mapping[str, Measures]]  # blocks in the order of depth, each role -> measurements
 
 _QUERIES, _KEYS, _VALUES = (f"attn.qkv.weight {third}" for third in THIRDS)
-# Inside a block: two profiles that follow each other.
+# Within a block: two profiles that correlate.
 _PARTNERS = (
     ((_QUERIES, "rows"), (_KEYS, "rows")),
     ((_VALUES, "rows"), ("attn.proj.weight", "columns")),
@@ -39,31 +39,31 @@ _PARTNERS = (
     (("norm1.weight", "numbers"), (_VALUES, "columns")),
     (("norm2.weight", "numbers"), ("mlp.fc1.weight", "columns")),
 )
-# Inside a block: a bias, and the weights times the norm's bias before them.
+# Within a block: a bias, and the weights times the bias of the norm before them.
 _COMPENSATED = (
     ("attn.qkv.bias queries", _QUERIES, "norm1.bias"),
     ("attn.qkv.bias values", _VALUES, "norm1.bias"),
     ("mlp.fc1.bias", "mlp.fc1.weight", "norm2.bias"),
 )
-# From block to block.
+# Between blocks.
 _ALIKE = (
     *((role, "columns") for role in (_QUERIES, _KEYS, _VALUES, "mlp.fc1.weight")),
     *((role, "rows") for role in ("attn.proj.weight", "mlp.fc2.weight")),
     *((role, "numbers") for role in ("attn.proj.bias", "mlp.fc2.bias")),
 )
-_CLEAR = 4.5  # standard errors from which on a tie is one
+_CLEAR = 4.5  # standard errors from which a correlation counts as a tie
 _FEWEST_CHANNELS = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class _Tie:
-    """One tie in one block.
+    """A tie of one block.
 
     Attributes:
-        labels: Of its tensors.
-        correlation: Of the two profiles.
-        strength: The same in standard errors, by Fisher's transformation.
-        at_end: Whether the block is its part's first or last, which are unlike the others by nature.
+        labels: Labels of its tensors.
+        correlation: Correlation of the two profiles.
+        strength: The correlation in standard errors, by Fisher's transformation.
+        at_end: Whether the block is the first or the last, which usually differ from the others.
     """
 
     labels: tuple[str, ...]
@@ -74,13 +74,13 @@ class _Tie:
 
 @dataclasses.dataclass(frozen=True)
 class _Broken:
-    """A tie that is gone.
+    """A tie that is missing in one block.
 
     Attributes:
         tie: The tie.
-        usual: The correlation that other blocks have.
-        weakest: The strength that all other blocks but one have at least.
-        turned: Whether it is there with the opposite sign.
+        usual: Usual correlation in the other blocks.
+        weakest: Strength that all other blocks but one reach.
+        turned: Whether the correlation has the opposite sign.
     """
 
     tie: _Tie
@@ -90,10 +90,10 @@ class _Broken:
 
 
 def find_broken_ties(measured: Sequence[Measures], state: Mapping[str, Tensor]) -> list[Finding]:
-    """Tensors whose ties are gone, or turned round, where the same ties hold in the other blocks.
+    """Find tensors whose ties are missing, or have the opposite sign, while the other blocks have them.
 
-    One tie may be weak for reasons of its own: a tensor is suspected for two, or for one that is overwhelming in
-    all other blocks.
+    A single tie may be weak without damage, so a tensor is suspicious only if two ties are missing, or one that is very
+    strong in all other blocks.
     """
     parts: dict[str, dict[int, dict[str, Measures]]] = defaultdict(lambda: defaultdict(dict))
     for one in measured:
@@ -123,7 +123,7 @@ def find_broken_ties(measured: Sequence[Measures], state: Mapping[str, Tensor]) 
 
 
 def _broken(ties: Sequence[_Tie]) -> Iterator[_Broken]:
-    """Ties that are gone though all other blocks but one have them: that one may be the other half of an exchange."""
+    """Ties that are missing although all other blocks but at most one (the other of two exchanged blocks) have them."""
     if len(ties) < FEWEST:
         return
     sign = math.copysign(1, float(np.median([tie.strength for tie in ties])))
@@ -156,12 +156,12 @@ def _inside_blocks(parts: Sequence[_Blocks], state: Mapping[str, Tensor]) -> Ite
                 at_end,
             )
             for block, at_end in _whole_blocks(parts, (bias, weight, norm))
-            if not at_end  # the first block turns this one round
+            if not at_end  # in the first block this tie has the opposite sign
         ]
 
 
 def _whole_blocks(parts: Sequence[_Blocks], roles: tuple[str, ...]) -> Iterator[tuple[Mapping[str, Measures], bool]]:
-    """The blocks that have all of these tensors, and whether each is its part's first or last."""
+    """The blocks that have all of these tensors, and whether each is the first or the last."""
     for blocks in parts:
         for number, block in enumerate(blocks):
             if all(role in block for role in roles):
@@ -176,7 +176,7 @@ def _between_blocks(blocks: _Blocks, state: Mapping[str, Tensor]) -> Iterator[li
             yield [
                 _tie((block[role],), profile, _around(profiles, number), at_end)
                 for number, ((block, at_end), profile) in enumerate(zip(own, profiles, strict=True))
-                if not at_end  # it has neighbours on one side only
+                if not at_end  # the first and last block have neighbours on one side only
             ]
 
 
@@ -188,13 +188,13 @@ def _profile(one: Measures, axis: str, state: Mapping[str, Tensor]) -> Array:
 
 
 def _numbers(one: Measures, state: Mapping[str, Tensor]) -> Array:
-    """The unit's values again, (rows, columns)."""
+    """Read a unit's values again, (rows, columns)."""
     name = one.unit.tensor
     return next(unit.values for unit in units_of({name: state[name]}) if unit.third == one.unit.third)
 
 
 def _around(profiles: Sequence[Array], number: int) -> Array:
-    """The sum of two profiles on each side, each scaled, so that no wild one drowns the others."""
+    """Sum of the two profiles on each side, each scaled, so that an outlier does not dominate the sum."""
     near = [
         profiles[place] for place in range(number - 2, number + 3) if place != number and 0 <= place < len(profiles)
     ]

@@ -18,19 +18,19 @@ from mae.models import create_model
 from mae.pos_embed import sincos_2d
 
 _NEVER = "never trained, or not loaded"
-_SAMPLE = 4096  # numbers of a tensor that are checked for rounding
+_SAMPLE = 4096  # values of a tensor that are checked for rounding
 TABLES = ("pos_embed", "decoder_pos_embed")
-_HEADS = ("head.", "fc_norm.")  # what fine-tuning adds
+_HEADS = ("head.", "fc_norm.")  # prefixes of the tensors that fine-tuning adds
 _ROUNDED = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Numbers of one part of the model.
+    """Statistics of the values of one part of the model.
 
     Attributes:
-        rms: Root of the mean square of all its numbers.
-        largest: Largest absolute number.
+        rms: Root mean square of all values.
+        largest: Largest absolute value.
     """
 
     name: str
@@ -45,16 +45,16 @@ class WeightsReport:
     """Findings about the tensors of one file.
 
     Attributes:
-        matched: Tensors that the model has too, with the same shape.
-        missing, unexpected: Names.
+        matched: Number of tensors that the model has too, with the same shape.
+        missing, unexpected: Names of tensors that only the model, or only the file, has.
         misshapen: (name, wanted shape, shape in the file).
         not_finite: Names of tensors that hold NaN or infinity.
-        tables: Position table to what it follows: "formula", "halves exchanged", ...
-        precision: What the numbers really are, for instance "bfloat16, stored as float32".
+        tables: Position table -> what was found: "formula", or how it deviates.
+        precision: Actual precision of the values, for instance "bfloat16, stored as float32".
         groups: Statistics by part.
-        problems: What is wrong, the gravest first.
-        warnings: What is unusual and may be right.
-        notes: What is worth knowing and not wrong.
+        problems: Errors, the most serious first.
+        warnings: Unusual properties that may be correct.
+        notes: Information that is not a problem.
     """
 
     matched: int
@@ -71,7 +71,7 @@ class WeightsReport:
 
 
 def inspect_weights(checkpoint: Checkpoint) -> WeightsReport:
-    """Examine every tensor of a file: names, shapes, tables, NaN, precision, damage, and parts never trained."""
+    """Examine every tensor of a file: names, shapes, position tables, NaN, precision, damage, and untrained parts."""
     state = checkpoint.state
     with torch.device("meta"):
         wanted = create_model(checkpoint.config).state_dict()
@@ -86,16 +86,16 @@ def inspect_weights(checkpoint: Checkpoint) -> WeightsReport:
     problems += [f"missing: {a_few(missing)} ({len(missing)} tensors)"] if missing else []
     problems += [f"{shown(name, 80)} has shape {got}; {shape} is wanted" for name, shape, got in misshapen]
     problems += [f"unexpected: {a_few(unexpected)} ({len(unexpected)} tensors)"] if unexpected else []
-    # Fine-tuning trains the table; everywhere else it is fixed.
+    # The position table is trained in fine-tuning and fixed otherwise.
     wrong = [f"{key}: {what}" for key, what in tables.items() if what != "formula"]
     problems += [] if checkpoint.kind == "fine-tuned" else wrong
     untrained = _untrained(state)
     intact = {key: state[key] for key in wanted if key in state and key not in not_finite}
     intact = {key: tensor for key, tensor in intact.items() if tensor.shape == wanted[key].shape}
-    # A part that was never trained is said once, not once for every tensor of it.
+    # An untrained part is one finding, not one per tensor.
     findings = [one for one in find_damage(intact) if not any(one.tensor.startswith(prefix) for prefix, _ in untrained)]
     notes = [f"precision: {precision}"] if precision != "float32" else []
-    if _steps(checkpoint) in (0, 1):  # the first step's learning rate is 0 where there is a warm-up
+    if _steps(checkpoint) in (0, 1):  # with a warm-up, the learning rate of the first step is 0
         notes += [f"{text}, as the file itself says" for _, text in untrained if text.endswith(_NEVER)]
         untrained = [(prefix, text) for prefix, text in untrained if not text.endswith(_NEVER)]
     problems += list(dict.fromkeys(text for _, text in untrained))
@@ -151,7 +151,7 @@ def _table(table: Tensor, grid: tuple[int, int]) -> str:
 
 
 def _precision(checkpoint: Checkpoint) -> str:
-    """The type of the numbers, and whether they had been rounded to a shorter one before."""
+    """The type of the values, and whether they were rounded to a shorter type before."""
     stored = ", ".join(checkpoint.dtypes)
     if stored != "float32":
         return stored
@@ -163,7 +163,7 @@ def _precision(checkpoint: Checkpoint) -> str:
 
 
 def _steps(checkpoint: Checkpoint) -> int | None:
-    """The training steps that our own trainer wrote into the file; None where nothing is said."""
+    """Number of training steps recorded by our trainer; None if the file does not have it."""
     own = checkpoint.extra.get("maecli")
     position = own.get("position") if isinstance(own, Mapping) else None
     steps = position.get("step") if isinstance(position, Mapping) else None
@@ -171,10 +171,10 @@ def _steps(checkpoint: Checkpoint) -> int | None:
 
 
 def _untrained(state: Mapping[str, Tensor]) -> list[tuple[str, str]]:
-    """Parts at their initial values: every bias 0 and every norm 1, which no training leaves behind.
+    """Find parts at initial values: every bias 0 and every norm weight 1, which training always changes.
 
     Returns:
-        How the names of such a part's tensors begin, and what is to be said.
+        (prefix of the tensors' names, message) of each such part.
     """
     parts: dict[str, list[str]] = {}
     for key in state:
@@ -196,7 +196,7 @@ def _untrained(state: Mapping[str, Tensor]) -> list[tuple[str, str]]:
 
 
 def _is_fresh(state: Mapping[str, Tensor], keys: Iterable[str]) -> bool:
-    """Whether every bias is 0 and every norm's weight 1; ``decoder_norm.weight`` alone says so too."""
+    """Whether every bias is 0 and every norm's weight 1; ``decoder_norm.weight`` without biases suffices."""
     signs = [key for key in keys if key.endswith(".bias") or "norm" in key]
     return bool(signs) and all(
         bool((state[key] == (1 if "norm" in key and key.endswith("weight") else 0)).all()) for key in signs

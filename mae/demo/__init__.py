@@ -1,1 +1,1 @@
-"""A page on this machine to try a model on: mask an image by hand and see what the model makes of it."""
+"""A local web page for trying a model: mask an image by hand and see its reconstruction."""

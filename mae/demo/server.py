@@ -1,4 +1,4 @@
-"""The page's server: on this machine alone, for this page alone, and it asks nobody else for anything."""
+"""The HTTP server of the demo page: it listens on 127.0.0.1 only and answers only the page's own requests."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class DemoServer(ThreadingHTTPServer):
     """Serves the page of a session on 127.0.0.1.
 
     Args:
-        port: 0 for a free one.
+        port: Port to listen on; 0 for a free one.
 
     Attributes:
-        session: What answers; to be set before the first request is served.
+        session: The session that computes answers; must be set before the first request.
 
     Raises:
-        ConfigError: The port cannot be had.
+        ConfigError: The port is not available.
     """
 
     daemon_threads = True
@@ -50,18 +50,18 @@ class DemoServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where the page is."""
+        """Address of the page."""
         return f"http://{HOST}:{self.server_port}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that goes away in the middle of an answer is no error."""
+        """Ignore errors of a connection that the browser closed."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: DemoServer
 
     def do_GET(self) -> None:
-        """The page's own files, and what it says of the model."""
+        """Serve the page's files and the description of the model."""
         path = urlsplit(self.path).path
         if not self._is_ours():
             self._refuse()
@@ -74,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, {"error": "there is no such page"})
 
     def do_POST(self) -> None:
-        """What the page asks."""
+        """Answer a request of the page: add an image, reconstruct it, or find similar images."""
         session, address = self.server.session, urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(address.query).items()}
         answers: dict[str, Callable[[bytes], Any]] = {
@@ -96,18 +96,18 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer(200, answers[address.path](self.rfile.read(int(length))))
             except MaeError as error:
                 self._answer(400, {"error": error.message})
-            except (RuntimeError, MemoryError) as error:  # memory is full, or a bug: the page says so and goes on
+            except (RuntimeError, MemoryError) as error:  # for instance out of memory: the page shows it
                 self._answer(500, {"error": f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"})
 
     def _refuse(self) -> None:
-        said = f"only the page itself may ask, at {self.server.url} (a forwarded port must have the same number)"
-        self._answer(403, {"error": said})
+        message = f"only the page at {self.server.url} may send requests (a forwarded port must have the same number)"
+        self._answer(403, {"error": message})
 
     def _is_ours(self) -> bool:
-        """Not another site in the same browser: neither by a link, nor by a name that leads to this machine."""
+        """Whether the page itself sent the request, and not another site in the same browser (CSRF, DNS rebinding)."""
         port = self.server.server_port
         hosts = {f"{name}:{port}" for name in (HOST, "localhost")}
-        hosts |= {HOST, "localhost"} if port == 80 else set()  # browsers leave the usual port out
+        hosts |= {HOST, "localhost"} if port == 80 else set()  # browsers omit the default port
         origin = self.headers.get("Origin")
         return self.headers.get("Host") in hosts and (origin is None or origin in {f"http://{host}" for host in hosts})
 
@@ -125,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Nothing: the terminal is the command's."""
+        """Print nothing, since the terminal shows the command's output."""
 
 
 def _number(text: str | None, largest: int = 2**31) -> int:
@@ -139,7 +139,7 @@ def _count(text: str | None) -> int:
 
 
 def _wanted(body: bytes) -> tuple[int, list[int]]:
-    """An image's number and its masked patches."""
+    """Parse an image's number and its masked patches from a request."""
     try:
         document = json.loads(body)
         number, masked = document["image"], document["masked"]

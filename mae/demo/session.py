@@ -1,4 +1,4 @@
-"""The model behind the page: images that were given to it, their reconstructions, and similar images."""
+"""The model of the demo page: images that were added, their reconstructions, and similar images."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from mae.reconstruction.config import ReconstructConfig
 from mae.reconstruction.run import NORM_PIX_NOTE, FramedImage, Reconstructor
 from mae.system.device import resolve_device
 
-KEPT_IMAGES = 16  # that the page may still ask about
+KEPT_IMAGES = 16  # newest images that are kept in memory
 NEIGHBOURS = 6
 BATCH = 32
 _THUMBNAIL = 128
@@ -48,14 +48,14 @@ def start_session(config: DemoConfig, on_image: Callable[[int, int], None] = lam
 
 
 class DemoSession:
-    """One model and the images that a page has given to it; its methods may be called by several threads.
+    """A model and the images that the page has added; its methods are thread-safe.
 
     Args:
-        config: What to load.
+        config: All settings.
         on_image: Called with the number of images of ``config.data`` whose features are known, and their total.
 
     Attributes:
-        notes: What a person should know.
+        notes: Messages for the user.
 
     Raises:
         CheckpointError: The weights cannot be used; in particular they have no decoder.
@@ -75,7 +75,7 @@ class DemoSession:
         self.notes = (*self.checkpoint.notes, *self._reconstructor.notes)
 
     def describe(self) -> dict[str, Any]:
-        """What the page says of the model."""
+        """The description of the model for the page."""
         config = self.checkpoint.config
         name = self.checkpoint.variant or "a model"
         return {
@@ -85,14 +85,13 @@ class DemoSession:
         }
 
     def add(self, content: bytes, seed: int) -> dict[str, Any]:
-        """Take an image that the page was given.
+        """Decode and keep an image.
 
         Returns:
-            Its number, its pixels as the model sees them, its grid of patches, and in which order a mask of this seed
-            takes them away.
+            Its number, its cropped pixels, its grid of patches, and their order in a mask of this seed, see ``order``.
 
         Raises:
-            DataError: It cannot be read as an image.
+            DataError: The content cannot be read as an image.
         """
         image = decode_image(io.BytesIO(content), "the image", self.checkpoint.config.in_chans)
         with self._lock:
@@ -112,7 +111,7 @@ class DemoSession:
         }
 
     def order(self, patches: int, seed: int) -> list[int]:
-        """Patches from the one that is kept longest to the first that is masked, as ``reconstruct --seed`` has them."""
+        """Patches in the reverse order of masking as the ratio grows; same masks as ``reconstruct --seed``."""
         noise = torch.rand(1, patches, generator=torch.Generator().manual_seed(seed))
         return torch.argsort(noise[0], stable=True).tolist()
 
@@ -193,11 +192,11 @@ class _Gallery:
         return len(self._numbers)
 
     def _features(self, images: list[Tensor]) -> Tensor:
-        """(N, D), of length 1."""
+        """Features of images, (N, D), normalised to length 1."""
         return F.normalize(self._encoder.views(torch.stack(images), [_VIEW])[_VIEW].cpu(), dim=1)
 
     def similar(self, image: Image.Image) -> list[dict[str, str]]:
-        """By the cosine of the features."""
+        """The most similar images by the cosine of their features, nearest first."""
         likeness = self._all @ self._features([self._frame(image)])[0]  # (N,)
         nearest = likeness.topk(min(NEIGHBOURS, len(likeness)))
         found = []
@@ -205,7 +204,7 @@ class _Gallery:
             index = self._numbers[row]
             try:
                 shown = self._source.load(index, self._in_chans)
-            except ImageError:  # it was there a moment ago
+            except ImageError:  # the file was removed or changed after its features were computed
                 continue
             shown.thumbnail((_THUMBNAIL, _THUMBNAIL))
             name = self._source.name(index).name
@@ -214,7 +213,7 @@ class _Gallery:
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    """Without alpha: grey, or colours."""
+    """An image without its alpha channel, as L or RGB."""
     return tensor_to_image(image_to_tensor(image)[: 3 if len(image.getbands()) >= 3 else 1].float() / 255)
 
 

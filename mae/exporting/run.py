@@ -47,16 +47,16 @@ class ExportResult(Drawn):
     """What was written and how it was checked.
 
     Attributes:
-        out: The file, or the folder for transformers.
-        tensors, parameters: How many were written.
-        size_bytes: Of the file with the weights.
-        checked_by: Whose forward pass was compared with ours: a library, or our own reading of the file.
-        output: What was compared: "prediction", "features" or "logits".
-        difference: Largest relative difference of that output: in float64, and of a graph in the precision it has.
-        dtype: The number formats of what was written, for instance "float32".
+        out: The written file, or the folder for transformers.
+        tensors, parameters: Numbers of written tensors and of their values.
+        size_bytes: Size of the file with the weights.
+        checked_by: The library whose forward pass was compared with ours, or our own reader.
+        output: The compared output: "prediction", "features" or "logits".
+        difference: Largest relative difference of that output, in float64; for a graph in its own precision.
+        dtype: Number formats of the written weights, for instance "float32".
         rounding: The relative difference of that output from the checkpoint's own, where ``--dtype`` changed it;
             a graph computes in its format, and of other files the rounded weights alone count.
-        notes: What a user should know.
+        notes: Messages for the user.
     """
 
     out: Path

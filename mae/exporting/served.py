@@ -16,11 +16,11 @@ _LINEAR_PROBE_EPS = 1e-6  # of the batch norm before the official linear probe's
 
 
 class Served(nn.Module):
-    """The encoder on whole images, in a precision of its own; images and outputs are float32 in any.
+    """The encoder of unmasked images in a given precision; images and outputs are always float32.
 
     Args:
-        model: Gives the patch embedding, the class token and the blocks.
-        dtype: What is computed in.
+        model: The model whose patch embedding, class token and blocks are used.
+        dtype: Precision of the computation.
     """
 
     output = "features"
@@ -35,31 +35,30 @@ class Served(nn.Module):
         self.dtype = dtype
 
     def finish(self) -> Served:
-        """In its precision, and without anything that changes between two calls."""
+        """Convert to the precision, freeze the parameters, and switch to evaluation mode."""
         return self.to(self.dtype).eval().requires_grad_(False)
 
     def tokens(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, 1 + L, D), what the first block takes."""
+        """The input of the first block: (B, C, H, W) -> (B, 1 + L, D)."""
         pos_embed = self.get_buffer("pos_embed")
         patches = self.patch_embed(images.to(self.cls_token.dtype)) + pos_embed[:, 1:]
         class_token = (self.cls_token + pos_embed[:, :1]).expand(patches.shape[0], -1, -1)
         return torch.cat([class_token, patches], dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, 1 + L, D)."""
+        """The encoder's features: (B, C, H, W) -> (B, 1 + L, D)."""
         features: Tensor = self.encoder(self.tokens(images))
         return features.to(images.dtype)
 
 
 class ServedClassifier(Served):
-    """With the head of a fine-tuned model, or of a linear probe.
+    """The encoder with the head of a fine-tuned model or of a linear probe.
 
     Args:
-        model: As above.
-        dtype: As above.
-        norm: Of the averaged patches (``fc_norm``), or None: then the encoder's norm comes before the pooling.
-        pool: What the head sees: "mean" of the patch tokens, or the "cls" token.
-        head: From (B, D) to logits.
+        model, dtype: As for ``Served``.
+        norm: ``fc_norm``, applied after the pooling; None to apply the encoder's norm before the pooling.
+        pool: Input of the head: "mean" of the patch tokens, or "cls", the class token.
+        head: The head, (B, D) -> (B, classes).
     """
 
     output = "logits"
@@ -75,7 +74,7 @@ class ServedClassifier(Served):
             self.encoder.norm = nn.Identity()  # type: ignore[assignment] # a mean of patches is normalised, not they
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, classes)."""
+        """The logits: (B, C, H, W) -> (B, classes)."""
         features = self.encoder(self.tokens(images))
         pooled = features[:, 1:].mean(dim=1) if self.pool == "mean" else features[:, 0]
         pooled = pooled if self.fc_norm is None else self.fc_norm(pooled)

@@ -1,6 +1,6 @@
 """Download a file once over https, atomically and resumable.
 
-Only called for what a user has named.
+Called only for files that a user has named.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ ATTEMPTS = 5
 BACK_OFF_SECONDS = 1.0  # before the second attempt; doubled before each further one
 _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 30
-_PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers of a server that may be well again in a moment
+_PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses of failures that may be temporary
 
 _UseCase = TypeVar("_UseCase", bound=Callable[..., Any])
 
-# Told (what, bytes done, bytes in all or None).
+# Called with (name, bytes received, total bytes or None).
 Listener = Callable[[str, int, int | None], None]
 _listener: ContextVar[Listener] = ContextVar("listener", default=lambda what, done, total: None)
 _forbidden: ContextVar[bool] = ContextVar("forbidden", default=False)
@@ -47,7 +47,7 @@ class _PassingError(Exception):
 
 @contextmanager
 def announce_downloads(listener: Listener) -> Iterator[None]:
-    """Within this context, tell ``listener`` how downloads proceed."""
+    """A context manager in which ``listener`` is called with the progress of downloads."""
     token = _listener.set(listener)
     try:
         yield
@@ -56,7 +56,7 @@ def announce_downloads(listener: Listener) -> Iterator[None]:
 
 
 def cache_folder() -> Path:
-    """Where downloads and what scans saw are kept: ``MAECLI_CACHE``, else ``maecli`` in the user's cache folder."""
+    """Folder of cached downloads and scans: ``MAECLI_CACHE``, else ``maecli`` in the user's cache folder."""
     if named := os.environ.get("MAECLI_CACHE"):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maecli"
@@ -64,7 +64,7 @@ def cache_folder() -> Path:
 
 @contextmanager
 def no_downloads(forbidden: bool = True) -> Iterator[None]:
-    """Within this context download nothing, if it is forbidden; what is forbidden around it stays so."""
+    """A context manager in which downloads are refused if ``forbidden``, or if an outer context refuses them."""
     token = _forbidden.set(forbidden or _forbidden.get())
     try:
         yield
@@ -73,7 +73,7 @@ def no_downloads(forbidden: bool = True) -> Iterator[None]:
 
 
 def obeys_offline(use_case: _UseCase) -> _UseCase:
-    """A use case that downloads nothing, however deep inside, where its ``config.offline`` says so."""
+    """Decorate a use case so that no download happens within it if its ``config.offline`` is true."""
 
     @functools.wraps(use_case)
     def run(config: Any, *args: Any, **options: Any) -> Any:
@@ -84,29 +84,29 @@ def obeys_offline(use_case: _UseCase) -> _UseCase:
 
 
 def is_offline() -> bool:
-    """Whether the network is not to be used: by ``no_downloads``, or the environment's ``MAECLI_OFFLINE``."""
+    """Whether downloads are refused, by ``no_downloads`` or the environment variable ``MAECLI_OFFLINE``."""
     return _forbidden.get() or os.environ.get("MAECLI_OFFLINE", "").lower() not in ("", "0", "false", "no")
 
 
 def download(
     what: str, url: str, path: Path, *, largest: int, check: Callable[[Path], None] = lambda path: None
 ) -> None:
-    """Fetch a file that is not there yet.
+    """Download a file, unless it exists.
 
-    What was received stays beside ``path`` until it is whole, so that a download that broke off, or a process that
-    was killed, goes on from there if the server still has the same file. Several processes may ask for the same
-    file: one fetches it and the others wait.
+    The received part is kept beside ``path`` until the file is complete, so an interrupted download continues from
+    there if the server still has the same file. If several processes want the same file, one downloads it and the
+    others wait.
 
     Args:
-        what: What the listener is told that this is.
-        url: Where it is.
-        path: Where it goes; its folder is made.
-        largest: Bytes after which the download is stopped.
-        check: Called with the whole file before it is moved into place; raises ``DownloadError`` if it is another.
+        what: Name of the file for the listener.
+        url: Address of the file.
+        path: Target; its folder is created.
+        largest: Largest size in bytes; a longer download is stopped.
+        check: Called with the complete file before it is moved into place; raises ``DownloadError`` if it is wrong.
 
     Raises:
-        DownloadError: It cannot be had, or is not what was announced.
-        OSError: It cannot be written.
+        DownloadError: The file cannot be downloaded, or fails ``check``.
+        OSError: The file cannot be written.
     """
     if is_offline():
         raise DownloadError("downloads are disabled (--offline)")
@@ -137,10 +137,11 @@ def download(
 
 
 def _receive(what: str, url: str, part: Path, largest: int) -> None:
-    """Get what is missing of a file.
+    """Download the missing part of a file.
 
     Raises:
-        DownloadError, _PassingError: It broke off, for good or for now.
+        DownloadError: The download failed permanently.
+        _PassingError: The download failed, but may succeed on another attempt.
     """
     have = part.stat().st_size if part.exists() else 0
     known = _tag_file(part).read_text() if have and _tag_file(part).exists() else ""
@@ -169,7 +170,7 @@ def _receive(what: str, url: str, part: Path, largest: int) -> None:
             raise _too_much(largest)
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == 416:  # no such range: the file has become another
+        if error.code == 416:  # range not satisfiable: the file on the server has changed
             _forget(part)
             raise _PassingError("the file changed while it was downloaded") from None
         answer = f"the server answers {error.code} {error.reason}"
@@ -184,7 +185,7 @@ def _receive(what: str, url: str, part: Path, largest: int) -> None:
 
 
 def _copy(what: str, response: Any, file: IO[bytes], done: int, total: int | None, largest: int) -> int:
-    """Bytes of the file that are there, at most a little more than ``largest``."""
+    """Write the response to the file; return the bytes it then has, at most slightly more than ``largest``."""
     while done <= largest and (chunk := response.read(_CHUNK)):
         done += len(chunk)
         file.write(chunk)
@@ -207,7 +208,7 @@ def _too_much(largest: int) -> DownloadError:
 
 
 def _tag_file(part: Path) -> Path:
-    """Holds by what the server knows the file that ``part`` is the beginning of."""
+    """File with the server's identifier (ETag or date) of the file that ``part`` is the beginning of."""
     return part.with_name(f"{part.name}.tag")
 
 

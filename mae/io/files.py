@@ -1,4 +1,4 @@
-"""Files: writing them so that a crash leaves the old one or the new one, and showing any name on one line."""
+"""Writes files atomically, and checks output paths before anything is computed."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from mae.io.text import shown
 
 
 def refuse_place(path: Path, label: str, *, folder: bool = False) -> None:
-    """Refuse a place that cannot be written to, before anything is computed for it.
+    """Check that a path can be written to, before anything is computed.
 
     Args:
-        path: Where a file is to be written, or files into a folder.
+        path: The file or folder to write.
         label: The option that named it, for instance ``--out``.
-        folder: Whether the place is a folder, which need not be there yet.
+        folder: Whether ``path`` is a folder, which need not exist yet.
 
     Raises:
-        ConfigError: There is no folder for it, it may not be written to, or something else is there.
+        ConfigError: The folder for it is missing or not writable, or ``path`` is something else.
     """
     name = f"{label} {shown(path)}"
     try:
@@ -34,7 +34,7 @@ def refuse_place(path: Path, label: str, *, folder: bool = False) -> None:
         has_folder = above.is_dir()
     except (OSError, RuntimeError, ValueError) as error:  # a name too long, a link to itself, a zero byte
         raise ConfigError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
-    if target.is_symlink():  # from Python 3.13 on
+    if target.is_symlink():  # Python 3.13 and later do not raise for a circle
         raise ConfigError(f"{name} is a link that leads back to itself")
     if folder and kind is not None and not stat.S_ISDIR(kind):
         raise ConfigError(f"{name} is a file; a folder is wanted", hint="give another name, or move the file away")
@@ -54,19 +54,19 @@ def refuse_place(path: Path, label: str, *, folder: bool = False) -> None:
 
 
 def refuse_input(path: Path, label: str, inputs: Mapping[str, Iterable[Path]], *, folders: Iterable[Path] = ()) -> None:
-    """Refuse a file that the same command reads, by whatever name it goes, before it is written over.
+    """Check that an output file is not one of the command's input files, under any name.
 
-    Files are compared by identity, not by path: links, relative names, another case where
-    the file system ignores it, and hard links all lead to the same one.
+    Files are compared by identity (inode), not by path, so links, relative names, hard links, and names in another
+    case on a case-insensitive file system are recognised.
 
     Args:
-        path: The file that is to be written; one that is not there yet cannot be lost.
+        path: The file to write; a file that does not exist cannot be an input.
         label: The option that named it, for instance ``--out``.
-        inputs: Files that are read, by what they are called.
-        folders: Of these any file may be read; those in their subfolders are not meant.
+        inputs: Input files, by their description in messages.
+        folders: Folders in which every file may be an input; subfolders are not included.
 
     Raises:
-        ConfigError: It is one of them.
+        ConfigError: ``path`` is an input.
     """
     written = _stat(path)
     if written is None:
@@ -85,15 +85,15 @@ def refuse_input(path: Path, label: str, inputs: Mapping[str, Iterable[Path]], *
 
 
 def refuse_inside(path: Path, label: str, folders: Iterable[Path]) -> None:
-    """Refuse a folder for results that is one of the folders that are read, or lies in one.
+    """Check that an output folder is not an input folder, nor inside one.
 
     Args:
-        path: The folder that is to be written to; it need not be there yet.
-        label: The option that named it.
-        folders: What is read; files among it do not count.
+        path: The folder to write to; it need not exist yet.
+        label: The option that named it, for instance ``--out``.
+        folders: Inputs; files among them are ignored.
 
     Raises:
-        ConfigError: It is such a one.
+        ConfigError: ``path`` is an input folder, or inside one.
     """
     above = [path.resolve(), *path.resolve().parents]
     for folder in folders:
@@ -112,7 +112,7 @@ def _is(place: Path, info: os.stat_result) -> bool:
 
 
 def _stat(path: Path) -> os.stat_result | None:
-    """Of the file behind links; None for one that is not there or cannot be asked."""
+    """``os.stat`` of a file, following links; None if it does not exist or is not accessible."""
     try:
         return path.stat()
     except (OSError, ValueError):
@@ -123,14 +123,14 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file beside its target, flush it to the disk, and move it into place.
 
     Args:
-        path: The target; its folder must exist. A link is followed, so that it stays one.
+        path: The target; its folder must exist. A link is kept, and the file that it points to is replaced.
         write: Called with the open binary file.
 
     Raises:
-        OSError: The file cannot be written; the target is as it was.
+        OSError: The file cannot be written; the target is unchanged.
     """
     target = resolve_target(path)
-    # Not NamedTemporaryFile: its 0600 would survive the move and lock a lab's colleagues out.
+    # Not NamedTemporaryFile, whose permissions 0600 would remain after the move, so that other users could not read it.
     temporary = temporary_beside(target)
     try:
         with temporary.open("xb") as file:
@@ -144,10 +144,10 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def resolve_target(path: Path) -> Path:
-    """Where a file of this name is written: behind links, and never in a device's or a pipe's place.
+    """The file that is written for a path, with links followed.
 
     Raises:
-        OSError: It is not a regular file, or links lead in a circle.
+        OSError: It is a device, a pipe or a socket, or the links form a circle.
     """
     try:
         target = path.resolve()
@@ -161,5 +161,5 @@ def resolve_target(path: Path) -> Path:
 
 
 def temporary_beside(target: Path) -> Path:
-    """A fresh name in a target's folder; it is not longer than the target's own may be."""
+    """A new temporary name in the target's folder, short enough for the file system."""
     return target.with_name(f".{target.name[:40]}.{os.urandom(4).hex()}.tmp")

@@ -1,4 +1,4 @@
-"""Locks between processes, by filelock: on every system, and never longer than the process that holds them."""
+"""Locks between processes, by filelock; they are released when the process that holds them ends."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from pathlib import Path
 
 
 def take_lock(path: Path, *, wait: bool) -> Callable[[], None]:
-    """Keep others out, in this process or another, until the lock is released or this process ends.
+    """Take an exclusive lock, which lasts until it is released or this process ends.
 
-    Processes that this one forks, such as a loader's, do not hold it on: filelock (from 3.30.3 on) closes it in them.
-    On a file system without locks the lock has no effect.
+    Forked processes, such as loader processes, do not keep it: filelock (3.30.3 and later) closes it in them. On a file
+    system without locks it has no effect.
 
     Args:
-        path: The lock's file. It is made where it is missing, and stays: another process may be waiting at it.
-        wait: Until the holder releases it.
+        path: The lock file. It is created if missing, and not deleted, since another process may be waiting for it.
+        wait: Whether to wait until the holder releases it.
 
     Returns:
-        What releases it.
+        A function that releases the lock.
 
     Raises:
-        TimeoutError: Somebody else holds it, and ``wait`` is not set.
-        OSError: The file cannot be made.
+        TimeoutError: Another holder has the lock, and ``wait`` is False.
+        OSError: The lock file cannot be created.
     """
     import filelock
 

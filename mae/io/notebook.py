@@ -1,4 +1,4 @@
-"""How a result draws itself in a notebook: a small table, in which all text is escaped. Standard library only."""
+"""Display of results in a notebook as small tables, in which all text is escaped. Standard library only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _IMAGES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 
 class Table(NamedTuple):
-    """What a result shows: a title, and rows whose first cell names the others."""
+    """The table that a result shows: a title, and rows whose first cell is a heading."""
 
     title: str
     rows: Sequence[Sequence[object]]
@@ -25,7 +25,7 @@ class Table(NamedTuple):
 
 
 class Drawn:
-    """A result that a notebook draws as a table; it tells its figures in ``_table``."""
+    """Base class of results that a notebook shows as a table; subclasses define ``_table``."""
 
     def _table(self) -> Table:
         raise NotImplementedError
@@ -35,13 +35,13 @@ class Drawn:
 
 
 class DrawnPage(Drawn):
-    """One that can be kept as a page too."""
+    """A result that can also be saved as an HTML page."""
 
     def save(self, path: str | Path) -> Path:
-        """Write the table as a page: .html or .htm.
+        """Write the table as an HTML page: .html or .htm.
 
         Raises:
-            ConfigError: The name ends otherwise, or the file cannot be written.
+            ConfigError: The name has another suffix, or the file cannot be written.
         """
         path = Path(path)
         if path.suffix.lower() not in (".html", ".htm"):
@@ -55,14 +55,14 @@ class DrawnPage(Drawn):
 
 
 def html_table(table: Table) -> str:
-    """A table in HTML; numbers are rounded to four digits, and None is a dash."""
+    """A table in HTML; numbers have four significant digits, and None is a dash."""
     head = f"<thead>{_row('th', table.columns)}</thead>" if table.columns else ""
     body = "".join(_row("td", row) for row in table.rows)
     return f"<table><caption>{_text(table.title)}</caption>{head}<tbody>{body}</tbody></table>"
 
 
 def html_image(path: Path | None, name: str) -> str:
-    """An image file within HTML; nothing where it is gone."""
+    """An image file embedded in HTML; empty if the file does not exist."""
     if path is None or path.suffix.lower() not in _IMAGES or not path.is_file():
         return ""
     data = base64.b64encode(path.read_bytes()).decode()

@@ -1,4 +1,4 @@
-"""Text from a file or a path, which anybody may have written, made fit for a terminal and a page."""
+"""Makes untrusted text, such as file names, safe to print in a terminal or on a page."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def shown(text: str | Path, longest: int | None = None) -> str:
-    r"""A text on one line: bytes that are no UTF-8 as ``\xff``, a new line as ``\n``, nothing that a terminal obeys.
+    r"""A text on one line, with invalid UTF-8 as ``\xff``, new lines as ``\n`` and control characters escaped.
 
     Args:
-        text: Of any characters, lone surrogates among them.
+        text: Any text; it may hold lone surrogates.
         longest: Maximum number of characters; None for all.
     """
     text = str(text)[:longest]
@@ -23,5 +23,5 @@ def _escaped(character: str) -> str:
 
 
 def a_few(names: Sequence[str]) -> str:
-    """The first four names, and whether there are more."""
+    """The first four names, and "..." if there are more."""
     return ", ".join(shown(name, 80) for name in names[:4]) + (" ..." if len(names) > 4 else "")

@@ -9,14 +9,14 @@ from mae.errors import ConfigError
 from mae.io.text import shown
 from mae.options import STANDARD_STREAM
 
-LARGEST_TOML = 1_000_000  # bytes; all settings with long lists of folders take a few thousand
+LARGEST_TOML = 1_000_000  # bytes; a file of all settings with long lists of folders has a few thousand
 
 
 def read_toml(path: Path, flag: str) -> dict[str, Any]:
-    """Read a config file's values by field name; ``flag`` is the option that named it.
+    """Read the values of a settings file by field name; ``flag`` is the option that named the file.
 
     Raises:
-        ConfigError: The file is missing, larger than any config, or is not TOML.
+        ConfigError: The file is missing, larger than ``LARGEST_TOML``, or not TOML.
     """
     import tomllib
 
@@ -28,7 +28,7 @@ def read_toml(path: Path, flag: str) -> dict[str, Any]:
             raise ConfigError(f"{where} is a device, a pipe or a socket, not a file")
         with path.open("rb") as file:
             content = file.read(LARGEST_TOML + 1)
-    except (OSError, ValueError) as error:  # no path may hold a zero byte
+    except (OSError, ValueError) as error:  # ValueError: the path holds a zero byte
         raise ConfigError(f"{where}: {getattr(error, 'strerror', None) or error}") from None
     if len(content) > LARGEST_TOML:
         raise ConfigError(

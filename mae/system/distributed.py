@@ -14,21 +14,22 @@ from torch import Tensor
 
 from mae.errors import ConfigError, DataError, TrainingError
 
-# For a process that hangs; one that dies breaks its connections, which the others notice at once.
+# For a process that hangs; if one dies, its connections break, and the others notice at once.
 TIMEOUT = datetime.timedelta(minutes=10)
-# While one looks through the images of a machine, or fetches them, its others have nothing to do but wait.
+# While one process of a machine scans or downloads the images, the machine's other processes wait.
 STARTUP_TIMEOUT = datetime.timedelta(hours=24)
-GRACE = 1.0  # seconds between losing contact and ending because of it
+GRACE = 1.0  # seconds between losing contact and raising the error
 
 
 class Ranks:
-    """The processes of a run, as seen by one of them. With a single process no communication is needed.
+    """The processes of a run, and communication between them; does nothing if there is only one process.
 
     Attributes:
-        rank: Which one this is, from 0.
-        size: How many there are.
-        local_rank: Which one on this machine: the number of its GPU.
-        control: The group over which they agree, on the host; None alone. Patient until ``begin_training``.
+        rank: Number of this process, from 0.
+        size: Number of processes.
+        local_rank: Number of this process on its machine, which is also the number of its GPU.
+        control: Gloo group for control messages between hosts; None with one process. Its timeout is long until
+            ``begin_training``.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0) -> None:
@@ -40,19 +41,19 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes the run's files and speaks for all."""
+        """Whether this is rank 0, which writes the run's files and prints."""
         return self.rank == 0
 
     @property
     def alone(self) -> bool:
-        """Whether it is the only one."""
+        """Whether this is the only process."""
         return self.size == 1
 
     def join(self, device: torch.device) -> None:
-        """Meet the others; the products go over NCCL on GPUs, all else over Gloo.
+        """Connect to the other processes: NCCL for tensors on GPUs, Gloo for everything else.
 
         Raises:
-            TrainingError: They do not come.
+            TrainingError: The other processes do not connect in time.
         """
         if self.alone:
             return
@@ -60,10 +61,10 @@ class Ranks:
             torch.cuda.set_device(device)
         try:
             store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))  # type: ignore[attr-defined]
-            # After a restart torchrun may give the same store again, with the addresses of processes that are gone.
+            # After a restart torchrun may reuse the store, which still has the addresses of the ended processes.
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             dist.init_process_group(
-                # On a CPU nothing may touch a GPU that happens to be there.
+                # With --device cpu, GPUs must not be used even if there are any.
                 backend="cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
                 store=dist.PrefixStore(f"maecli/{attempt}", store),  # type: ignore[attr-defined]
                 rank=rank,
@@ -76,15 +77,15 @@ class Ranks:
             raise TrainingError(f"process {self.rank} cannot reach the others: {_first_line(error)}") from None
 
     def begin_training(self) -> None:
-        """Use the short timeout from here on: all processes now take the same steps.
+        """Use the short timeout from here on, since all processes now take the same steps.
 
         Raises:
-            TrainingError: The others do not come this far.
+            TrainingError: The other processes do not reach this point in time.
         """
         if self.alone:
             return
         try:
-            self.wait()  # as long as the start may take; the new group's members have less time to meet
+            self.wait()  # waits with the long timeout; connecting the new group has the short one
             patient, self.control = self.control, dist.new_group(backend="gloo", timeout=TIMEOUT)
             dist.destroy_process_group(patient)
         except (RuntimeError, ValueError) as error:
@@ -94,13 +95,13 @@ class Ranks:
         """Leave the group at the end of a successful run."""
         if self.alone:
             return
-        self.wait()  # nobody closes a connection that another still needs
+        self.wait()  # no process closes a connection that another one still needs
         dist.destroy_process_group()
 
     def ask(self, *flags: bool) -> tuple[bool, ...]:
-        """Which flags were set in any process at the previous call.
+        """For each flag, whether it was set in any process at the previous call.
 
-        The answer is one call late, so that no step waits for it; with a single process it is immediate.
+        The result is one call late, so that no step waits for communication; with a single process it is immediate.
         """
         if self.alone:
             return flags
@@ -118,7 +119,7 @@ class Ranks:
         self.gather(None)
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's value, in the order of the ranks."""
+        """The values of all processes, in the order of the ranks."""
         values: list[Any] = [value]
         if not self.alone:
             values = [None] * self.size
@@ -126,7 +127,7 @@ class Ranks:
         return values
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """The mean over all processes, element by element."""
+        """The elementwise mean of a tensor over all processes."""
         if self.alone:
             return tensor
         total = tensor.clone()
@@ -147,10 +148,10 @@ class Ranks:
                 )
 
     def share(self, images: int) -> slice:
-        """This process's part of a batch of so many images.
+        """This process's slice of a global batch of ``images`` images.
 
         Raises:
-            ConfigError: It cannot be shared equally.
+            ConfigError: The number is not a multiple of the number of processes.
         """
         if images % self.size:
             raise ConfigError(
@@ -161,10 +162,10 @@ class Ranks:
         return slice(self.rank * part, (self.rank + 1) * part)
 
     def lost(self, error: Exception) -> TrainingError:
-        """What to say when the others no longer answer, some time after they stopped.
+        """The error for losing contact with other processes, returned after ``GRACE`` seconds.
 
-        Torchrun looks for ended processes ten times a second, and of those that it finds together it reports the one of
-        the lowest rank as the root cause: the process that failed must be found before this one ends.
+        Torchrun checks for ended processes ten times a second and reports the lowest rank of those it finds together
+        as the root cause, so it must find the process that failed before this one ends.
         """
         time.sleep(GRACE)
         return TrainingError(
@@ -183,7 +184,7 @@ def ranks_from_environment() -> Ranks:
 
 
 def refuse_several(command: str) -> None:
-    """Refuse to run in several processes, which would all do the same.
+    """Refuse to run in several processes, because all would do the same work.
 
     Raises:
         ConfigError: Torchrun started several.
@@ -196,7 +197,7 @@ def refuse_several(command: str) -> None:
 
 
 def is_lost(error: Exception) -> bool:
-    """Whether an error of a collective operation means that another process has ended."""
+    """Whether an error of a collective operation means that contact with another process was lost."""
     if isinstance(error, dist.DistError):
         return True
     text = str(error)

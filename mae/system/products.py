@@ -8,9 +8,9 @@ import time
 
 import torch
 
-WORTHWHILE = 1.2  # casting to bf16 costs time too, so its products have to be clearly faster
+WORTHWHILE = 1.2  # casting to bf16 takes time too, so bf16 products must be clearly faster
 _TRIAL_SIDE, _SIDE, _ROUNDS = 128, 384, 4
-_EMULATED = 4.0  # times as slow in a small product: emulation, of which a large product would take a second
+_EMULATED = 4.0  # slower by this factor in a small product: bf16 is emulated, and a large product would take a second
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +22,12 @@ class ProductTimes:
 
     @property
     def gain(self) -> float:
-        """How many times as fast as fp32 bf16 is; 0 where nothing could be timed."""
+        """Time of fp32 over time of bf16; 0 if bf16 could not be timed."""
         return self.fp32 / self.bf16 if self.bf16 else 0.0
 
     @property
     def precision(self) -> str:
-        """What ``auto`` takes: bf16 only where it is clearly faster."""
+        """The precision that ``auto`` chooses: bf16 if it is clearly faster, else fp32."""
         return "bf16" if self.gain >= WORTHWHILE else "fp32"
 
     def __str__(self) -> str:
@@ -49,13 +49,13 @@ def product_times() -> ProductTimes:
 
 
 def _fastest(side: int) -> ProductTimes:
-    """Of a few rounds that take turns, because other programs slow some of them down."""
+    """The fastest of a few alternating rounds, since other programs may slow some of them down."""
     rounds = [(_seconds(torch.float32, side), _seconds(torch.bfloat16, side)) for _ in range(_ROUNDS)]
     return ProductTimes(min(fp32 for fp32, _ in rounds), min(bf16 for _, bf16 in rounds))
 
 
 def _seconds(dtype: torch.dtype, side: int) -> float:
-    """Of one product, after one that warms up: the first one builds kernels and starts threads."""
+    """Seconds of one product, after a warm-up product that builds kernels and starts threads."""
     left, right = (torch.ones(side, side, dtype=dtype) for _ in range(2))
     torch.mm(left, right)
     start = time.perf_counter()

@@ -1,8 +1,7 @@
-"""Random streams that depend on nothing but the run's seed and what they are for.
+"""Random generators that depend only on the run's seed, the purpose and the position.
 
-Every draw of a run (the order of an epoch, one image's crop, one step's mask) has a stream of its own,
-named by its place in the run. A resumed run needs no saved generator state to repeat them, and the number
-of loader workers changes nothing.
+Every random quantity of a run (the order of an epoch, the crop of an image, the mask of a step) has its own generator.
+So a resumed run needs no saved generator state, and the number of loader workers does not change any value.
 """
 
 from __future__ import annotations
@@ -15,19 +14,19 @@ import torch
 
 
 def derive_seed(seed: int, *place: int | str) -> int:
-    """A 63-bit seed for one place in a run, for instance ``derive_seed(0, "mask", epoch, step)``."""
+    """A 63-bit seed for a purpose and position, for instance ``derive_seed(0, "mask", epoch, step)``."""
     digest = hashlib.blake2b(repr((seed, *place)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def stream(seed: int, *place: int | str) -> torch.Generator:
-    """A CPU generator for one place in a run."""
+    """A CPU generator for a purpose and position, seeded by ``derive_seed``."""
     return torch.Generator().manual_seed(derive_seed(seed, *place))
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Lend torch's global CPU stream a seed, for code that can draw from nowhere else; put it back after."""
+    """A context manager that seeds torch's global CPU generator, and restores its state afterwards."""
     state = torch.random.get_rng_state()
     torch.default_generator.manual_seed(seed)
     try:
