@@ -5,7 +5,7 @@ import signal
 
 def main() -> None:
     """Load the command line and run it; Ctrl-C before it is loaded ends without a message."""
-    patient = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not told to ignore it, as by nohup
+    patient = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else SIGINT is ignored, as by nohup
     if patient:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from maecli.app import app

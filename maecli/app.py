@@ -1,4 +1,4 @@
-"""The Typer app: its commands, ``--version``, and streams that take any text."""
+"""The Typer app: commands, ``--version``, and output streams that accept any text."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ class Maecli(Group):
             code = run(*args, standalone_mode=False, **details)
         except Exception as error:
             usage: Any = error
-            if not standalone_mode or not hasattr(usage, "format_message"):  # Typer's errors of usage have it
+            if not standalone_mode or not hasattr(
+                usage, "format_message"
+            ):  # only usage errors of Typer have this method
                 raise
-            if message := usage.format_message():  # none where help was shown
+            if message := usage.format_message():  # empty if the help was shown
                 show_error(_explained(usage, message))
             code = usage.exit_code
         if not standalone_mode:
@@ -36,7 +38,7 @@ class Maecli(Group):
 
 
 def _explained(usage: Any, message: str) -> ConfigError:
-    """Typer's usage error, with our name for an official option."""
+    """A usage error of Typer as a ``ConfigError``; an option of the official scripts gets a hint."""
     if usage.ctx is None:
         return ConfigError(message)
     from maecli.options import hint_for_unknown

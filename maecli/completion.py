@@ -1,4 +1,4 @@
-"""Values that shell completion offers; if there are none, the shell completes file names."""
+"""Values for shell completion; if there are none, the shell completes file names."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _references(incomplete: str) -> list[str]:
 
 
 def _releases(incomplete: str) -> list[str]:
-    """Only once something is typed: until then the shell shows files, which are what one has."""
+    """Released names; empty until something is typed, so that the shell first offers files."""
     from mae.checkpoints.builtin import BUILTIN
     from mae.checkpoints.hub import RELEASES
 

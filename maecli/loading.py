@@ -1,4 +1,4 @@
-"""Loading what a command needs, faster; standard library only."""
+"""Faster import of heavy packages. Standard library only."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def without_collections() -> Iterator[None]:
-    """No garbage collections while torch is imported: what it makes stays, and it makes a million objects.
+    """A context manager without garbage collection, for importing torch, which creates a million permanent objects.
 
-    A tenth of the time of the import. What there is afterwards is not looked through again. Where torch is loaded
-    already, nothing is different.
+    It saves a tenth of the import's time. The objects are then frozen, so that later collections skip them. If torch is
+    imported already, it does nothing.
     """
     if "torch" in sys.modules or not gc.isenabled():
         yield

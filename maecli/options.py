@@ -1,4 +1,4 @@
-"""A config dataclass becomes Typer options, and what was typed becomes the config."""
+"""Makes Typer options of a config dataclass, and the config of the typed values."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ _FROZEN = {
 
 
 def _learning(command: str) -> dict[str, str]:
-    """Of a command that learns classes."""
+    """Hints for the official options that ``finetune`` or ``linprobe`` does not have."""
     launcher = f"torchrun --nproc-per-node 8 -m maecli {command} ..."
     return {
         **_FROZEN,
-        "eval": "drop it: the test images are asked once, after the last epoch; maecli predict names other images",
+        "eval": "drop it: the test images are evaluated once, after the last epoch; maecli predict takes other images",
         "start_epoch": _RESUMED,
         **dict.fromkeys(_LAUNCHED, f"drop it: the launcher sets it: {launcher}"),
         "dist_eval": "drop it: the processes always share the images that are held out or tested",
@@ -111,15 +111,15 @@ def command_from(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Turn ``run(config, output)`` into a Typer command with one option per field of the config.
 
-    What is typed wins over ``--config``, that over the saved values, those over a preset, and all over defaults.
+    Order of precedence: typed values, ``--config``, saved values, preset, defaults.
 
     Args:
         config_class: A frozen dataclass whose fields were made by ``mae.options.option``.
-        toml: Add ``--config FILE``.
-        saved: Given what was typed, tells the values of a run that goes on.
-        written: Given the config, tells where the command writes settings of its own: never over ``--config``'s.
-        presets: Add ``--preset NAME``, one of these; a file may name it too.
-        switches: Flags that are no setting, by name with their help: ``run`` is given each as a keyword.
+        toml: Whether to add ``--config FILE``.
+        saved: Returns the settings of the run to resume, given the typed values; {} for a new run.
+        written: Returns the settings file that the command writes, which must not be the file of ``--config``; or None.
+        presets: Choices of ``--preset NAME``, which a settings file may name too.
+        switches: Flags that are not settings, name -> help; ``run`` gets each as a keyword argument.
     """
 
     def decorate(run: Callable[..., None]) -> Callable[..., None]:
@@ -187,7 +187,7 @@ def command_from(
 
 
 def hint_for_unknown(command: Any, option: str) -> str | None:
-    """A hint for an unknown option that the official command line has."""
+    """A hint for an option of the official scripts that this command does not have; None for other options."""
     config_class = getattr(command.callback, "config_class", None)
     here = named_here(config_class, option) if config_class is not None else None
     if here is None:
@@ -213,7 +213,7 @@ def _preset_parameter(presets: Mapping[str, Preset]) -> inspect.Parameter:
 
 
 def _as_typed(config: Any, name: str) -> str:
-    """A setting as it would be typed."""
+    """A setting as text, as typed on the command line."""
     value = getattr(config, name)
     if isinstance(value, bool):
         return flag_name(name) if value else f"--no-{name.replace('_', '-')}"
@@ -228,15 +228,15 @@ def _positional_names(config_class: Any) -> set[str]:
 
 
 def _parameter(name: str, field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:
-    """A field under its name, or hidden under an older one.
+    """The Typer parameter of a config field.
 
-    Every option defaults to None, so that what was not typed can come from a file or the config.
+    Every option defaults to None, so that values that were not typed can come from a file or the config's default.
     """
     declared = option_of(field)
     typed = _typed(hint, declared)
     words = completion_of(field.name, declared)
     if declared.positional:
-        # Not required by Typer: a TOML file may give it; ``build_config`` says when it is missing.
+        # Not required by Typer, since a TOML file may give it; ``build_config`` raises an error if it is missing.
         info: Any = typer.Argument(
             help=declared.help, metavar=declared.metavar, show_default=False, autocompletion=words
         )
@@ -257,7 +257,7 @@ def _parameter(name: str, field: dataclasses.Field[Any], hint: Any) -> inspect.P
 
 
 def _metavar(typed: Any) -> str | None:
-    """The placeholder of the value in the help; None for a switch."""
+    """Placeholder of the value in the help; None for a flag."""
     (kind,) = (part for part in typing.get_args(typed) if part is not type(None))
     if typing.get_origin(kind) is tuple:
         return " ".join(_METAVARS[part] for part in typing.get_args(kind))
@@ -267,7 +267,7 @@ def _metavar(typed: Any) -> str | None:
 
 
 def _tell(config: Any, output: Output) -> None:
-    """With ``--verbose``: what the command was given, defaults included."""
+    """With ``--verbose``, print all settings, defaults included."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         words = [str(item) for item in value] if isinstance(value, tuple) else [str(value)]
@@ -282,7 +282,7 @@ def _typed(hint: Any, declared: Option) -> Any:
         if len(parts) == 2 and parts[1] is Ellipsis:
             (item,) = (
                 part for part in typing.get_args(parts[0]) or parts[:1] if part is not Any
-            )  # Any is the library's
+            )  # ``Any`` is for callers of the library
             return list[str if declared.parse else item] | None  # type: ignore[misc]
         if not declared.parse:
             return hint | None

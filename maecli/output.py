@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 INTERRUPTED = 130
-EXIT_SIGPIPE = 141  # as a shell says of a program that ended because its reader closed the pipe
+EXIT_SIGPIPE = 141  # 128 + SIGPIPE, as shells report a program whose reader closed the pipe
 _UNBOUNDED = 10_000
 _SKIPPED_SHOWN = 8
-_COLUMNS = 100  # where there is no terminal
+_COLUMNS = 100  # width if the stream is not a terminal
 
 
 class Output:
     """A command's output: its result, notes, warnings and errors.
 
-    A context manager: an error within it is shown in readable form, and ends the command
-    with the exit code that it has.
+    As a context manager, it shows an error within it in readable form, and ends the command with the error's exit
+    code.
 
     Args:
         as_json: Print the result as one JSON document.
@@ -71,12 +71,12 @@ class Output:
         raise typer.Exit(_show_failure(error, traceback_shown=self.verbose)) from None
 
     def result(self, document: Callable[[], Any], human: Callable[[Console], None], value: Any) -> None:
-        """Show a command's result in the way that was asked for.
+        """Show a command's result in the requested form.
 
         Args:
-            document: Gives plain values for ``--json``; NaN and infinity become null.
-            human: Draws the result on a rich console.
-            value: What ``--quiet`` prints.
+            document: Returns plain values for ``--json``; NaN and infinity become null.
+            human: Prints the result on a rich console.
+            value: The value that ``--quiet`` prints.
         """
         with _writing():
             if self.as_json:
@@ -84,7 +84,7 @@ class Output:
                 import json
 
                 text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
-                # A file's name may hold what the encoding lacks: escaped, it comes back from any JSON reader.
+                # A file name may hold characters that the encoding lacks; JSON escapes preserve them.
                 print(text if _can_print(text) else json.dumps(values, indent=2, allow_nan=False))
             elif self.quiet:
                 print(value)
@@ -93,7 +93,7 @@ class Output:
             sys.stdout.flush()
 
     def file(self, content: bytes, human: Callable[[Console], None]) -> None:
-        """Write a file to standard output, nothing else, and say on standard error what it is."""
+        """Write a file to standard output, and a description of it to standard error."""
         with _writing():
             sys.stdout.buffer.write(content)
             sys.stdout.flush()
@@ -101,10 +101,10 @@ class Output:
             human(make_console(sys.stderr))
 
     def check_takes_file(self) -> None:
-        """Check before the work that a file can be written to standard output.
+        """Check, before anything is computed, that a file can be written to standard output.
 
         Raises:
-            ConfigError: It is a terminal, or ``--json`` has it.
+            ConfigError: Standard output is a terminal, or is used by ``--json``.
         """
         if self.as_json:
             raise ConfigError("--out - and --json both write to standard output", hint="drop one of them")
@@ -115,7 +115,7 @@ class Output:
             )
 
     def text(self, lines: str) -> None:
-        """Print text for another program as it stands, neither wrapped nor coloured."""
+        """Print text for another program unchanged, neither wrapped nor coloured."""
         with _writing():
             print(lines, flush=True)
 
@@ -125,7 +125,7 @@ class Output:
             make_console(sys.stderr).print(line, soft_wrap=True, markup=False)
 
     def note(self, message: str) -> None:
-        """Print a note: something that the user should know and that is not a problem."""
+        """Print a note: information for the user that is not a problem."""
         if not self.quiet:
             _say("note", "cyan", message)
 
@@ -147,7 +147,7 @@ class Output:
             yield status.update
 
     def download(self, what: str, done: int, total: int | None) -> None:
-        """Show the progress of a download, one line for every tenth."""
+        """Show the progress of a download, one line per 10 %."""
         part = (what, 10 * done // total if total else done // 100_000_000)
         if self.quiet or part == self._downloaded:
             return
@@ -166,7 +166,7 @@ class Output:
 
 
 def show_error(error: MaeError) -> None:
-    """Print an error and, if it has one, its hint; of several processes each says which one it is."""
+    """Print an error and its hint, if any; with several processes, also the number of the process."""
     rank = os.environ.get("RANK")
     _say(f"process {rank}: error" if rank is not None else "error", "bold red", error.message)
     for line in error.details:
@@ -176,7 +176,7 @@ def show_error(error: MaeError) -> None:
 
 
 def warn_skipped(output: Output, skipped: Sequence[tuple[str | Path, str]]) -> None:
-    """Name the skipped images and the reasons, the first of many."""
+    """Print warnings that name the first skipped images and the reasons."""
     for name, reason in skipped[:_SKIPPED_SHOWN]:
         output.warn(f"skipped {shown(name)}: {reason}")
     if len(skipped) > _SKIPPED_SHOWN:
@@ -184,14 +184,14 @@ def warn_skipped(output: Output, skipped: Sequence[tuple[str | Path, str]]) -> N
 
 
 def make_console(stream: Any) -> Console:
-    """A rich console for a stream; where it is no terminal: no colour, and 100 columns or as COLUMNS says."""
+    """A rich console for a stream; if it is not a terminal, without colour and 100 (or COLUMNS) columns wide."""
     from rich.console import Console
 
     width = _columns(stream)
-    # Rich takes a dumb terminal for one of 80 columns unless it is given both.
+    # Rich assumes 80 columns for a dumb terminal unless both width and height are given.
     height = 25 if width and not can_redraw(stream) else None
     console = Console(file=stream, width=width, height=height, highlight=False, emoji=False)
-    # Rich's own ends with 1, which stands for a failed check.
+    # Rich's own handler exits with code 1, which means a failed check.
     setattr(console, "on_broken_pipe", _nobody_listens if stream is sys.stderr else _broken_pipe)  # noqa: B010
     return console
 
@@ -207,7 +207,7 @@ def _columns(stream: Any) -> int | None:
 
 
 def width_of(stream: Any) -> int:
-    """Columns of a stream, as ``make_console`` counts them."""
+    """Width of a stream in columns, as ``make_console`` determines it."""
     return _columns(stream) or shutil.get_terminal_size().columns
 
 
@@ -224,7 +224,7 @@ def print_styled(lines: Iterable[Sequence[tuple[str, str]]]) -> None:
 
 
 def fitted(console: Console, table: Table) -> RenderableType:
-    """A table, or its cells line by line if the console is too narrow: no value is cut."""
+    """A table, or its cells line by line if the console is too narrow, so that no value is cut."""
     from rich.text import Text
 
     if console.measure(table, options=console.options.update(width=_UNBOUNDED)).minimum <= console.width:
@@ -236,9 +236,9 @@ def fitted(console: Console, table: Table) -> RenderableType:
     lines = Text()
     for row in range(table.row_count):
         heading, *values = [(header, cells[row]) for header, cells in columns]
-        said = [(header, value) for header, value in values if value.strip()]
-        lines.append(f"{heading[1].rstrip()}\n", style="" if said else "bold")
-        for header, value in said:
+        filled = [(header, value) for header, value in values if value.strip()]
+        lines.append(f"{heading[1].rstrip()}\n", style="" if filled else "bold")
+        for header, value in filled:
             lines.append(f"    {header:<{widest}}  {value.strip()}\n")
     lines.rstrip()
     return lines
@@ -251,13 +251,13 @@ def _plain(cell: Any) -> str:
 
 
 def _broken_pipe() -> None:
-    """Exit: the reader of the result has closed the pipe."""
+    """Exit with ``EXIT_SIGPIPE``, because the reader of the result has closed the pipe."""
     discard(sys.stdout)
     raise typer.Exit(EXIT_SIGPIPE)
 
 
 def _nobody_listens() -> None:
-    """A run continues when the reader of its progress has left."""
+    """Discard further output, so that a run continues after the reader of its progress has closed the pipe."""
     discard(sys.stderr)
 
 
@@ -269,7 +269,7 @@ def _say_plainly(text: str, end: str = "\n") -> None:
 
 
 def can_redraw(stream: Any) -> bool:
-    """Whether lines can be overwritten."""
+    """Whether the stream is a terminal on which lines can be overwritten."""
     return bool(stream.isatty()) and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
@@ -279,7 +279,7 @@ class _UnwritableOutputError(Exception):
 
 @contextmanager
 def _writing() -> Iterator[None]:
-    """Within it, a closed pipe and a full disk are distinguished from other errors."""
+    """A context manager in which a closed pipe and unwritable output raise errors that differ from all others."""
     try:
         yield
     except BrokenPipeError:
@@ -312,7 +312,7 @@ def _show_traceback(error: BaseException) -> None:
 
 
 def _show_bug(error: Exception, *, traceback_shown: bool) -> None:
-    """Show an internal error in one line, and write the traceback into a file: it may not be reproducible."""
+    """Show an internal error in one line, and write the traceback to a file, since it may not be reproducible."""
     import traceback
     from pathlib import Path
 
@@ -328,7 +328,7 @@ def _show_bug(error: Exception, *, traceback_shown: bool) -> None:
 
 
 def _write_traceback(error: Exception) -> str:
-    """Write the traceback into a file, or print it if no file can be written; where it is."""
+    """Write the traceback to a file, or print it if no file can be written; return where it is, as text."""
     import tempfile
     import traceback
 
@@ -368,7 +368,7 @@ def _can_print(text: str) -> bool:
 
 
 def as_document(result: Any) -> dict[str, Any]:
-    """The fields of a use case's result as JSON has them: a path is text."""
+    """The fields of a use case's result as JSON values; paths become text."""
     return {
         name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(result).items()
     }

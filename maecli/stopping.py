@@ -1,4 +1,4 @@
-"""Signals that end a run in good order."""
+"""Signals that stop a run after its current step."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 import types
 from typing import Any
 
-# SLURM announces a preemption by SIGUSR1 where it is asked to; Windows has none.
+# SLURM can be set to announce a preemption by SIGUSR1; Windows has no such signal.
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
@@ -14,8 +14,8 @@ class StopOnSignal:
     """The first Ctrl-C, SIGTERM or SIGUSR1 finishes the step and saves; the second ends at once.
 
     Attributes:
-        number: The signal that came; 0 while none has.
-        asked: Whether training has begun to ask; before, there is nothing to save, so the first one ends at once.
+        number: Number of the received signal; 0 if none was received.
+        asked: Whether training has called this object; before that there is nothing to save, so a signal ends at once.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class StopOnSignal:
             signal.signal(number, handler)
 
     def __call__(self) -> bool:
-        """Whether a signal came."""
+        """Whether a signal was received."""
         self.asked = True
         return self.number != 0
 

@@ -1,4 +1,4 @@
-"""Make standard output and error accept any text, whatever their encoding; standard library only."""
+"""Makes standard output and error accept any text in any encoding. Standard library only."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ _LIKE = {
     "≈": "~",
     "µ": "u",
 }
-_BLOCKS = range(0x2580, 0x25A0)  # parts of a full block
-_BOXES = range(0x2500, 0x2580)  # corners and crossings of lines
-_BYTES = range(0xDC80, 0xDD00)  # where Python keeps bytes of a path that are no text
+_BLOCKS = range(0x2580, 0x25A0)  # block elements, used in bars
+_BOXES = range(0x2500, 0x2580)  # box drawing characters
+_BYTES = range(0xDC80, 0xDD00)  # surrogates by which Python represents undecodable bytes of a path
 
 
 def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
@@ -49,7 +49,7 @@ def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
     code = ord(character)
     replacement: str | bytes
     if code in _BYTES:
-        replacement = bytes([code - 0xDC00])  # a path's bytes go out as they came in
+        replacement = bytes([code - 0xDC00])  # the original byte of the path
     elif code in _BLOCKS or code in _BOXES:
         replacement = _LIKE.get(character, "|" if code in _BLOCKS else "+")
     else:
@@ -61,7 +61,7 @@ codecs.register_error(ERRORS, _replace)
 
 
 def prepare_streams() -> None:
-    """Make both streams accept any text; output to a closed stream is discarded."""
+    """Make standard output and error accept any text; output to a closed stream is discarded."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -71,8 +71,8 @@ def prepare_streams() -> None:
 
 
 def discard(stream: TextIO) -> None:
-    """Discard all further output of a stream whose reader is gone, without an error at exit."""
-    with contextlib.suppress(OSError, ValueError):  # a stream without a file
+    """Discard all further output of a stream whose reader has closed it, without an error at exit."""
+    with contextlib.suppress(OSError, ValueError):  # the stream has no file descriptor
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)

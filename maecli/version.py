@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def version_lines() -> list[str]:
-    """maecli, torch, device and processor, a line each."""
+    """One line each about maecli, torch, the device and the processor."""
     import mae
     from mae.system.environment import cpu_features, graphics_at_a_glance, packages, processor_name, usable_cores
 

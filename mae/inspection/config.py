@@ -1,4 +1,4 @@
-"""What ``inspect`` is asked for. Standard library only."""
+"""Settings of ``inspect``. Standard library only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHEETS = (".jpg", ".jpeg", ".png", ".webp")
 
 @dataclasses.dataclass(frozen=True)
 class InspectConfig:
-    """Which images, how closely they are checked, and where the findings go."""
+    """Settings of ``inspect``."""
 
     data: tuple[Path, ...] = option(
         dataclasses.MISSING,
@@ -42,7 +42,7 @@ class InspectConfig:
 
     @property
     def drawn(self) -> int:
-        """How many images are on the sheet and the page."""
+        """Number of images on the contact sheet and the page."""
         return (self.images or USUAL_IMAGES) if self.sheet or self.report else 0
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What one image file is: its format, channels and size, a hash of its bytes, and whether it decodes."""
+"""Examines one image file: format, channels, size, hash of its bytes, and whether it can be decoded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HASH_BYTES = 16
 _THUMBNAIL = 192  # pixels of its longer side
 _JPEG_QUALITY = 80
 
-# What a file holds, by Pillow's word for it.
+# Pillow's mode -> channels as text.
 _CHANNELS = {
     "1": "grey, 1 bit",
     "L": "grey",
@@ -40,8 +40,8 @@ class Decoded(NamedTuple):
     """An image that was decoded.
 
     Attributes:
-        mean, square: Per channel of RGB, the mean and the mean square of its pixels on a scale of 0 to 1.
-        thumbnail: As JPEG; empty where none is wanted.
+        mean, square: Mean and mean square of the pixels (0 to 1) of each RGB channel, (3,).
+        thumbnail: Thumbnail as JPEG; empty if none is needed.
     """
 
     mean: NDArray[np.float64]
@@ -50,16 +50,16 @@ class Decoded(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What was seen of one image.
+    """Properties of one image file.
 
     Attributes:
-        number: Which one of the source.
-        size_bytes: Of its file.
-        digest: Of its file's bytes; empty if it was not asked for.
-        format, channels: In words; empty for one that cannot be read.
-        width, height: In pixels, as stored.
-        reason: Why it cannot be read, or empty.
-        decoded: If that was asked for.
+        number: Number of the image in the source.
+        size_bytes: Size of the file.
+        digest: Hash of the file's bytes; empty if not requested.
+        format, channels: Format and channels as text; empty if the file is unreadable.
+        width, height: Size of the stored image in pixels.
+        reason: Why the file cannot be read; empty if it can.
+        decoded: Result of decoding; None if not requested.
     """
 
     number: int
@@ -77,10 +77,10 @@ class FactsDataset(Dataset[Facts]):
     """The images of a source, examined.
 
     Args:
-        source: Of all.
+        source: All images.
         duplicates: Whether to hash every file.
-        decode: Numbers of those to decode.
-        thumbnails: Numbers of those of them that are drawn.
+        decode: Numbers of the images to decode.
+        thumbnails: Numbers of the decoded images of which thumbnails are made.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class FactsDataset(Dataset[Facts]):
 
 
 def _digest(file: IO[bytes]) -> bytes:
-    """Of all its bytes, read in pieces; where the file is read next is its beginning again."""
+    """Hash of a file's bytes, read in pieces; the file is rewound afterwards."""
     digest = hashlib.blake2b(digest_size=HASH_BYTES)
     while piece := file.read(1 << 20):
         digest.update(piece)
@@ -152,5 +152,5 @@ def _decoded(image: Image.Image, drawn: bool) -> Decoded:
 
 
 def as_list(facts: list[Facts]) -> list[Facts]:
-    """How a loader puts them together: it does not."""
+    """Collate function of the loader: returns the list unchanged."""
     return facts

@@ -1,4 +1,4 @@
-"""What ``inspect`` found as one page that needs nothing but itself."""
+"""The result of ``inspect`` as a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def page(result: InspectResult, tiles: Sequence[Tile], now: float) -> str:
     """The whole document.
 
     Args:
-        result: What was found.
+        result: The result.
         tiles: Images to show.
-        now: When the page is made, seconds since 1970.
+        now: Time of writing, seconds since 1970.
     """
     time = datetime.datetime.fromtimestamp(now, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     return render(

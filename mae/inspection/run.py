@@ -1,4 +1,4 @@
-"""Look at every image of a data set: a config in, a table and perhaps a contact sheet and a page out."""
+"""Examines every image of a data set; optionally writes a contact sheet and an HTML page."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class DuplicateGroup:
     """Images whose files are the same.
 
     Attributes:
-        files: How many.
-        names: The first of them.
+        files: Number of files.
+        names: Names of the first ones.
     """
 
     files: int
@@ -50,13 +50,13 @@ class DuplicateGroup:
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Of images in pixels, as they are stored.
+    """Statistics of the sizes of the stored images, in pixels.
 
     Attributes:
-        short_side, long_side: Smallest, median and largest.
-        below_usual: Images whose shorter side is less than 224 pixels.
-        widest: The largest ratio of the longer to the shorter side.
-        most_common: (width, height, images) of the most frequent sizes.
+        short_side, long_side: Minimum, median and maximum of the shorter and the longer side.
+        below_usual: Number of images whose shorter side is below 224 pixels.
+        widest: Largest ratio of the longer to the shorter side.
+        most_common: (width, height, number of images) of the most frequent sizes.
     """
 
     short_side: tuple[int, int, int]
@@ -68,23 +68,23 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class InspectResult(Drawn):
-    """What a data set holds.
+    """Result of ``inspect``.
 
     Attributes:
-        data: What was examined.
-        images: That can be read, so far as they were examined.
-        unreadable_files: Named like images and cannot be read.
-        unreadable: The first of those, (name, reason).
-        others: Files that are no images.
-        size_bytes: Of all images' files.
-        formats, channels: Images of each kind, the most frequent first.
-        sizes: None where there is no image.
-        duplicates: Images that could go, since their file is there already; None if that was not asked for.
+        data: The examined folders, archives and files.
+        images: Number of readable images.
+        unreadable_files: Number of files that are named like images but cannot be read.
+        unreadable: (name, reason) of the first unreadable files.
+        others: Number of files that are not images.
+        size_bytes: Total size of the images' files.
+        formats, channels: Number of images by format and by channels, the most frequent first.
+        sizes: Statistics of the sizes; None if there is no readable image.
+        duplicates: Number of images that equal an earlier one byte for byte; None if not requested.
         duplicate_groups: The largest groups of equal files.
-        decoded: Images that were decoded in full.
-        mean, std: Per channel over the decoded images, on a scale of 0 to 1.
-        seconds: What it took.
-        sheet, report: What was written.
+        decoded: Number of images that were decoded in full.
+        mean, std: Mean and std of each RGB channel over the decoded images, for pixels from 0 to 1.
+        seconds: Duration in seconds.
+        sheet, report: The written contact sheet and page; None if not requested.
     """
 
     data: tuple[str, ...]
@@ -106,7 +106,7 @@ class InspectResult(Drawn):
     report: Path | None = None
 
     def rows(self) -> list[tuple[str, str]]:
-        """What a person is shown, title and value."""
+        """The rows of the table: title and value."""
         rows = [
             ("images", f"{self.images:,}, {_bytes(self.size_bytes)}"),
             ("unreadable", f"{self.unreadable_files:,}"),
@@ -134,17 +134,18 @@ class InspectResult(Drawn):
 
 
 def inspect(config: InspectConfig, on_progress: Callable[[int, int], None] = lambda done, total: None) -> InspectResult:
-    """Look at every image of a data set: formats, channels, sizes, duplicates, and what cannot be read.
+    """Examine every image of a data set: formats, channels, sizes, duplicates and unreadable files.
 
-    Every file is opened; so many are decoded in full as ``config.decode`` says, spaced evenly over the data. Memory
-    does not grow with the files, but for 24 bytes an image and its name.
+    Every file is opened; ``config.decode`` images, spaced evenly over the data, are decoded in full. Memory grows by
+    24 bytes per image and its name only.
 
     Args:
-        config: What to look at.
-        on_progress: Told how many images of how many were examined; before that of the files seen, of 0.
+        config: All settings.
+        on_progress: Called with the number of examined images and their total; during the scan with the number of files
+            and 0.
 
     Raises:
-        DataError: There is no image there.
+        DataError: The data holds no image.
         ConfigError: The contact sheet or the page cannot be written.
     """
     begun = time.monotonic()
@@ -181,7 +182,7 @@ def _looked_at(dataset: FactsDataset, workers: int | None) -> Iterator[list[Fact
 
 
 class _Chunks:
-    """All numbers in order, some at a time; none is kept."""
+    """All image numbers in order, in chunks that are made on demand."""
 
     def __init__(self, images: int) -> None:
         self.images = images
@@ -195,12 +196,12 @@ class _Chunks:
 
 
 class _Tally:
-    """Counts what was seen.
+    """Accumulates the statistics of the examined images.
 
     Args:
-        scan: Of all files.
-        shown_images: Numbers of those that are kept as thumbnails.
-        decoded: How many are decoded.
+        scan: Result of the scan.
+        shown_images: Numbers of the images whose thumbnails are kept.
+        decoded: Number of images that are decoded.
     """
 
     def __init__(self, scan: ImageScan, shown_images: frozenset[int], decoded: int) -> None:
@@ -219,7 +220,7 @@ class _Tally:
         self.tiles: list[Tile] = []
 
     def add(self, facts: Iterable[Facts]) -> None:
-        """Count some more."""
+        """Add more images."""
         for one in facts:
             self.seen += 1
             if one.digest:
@@ -241,7 +242,7 @@ class _Tally:
                     self.tiles.append(Tile(name, one.width, one.height, one.decoded.thumbnail))
 
     def result(self, config: InspectConfig, seconds: float) -> InspectResult:
-        """All of it."""
+        """The result, from all images that were added."""
         good = self.sizes[:, 0] > 0
         duplicates, groups = self._duplicates(good) if config.duplicates else (None, ())
         mean, square = self.sums / max(1, self.decoded)
@@ -266,7 +267,7 @@ class _Tally:
         )
 
     def _duplicates(self, good: NDArray[np.bool_]) -> tuple[int, tuple[DuplicateGroup, ...]]:
-        """How many images could go, and the largest groups; sorting brings equal ones beside each other."""
+        """The number of duplicates and the largest groups, found by sorting the hashes."""
         numbers = np.flatnonzero(good)
         if not len(numbers):
             return 0, ()
@@ -300,7 +301,7 @@ def _sizes(sizes: NDArray[np.int32]) -> Sizes:
 
 
 def _evenly(images: int, count: int) -> list[int]:
-    """At most so many numbers from all over."""
+    """At most ``count`` image numbers, evenly spaced."""
     return sorted({number * images // count for number in range(count)}) if count < images else list(range(images))
 
 

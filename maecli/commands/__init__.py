@@ -1,6 +1,7 @@
 """The commands: their summaries for ``maecli --help``, and how each is loaded on demand.
 
-A command's module brings its settings and their checks along, so ``--help`` and completion of names load none of them.
+Importing a command's module is slow, because it imports the command's settings, so ``--help`` and completion of command
+names do not import any.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def demo(config: DemoConfig, output: Output) -> None:
         from mae.demo.server import DemoServer
         from mae.demo.session import start_session
 
-    with DemoServer(config.port) as server:  # first of all: the port may be taken
+    with DemoServer(config.port) as server:  # before loading the model, since the port may be in use
         with announce_downloads(output.download):
             server.session = start_session(config, lambda done, total: output.count(done, total, "images"))
         for note in server.session.notes:

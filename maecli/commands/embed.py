@@ -32,7 +32,7 @@ def embed(config: EmbedConfig, output: Output) -> None:
 
     with announce_downloads(output.download), CountingView(output) as view:
         result = use_case(config, view)
-    if result is None:  # a process that another one speaks for
+    if result is None:  # not rank 0, which alone prints
         return
     for note in result.notes:
         output.note(note)

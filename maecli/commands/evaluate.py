@@ -38,7 +38,7 @@ def evaluate(config: EvaluateConfig, output: Output) -> None:
 
 
 def _first(result: Any) -> Any:
-    """The first row's accuracy by any probe, if there is no linear one."""
+    """The first row's accuracy by any other probe, if the linear probe was not run."""
     scores = result.rows[0].scores[-1]
     if scores.knn:
         return scores.knn[min(scores.knn, key=lambda k: abs(k - 20))]

@@ -13,11 +13,11 @@ from maecli.output import Output
 if TYPE_CHECKING:
     from mae.training.classifier_config import ClassifierConfig
 
-SWITCHES = {"dry_run": "Print the plan, with what may be wrong with it, and stop; nothing is written."}
+SWITCHES = {"dry_run": "Print the plan of the run with warnings, and stop; nothing is written."}
 
 
 def written_config(config: PretrainConfig | ClassifierConfig) -> Path | None:
-    """Where a new run writes its settings; a resumed run already has them there."""
+    """The config.toml that a new run writes; None for a resumed run, which has it already."""
     return None if config.resume or config.auto_resume else config.out / "config.toml"
 
 

@@ -49,7 +49,7 @@ def _show(console: Any, result: ProfileResult) -> None:
 
 
 def _totals(result: ProfileResult) -> str:
-    """FLOPs of one image's training step, a line for each variant."""
+    """FLOPs of a training step per image, one line per variant."""
     return "\n".join(str(one.compute.training_step) for one in result.variants)
 
 
@@ -110,13 +110,13 @@ def _variant(one: VariantProfile) -> dict[str, Any]:
 
 
 def _operations(flops: int) -> dict[str, int | float]:
-    """Both units by name: a MAC is two FLOPs."""
+    """An operation count in FLOPs and in MACs (1 MAC = 2 FLOPs)."""
     macs = flops // 2
     return {"flops": flops, "macs": macs, "gflops": round(flops / 1e9, 3), "gmacs": round(macs / 1e9, 3)}
 
 
 def _csv(result: ProfileResult) -> str:
-    """The document's variants as rows; nested names are joined by dots."""
+    """The variants of the JSON document as CSV rows; nested names are joined by dots."""
     import csv
     import io
 

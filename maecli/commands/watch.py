@@ -31,7 +31,7 @@ def watch(config: WatchConfig, output: Output) -> None:
 
 
 def _follow(config: WatchConfig, output: Output) -> RunLog:
-    """Show the run whenever its log grew, until it is finished; what was read last."""
+    """Show the run each time its log has grown, until it is finished; return the newest log."""
     from mae.reporting.run_log import read_run
 
     log, size = read_run(config.run), _size(config.run)
@@ -112,7 +112,7 @@ def _facts(log: RunLog) -> dict[str, str]:
 
 
 def _accuracies(log: RunLog) -> dict[str, str]:
-    """Of a run that learns classes."""
+    """Held-out and test accuracy of a fine-tuning or linear probing run; empty for pre-training."""
     known = [one for one in log.validations if math.isfinite(one.accuracy)]
     best = max(known, key=lambda one: one.accuracy) if known else None
     newest = f"{known[-1].accuracy:.1%}" if known else "-"
@@ -124,7 +124,7 @@ def _accuracies(log: RunLog) -> dict[str, str]:
 
 
 def _psnr(log: RunLog) -> str:
-    """Of the newest preview."""
+    """PSNR of the newest preview as text."""
     from maecli.views.progress import helped_text
 
     if not (log.previews and math.isfinite(log.previews[-1].psnr)):

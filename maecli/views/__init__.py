@@ -1,1 +1,1 @@
-"""How results are drawn in a terminal."""
+"""Display of results in a terminal."""

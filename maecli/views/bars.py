@@ -1,4 +1,4 @@
-"""Parts of a whole as bars of characters."""
+"""Bar charts of characters that show the parts of a whole."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from rich.text import Text
 if TYPE_CHECKING:
     from rich.console import Console
 
-_COLOURS = ("cyan", "magenta", "green", "red")  # those that show on black and on white
+_COLOURS = ("cyan", "magenta", "green", "red")  # colours that are readable on black and on white
 _FILLINGS = "█▓▒░"
 _LONGEST_BAR = 60
 
 
 def bars(console: Console, title: str, names: Sequence[str], wholes: Mapping[str, Sequence[int]]) -> list[Text]:
-    """A legend, then for each whole a bar of the same length and its parts in percent.
+    """A legend, and for each whole a bar of equal length with its parts in percent.
 
     Args:
-        console: Its width bounds the bars.
-        title: Of the legend.
-        names: Of the parts, at most four.
-        wholes: Sizes of the parts, under the name of the whole.
+        console: The console, whose width limits the bars.
+        title: Title of the legend.
+        names: Names of the parts, at most four.
+        wholes: Name of each whole -> sizes of its parts.
     """
     legend = Text(title, style="bold")
     for filling, colour, name in zip(_FILLINGS, _COLOURS, names, strict=False):
@@ -39,7 +39,7 @@ def bars(console: Console, title: str, names: Sequence[str], wholes: Mapping[str
 
 
 def _cells(parts: Sequence[int], length: int) -> list[int]:
-    """Characters of each part; their sum is exactly ``length``."""
+    """Number of characters of each part; the sum is exactly ``length``."""
     whole, done, drawn, cells = sum(parts), 0, 0, []
     for part in parts:
         done += part

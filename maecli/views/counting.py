@@ -21,7 +21,7 @@ class CountingView:
         self.output = output
         self.stage = ""
         self.started = self.spoke = 0.0
-        self.before = 0  # done when the stage began, or began again
+        self.before = 0  # images that were done when the stage started or restarted
         self.bar: Any = None
         self.task: Any = None
 

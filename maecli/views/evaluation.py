@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def show(console: Console, result: EvaluateResult) -> None:
-    """A table for each share of the labels, then the line that matters."""
+    """Print a table for each fraction of the labels, then the headline result."""
     console.print(
         f"{result.train_images:,} training and {result.test_images:,} test images, {len(result.classes):,} classes; "
         "accuracy on the test images in %, ± half of its 95 % interval",

@@ -1,6 +1,6 @@
-"""``--help`` that no width cuts: an option's name is always whole, on a line of its own where columns are few.
+"""``--help`` that never cuts the name of an option; in a narrow terminal each name has its own line.
 
-Without rich, whose import takes as long as all the rest of ``maecli --help``.
+It does not use rich, whose import would double the time of ``maecli --help``.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typer.core import TyperCommand, TyperGroup
 
 from maecli.commands import SUMMARIES, Commands
 
-Line = list[tuple[str, str]]  # words or texts with their styles, to be joined by spaces
+Line = list[tuple[str, str]]  # (text, style) pairs, joined by spaces
 
 _WIDEST_NAMES = 30
-_NARROW = 70  # columns; below that, descriptions go under the names
+_NARROW = 70  # columns; with fewer, descriptions are printed below the names
 
 
 class Command(TyperCommand):
-    """A command with this help."""
+    """A command whose help is printed by this module."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print it."""
@@ -29,7 +29,7 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """The group of all commands with this help; a command is loaded when it is wanted."""
+    """The group of all commands, which are loaded on demand; its help is printed by this module."""
 
     def __init__(self, **details: Any) -> None:
         super().__init__(**details)
@@ -61,7 +61,7 @@ def _print_help(command: Any, ctx: Any, commands: Sequence[tuple[str, str]] = ()
 
 
 def _paragraph(paragraph: str, width: int) -> Iterator[Line]:
-    """Examples keep their lines, so that they can be copied; other text flows."""
+    """Lines of a paragraph: examples keep their line breaks, so that they can be copied; other text is wrapped."""
     texts = paragraph.splitlines()
     indented = any(text.startswith("  ") for text in texts)
     for text in texts if indented else [" ".join(paragraph.split())]:
@@ -83,7 +83,7 @@ def _description(parameter: Any) -> Line:
 
 
 def _section(title: str, rows: Sequence[tuple[Line, Line]], width: int) -> Iterator[Line]:
-    """Names beside descriptions; a name that is too long, and in a narrow terminal every name, above its own."""
+    """Names beside descriptions; long names, and all names in a narrow terminal, above their descriptions."""
     yield from _wrapped([(title, "bold")], width)
     narrow = width < _NARROW
     lengths = [_length(name) for name, _ in rows if _length(name) <= _WIDEST_NAMES]
@@ -105,9 +105,9 @@ def _length(line: Line) -> int:
 
 
 def _wrapped(pieces: Line, width: int, *, indent: int = 0) -> Iterator[Line]:
-    """Lines of words with their styles, each after an indent.
+    """Wrap styled words to indented lines.
 
-    A word that is longer than a line with its indent stands on a line without; if that is too short too, it is cut.
+    A word that is longer than an indented line gets a line without indent; if it is still too long, it is broken.
     """
     room = max(1, width - indent)
     margin: Line = [(" " * (indent - 1), "")] * bool(indent)

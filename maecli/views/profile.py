@@ -59,7 +59,7 @@ def _conditions(result: ProfileResult) -> list[str]:
 
 
 class _Sheet:
-    """Rows of figures, a column for each variant."""
+    """A table with one column per variant."""
 
     def __init__(self, result: ProfileResult) -> None:
         self.result = result
@@ -83,13 +83,13 @@ class _Sheet:
     def row(self, label: str, figure: Callable[[VariantProfile], str | None], *, style: str = "") -> None:
         figures = [figure(one) for one in self.variants]
         if any(figures):
-            # Text and not str: there is no markup to look for.
+            # Text instead of str, so that rich does not parse markup.
             self.table.add_row(Text(f"  {label}"), *(Text(figure or "-") for figure in figures), style=style)
 
     def rows(
         self, part: Callable[[VariantProfile], Part | None], figures: Mapping[str, Callable[[Part], str | None]]
     ) -> None:
-        """A row for each figure of a part that not every profile has."""
+        """Add a row for each value of an optional part of a profile; variants without the part show a dash."""
         parts = {one.variant: part(one) for one in self.variants}
         for label, figure in figures.items():
 
@@ -215,7 +215,7 @@ def _module_table(one: VariantProfile) -> Table:
 
 
 def _collapsed(modules: Sequence[ModuleCost]) -> list[tuple[str, ModuleCost]]:
-    """Blocks that cost the same become one row, ``encoder.blocks.0-11``, of what each of them costs."""
+    """Merge blocks of equal cost into one row, ``encoder.blocks.0-11``, with the cost of each of them."""
     groups: dict[tuple[str, int, int, int], list[ModuleCost]] = {}
     for module in modules:
         pattern = ".".join("*" if part.isdigit() else part for part in module.name.split("."))
@@ -289,7 +289,7 @@ def _inference_peak(one: VariantProfile) -> int | None:
 
 
 def _process(one: VariantProfile) -> str | None:
-    """What is not tensors of a step: Python, torch, freed memory that the heap keeps, the copy that is being saved."""
+    """Memory other than a step's tensors: Python, torch, freed memory kept by the heap, the copy for saving."""
     return None if one.training_process is None else _giga(one.training_process - one.training.peak)
 
 
@@ -299,5 +299,5 @@ def _training_process(one: VariantProfile) -> str | None:
 
 
 def _measured_peak(estimate: int, measured: int | None) -> str | None:
-    """The measured peak, and by how much the estimate is off."""
+    """The measured peak, and the relative error of the estimate."""
     return f"{_giga(measured)} ({estimate / measured - 1:+.0%})" if measured else None

@@ -1,4 +1,4 @@
-"""A rich view of a run's events: a panel before it, a bar while it lasts, plain lines without a terminal."""
+"""Shows a run's events: the plan as a panel, progress as a bar, or plain lines if there is no terminal."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from rich.panel import Panel
 
 SECONDS_BETWEEN_LINES = 10.0
-NARROW = 100  # columns that a bar with everything beside it takes
+NARROW = 100  # columns needed for the bar with all values beside it
 
 
 class TrainingView:
@@ -71,7 +71,7 @@ class TrainingView:
         elif isinstance(event, RolledBack):
             self.output.warn(f"went back to {event.checkpoint}, step {event.step}; the image order is different now")
         elif isinstance(event, TrackerFailed):
-            self.output.warn(f"{event.tracker} gets nothing any more: {event.reason}; log.jsonl has everything")
+            self.output.warn(f"{event.tracker} gets no more entries: {event.reason}; log.jsonl is complete")
         elif isinstance(event, Started) and self.output.quiet:
             for warning in event.warnings:
                 self.output.warn(warning)
@@ -154,7 +154,7 @@ class TrainingView:
             self._say(text)
 
     def _probed(self, event: Probed) -> None:
-        """A probe's line always; of the loss alone, a line as often as of epochs."""
+        """Print each probe's result; a held-out loss alone is printed only as often as epochs are."""
         if event.knn is None and event.epochs and time.monotonic() - self.probed < SECONDS_BETWEEN_LINES:
             return
         self.probed = time.monotonic()
@@ -245,17 +245,17 @@ def _what_is_learnt(event: Started) -> dict[str, str]:
 
 
 def helped_text(helped: bool) -> str:
-    """What is added to a PSNR whose removed patches were drawn with the original's mean and std."""
+    """Remark for a PSNR for which patches were un-normalised with the original's mean and std; else empty."""
     return " (helped by the original's mean and std)" if helped else ""
 
 
 def psnr_text(psnr: float, *, helped: bool) -> str:
-    """A PSNR, and whether the original's mean and std helped it."""
+    """A PSNR as text, with the remark of ``helped_text``."""
     return f"PSNR {psnr:.1f} dB on removed patches{helped_text(helped)}"
 
 
 def probed_text(event: Probed) -> str:
-    """What was measured, and how long it took."""
+    """The measured values and durations as text."""
     parts = []
     if event.val_loss is not None:
         parts.append(f"held-out loss {event.val_loss:.4f} ({event.val_seconds:.1f} s)")
@@ -267,7 +267,7 @@ def probed_text(event: Probed) -> str:
 
 
 def _probe_rows(event: Started) -> dict[str, str]:
-    """What is measured beside the training, and its share of the time."""
+    """Rows of the plan about measurements during training, and their fraction of the time."""
     plan = event.probes
     if plan is None:
         return {}
@@ -300,7 +300,7 @@ def duration(seconds: float) -> str:
 
 
 def show_plan(started: Started, output: Output) -> None:
-    """A plan as the result; of several processes, one shows it."""
+    """Show a plan as the command's result, in rank 0 only."""
     if os.environ.get("RANK", "0") != "0":
         return
     output.result(
@@ -311,7 +311,7 @@ def show_plan(started: Started, output: Output) -> None:
 
 
 def _plan_document(started: Started) -> dict[str, Any]:
-    """The plan as JSON has it; ``config`` under the names of a TOML file."""
+    """The plan as JSON values; ``config`` has the names of a TOML file."""
     plan = started.plan
     return {
         "dry_run": True,

@@ -1,4 +1,4 @@
-"""How the training commands run: a plan, progress, stopping, and the result in a terminal."""
+"""Runs the training commands: plan, progress, stopping, and the result in a terminal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Result = TypeVar("Result", bound=PretrainResult | ClassifierResult)
 
-MOST_CLASSES = 20  # that are shown, the least accurate first
+MOST_CLASSES = 20  # largest number of classes to show, the least accurate first
 
 
 def run_training(
@@ -33,14 +33,14 @@ def run_training(
     plan: Callable[..., Started] | None,
     show: Callable[[Result, Output], None],
 ) -> None:
-    """Train, or with ``plan`` show what would be done, and show the result.
+    """Train and show the result, or with ``plan`` show only the plan.
 
     Args:
         config: All settings.
-        output: Where it is shown.
-        train: The use case.
-        plan: The use case of ``--dry-run``.
-        show: Shows what training came to; of several processes, one does.
+        output: Output of the command.
+        train: The training use case.
+        plan: The use case of ``--dry-run``; None to train.
+        show: Shows the result of training; called in rank 0 only.
     """
     from mae.checkpoints.hub import announce_downloads
 
@@ -49,7 +49,7 @@ def run_training(
             show_plan(plan(config, view), output)
         return
     stop = StopOnSignal()
-    speaks = os.environ.get("RANK", "0") == "0"  # of several processes, one
+    speaks = os.environ.get("RANK", "0") == "0"  # only rank 0 prints
     again = f"maecli {config.command} --resume {shown(config.resume or config.out)}"
     try:
         with stop, announce_downloads(output.download), TrainingView(output) as view:
