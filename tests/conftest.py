@@ -18,19 +18,31 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SLOW = 3600.0  # seconds; the limit of what is run only when asked for
+# What takes longest starts first, so that no process is left alone with it at the end. One that waits for processes
+# it started, one that computes, and so on.
+FIRST = (
+    "distributed/test_ranks.py", "unit/training/test_pretrain.py",
+    "e2e/test_documents.py", "unit/comparison/test_run.py",
+    "distributed/test_kill.py", "unit/training/test_finetune.py",
+    "distributed/test_signals.py", "unit/comparison/test_damage.py",
+    "distributed/test_classifiers.py", "rehearsal/test_fake_cuda.py",
+    "unit/profiling/test_measured.py", "unit/data/test_augment.py",
+)  # fmt: skip
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Three processes for whole folders; none but this one for files by name, and for what is slow and may be timed.
+    """Four processes for whole folders; none but this one for files by name, and for what is slow and may be timed.
 
-    One more than the cores of a small machine: many tests wait, for processes that start or end.
+    Twice the cores of a small machine: many tests wait, for processes that start or end.
     """
     named = any(Path(word.partition("::")[0]).is_file() for word in config.args)
-    return 0 if named or "not slow" not in config.option.markexpr else 3
+    return 0 if named or "not slow" not in config.option.markexpr else 4
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give tests that are marked slow or fuzz longer than ``timeout`` in pyproject.toml."""
+    """The longest files first; and tests that are marked slow or fuzz get longer than ``timeout`` in pyproject.toml."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
     for item in items:
         asked_for = item.get_closest_marker("slow") or item.get_closest_marker("fuzz")
         if asked_for and not item.get_closest_marker("timeout"):

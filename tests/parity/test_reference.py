@@ -17,7 +17,8 @@ from tests.golden import official
 pytestmark = pytest.mark.parity
 GOLDEN = Path(__file__).parents[1] / "golden"
 SMALL = ["golden_tiny", "golden_gray"]
-slow = pytest.mark.slow
+LARGE = ["vit_base", "vit_large", "vit_huge"]
+every_size = pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)])
 LIBRARIES = [name for name in ("transformers", "timm") if importlib.util.find_spec(name)]
 
 
@@ -33,9 +34,7 @@ def compared(name: str, path: Path, reference: str = "auto") -> CompareResult:
     return compare(CompareConfig(official=path, reference=reference, **heads))
 
 
-@pytest.mark.parametrize(
-    "name", [*SMALL, "vit_base", pytest.param("vit_large", marks=slow), pytest.param("vit_huge", marks=slow)]
-)
+@every_size
 def test_the_reference_gives_the_official_values(name: str) -> None:
     """It is our judge, so it is judged by the official model itself."""
     config = official.GOLDEN[name]
@@ -54,9 +53,7 @@ def test_the_reference_gives_the_official_values(name: str) -> None:
     np.testing.assert_allclose(stages["loss, normalised"], expected["loss_norm_pix"], **near)
 
 
-@pytest.mark.parametrize(
-    "name", [*SMALL, *(pytest.param(name, marks=slow) for name in ("vit_base", "vit_large", "vit_huge"))]
-)
+@every_size
 def test_every_reference_agrees(name: str, tmp_path: Path) -> None:
     config = official.GOLDEN[name]
     result = compared(name, written(name, tmp_path))

@@ -38,6 +38,14 @@ def run(folder: Path, *words: str) -> tuple[subprocess.CompletedProcess[str], fl
     return done, int((folder / "peak").read_text()) * 1024 / 1e9
 
 
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every file of the corpus; the commands only read them."""
+    folder = tmp_path_factory.mktemp("corpus")
+    write_all(folder)
+    return folder
+
+
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     sizes = {"embed_dim": 32, "depth": 1, "num_heads": 2, "decoder_embed_dim": 32, "decoder_depth": 1}
@@ -48,13 +56,10 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads peak memory from /proc")
-def test_reconstruct_draws_what_it_can_and_names_the_rest(tmp_path: Path, checkpoint: Path) -> None:
-    folder = tmp_path / "corpus"
-    folder.mkdir()
-    write_all(folder)
+def test_reconstruct_draws_what_it_can_and_names_the_rest(tmp_path: Path, checkpoint: Path, corpus: Path) -> None:
     out = tmp_path / "grid.png"
     words = ["--checkpoint", str(checkpoint), "--out", str(out), "--limit", "1000", "--json"]
-    done, peak = run(tmp_path, "reconstruct", str(folder), *words)
+    done, peak = run(tmp_path, "reconstruct", str(corpus), *words)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert peak < 2
@@ -78,13 +83,10 @@ def test_a_file_asked_for_by_name_is_one_clear_line(tmp_path: Path, checkpoint: 
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads peak memory from /proc")
-def test_pretrain_learns_from_what_it_can_and_names_the_rest(tmp_path: Path) -> None:
-    folder = tmp_path / "corpus"
-    folder.mkdir()
-    write_all(folder)
+def test_pretrain_learns_from_what_it_can_and_names_the_rest(tmp_path: Path, corpus: Path) -> None:
     words = [*SIZES, "--image-size", "16", "--patch-size", "8", "--batch-size", "16", "--epochs", "1"]
     words += ["--out", str(tmp_path / "run"), "--workers", "0", "--max-unreadable", "1", "--device", "cpu", "--json"]
-    done, peak = run(tmp_path, "pretrain", str(folder), *words)
+    done, peak = run(tmp_path, "pretrain", str(corpus), *words)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert peak < 2

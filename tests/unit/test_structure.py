@@ -211,6 +211,12 @@ def test_words_of_an_identifier(identifier: str, expected: str) -> None:
     assert words(identifier) == expected
 
 
+def test_the_files_that_run_first_are_there(pytestconfig: pytest.Config) -> None:
+    """One that was renamed would run in its turn again, which nothing else tells."""
+    (plugin,) = (one for one in pytestconfig.pluginmanager.get_plugins() if hasattr(one, "FIRST"))
+    assert [name for name in plugin.FIRST if not (ROOT / "tests" / name).is_file()] == []
+
+
 def test_every_test_has_a_time_limit(pytestconfig: pytest.Config) -> None:
     """One that hangs fails within minutes; tests/test_processes.py shows that what it started ends too."""
     assert 0 < float(pytestconfig.getini("timeout")) <= 300

@@ -112,21 +112,30 @@ def test_a_turned_photograph_is_upright(decoder: str, orientation: int) -> None:
         assert difference.abs().mean() < 2
 
 
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Written once, as writing it takes longer than reading it."""
+    return write_all(tmp_path_factory.mktemp("corpus"))
+
+
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("in_chans", [1, 2, 3, 4])
-def test_the_corpus_comes_out_or_is_refused(tmp_path: Path, decoder: str, in_chans: int) -> None:
-    """Those of many pieces, which take a while until they are refused, for one number of channels."""
-    paths = write_all(tmp_path)
+def test_the_corpus_comes_out_or_is_refused(corpus: dict[str, Path], decoder: str, in_chans: int) -> None:
+    """Those of many pieces, which take a while until they are refused, for one number of channels.
+
+    Nor for both decoders, which do not differ but in JPEGs.
+    """
     augment = Augmentation((16, 16), in_chans, decoder=decoder)
     for case in all_cases():
-        if case.name.startswith(("pieces", "text_many")) and in_chans != 3:
+        once = in_chans == 3 and (decoder == "pillow" or case.name.endswith(".jpg"))
+        if case.name.startswith(("pieces", "text_many")) and not once:
             continue
         if case.refused is not None:
-            with pytest.raises(ImageError), open_image(paths[case.name]) as file:
-                augment(file, paths[case.name], 0)
+            with pytest.raises(ImageError), open_image(corpus[case.name]) as file:
+                augment(file, corpus[case.name], 0)
         else:
-            with open_image(paths[case.name]) as file:
-                assert augment(file, paths[case.name], 0).shape == (16, 16, in_chans)
+            with open_image(corpus[case.name]) as file:
+                assert augment(file, corpus[case.name], 0).shape == (16, 16, in_chans)
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
