@@ -36,6 +36,7 @@ _VERSIONS = (
     "updated",
 )
 _PASSING = (408, 425, 429)  # answers below 500 that another attempt may change
+_BESIDE_THE_EXTRA = {"gs": " gcsfs", "gcs": " gcsfs"}  # by scheme, what the extra does not bring
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 Value = TypeVar("Value")
 
@@ -106,7 +107,7 @@ class RemoteObject:
 
         def ask() -> bytes:
             system, path = self._system()
-            data: bytes = system.cat_file(path, start=start, end=end)
+            data: bytes = system.cat_file(path, start=start, end=end, **self._no_readahead)
             if len(data) != end - start:
                 self._check_unchanged()
                 kind = _TooMuchError if len(data) > end - start else OSError
@@ -177,6 +178,11 @@ class RemoteObject:
         if process not in self._systems:
             self._systems = {process: _file_system(self.url, self.name)}
         return self._systems[process]
+
+    @property
+    def _no_readahead(self) -> dict[str, str]:
+        """The Hugging Face hub's file system would read five megabytes on behind each block."""
+        return {"cache_type": "none"} if urlsplit(self.url).scheme == "hf" else {}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_systems": {}}
@@ -269,7 +275,8 @@ def _file_system(url: str, name: str) -> tuple[Any, str]:
         system, path = fsspec.core.url_to_fs(url, skip_instance_cache=True, **options)
     except ImportError as error:
         raise ConfigError(
-            f"{shown(name)}: reading {scheme}:// needs another package ({error})", hint="pip install 'maecli[remote]'"
+            f"{shown(name)}: reading {scheme}:// needs another package ({error})",
+            hint=f"pip install 'maecli[remote]'{_BESIDE_THE_EXTRA.get(scheme, '')}",
         ) from None
     except ValueError as error:
         raise RemoteError(f"{shown(name)}: {without_secrets(str(error), url)}") from None

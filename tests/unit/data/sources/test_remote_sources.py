@@ -1,22 +1,30 @@
-"""The same from a real object store: moto's server, which speaks S3."""
+"""The same from object stores: moto's server, which speaks S3, and one that answers like Google's and the hub."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import http.server
+import json
+import re
 import socket
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
-pytest.importorskip("s3fs")
-pytest.importorskip("botocore")
-pytest.importorskip("moto.server")
+pytest.importorskip("fsspec")
 
+import mae.data.sources.remote
 from mae.data.sources.remote import RemoteError
 from mae.data.sources.scan import scan_images
+from mae.errors import ConfigError
 from tests.processes import end_all, start_python
 from tests.unit.data.sources.test_base import CONTENT, contents, write_tar
 
@@ -25,6 +33,8 @@ START_SECONDS = 60.0
 
 @pytest.fixture
 def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+    for package in ("s3fs", "botocore", "moto.server"):
+        pytest.importorskip(package)
     monkeypatch.setattr("mae.data.sources.remote.BUFFER_BYTES", 100)
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
@@ -70,3 +80,126 @@ def test_shards_in_a_bucket(bucket: object, tmp_path: Path) -> None:
         contents(scan.images)
     with pytest.raises(RemoteError, match=r"s3://photos/none\.tar cannot be read: there is no such object"):
         scan_images([Path("s3://photos/none.tar")])
+
+
+class Store(http.server.BaseHTTPRequestHandler):
+    """What gcsfs and huggingface_hub ask of their services: what an object is, and ranges of it."""
+
+    protocol_version = "HTTP/1.1"
+    files: dict[str, bytes]
+    version: int
+    ranges: list[tuple[str, int, int]]
+
+    def do_GET(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        name = path.rpartition("/")[2]
+        data = self.files.get(name)
+        tag = hashlib.sha1(f"{name} {self.version}".encode()).hexdigest()
+        if path.startswith(("/download/storage/v1/b/photos/o/", "/datasets/me/photos/resolve/main/")):
+            self.answer_range(name, data)
+        elif path.startswith("/storage/v1/b/photos/o/") and data is not None:
+            about = {"name": name, "bucket": "photos", "size": f"{len(data)}", "generation": f"{self.version}"}
+            self.answer(about | {"updated": "2026-01-01T00:00:00Z", "timeCreated": "2026-01-01T00:00:00Z"})
+        elif path == "/storage/v1/b/photos/o":
+            self.answer({"items": []})
+        elif path == "/api/datasets/me/photos":
+            self.answer({"id": "me/photos", "sha": "a" * 40, "private": False, "tags": [], "downloads": 0, "likes": 0})
+        elif path == "/api/datasets/me/photos/tree/main":
+            self.answer([{"type": "file", "oid": tag, "size": len(self.files[one]), "path": one} for one in self.files])
+        else:
+            self.answer({"error": {"code": 404, "message": "Not Found"}}, 404)
+
+    def answer(self, value: Any, status: int = 200) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def answer_range(self, name: str, data: bytes | None) -> None:
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        assert wanted is not None
+        assert data is not None
+        start, end = int(wanted[1]), int(wanted[2]) + 1
+        self.ranges.append((name, start, end))
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
+        self.send_header("Content-Length", str(end - start))
+        self.end_headers()
+        self.wfile.write(data[start:end])
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Store]]:
+    monkeypatch.setenv("MAECLI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("MAECLI_OFFLINE", raising=False)
+    monkeypatch.setattr(mae.data.sources.remote, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(mae.data.sources.remote, "BUFFER_BYTES", 100)
+    names = sorted(CONTENT)
+    Store.files = {
+        f"train-{number}.tar": write_tar(
+            tmp_path / "x", {name: CONTENT[name] for name in names[number::2]}
+        ).read_bytes()
+        for number in range(2)
+    }
+    Store.version, Store.ranges = 1, []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Store) as server:
+        server.daemon_threads = True
+        monkeypatch.setattr(server, "handle_error", lambda *_: None)  # a client that goes away
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+        monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        with contextlib.suppress(ImportError):
+            monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+            template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+            monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield Store
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("package", "place"), [("gcsfs", "gs://photos"), ("huggingface_hub", "hf://datasets/me/photos")]
+)
+def test_other_stores_are_read_by_ranges_and_watched(
+    package: str, place: str, store: type[Store], tmp_path: Path
+) -> None:
+    pytest.importorskip(package)
+    scan = scan_images([Path(f"{place}/train-{{0..1}}.tar")])
+    assert sorted(contents(scan.images)) == sorted(CONTENT.values())
+    for name, start, end in store.ranges:  # blocks and nothing beside them
+        assert start % 1000 == 0
+        assert end == min(start + 1000, len(store.files[name]))
+    assert len(set(store.ranges)) == len(store.ranges) > 20
+    asked = len(store.ranges)
+    assert len(scan_images([Path(f"{place}/train-{{0..1}}.tar")]).images) == len(CONTENT)
+    assert len(store.ranges) == asked
+    with pytest.raises(RemoteError, match=rf"{place}/none\.tar cannot be read: there is no such object"):
+        scan_images([Path(f"{place}/none.tar")])
+    store.version = 2  # of the same size
+    for path in (tmp_path / "cache" / "blocks").glob("*/0*"):
+        path.unlink()
+    with pytest.raises(RemoteError, match=rf"{place}/train-[01]\.tar has changed"):
+        contents(scan.images)
+
+
+def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    for scheme, package, command in (
+        ("gs", "gcsfs", "pip install 'maecli[remote]' gcsfs"),
+        ("hf", "huggingface_hub", "pip install 'maecli[remote]'"),
+        ("s3", "s3fs", "pip install 'maecli[remote]'"),
+    ):
+        monkeypatch.setitem(sys.modules, package, None)
+        monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, scheme, raising=False)
+        with pytest.raises(
+            ConfigError, match=rf"{scheme}://x/y/z\.tar: reading {scheme}:// needs another package"
+        ) as caught:
+            scan_images([Path(f"{scheme}://x/y/z.tar")])
+        assert caught.value.hint == command
+        assert package in caught.value.message
