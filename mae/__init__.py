@@ -1,7 +1,7 @@
 """Masked autoencoders (He et al. 2021, arXiv 2111.06377): the model, its training, its cost, its images.
 
-What the command line does is one call here, with the options' names as keywords and a result that draws itself in a
-notebook: ``mae.pretrain("photos", epochs=100)``, ``mae.reconstruct("cat.jpg", checkpoint="run")``.
+Each command is also a function here, with the options' names as keywords and a result that a notebook displays:
+``mae.pretrain("photos", epochs=100)``, ``mae.reconstruct("cat.jpg", checkpoint="run")``.
 
 Importing this package loads no torch; the names below load what they need on first use.
 """
@@ -91,7 +91,7 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-# Use cases, called with plain arguments: where each is, and which config its arguments fill.
+# Functions with plain arguments: module of each use case, and the config that its arguments fill.
 _CALLS = {
     "compare": ("mae.comparison.run", "mae.comparison.config", "CompareConfig"),
     "embed": ("mae.evaluation.embed", "mae.evaluation.config", "EmbedConfig"),
@@ -128,7 +128,7 @@ def __getattr__(name: str) -> Any:
 
 def _call_details(name: str) -> dict[str, Any]:
     if name == "reconstruct":
-        return {"defaults": {"out": None}}  # a notebook shows; it writes when asked to
+        return {"defaults": {"out": None}}  # a notebook shows the drawing; a file is written only on request
     if name == "pretrain":
         from mae.training.config import settings_of_resumed
         from mae.training.presets import PRESETS

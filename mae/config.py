@@ -1,4 +1,4 @@
-"""The architecture of one masked autoencoder, and the settings of looking through its eyes.
+"""The architecture of a masked autoencoder, and options that several commands share.
 
 Standard library only, so that costs and plans can be computed without importing torch.
 """
@@ -14,7 +14,7 @@ from mae.errors import ConfigError
 from mae.options import brief, option
 
 DEFAULT_MASK_RATIO = 0.75
-MOST_PATCHES = 2**18  # of an image; 8192x8192 pixels in patches of 16, whose position tables alone take gigabytes
+MOST_PATCHES = 2**18  # per image: 8192x8192 pixels in patches of 16; the position tables alone take gigabytes
 LAYER_NORM_EPS = 1e-6  # the released weights were trained with it; PyTorch's default is 1e-5
 
 
@@ -27,7 +27,7 @@ class MAEConfig:
         patch_size: Side of a square patch in pixels.
         in_chans: Channels of an image.
         embed_dim, depth, num_heads: Encoder width, blocks and attention heads.
-        decoder_embed_dim, decoder_depth, decoder_num_heads: The same of the decoder.
+        decoder_embed_dim, decoder_depth, decoder_num_heads: Decoder width, blocks and attention heads.
         mlp_ratio: Hidden width of a block's MLP over the block's width.
         norm_pix_loss: Whether the target is each patch normalised by its own mean and std.
     """
@@ -72,7 +72,7 @@ class MAEConfig:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches as (rows, columns)."""
+        """Grid of patches, (rows, columns)."""
         return self.img_size[0] // self.patch_size, self.img_size[1] // self.patch_size
 
     @property
@@ -86,7 +86,7 @@ class MAEConfig:
         return self.patch_size**2 * self.in_chans
 
     def num_kept(self, mask_ratio: float) -> int:
-        """K, the patches that stay visible.
+        """K, the number of patches that stay visible.
 
         Raises:
             ConfigError: The ratio is outside [0, 1) or so high that no patch stays visible.
@@ -103,7 +103,7 @@ class MAEConfig:
         """A copy with some fields changed; ``img_size`` may be one number for a square.
 
         Raises:
-            ConfigError: There is no such field, or the sizes do not fit together.
+            ConfigError: There is no such field, or the sizes are inconsistent.
         """
         known = [field.name for field in dataclasses.fields(self)]
         for name in changes:
@@ -144,7 +144,7 @@ def parse_size(value: Any) -> tuple[int, int]:
     """Read an image size: 224, "224", "224x320" or [224, 320]; rows first.
 
     Raises:
-        ValueError: Anything else.
+        ValueError: ``value`` has another form.
     """
     if isinstance(value, str):
         match = re.fullmatch(r"\s*(\d{1,9})(?:\s*[xX,]\s*(\d{1,9}))?\s*", value)
@@ -203,5 +203,5 @@ _SHARED: dict[str, dict[str, Any]] = {
 
 
 def shared_option(name: str, **changes: Any) -> Any:
-    """An option that several commands have, in the same words; ``changes`` are what one of them has differently."""
+    """An option that several commands share; ``changes`` replace its default, help or other properties."""
     return option(**(_SHARED[name] | changes))

@@ -15,14 +15,14 @@ from mae.transformer import Block, run_block
 
 
 class MAEDecoder(nn.Module):
-    """Projects visible tokens, puts mask tokens in the gaps, and predicts the pixels of patches.
+    """Projects visible tokens, inserts mask tokens for the masked patches, and predicts the pixels of patches.
 
     Only pre-training uses it, so its size is independent of the encoder's.
 
     Args:
         encoder_embed_dim: D, the width of the encoder's tokens.
         decoder_embed_dim: E, the width inside the decoder.
-        grid: Patches as (rows, columns).
+        grid: Grid of patches, (rows, columns).
         patch_dim: Values predicted per patch, p * p * C.
         depth: Number of blocks.
         num_heads: Attention heads.
@@ -55,7 +55,7 @@ class MAEDecoder(nn.Module):
 
         Args:
             latent: (B, 1 + K, D), the encoder's output with its class token.
-            ids_restore: (B, L), where in [visible | removed] each position is found.
+            ids_restore: (B, L), index in [visible | removed] of each position of the image.
 
         Returns:
             (B, L, p * p * C) in reading order.
@@ -67,19 +67,19 @@ class MAEDecoder(nn.Module):
         x = torch.cat([x[:, :1], patches], dim=1) + self.decoder_pos_embed
         for block in self.blocks:
             x = block(x)
-        out: Tensor = self.pred(self.norm(x))[:, 1:]  # the class token predicts nothing
+        out: Tensor = self.pred(self.norm(x))[:, 1:]  # without the class token's prediction
         return out
 
     def predict_removed(self, latent: Tensor, masking: Masking) -> Tensor:
-        """Predict the removed patches only: what ``forward`` predicts for them, for less work.
+        """Predict the masked patches only: the same values as ``forward``, with less computation.
 
-        Attention does not care about the order of its tokens, so they stay in the order [class | visible |
-        removed]. What the first block asks of a removed patch depends on its position alone, so it is worked
-        out once for all images; the last block computes the removed patches only.
+        Attention does not depend on the order of the tokens, so they stay in the order [class | visible | removed]. In
+        the first block, queries, keys and values of a mask token depend on its position only, so they are computed once
+        for all images; the last block is computed for the masked patches only.
 
         Args:
             latent: (B, 1 + K, D), the encoder's output with its class token.
-            masking: What was visible.
+            masking: The mask of each image.
 
         Returns:
             (B, L - K, p * p * C) in the order of ``masking.ids_removed``.

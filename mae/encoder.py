@@ -1,4 +1,4 @@
-"""The MAE encoder: a ViT's blocks, run on whatever tokens it is given (Paper: Section 3, "MAE encoder")."""
+"""The MAE encoder: the blocks of a ViT, applied to a subset of the tokens (Paper: Section 3, "MAE encoder")."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from mae.transformer import Block, run_block
 class MAEEncoder(nn.Module):
     """A stack of Transformer blocks and a final LayerNorm.
 
-    Patch embedding, positions, class token and masking belong to ``MaskedAutoencoder``: in pre-training
-    this module sees only the visible quarter of the tokens, for features it sees all of them.
+    Patch embedding, positions, class token and masking are in ``MaskedAutoencoder``. In pre-training the input is the
+    visible tokens (a quarter of them at mask ratio 0.75), for features all tokens.
 
     Args:
         embed_dim: D, the tokens' width.
@@ -28,7 +28,7 @@ class MAEEncoder(nn.Module):
         self.activation_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 1 + K, D) -> (B, 1 + K, D)."""
+        """Encode tokens: (B, 1 + K, D) -> (B, 1 + K, D)."""
         for block in self.blocks:
             x = run_block(block, x, activation_checkpointing=self.activation_checkpointing)
         out: Tensor = self.norm(x)

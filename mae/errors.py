@@ -1,9 +1,8 @@
-"""Errors that are shown to a user, one class per exit code.
+"""Errors that are shown to the user, one class per exit code.
 
-Raise one of these for a mistake that the user can correct: the message says what was wanted, what was
-got and which option or file; ``hint`` says what to type next; ``details`` are lines below the message where one
-line is not enough, such as the rows of a table. A wrong tensor shape inside the library
-is a programmer's mistake and raises ``ValueError`` instead.
+They are for mistakes that the user can correct: the message says what was wanted, what was got, and in which option or
+file; ``hint`` says what to type next; ``details`` are further lines, such as the rows of a table. A wrong tensor shape
+inside the library is a programming error and raises ``ValueError`` instead.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Sequence
 
 
 class MaeError(Exception):
-    """Base of every error that is shown to a user without a traceback."""
+    """Base class of errors that are shown to the user without a traceback."""
 
     exit_code = 1
 
@@ -36,7 +35,7 @@ class DataError(MaeError):
 
 
 class CheckpointError(MaeError):
-    """A checkpoint is missing, broken, unsafe or not what was asked for."""
+    """A checkpoint is missing, damaged, unsafe or of the wrong kind."""
 
     exit_code = 4
 
@@ -47,12 +46,12 @@ class TrainingError(MaeError):
     exit_code = 5
 
 
-# As torch says it for a CPU (two ways), a GPU outside its allocator, an Apple GPU, and a GPU library's workspace.
+# Messages of torch: for a CPU (two), a GPU outside its allocator, an Apple GPU, and the workspace of a GPU library.
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "_ALLOC_FAILED")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, the host's or an accelerator's; torch's own class is known by its name."""
+    """Whether an error means that the memory of the host or the accelerator is full; does not import torch."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)

@@ -17,8 +17,8 @@ from mae.masking import Masking, random_masking, take_patches
 from mae.patch_embed import PatchEmbed, patchify, unpatchify
 from mae.pos_embed import on_default_device, sincos_2d
 
-# A file holds the names of the official release; the modules are named for what they are. Longest
-# prefixes first, since a name is translated by the first that fits.
+# Our prefix -> official prefix of parameter names, as used in files. Longest prefixes first, since the first match
+# is applied.
 _OFFICIAL_PREFIXES = {
     "encoder.blocks.": "blocks.",
     "encoder.norm.": "norm.",
@@ -34,10 +34,10 @@ NOTHING_REMOVED = "the loss is over removed patches and the mask removes none; u
 
 
 class MaskedAutoencoder(nn.Module):
-    """An asymmetric autoencoder that reconstructs the removed patches of an image.
+    """An asymmetric autoencoder that reconstructs the masked patches of an image (Paper: Section 3).
 
-    The state dict uses the key names and shapes of the official release, so a file written from it is
-    read by the official scripts and by timm as it stands.
+    The state dict has the key names and shapes of the official release, so the official scripts and timm can load a
+    file written from it.
 
     Args:
         img_size: Image size in pixels, one number for a square or (rows, columns).
@@ -49,7 +49,7 @@ class MaskedAutoencoder(nn.Module):
         norm_pix_loss: Predict each patch normalised by its own mean and std.
 
     Raises:
-        ConfigError: Sizes that do not fit together.
+        ConfigError: The sizes are inconsistent.
     """
 
     pos_embed: Tensor
@@ -97,7 +97,7 @@ class MaskedAutoencoder(nn.Module):
     def reset_parameters(self) -> None:
         """Initialise as the official model: Xavier uniform, zero biases, tokens normal(0.02)."""
         if self.cls_token.is_meta:
-            return  # nothing to fill, and drawing normals on "meta" would import sympy: seconds
+            return  # meta tensors have no values, and drawing normals there would import sympy, which takes seconds
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -162,8 +162,8 @@ class MaskedAutoencoder(nn.Module):
 
         Args:
             imgs: (B, C, H, W), normalised images.
-            mask_ratio: Fraction of the patches that is removed, in [0, 1).
-            noise: (B, L); the lowest values stay visible. Drawn uniformly if None.
+            mask_ratio: Fraction of the patches that is masked, in [0, 1).
+            noise: (B, L); the patches with the lowest values stay visible. Drawn uniformly if None.
 
         Returns:
             latent: (B, 1 + K, D), the class token first, then the visible patches by rising noise.
@@ -174,7 +174,7 @@ class MaskedAutoencoder(nn.Module):
         return self.encode_visible(imgs, masking), masking.mask, masking.ids_restore
 
     def draw_masking(self, imgs: Tensor, mask_ratio: float, noise: Tensor | None = None) -> Masking:
-        """Check the images' shape and choose their visible patches."""
+        """Check the shape of the images and draw their masks."""
         self._check_imgs(imgs)
         shape = (imgs.shape[0], self.config.num_patches)
         if noise is None:
@@ -184,12 +184,12 @@ class MaskedAutoencoder(nn.Module):
         return random_masking(noise, mask_ratio)
 
     def encode_visible(self, imgs: Tensor, masking: Masking) -> Tensor:
-        """(B, C, H, W) -> (B, 1 + K, D): embed all patches, then encode those that ``masking`` keeps."""
+        """Embed all patches and encode the visible ones: (B, C, H, W) -> (B, 1 + K, D)."""
         x = self.patch_embed(imgs) + self.pos_embed[:, 1:]  # (B, L, D)
         return self._encode(take_patches(x, masking.ids_keep))
 
     def encode(self, imgs: Any) -> Tensor:
-        """Features of whole images; never masks, so the same image gives the same features.
+        """Compute features of unmasked images, which are therefore deterministic.
 
         Args:
             imgs: (B, C, H, W), normalised images. Or what ``mae.transforms(model)`` makes such images of: a path, a
@@ -208,12 +208,12 @@ class MaskedAutoencoder(nn.Module):
         return self._encode(self.patch_embed(imgs) + self.pos_embed[:, 1:])
 
     def forward_decoder(self, latent: Tensor, ids_restore: Tensor) -> Tensor:
-        """(B, 1 + K, D), (B, L) -> (B, L, p * p * C): predict every patch in reading order."""
+        """Predict every patch in reading order: (B, 1 + K, D), (B, L) -> (B, L, p * p * C)."""
         out: Tensor = self.decoder(latent, ids_restore)
         return out
 
     def forward_loss(self, imgs: Tensor, pred: Tensor, mask: Tensor) -> Tensor:
-        """Mean squared error per patch, averaged over the removed patches of the whole batch.
+        """Mean squared error per patch, averaged over the masked patches of the batch; scalar.
 
         Args:
             imgs: (B, C, H, W), normalised images.
@@ -224,17 +224,17 @@ class MaskedAutoencoder(nn.Module):
             ValueError: No patch is removed, so there is nothing to average; on an accelerator the loss is nan.
         """
         removed = mask.sum()
-        # On an accelerator the host would have to wait for the answer; ``forward`` knows it without.
+        # On an accelerator this check would make the host wait; ``forward`` checks the mask ratio instead.
         if removed.device.type == "cpu" and removed == 0:
             raise ValueError(NOTHING_REMOVED)
         loss_per_patch = (pred - self.target(self.patchify(imgs))).square().mean(dim=-1)  # (B, L)
         return (loss_per_patch * mask).sum() / removed
 
     def target(self, patches: Tensor) -> Tensor:
-        """What the decoder is to predict for true patches (..., p * p * C).
+        """The decoder's target for the patches (..., p * p * C) of the images, of the same shape.
 
-        The pixels themselves, or with ``norm_pix_loss`` each patch minus its mean, divided by its std
-        (unbiased variance, plus 1e-6). (Paper: Section 3, "Reconstruction target".)
+        The pixels, or with ``norm_pix_loss`` each patch minus its mean, divided by sqrt(unbiased variance + 1e-6)
+        (Paper: Section 3, "Reconstruction target").
         """
         if not self.config.norm_pix_loss:
             return patches
@@ -244,11 +244,10 @@ class MaskedAutoencoder(nn.Module):
     def pretraining_loss(
         self, imgs: Tensor, mask_ratio: float = DEFAULT_MASK_RATIO, noise: Tensor | None = None
     ) -> Tensor:
-        """The loss of ``forward``, and its gradients, for less work.
+        """The loss of ``forward``, with the same gradients and less computation; scalar.
 
-        Only the visible patches are embedded, and only the removed ones are predicted and scored (see
-        ``MAEDecoder.predict_removed``). The loss is computed in float32 (or wider) whatever the precision
-        of the model.
+        Only the visible patches are embedded, and only the masked ones are predicted (see
+        ``MAEDecoder.predict_removed``). The loss is computed in float32 or a wider type.
 
         Args, Raises: As ``forward``.
         """
@@ -259,38 +258,38 @@ class MaskedAutoencoder(nn.Module):
         visible = self.patch_embed.embed(take_patches(patches, masking.ids_keep))
         latent = self._encode(visible + F.embedding(masking.ids_keep, self.pos_embed[0, 1:]))
         pred = self.decoder.predict_removed(latent, masking)
-        # Every image loses the same number of patches, so the mean over all equals the official mean.
+        # Every image has the same number of masked patches, so the mean over all values equals the official mean.
         target = self.target(take_patches(patches, masking.ids_removed))
         if pred.dtype in (torch.float16, torch.bfloat16):
             pred = pred.float()
         return (pred - target).square().mean()
 
     def save_pretrained(self, path: str | Path) -> Path:
-        """Write the weights and sizes, so that ``mae.from_pretrained`` gives the model back.
+        """Write the weights and sizes for ``mae.from_pretrained``.
 
         Args:
-            path: A file that ends in .safetensors, .pth or .pt; or else a folder, made where there is none, for
+            path: A file that ends in .safetensors, .pth or .pt; any other name is a folder, created if necessary, for
                 ``model.safetensors`` and ``config.json``.
 
         Returns:
             ``path``.
 
         Raises:
-            CheckpointError: It cannot be written.
+            CheckpointError: The file cannot be written.
         """
         from mae.checkpoints.save import save_pretrained
 
         return save_pretrained(self, path)
 
     def set_activation_checkpointing(self, wanted: bool = True) -> None:
-        """Keep only each block's input for the backward pass: far less memory for about a third more work."""
+        """Store only each block's input for the backward pass: far less memory, about a third more computation."""
         self.encoder.activation_checkpointing = self.decoder.activation_checkpointing = wanted
 
     def official_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Trained parameters under their official names and in the official model's order.
 
-        An optimiser state lists parameters by number, so the order decides whether the official scripts
-        can go on with it: there, both tokens come first.
+        An optimiser state numbers the parameters, so the official scripts can only resume in the official order, in
+        which both tokens come first.
         """
         named = [(official_name(name), parameter) for name, parameter in self.named_parameters()]
         yield from sorted(named, key=lambda item: not item[0].endswith("_token"))
@@ -301,7 +300,7 @@ class MaskedAutoencoder(nn.Module):
         return out
 
     def _transformed(self, images: Any) -> Tensor:
-        """Images of any kind -> (B, C, H, W), normalised, where the model is and in its precision."""
+        """Images of any kind -> (B, C, H, W), normalised, on the model's device and in its precision."""
         from mae.data.image_transform import ImageTransform
 
         return ImageTransform(self.config).batch(images).to(self.cls_token)
@@ -316,7 +315,7 @@ class MaskedAutoencoder(nn.Module):
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and std of each patch (..., p * p * C), both (..., 1); unbiased variance plus 1e-6."""
+    """Mean and std of each patch: (..., p * p * C) -> both (..., 1); std = sqrt(unbiased variance + 1e-6)."""
     mean = patches.mean(dim=-1, keepdim=True)
     variance = patches.var(dim=-1, keepdim=True)
     return mean, (variance + 1e-6).sqrt()

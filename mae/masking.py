@@ -1,4 +1,4 @@
-"""Random masking: which patches the encoder sees (Paper: Section 3, "Masking")."""
+"""Random masking: the choice of the visible patches (Paper: Section 3, "Masking")."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from mae.config import num_kept
 
 
 class Masking(NamedTuple):
-    """A choice of visible patches for every image of a batch.
+    """The masks of a batch: visible and removed (masked) patches of every image.
 
     Attributes:
-        ids_keep: (B, K) positions of the visible patches, in the order the encoder sees them.
+        ids_keep: (B, K) positions of the visible patches, in the order of the encoder's input.
         ids_removed: (B, L - K) positions of the removed patches.
-        ids_restore: (B, L) where in [kept | removed] each position of the image is found.
+        ids_restore: (B, L) index in [kept | removed] of each position of the image.
     """
 
     ids_keep: Tensor
@@ -30,11 +30,11 @@ class Masking(NamedTuple):
 
 
 def random_masking(noise: Tensor, mask_ratio: float) -> Masking:
-    """Keep the ``int(L * (1 - mask_ratio))`` patches of lowest noise, per image.
+    """Keep the ``int(L * (1 - mask_ratio))`` patches of lowest noise of each image.
 
     Args:
-        noise: (B, L), any floating type; uniform noise samples without replacement.
-        mask_ratio: Fraction of the patches that is removed, in [0, 1).
+        noise: (B, L), any floating type; with uniform noise, patches are sampled uniformly without replacement.
+        mask_ratio: Fraction of the patches that is masked, in [0, 1).
 
     Raises:
         ValueError: ``noise`` is not (B, L).
@@ -53,5 +53,5 @@ def masking_from_order(order: Tensor, kept: int) -> Masking:
 
 
 def take_patches(x: Tensor, ids: Tensor) -> Tensor:
-    """(B, L, D), (B, K) -> (B, K, D): the tokens at ``ids``, image by image."""
+    """Gather the tokens at ``ids`` of each image: (B, L, D), (B, K) -> (B, K, D)."""
     return x.gather(1, ids.unsqueeze(-1).expand(-1, -1, x.shape[2]))

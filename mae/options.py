@@ -1,8 +1,8 @@
-"""Options declared once: a frozen dataclass whose fields carry help, bounds and a parser.
+"""Declaration and checks of options: a frozen dataclass whose fields have help, bounds and a parser.
 
-The command line turns the fields into ``--kebab-case`` options, a TOML file holds the same names with
-underscores, and ``build_config`` checks whatever came from either, so that a value is refused in the
-same words wherever it stood. ``plain_call`` makes them keyword arguments of one call. Standard library only.
+The command line makes ``--kebab-case`` options of the fields, a TOML file has the same names with underscores, and
+``build_config`` checks the values of both in the same way. ``plain_call`` makes them keyword arguments of a function.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from mae.errors import ConfigError, MaeError
 Config = TypeVar("Config")
 Result = TypeVar("Result")
 
-STANDARD_STREAM = Path("-")  # as a path: standard input, or standard output
-LARGEST_INTEGER = 2**63 - 1  # what TOML promises, and what torch and the file system can hold
+STANDARD_STREAM = Path("-")  # path that stands for standard input or output
+LARGEST_INTEGER = 2**63 - 1  # limit of TOML, torch and file sizes
 _LONGEST_SHOWN = 60
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 # An option in a message, with the word after it; or a whole command line in backquotes. A file's name is neither.
@@ -36,7 +36,7 @@ _FLAG = re.compile(r"`maecli [^`]*`|(?<![^\s(`'\"])--(?P<flag>[a-z][a-z-]*[a-z])
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """What a config field tells the command line and the checker."""
+    """Properties of an option, used by the command line and by ``build_config``."""
 
     help: str
     low: float | None = None
@@ -86,10 +86,10 @@ def flag_name(field_name: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """Values for one situation, that take the place of defaults.
+    """Settings for a common situation, which replace defaults.
 
     Attributes:
-        summary: What it is for, in half a line.
+        summary: Its purpose in a few words.
         values: By field name, as a TOML file would hold them.
     """
 
@@ -101,7 +101,7 @@ def preset_values(name: Any, presets: Mapping[str, Preset]) -> dict[str, Any]:
     """The values of a preset.
 
     Raises:
-        ConfigError: There is none of that name.
+        ConfigError: There is no preset of that name.
     """
     if name in presets:
         return dict(presets[name].values)

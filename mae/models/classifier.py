@@ -12,21 +12,20 @@ from mae.patch_embed import PatchEmbed
 from mae.pos_embed import on_default_device, sincos_2d
 from mae.transformer import Block, run_block
 
-BATCH_NORM_EPS = 1e-6  # of the linear probe's norm
+BATCH_NORM_EPS = 1e-6  # epsilon of the linear probe's batch norm
 
 
 class ImageClassifier(nn.Module):
-    """Patches, all of them, through the encoder's blocks; then pooled, normalised and named.
+    """A classifier: encodes all patches, pools the tokens, normalises, and computes logits.
 
-    The state dict has the key names, shapes and order of the official fine-tuned files, so timm loads it as it stands.
+    The state dict has the key names, shapes and order of the official fine-tuned files, so timm can load it.
 
     Args:
-        config: Sizes of the encoder; those of a decoder are not used.
-        classes: How many classes there are.
-        pool: What the head sees: "mean" of the patch tokens, or the "cls" token.
-        fc_norm: Normalise after the pooling, by a norm of that name, and not before it.
-        probe: A linear probe: the head is a batch norm without parameters and a linear layer, and nothing but the
-            head is trained.
+        config: Sizes of the encoder; decoder sizes are ignored.
+        classes: Number of classes.
+        pool: Input of the head: "mean" of the patch tokens, or "cls", the class token.
+        fc_norm: Whether to normalise after the pooling, with the norm ``fc_norm``, instead of before it.
+        probe: Whether it is a linear probe, whose head is a batch norm without parameters and a linear layer.
 
     Attributes:
         pos_embed: (1, 1 + L, D), trained in fine-tuning.
@@ -56,7 +55,7 @@ class ImageClassifier(nn.Module):
         self.activation_checkpointing = False
 
     def reset_head(self, std: float) -> None:
-        """A fresh head: weights truncated normal, biases 0."""
+        """Initialise the head: weights from a truncated normal with this std, biases 0."""
         linear = self.head[1] if isinstance(self.head, nn.Sequential) else self.head
         assert isinstance(linear, nn.Linear)
         if not linear.weight.is_meta:
@@ -64,27 +63,27 @@ class ImageClassifier(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def freeze_encoder(self) -> None:
-        """Only the head learns."""
+        """Disable gradients of all parameters but the head's."""
         self.requires_grad_(False)
         self.head.requires_grad_(True)
 
     @property
     def classes(self) -> int:
-        """How many classes the head tells apart."""
+        """Number of classes of the head."""
         linear = self.head[1] if isinstance(self.head, nn.Sequential) else self.head
         assert isinstance(linear, nn.Linear)
         return linear.out_features
 
     def set_activation_checkpointing(self, wanted: bool = True) -> None:
-        """Keep only each block's input for the backward pass."""
+        """Store only each block's input for the backward pass, which saves memory."""
         self.activation_checkpointing = wanted
 
     def forward(self, imgs: Tensor, scales: Tensor | None = None) -> Tensor:
-        """(B, C, H, W), normalised -> (B, classes), logits.
+        """Compute the logits: (B, C, H, W) -> (B, classes).
 
         Args:
-            imgs: The images.
-            scales: (B, depth, 2), what the branches of each block are multiplied by (drop path); 1 if None.
+            imgs: Normalised images.
+            scales: (B, depth, 2), factors of the residual branches of each block (drop path); 1 if None.
         """
         if self.probe:
             with torch.no_grad():
@@ -95,7 +94,7 @@ class ImageClassifier(nn.Module):
         return out
 
     def pooled(self, imgs: Tensor, scales: Tensor | None = None) -> Tensor:
-        """What the head sees, (B, D)."""
+        """The pooled and normalised tokens, which are the input of the head, (B, D)."""
         x = self.patch_embed(imgs) + self.pos_embed[:, 1:]  # (B, L, D)
         class_token = (self.cls_token + self.pos_embed[:, :1]).to(x.dtype).expand(len(x), -1, -1)
         x = torch.cat([class_token, x], dim=1)  # (B, 1 + L, D)
@@ -111,7 +110,7 @@ class ImageClassifier(nn.Module):
     def layers(self) -> Iterator[tuple[str, nn.Parameter, int]]:
         """Parameters in the official order, each with its name and its layer.
 
-        Layer 0 is the embedding, layer N + 1 block N, and depth + 1 the head and the last norm.
+        Layer 0 is the embedding, layer N + 1 is block N, and layer depth + 1 is the last norm and the head.
         """
         for name, parameter in self.named_parameters():
             if name in ("cls_token", "pos_embed") or name.startswith("patch_embed."):

@@ -6,18 +6,18 @@ import dataclasses
 
 from mae.config import MAEConfig
 
-POSITION_TABLES = ("pos_embed", "decoder.decoder_pos_embed")  # held, saved, never trained
+POSITION_TABLES = ("pos_embed", "decoder.decoder_pos_embed")  # saved in files, but not trained
 
 
 @dataclasses.dataclass(frozen=True)
 class ParameterCounts:
-    """Values of a model.
+    """Numbers of values of a model.
 
     Attributes:
-        encoder: What an encoder-only file holds, its frozen position table included.
-        decoder: The rest, with the mask token and the decoder's frozen position table.
-        total: Both.
-        trainable: The total without the two position tables.
+        encoder: Values of an encoder-only file, the fixed position table included.
+        decoder: All other values, with the mask token and the decoder's fixed position table.
+        total: Sum of both.
+        trainable: Total without the two position tables.
     """
 
     encoder: int
@@ -27,7 +27,7 @@ class ParameterCounts:
 
 
 def count_parameters(config: MAEConfig) -> ParameterCounts:
-    """Exact counts for a model of any size."""
+    """Count the parameters of a model exactly."""
     modules = module_parameters(config)
     total = sum(modules.values())
     decoder = sum(count for name, count in modules.items() if name.startswith("decoder."))
@@ -36,7 +36,7 @@ def count_parameters(config: MAEConfig) -> ParameterCounts:
 
 
 def module_parameters(config: MAEConfig) -> dict[str, int]:
-    """Values per module (or lone parameter), under the names that they have in ``MaskedAutoencoder``."""
+    """Number of values of each module (or single parameter), by its name in ``MaskedAutoencoder``."""
     tokens = 1 + config.num_patches
     width, inner = config.embed_dim, config.decoder_embed_dim
     return {

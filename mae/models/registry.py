@@ -43,14 +43,14 @@ _FACTORY_NAMES = {f"mae_{name}_patch{config.patch_size}": name for name, config 
 
 
 def variant_name(name: str) -> str:
-    """The command line's name of a variant, from that name or the factory's.
+    """Resolve a variant's name, given as on the command line or as the official factory's name.
 
     Raises:
-        ConfigError: No such variant; the near names are listed.
+        ConfigError: There is no such variant; the hint lists similar names.
     """
     if name in VARIANTS:
         return name
-    # The official command line also knows the factories by their decoder's size.
+    # The official command line also accepts the factories' names with the decoder's size.
     factory = (
         name.removesuffix("_dec512d8b") if name.startswith(("mae_vit_base", "mae_vit_large", "mae_vit_huge")) else name
     )
@@ -65,7 +65,7 @@ def variant_name(name: str) -> str:
 
 
 def factory_name(name: str) -> str:
-    """The factory's name of a variant, as the official command line calls it."""
+    """Name of a variant's factory in the official code."""
     name = variant_name(name)
     return next(factory for factory, variant in _FACTORY_NAMES.items() if variant == name)
 
@@ -79,11 +79,11 @@ def create_model(config: MAEConfig | str, **changes: Any) -> MaskedAutoencoder:
     """Build a freshly initialised model of any size: ``create_model("vit_tiny", img_size=64)``.
 
     Args:
-        config: The sizes, or a variant's name as the command line or the factory has it.
+        config: The sizes, or the name of a variant or its factory.
         **changes: Fields of ``MAEConfig`` that replace its own.
 
     Raises:
-        ConfigError: No such variant or field, or sizes that do not fit together.
+        ConfigError: There is no such variant or field, or the sizes are inconsistent.
     """
     import dataclasses
 
@@ -94,13 +94,13 @@ def create_model(config: MAEConfig | str, **changes: Any) -> MaskedAutoencoder:
 
 
 def factory_of(name: str) -> Callable[..., MaskedAutoencoder]:
-    """The function ``mae_vit_..._patch..`` that builds one variant, for the module that the official code has it in."""
+    """Make the function ``mae_vit_..._patch..`` that builds a variant, named as in the official code."""
 
     def build(**changes: Any) -> MaskedAutoencoder:
         return create_model(name, **changes)
 
     build.__name__ = build.__qualname__ = factory_name(name)
-    build.__module__ = f"mae.models.mae_{name}"  # so that it is pickled and documented where it is found
+    build.__module__ = f"mae.models.mae_{name}"  # for pickle and documentation
     size, patch = name.removeprefix("vit_").capitalize(), VARIANTS[name].patch_size
     build.__doc__ = f"A freshly initialised ViT-{size}/{patch}; keyword arguments replace fields of ``MAEConfig``."
     return build

@@ -18,11 +18,11 @@ from typing import IO, Any
 from mae.errors import ConfigError, DataError
 from mae.system.environment import ENVIRONMENT_FILE
 
-LONGEST_LINE = 2**16  # of the log, in bytes; a real one has some 200
-MOST_LINES = 2_000_000  # of steps and epochs that are kept: some 500 MB
-LONGEST_FILE = 2**22  # of any other text in the folder
-_LARGEST = 1e30  # of any value; beyond it a scale would overflow
-_LONGEST_VALUE = 40  # of a setting that changed
+LONGEST_LINE = 2**16  # bytes of a log line; usually about 200
+MOST_LINES = 2_000_000  # lines of steps and epochs in memory: about 500 MB
+LONGEST_FILE = 2**22  # bytes of any other text file in the folder
+_LARGEST = 1e30  # largest value; larger ones would overflow the scale of a chart
+_LONGEST_VALUE = 40  # characters of the value of a changed setting
 _SETTING = re.compile(r"[a-z_]{1,40}")
 _PREVIEW = re.compile(r"epoch-(\d{1,9})\.png")
 
@@ -97,7 +97,7 @@ class Preview:
 
 @dataclasses.dataclass(frozen=True)
 class LoggedChange:
-    """Settings that were others from an epoch on, in words; ``epoch`` counts from the run's start, with a fraction."""
+    """Settings changed on resuming, as text; ``epoch`` counts from the run's start, with a fraction."""
 
     epoch: float
     what: str
@@ -108,20 +108,20 @@ class RunLog:
     """The data of a run's folder.
 
     Attributes:
-        steps, epochs: In order, each once; a non-finite value is NaN.
-        previews: Images that are there, in order.
-        probes: What was measured beside the training, in order.
-        config: From ``config.toml``; empty where there is none that can be read.
-        environment: From ``environment.json``; empty where there is none that can be read.
+        steps, epochs: Log lines in order, without repetition; non-finite values are NaN.
+        previews: Existing previews, in order.
+        probes: Measurements during training, in order.
+        config: Settings of ``config.toml``; empty if it cannot be read.
+        environment: Content of ``environment.json``; empty if it cannot be read.
         unreadable: (name, reason) of unreadable images.
-        left_out: Steps that were skipped because of a non-finite loss or gradient.
-        rollbacks: How often the run went back to a saved state.
+        left_out: Number of steps skipped because of a non-finite loss or gradient.
+        rollbacks: Number of rollbacks to a saved state.
         changes: Changes on resuming of settings that affect the losses.
-        other_lines: Lines of the log that are whole and of no known kind.
-        broken_lines: Lines of the log that are no JSON object, such as one that is being written.
+        other_lines: Number of log lines of unknown kind.
+        broken_lines: Number of log lines that are not a JSON object, such as one that is being written.
         notes: Files that could not be read, and why.
-        validations: Of a run that learns classes, in order, each epoch once.
-        test: Of such a run that is done.
+        validations: Validations of a fine-tuning or linear probing run, in order, one per epoch.
+        test: Test result of a finished fine-tuning or linear probing run; else None.
     """
 
     steps: tuple[LoggedStep, ...]

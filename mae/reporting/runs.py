@@ -18,8 +18,8 @@ from mae.reporting.config import RunsConfig
 from mae.reporting.run_log import RunLog, read_run
 
 MOST_RUNS = 10_000
-DEEPEST = 8  # folders below the one that is given
-FRESH_SECONDS = 900.0  # a log of another machine that grew so lately belongs to a run under way
+DEEPEST = 8  # largest depth of folders that are searched
+FRESH_SECONDS = 900.0  # a run on another machine counts as training if its log changed within this time
 _HOLDER = re.compile(r"process (\d{1,9}) on (\S{1,255})")
 
 
@@ -28,9 +28,9 @@ class RunSummary:
     """Summary of a run; None for unknown values.
 
     Attributes:
-        run: Its folder.
-        state: "training", "finished", "stopped", or "unknown" for one of another machine that has been silent.
-        model: Its variant.
+        run: Folder of the run.
+        state: "training", "finished", "stopped", or "unknown" for a run on another machine whose log is old.
+        model: Name of the variant.
         epochs, wanted_epochs: Finished epochs, with a fraction, and epochs of the whole run.
         loss: Loss of the last epoch, else of the last logged step.
         psnr: PSNR of the newest preview, dB.
@@ -38,8 +38,8 @@ class RunSummary:
         test: Test accuracy of a classification run.
         images_per_second: Throughput of the last epoch.
         seconds_left: Estimate from the last epochs, for an unfinished run.
-        last_line: When its log was last written to, seconds since 1970.
-        trouble: Why it cannot be read; empty if it can.
+        last_line: Time of the last change of its log, seconds since 1970.
+        trouble: Why the run cannot be read; empty if it can.
     """
 
     run: str
@@ -79,7 +79,7 @@ class RunsResult(Drawn):
 
 
 def accuracies(runs: Sequence[RunSummary]) -> dict[str, str]:
-    """Which accuracies at least one of the runs has, by field, and what a table calls them."""
+    """Field name -> column title of the accuracies that at least one of the runs has."""
     named = {"knn": "k-NN", "linear": "linear", "test": "test"}
     return {name: title for name, title in named.items() if any(getattr(one, name) is not None for one in runs)}
 
@@ -108,7 +108,7 @@ def runs(config: RunsConfig) -> RunsResult:
 
 
 def find_runs(folder: Path) -> Iterator[Path]:
-    """The folders of runs at or below a folder, by name; within a run none is looked for."""
+    """The folders of runs at or below a folder, sorted by name; folders within a run are not searched."""
     count = 0
     for at, folders, files in os.walk(folder):
         depth = len(Path(at).relative_to(folder).parts)
@@ -142,7 +142,7 @@ def run_state(run: Path, log: RunLog, now: float) -> str:
 
 
 def last_line(run: Path) -> float | None:
-    """When a run's log was last written to, seconds since 1970."""
+    """Time of the last change of a run's log, seconds since 1970; None if there is no log."""
     try:
         return (run / "log.jsonl").stat().st_mtime
     except OSError:
@@ -150,7 +150,7 @@ def last_line(run: Path) -> float | None:
 
 
 def last_loss(log: RunLog) -> float | None:
-    """Of the last epoch that is done, else of the last logged step."""
+    """Loss of the last finished epoch, else of the last logged step; None if there is neither."""
     losses = [one.loss for one in (log.epochs[-1:] or log.steps[-1:])]
     return next((loss for loss in losses if math.isfinite(loss)), None)
 

@@ -1,4 +1,4 @@
-"""Which device and which precision a command computes with."""
+"""Choice of the device and the precision."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def resolve_device(name: str, index: int | None = None) -> torch.device:
-    """``auto`` takes cuda, then mps, then the CPU.
+    """Resolve a device name; ``auto`` is cuda if available, else mps, else the CPU.
 
-    A cuda device always has its index: process groups refuse one without, and comparisons tell them apart.
+    A cuda device always has an index: process groups require it, and devices with and without index compare unequal.
 
     Args:
         name: "auto", "cuda", "mps" or "cpu".
-        index: Which of several GPUs; None for the current one.
+        index: Number of the GPU; None for the current one.
 
     Raises:
-        ConfigError: A device was named that this machine or this torch does not have.
+        ConfigError: This machine or this build of torch does not have the named device.
     """
     have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
@@ -31,7 +31,7 @@ def resolve_device(name: str, index: int | None = None) -> torch.device:
         raise ConfigError(f"--device {name}: torch {torch.__version__} finds none here; there is {there}")
     if name != "cuda":
         return torch.device(name)
-    if index is None:  # the first one, unless the program that calls has chosen another
+    if index is None:  # the current device, if the calling program uses CUDA already; else the first one
         index = torch.cuda.current_device() if torch.cuda.is_initialized() else 0  # type: ignore[no-untyped-call]
     if index >= torch.cuda.device_count():
         raise ConfigError(
@@ -42,19 +42,19 @@ def resolve_device(name: str, index: int | None = None) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """What ``auto`` stands for on this machine's device, by ``mae.system.precision.choose_precision``.
+    """Resolve ``auto`` on this machine's device by ``mae.system.precision.choose_precision``.
 
-    On a CPU matrix products in both precisions are timed, once per process; of several processes, and of a run
-    that goes on, one answer has to be taken for all.
+    On a CPU, matrix products in both precisions are timed, once per process. Timings vary, so the processes of a run,
+    and a resumed run, must all use one result.
 
     Raises:
-        ConfigError: fp16 on a CPU.
+        ConfigError: ``name`` is fp16 and the device is a CPU.
     """
     return choose_precision(name, device.type, native_bf16=name == "auto" and _multiplies_bf16(device))
 
 
 def precision_reason(device: torch.device, precision: str) -> str:
-    """Why ``auto`` is that precision on this device."""
+    """The reason why ``auto`` is this precision on this device, as text."""
     if device.type == "cpu":
         return str(product_times())
     if device.type == "cuda":
@@ -72,7 +72,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def _multiplies_bf16(device: torch.device) -> bool:
-    """Whether bf16 products are faster than fp32 ones, and not emulated."""
+    """Whether the device multiplies bf16 matrices faster than fp32 ones, without emulation."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":

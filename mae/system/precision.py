@@ -1,7 +1,6 @@
-"""Which precision a device computes in: the one decision that plans and training share. Standard library only.
+"""The rule for ``--precision auto``, shared by plans and training. Standard library only.
 
-Training asks with what it timed on the processor it has (``system.products``), a plan with what is known of one
-without loading torch.
+Training applies it to timings on its processor (``system.products``), a plan to features that are known without torch.
 """
 
 from __future__ import annotations
@@ -10,14 +9,14 @@ from collections.abc import Collection
 
 from mae.errors import ConfigError
 
-_CPU_BF16 = ("avx512_bf16", "amx_tile")  # as /proc/cpuinfo calls them
+_CPU_BF16 = ("avx512_bf16", "amx_tile")  # feature names of /proc/cpuinfo
 
 
 def choose_precision(wanted: str, device: str, *, native_bf16: bool) -> str:
-    """``auto`` is bf16 where the hardware multiplies in it, else fp32.
+    """Resolve a precision: ``auto`` is bf16 if the hardware multiplies in it, else fp32.
 
-    Never fp16: its range ends at 65504, so gradients have to be scaled and some steps are lost to the search for the
-    scale. A user who wants its speed on a GPU without bf16 has to ask for it.
+    ``auto`` is never fp16: its range ends at 65504, so gradients need a loss scale, and some steps are skipped while
+    the scale is searched. For its speed on a GPU without bf16, it must be requested.
 
     Args:
         wanted: "auto", "fp32", "bf16" or "fp16".
@@ -25,7 +24,7 @@ def choose_precision(wanted: str, device: str, *, native_bf16: bool) -> str:
         native_bf16: Whether the device multiplies bf16 matrices faster than fp32 ones, without emulation.
 
     Raises:
-        ConfigError: fp16 on a CPU, where training in it is neither fast nor safe.
+        ConfigError: fp16 was requested on a CPU, where it is slow and likely to overflow.
     """
     if wanted == "auto":
         return "bf16" if native_bf16 else "fp32"
@@ -35,8 +34,8 @@ def choose_precision(wanted: str, device: str, *, native_bf16: bool) -> str:
 
 
 def processor_has_bf16(features: Collection[str]) -> bool:
-    """Whether a processor with these features, as ``system.environment.cpu_features`` names them, multiplies bf16.
+    """Whether a processor with these features (named as by ``system.environment.cpu_features``) multiplies bf16.
 
-    Other processors may do it too (on ARM they have other names), so this is for plans that may not load torch.
+    Other processors (ARM) may do so too under other names, so this is only for plans, which must not load torch.
     """
     return any(feature in features for feature in _CPU_BF16)
