@@ -177,9 +177,14 @@ def rows(run: Path) -> Iterator[dict[str, Any]]:
 def passes(runs: list[Path], settings: list[dict[str, Any]]) -> float:
     """Passes over the photographs in all runs; of a run that was stopped as far as it came."""
     return sum(
-        min(float(one["epochs"]), max((float(row["epoch"]) for row in rows(run) if "epoch" in row), default=0.0))
+        min(float(one["epochs"]), max(map(epochs_at, rows(run)), default=0.0))
         for run, one in zip(runs, settings, strict=True)
     )
+
+
+def epochs_at(row: Mapping[str, Any]) -> float:
+    """Passes that are done at a line of a log: of steps as it says, and an epoch's line comes at its end."""
+    return float(row.get("epoch", 0)) + ("train_loss" in row)
 
 
 def stage(run: Path, settings: Mapping[str, Any], checkpoint: Checkpoint | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageChops
 
 import mae
 
@@ -60,7 +60,11 @@ def draw_report(run: Path, out: Path) -> None:
             window.evaluate(UP_TO_EPOCHS)  # what follows names folders of one machine
             window.screenshot(out)
     with Image.open(out) as image:
-        fewer = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)  # a third of the bytes
+        pixels = image.convert("RGB")
+    empty = Image.new("RGB", pixels.size, pixels.getpixel((0, pixels.height - 1)))
+    used = ImageChops.difference(pixels, empty).getbbox()  # the space of what was left out is below
+    pixels = pixels.crop((0, 0, pixels.width, min(pixels.height, used[3] + 16 if used else pixels.height)))
+    fewer = pixels.quantize(256, dither=Image.Dither.NONE)  # a third of the bytes
     fewer.save(out, optimize=True)
     print(f"wrote {out}")
 
