@@ -458,9 +458,7 @@ def test_shards_whose_fields_are_damaged_are_passed_over(parted: PretrainConfig,
 
 def test_tensors_of_another_model_are_said_to_be_such(parted: PretrainConfig) -> None:
     rewrite(parted.out / "checkpoint-last.pth", lambda document: document["model"].pop("norm.weight"))
-    with pytest.raises(
-        CheckpointError, match=r"checkpoint-last\.pth is damaged, or belongs to .*: .*norm\.weight"
-    ):
+    with pytest.raises(CheckpointError, match=r"checkpoint-last\.pth is damaged, or belongs to .*: .*norm\.weight"):
         pretrain(parted)
 
 
