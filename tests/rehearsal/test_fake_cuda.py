@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from mae.system.device import PRECISIONS, autocast
 from mae.system.distributed import Ranks
 from mae.training import checkpointer as saving_module
 from mae.training.checkpointer import Checkpointer
+from mae.training.labelled import Part
 from mae.training.lars import LARS
 from mae.training.mixing import drop_path_scales
 from mae.training.optim import adamw
@@ -121,8 +123,9 @@ def test_held_out_images_are_copied_while_the_host_goes_on(monkeypatch: pytest.M
         task: Any = SimpleNamespace(
             run=run, config=config, labelled=SimpleNamespace(source=[], classes=("a", "b", "c"))
         )
+        four = Part(np.arange(4), np.zeros(4, dtype=np.int64))
         with Traffic() as traffic:
-            ((indices, logits, unreadable),) = classification.ClassificationTask._logits(task, model, [0, 1, 2, 3])
+            ((indices, logits, unreadable),) = classification.ClassificationTask._logits(task, model, four, slice(4))
         assert traffic.waits == []
         assert traffic.sent == [4 * 3 * 32 * 32]
         assert (indices, unreadable) == ((0, 1, 2, 3), [])

@@ -313,7 +313,7 @@ class ClassificationTask(abc.ABC):
         batches = [indices[start : start + size] for start in range(0, len(indices), size)]
         device = self.run.device
         workers, pin_memory = loader_workers(self.config.workers, device), device.type == "cuda"
-        nothing = torch.zeros(1, sizes.in_chans, *sizes.img_size, dtype=torch.uint8)
+        empty = torch.zeros(1, sizes.in_chans, *sizes.img_size, dtype=torch.uint8, device=device)
 
         def logits_of(images: Tensor) -> Tensor:
             with autocast(device, self.config.precision):
@@ -326,11 +326,11 @@ class ClassificationTask(abc.ABC):
                 yield batch.indices, logits_of(batch.images), broken
                 continue
             if sharded:
-                logits_of(nothing)
+                logits_of(empty)
             yield (), torch.empty(0, len(self.labelled.classes), device=device), broken
         most = -(-len(part) // self.run.ranks.size)  # images of the first process, which has the most
         for _ in range(len(batches), math.ceil(most / size) if sharded else 0):
-            logits_of(nothing)
+            logits_of(empty)
 
     def _share_statistics(self, model: nn.Module) -> None:
         """Copy the batch norm's running statistics of the first process to all processes."""

@@ -234,6 +234,14 @@ def test_any_content_is_judged_without_an_error(content: float) -> None:
     find_damage({name: tensor[:0] for name, tensor in official.weights(SMALL).items()})
 
 
+def test_biases_before_gelu_may_all_be_negative_and_others_not() -> None:
+    state = damages.simulated(DEEP, np.random.default_rng([7, 0]))
+    for name, expected in (("mlp.fc1.bias", []), ("mlp.fc2.bias", ["decoder_blocks.1.mlp.fc2.bias"])):
+        key = f"decoder_blocks.1.{name}"
+        below = state | {key: -0.4 + 0.1 * torch.rand_like(state[key])}
+        assert [finding.split(":")[0] for finding in examine(below)[0]] == expected
+
+
 @pytest.mark.slow
 def test_rates() -> None:
     """The tables of benchmarks/damage.py, with a margin: what is found, and what is not taken for damage."""
