@@ -175,7 +175,7 @@ def test_another_number_of_processes_goes_on_with_the_same_images(
         path.rename(parted / f"gone-{path.name}")
     (parted / "checkpoint-5.pth").unlink(missing_ok=True)
     done = finished(1, parted, "--resume", str(parted), "--no-shard")
-    assert "batches of 4 images are 4 in each of 1 processes" in done.stderr
+    assert "batch of 4 images is divided among 1 processes, 4 images each" in " ".join(done.stderr.split())
     assert_close(steps(parted), steps(six))
     # And again, as the command that a scheduler repeats: the folder tells the batch as it is shared now.
     done = finished(1, parted, "--resume", str(parted), "--epochs", "7")

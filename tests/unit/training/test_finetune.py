@@ -355,9 +355,9 @@ def test_another_commands_run_is_refused(finetuning: FinetuneConfig) -> None:
     from mae.training.config import PretrainConfig, settings_of_resumed
 
     finetune(dataclasses.replace(finetuning, epochs=1))
-    with pytest.raises(ConfigError, match=r"run is a run of maecli finetune, not of maecli pretrain"):
+    with pytest.raises(ConfigError, match=r"run holds a run of maecli finetune, not of maecli pretrain"):
         settings_of_resumed({"resume": finetuning.out})
-    with pytest.raises(ConfigError, match=r"run is a run of maecli finetune, not of maecli pretrain"):
+    with pytest.raises(ConfigError, match=r"run holds a run of maecli finetune, not of maecli pretrain"):
         RunFolder(finetuning.out, resume=True).read_config(PretrainConfig)
 
 

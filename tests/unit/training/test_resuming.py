@@ -102,7 +102,7 @@ def test_the_documents_name_every_setting_that_may_change() -> None:
     text = (ROOT / "docs/runs.md").read_text()
     table = text[text.index("## Changing options on resuming") :].partition("\n## ")[0]
     for kind, words in (
-        (OnResume.FREE, "losses and weights are the same"),
+        (OnResume.FREE, "losses and weights stay the same"),
         (OnResume.ROUNDING, "rounded differently"),
         (OnResume.LENGTH, "longer or shorter"),
     ):
@@ -162,7 +162,7 @@ def test_other_images_are_refused_and_moved_ones_are_not(parted: PretrainConfig,
         pretrain(again)
     shutil.copy(begun / "images/0.png", moved)
     said = started(again)
-    assert said.changes == (f"the images were in {begun / 'images'}; their names are the same",)
+    assert said.changes == (f"the images were in {begun / 'images'} before; their names are the same",)
     assert settings(parted.out)["data"] == [str(moved)]
     assert same(weights(parted.out), weights(begun / "whole"))
 

@@ -136,7 +136,7 @@ def test_one_that_hangs_delays_nothing(tmp_path: Path, with_tracker: Any, monkey
     seen = track("tensorboard", tmp_path)
     assert time.monotonic() - begun < 5
     assert isinstance(seen[-1], TrackerFailed)
-    assert "not done 0.2 seconds after" in seen[-1].reason
+    assert "still sending 0.2 seconds after" in seen[-1].reason
     monkeypatch.setattr(mae.training.trackers, "MOST_WAITING", 2)
     assert (
         "entries behind" in next(one for one in track("tensorboard", tmp_path) if isinstance(one, TrackerFailed)).reason
