@@ -135,7 +135,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
 def test_a_run_goes_on_bit_for_bit(precision: str, tmp_path: Path) -> None:
     """With torch's deterministic kernels; without them sums on a GPU come in any order."""
     if precision not in precisions():
-        pytest.skip("this GPU does not multiply in it")
+        pytest.skip(f"this GPU has no matrix products in {precision}")
     script = Path(__file__).parent / "deterministic.py"
     env = environment(CUBLAS_WORKSPACE_CONFIG=":4096:8")
     done = finish(start_python(script, DEVICE, precision, tmp_path, env=env))

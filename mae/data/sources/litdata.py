@@ -21,8 +21,8 @@ AGAIN = "write the data set again with litdata.optimize"
 
 
 def is_litdata(folder: Path) -> bool:
-    """Whether a folder has an index and chunks."""
-    return (folder / "index.json").is_file() and any(folder.glob("*.bin"))
+    """Whether a folder has an index and chunks, by the names that litdata gives them."""
+    return (folder / "index.json").is_file() and any(folder.glob("chunk-*.bin"))
 
 
 class LitDataSource(ArchiveSource):
@@ -42,7 +42,8 @@ class LitDataSource(ArchiveSource):
             raise DataError(f"{shown(index)} is not a litdata index ({shown(repr(error))})", hint=AGAIN) from None
         for path, items in chunks:
             with open_archive(path) as file:  # which begins with how many items, where each begins, and their end
-                table = file.read(4 * (items + 1)) if int.from_bytes(file.read(4), "little") == items else b""
+                whole = int.from_bytes(file.read(4), "little") == items and 4 * items < path.stat().st_size
+                table = file.read(4 * (items + 1)) if whole else b""
             places = np.frombuffer(table[: len(table) // 4 * 4], "<u4").astype(np.int64)
             if len(places) != items + 1 or places[-1] > path.stat().st_size or (np.diff(places) < 0).any():
                 raise DataError(f"{shown(path)} is damaged: {items:,} items should be in it", hint=AGAIN)

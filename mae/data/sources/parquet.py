@@ -23,7 +23,7 @@ KEPT_GROUPS = 2 * GROUPS_AT_ONCE
 # So much is kept in any case, and so much at most, but on a machine of more than 4 GiB up to an eighth of its memory.
 LEAST_KEPT_BYTES, MOST_KEPT_BYTES = 64 * 2**20, 512 * 2**20
 SHARE_OF_MEMORY = 8
-USUAL_NAMES = ("image", "img", "image", "jpg", "png")
+USUAL_NAMES = ("image", "img", "jpg", "png")
 
 
 class TableSource(ImageSource):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from mae.data.sources.scan import scan_images
 from mae.errors import DataError
+from tests.unit.data.sources.test_base import image_bytes
 
 
 def image(path: Path) -> Path:
@@ -67,3 +71,31 @@ def test_progress_is_told(tmp_path: Path) -> None:
     seen: list[int] = []
     scan_images([tmp_path], seen.append)
     assert seen == [256]
+
+
+def write_litdata(folder: Path, items: int, *, count: int | None = None) -> Path:
+    """A chunk by litdata's documented format: how many items, where each begins and the last ends, the items."""
+    folder.mkdir()
+    images = [image_bytes(number) for number in range(items)]
+    records = [struct.pack("<I", len(data)) + data for data in images]
+    ends = np.cumsum([4 * (items + 2), *map(len, records)])
+    count = items if count is None else count
+    (folder / "chunk-0-0.bin").write_bytes(struct.pack(f"<I{items + 1}I", count, *ends) + b"".join(records))
+    config = {"data_format": ["bytes"], "compression": None, "encryption": None, "data_spec": None}
+    index = {"chunks": [{"filename": "chunk-0-0.bin", "chunk_size": count}], "config": config}
+    (folder / "index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_a_data_set_of_litdata_without_the_package(tmp_path: Path) -> None:
+    found = scan_images([write_litdata(tmp_path / "set", 3)]).images
+    assert [found.open(number).read() for number in range(3)] == [image_bytes(number) for number in range(3)]
+    with pytest.raises(DataError, match=r"chunk-0-0\.bin is damaged: 4,294,967,295 items should be in it"):
+        scan_images([write_litdata(tmp_path / "many", 3, count=2**32 - 1)])
+
+
+def test_images_beside_another_programs_index_are_a_folder_of_images(tmp_path: Path) -> None:
+    (tmp_path / "one.png").write_bytes(image_bytes(1))
+    (tmp_path / "index.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"weights")
+    assert len(scan_images([tmp_path]).images) == 1
