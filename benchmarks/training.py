@@ -317,7 +317,7 @@ def build_arithmetic(setting: Setting, precision: str) -> Built:
             heads = (batch, -1, self.num_heads, dim // self.num_heads)
             q, k, v = (x.view(heads).transpose(1, 2) for x in (q, k, v))
             weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1)
-            return self.proj((weights @ v).transpose(1, 2).flatten(2))
+            return (weights @ v).transpose(1, 2).flatten(2)
 
     with torch.device(setting.device):
         model = create_model(setting.config)

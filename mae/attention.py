@@ -27,6 +27,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, first_query: int = 0) -> Tensor:
         """(B, L, D) -> (B, L - first_query, D): tokens from ``first_query`` on ask, all of them answer."""
+        out: Tensor = self.proj(self.mix_tokens(x, first_query))
+        return out
+
+    def mix_tokens(self, x: Tensor, first_query: int = 0) -> Tensor:
+        """``forward`` without the projection at its end."""
         if first_query == 0:
             return self.mix(self.qkv(x))
         dim = x.shape[2]
@@ -36,7 +41,7 @@ class Attention(nn.Module):
         return self._mix(q, k, v)
 
     def mix(self, qkv: Tensor, first_query: int = 0) -> Tensor:
-        """As ``forward``, from queries, keys and values side by side (B, L, 3 D)."""
+        """As ``mix_tokens``, from queries, keys and values side by side (B, L, 3 D)."""
         q, k, v = qkv.chunk(3, dim=2)
         return self._mix(q[:, first_query:], k, v)
 
@@ -44,8 +49,7 @@ class Attention(nn.Module):
         batch, _, dim = q.shape
         heads = (batch, -1, self.num_heads, dim // self.num_heads)
         q, k, v = (x.view(heads).transpose(1, 2) for x in (q, k, v))  # each (B, heads, L, D / heads)
-        out: Tensor = self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
-        return out
+        return attend(q, k, v).transpose(1, 2).flatten(2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

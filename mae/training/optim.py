@@ -31,6 +31,17 @@ def make_optimizer(
 
 
 def adamw(groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
-    """AdamW; fused if torch has a fused kernel for the parameters' device."""
+    """AdamW; fused if torch has a fused kernel for the parameters' device.
+
+    The moments are allocated here and not, as torch does it, in the first step: among the activations that the step has
+    just freed they would leave gaps in the heap, where those of the next step do not fit.
+    """
     fused = groups[0]["params"][0].device.type in ("cuda", "cpu")
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu"),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return optimizer
