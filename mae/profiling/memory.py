@@ -102,7 +102,8 @@ def training_memory(
     forward = floats + tape.kept + cached + own_forward_end(config, kept, batch) + (gradients if accumulate else 0)
     backward = playback_peak(tape.steps, accumulate=accumulate)
     update = gradients + _optimizer_passing(config, device)
-    fixed = counts.total * FLOAT + 2 * gradients + images + (ONEDNN_BYTES if tape.half and device == "cpu" else 0)
+    held = ONEDNN_BYTES if tape.half and device == "cpu" else tape.scratch
+    fixed = counts.total * FLOAT + 2 * gradients + images + held
     return TrainingMemory(
         weights=counts.total * FLOAT,
         gradients=gradients,

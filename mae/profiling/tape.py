@@ -49,7 +49,11 @@ class Tape:
         precision: ``fp32``, or ``bf16`` or ``fp16`` under autocast: matrix products in 16 bits with weights
             cast once per pass; norms, the residual stream and all weights in float32.
         device: ``cuda`` and ``mps`` have a fused attention kernel that never stores the attention weights;
-            on a ``cpu`` the model uses one in float32 only.
+            on a ``cpu`` the model uses one in float32 only, and blocks compute norms and GELU again in the backward
+            pass (``mae.transformer``).
+
+    Attributes:
+        scratch: Bytes of the memory that GELU's results of all blocks share, if blocks compute them again.
     """
 
     def __init__(self, batch: int, precision: str, device: str) -> None:
@@ -57,6 +61,8 @@ class Tape:
         self.half = precision != "fp32"
         self.size = _HALF if self.half else FLOAT
         self.fused_attention = device != "cpu" or not self.half
+        self.keeps_less = device == "cpu" and not self.half
+        self.scratch = 0
         self.steps: list[Step] = []
         self.cast_weights = 0
 
@@ -112,6 +118,17 @@ class Tape:
             extra, passing = weights, 2 * weights
         self.steps.append(Step(tensors + out + extra, passing=tensors + out + passing))
 
+    def norm_linear(self, tokens: int, inputs: int, outputs: int) -> None:
+        """LayerNorm and a product; in blocks that keep less, the norm's input is all that is kept."""
+        if not self.keeps_less:
+            self.norm(tokens, inputs)
+            self.linear(tokens, inputs, outputs)
+            return
+        stream = self.batch * tokens * inputs * FLOAT
+        gradients = (inputs * outputs + outputs + 2 * inputs) * FLOAT
+        passing = 3 * stream + self.batch * tokens * outputs * FLOAT
+        self.steps.append(Step(stream, gradients, passing))
+
     def gelu(self, tokens: int, width: int) -> None:
         """GELU keeps its input."""
         values = self.batch * tokens * width * self.size
@@ -119,14 +136,19 @@ class Tape:
 
     def block(self, tokens: int, width: int, heads: int, mlp_ratio: float) -> None:
         """A Transformer block over all tokens."""
-        self.norm(tokens, width)
-        self.linear(tokens, width, 3 * width)
+        self.norm_linear(tokens, width, 3 * width)
         self.attention(tokens, tokens, width, heads)
         self.finish_block(tokens, width, mlp_ratio)
 
     def finish_block(self, tokens: int, width: int, mlp_ratio: float) -> None:
         """What follows attention's products: its projection, the second norm and the MLP."""
         hidden = int(width * mlp_ratio)
+        if self.keeps_less:  # the norm's input and the MLP's hidden values
+            stream, values = (self.batch * tokens * size * FLOAT for size in (width, hidden))
+            gradients = (width * (width + 2 * hidden) + hidden + 4 * width) * FLOAT
+            self.steps.append(Step(stream + values, gradients, passing=4 * stream))
+            self.scratch = max(self.scratch, values)
+            return
         self.linear(tokens, width, width, keep=False)  # attention's result is kept by attention
         self.norm(tokens, width)
         self.linear(tokens, width, hidden)

@@ -74,12 +74,12 @@ def own_tape(
             tape.attention(asked, 1 + patches, inner, heads)
             inputs = _stream(batch, 1 + kept, inner) + _stream(1, patches, inner)
         else:
-            tape.norm(1 + patches, inner)
             if is_last:
+                tape.norm(1 + patches, inner)
                 tape.linear(asked, inner, inner)
                 tape.linear(1 + patches, inner, 2 * inner)
             else:
-                tape.linear(1 + patches, inner, 3 * inner)
+                tape.norm_linear(1 + patches, inner, 3 * inner)
             tape.attention(asked, 1 + patches, inner, heads)
             inputs = _stream(batch, 1 + patches, inner)
         tape.finish_block(asked, inner, ratio)
