@@ -47,7 +47,8 @@ def test_every_way_to_learn_runs(tmp_path: Path) -> None:
     assert found["linear"] > 0.8  # so much is there without training
     assert (found["arm"], found["images_seen"]) == ("cross", 64)
     images, _ = learning.read(tmp_path, 16)
-    for arm in learning.ARMS.values():
+    for name in ("small", "muon", "half", "blocks", "growing", "average"):  # others differ from these by numbers
+        arm = learning.ARMS[name]
         model = learning.make_model(arm, 16)
         before = {name: value.clone() for name, value in model.named_parameters()}
         found = learning.train(model, arm, images, 1e-3, torch.Generator().manual_seed(0))

@@ -34,13 +34,13 @@ def shallow(config: MAEConfig) -> MAEConfig:
     return config.replace(depth=min(3, config.depth), decoder_depth=min(3, config.decoder_depth))
 
 
-# All of it is counted with few blocks; with all blocks, one by default and each if asked for.
+# By default each shape is counted with few blocks, and one with all; if asked for, everything.
 SHALLOW = {f"{case}, 3 blocks": (shallow(config), ratio) for case, (config, ratio) in WHOLE.items()}
 CASES = SHALLOW | WHOLE
-SHORT_AND_SLOW = [
-    pytest.param(case, marks=[] if case in SHALLOW or case == "vit_base, 0.75" else [pytest.mark.slow])
-    for case in CASES
-]
+BY_DEFAULT = {case for case in SHALLOW if "vit_" not in case or "0.75" in case} | {
+    "vit_tiny, 0.5, 3 blocks", "vit_huge, 0.9, 3 blocks", "vit_base, 0.75"
+}  # fmt: skip
+SHORT_AND_SLOW = [pytest.param(case, marks=[] if case in BY_DEFAULT else [pytest.mark.slow]) for case in CASES]
 
 
 def on_meta(config: MAEConfig) -> tuple[MaskedAutoencoder, Tensor, Tensor]:
