@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: models this small only lose time by more
+
+from tests import processes
+
 # Hundreds of processes import the same modules: compiled code is kept, also where the environment says otherwise.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
-
-from tests import processes
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background of a script. Commands under test would inherit it, and Ctrl-C is one of the tests.
