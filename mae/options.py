@@ -28,9 +28,9 @@ Result = TypeVar("Result")
 
 STANDARD_STREAM = Path("-")  # path that stands for standard input or output
 LARGEST_INTEGER = 2**63 - 1  # limit of TOML, torch and file sizes
-_LONGEST_SHOWN = 60
+_LONGEST_SHOWN = 60  # characters of a value in a message
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
-# An option in a message, with the word after it; or a whole command line in backquotes. A file's name is neither.
+# Matches an option in a message with the word after it, or a whole command line in backquotes, but not a file name.
 _FLAG = re.compile(r"`maecli [^`]*`|(?<![^\s(`'\"])--(?P<flag>[a-z][a-z-]*[a-z])(?: (?P<value>[\w.+-]*\w))?")
 
 
@@ -61,14 +61,13 @@ def option(default: Any, help: str, **details: Any) -> Any:
     """A dataclass field that is also an option.
 
     Args:
-        default: The field's default value; ``dataclasses.MISSING`` makes it required.
+        default: Default value of the field; ``dataclasses.MISSING`` makes it required.
         help: One line for ``--help`` and the generated reference.
-        **details: The other fields of ``Option``; ``low``/``high`` are inclusive bounds,
-            ``above``/``below`` exclusive ones; ``typed_only`` keeps it out of files; ``stream`` lets a path be
-            ``-``, which is refused elsewhere; ``official`` are the names that the official command line has for it,
-            beside its own; ``aliases`` are older names of the field, still accepted on the command line and in
-            files but no longer shown; ``instead_of`` names another field that sets the same thing, so that giving
-            one drops what the other had from a file or a preset.
+        **details: The other fields of ``Option``. ``low`` and ``high`` are inclusive bounds, ``above`` and ``below``
+            exclusive ones. ``typed_only`` forbids the option in files. ``stream`` allows the path ``-``. ``official``
+            lists the option's names on the official command line. ``aliases`` lists older names of the field, which are
+            accepted but not shown. ``instead_of`` names another field that sets the same thing: a value of one field
+            overrides a value of the other from a file or a preset.
     """
     return dataclasses.field(default=default, metadata={"option": Option(help, **details)})
 
@@ -89,8 +88,8 @@ class Preset:
     """Settings for a common situation, which replace defaults.
 
     Attributes:
-        summary: Its purpose in a few words.
-        values: By field name, as a TOML file would hold them.
+        summary: Purpose of the preset in a few words.
+        values: Values by field name, as in a TOML file.
     """
 
     summary: str
@@ -113,7 +112,7 @@ def preset_values(name: Any, presets: Mapping[str, Preset]) -> dict[str, Any]:
 
 
 def named_here(config_class: Any, official: str) -> dataclasses.Field[Any] | None:
-    """The field that the official command line, or a habit of underscores, calls ``official``; None if none is."""
+    """The field for an option's official name, or for its own name with any dashes or underscores; else None."""
     name = official.lstrip("-").replace("-", "_")
     fields = dataclasses.fields(config_class)
     same = next((field for field in fields if field.name == name and not option_of(field).positional), None)
@@ -121,7 +120,7 @@ def named_here(config_class: Any, official: str) -> dataclasses.Field[Any] | Non
 
 
 def current_names(config_class: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values under the names that their fields have now, where they came under an older one.
+    """Replace older names of fields by the current ones.
 
     Raises:
         ConfigError: A field was given under two names.
@@ -138,7 +137,7 @@ def current_names(config_class: Any, values: Mapping[str, Any]) -> dict[str, Any
 
 
 def merge_layers(config_class: Any, layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One set of values from several, the later ones winning; of two fields that set the same, the later stays."""
+    """Merge sets of values; later sets override earlier ones, also where two fields set the same thing."""
     merged: dict[str, Any] = {}
     for layer in layers:
         for field in dataclasses.fields(config_class):
@@ -150,10 +149,10 @@ def merge_layers(config_class: Any, layers: Sequence[Mapping[str, Any]]) -> dict
 
 
 def refuse_both(config_class: Any, values: Mapping[str, Any]) -> None:
-    """Check that of two fields that set the same thing only one was given.
+    """Check that no two fields that set the same thing were given.
 
     Raises:
-        ConfigError: Both were.
+        ConfigError: Two such fields were given.
     """
     for field in dataclasses.fields(config_class):
         declared = option_of(field)
@@ -173,9 +172,9 @@ def build_config(
 
     Args:
         config_class: A frozen dataclass whose fields were made by ``option``.
-        values: Field name to value; a field that is absent takes its default.
-        source: Named in messages: the path of the TOML file that all values come from, or the paths by field
-            name for those that do.
+        values: Values by field name; missing fields take their defaults.
+        source: For messages: the path of the TOML file that all values come from, or, by field name, the paths for
+            the values that come from files.
 
     Raises:
         ConfigError: An unknown name, a missing one, a wrong type or a value out of bounds.
@@ -213,7 +212,7 @@ def _label(name: str, declared: Option) -> str:
 def _unknown(config_class: Any, name: str, value: Any, where: str) -> ConfigError:
     if isinstance(value, dict):
         return ConfigError(
-            f"unknown table [{_cut(name)}]{where}", hint="settings have no tables: write every name at the top level"
+            f"unknown table [{_cut(name)}]{where}", hint="settings have no tables: write all names at the top level"
         )
     here = named_here(config_class, name)
     near = difflib.get_close_matches(name[:_LONGEST_SHOWN], [field.name for field in dataclasses.fields(config_class)])
@@ -225,14 +224,14 @@ def _unknown(config_class: Any, name: str, value: Any, where: str) -> ConfigErro
 
 
 def brief(value: Any) -> str:
-    """A value as the user wrote it, shortened to a line."""
+    """A value as the user wrote it, shortened to one line."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > LARGEST_INTEGER:
         return f"a number of {value.bit_length()} bits"
     if isinstance(value, list | tuple | dict) and len(value) > 9:
         return f"{len(value):,} values"
     try:
         return _cut(repr(value) if isinstance(value, str | int | float | list | tuple | dict) else str(value))
-    except ValueError:  # a gigantic number inside
+    except ValueError:  # one of the values is a number with too many digits for Python to convert
         return f"{len(value)} values"
 
 
@@ -295,7 +294,7 @@ def _coerce(label: str, value: Any, hint: Any) -> Any:
     """Turn a value from the command line or from TOML into the field's declared type."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         parts = typing.get_args(hint)
-        if Any in parts and not isinstance(value, str | Path):  # what Python alone can give: an image in memory
+        if Any in parts and not isinstance(value, str | Path):  # an image in memory, which only Python code can give
             return value
         (hint,) = (part for part in parts if part not in (type(None), Any))
     origin = typing.get_origin(hint)
@@ -320,7 +319,7 @@ def _path(label: str, value: str | Path) -> Path:
     if not str(value):
         raise ConfigError(f"{label} must be a path; got nothing")
     if "\0" in str(value):
-        raise ConfigError(f"{label} must be a path; got {brief(value)}, and no path holds a zero byte")
+        raise ConfigError(f"{label} must be a path; got {brief(value)}, but a path cannot contain a zero byte")
     return Path(value)
 
 
@@ -339,16 +338,16 @@ def plain_call(
 ) -> Callable[..., Result]:
     """Make ``use_case(config, ...)`` one call with plain arguments: ``use_case("photos", epochs=3)``.
 
-    Positional arguments fill the config's first field, and keyword arguments its fields by name. What else the use
-    case takes (callbacks) is handed on by keyword. A config is accepted too, as the first argument. Errors and notes
-    name fields (``mask_ratio``), where the command line's name options (``--mask-ratio``).
+    Positional arguments set the first field of the config, and keyword arguments set fields by name. Other arguments
+    of the use case (callbacks) are passed on by keyword. The first argument may also be a config. Errors and notes
+    name fields (``mask_ratio``); those of the command line name options (``--mask-ratio``).
 
     Args:
         config_class: A frozen dataclass whose fields were made by ``option``.
         use_case: A function of such a config.
-        defaults: By field, where the call's default is another than the config's.
-        presets: Add ``preset``, the name of one of these, for what is not given.
-        saved: Given what was given, tells the values of a run that goes on, for what is not.
+        defaults: By field name, the call's defaults that differ from the config's.
+        presets: Presets that the argument ``preset`` can name.
+        saved: Returns the settings of a resumed run, given the caller's values; they replace defaults.
     """
     name = f"mae.{use_case.__name__}"
     first = dataclasses.fields(config_class)[0].name
@@ -382,16 +381,16 @@ def plain_call(
 
 
 def in_python(text: str, config_class: Any, call: str) -> str:
-    """A message written for the command line, as a caller of the library spells it.
+    """Rewrite a message of the command line for a caller of the library.
 
     ``--mask-ratio`` becomes ``mask_ratio``, ``--epochs 3`` ``epochs=3``, ``--no-hflip`` ``hflip=False`` and ``--help``
-    ``help(mae.pretrain)``. A whole command line in backquotes stays as it is, and so does what is not an option of this
-    config.
+    ``help(mae.pretrain)``. A whole command line in backquotes is not changed, nor are options that this config does not
+    have.
 
     Args:
         text: The message.
-        config_class: Whose fields are meant.
-        call: The function's name, for instance "mae.pretrain".
+        config_class: The config with the options.
+        call: Name of the function, for instance "mae.pretrain".
     """
     fields = {
         name: field for field in dataclasses.fields(config_class) for name in (field.name, *option_of(field).aliases)
@@ -421,7 +420,7 @@ def in_python(text: str, config_class: Any, call: str) -> str:
 
 @contextmanager
 def _errors_name_fields(config_class: Any, call: str) -> Iterator[None]:
-    """Within it, errors name fields instead of options; the hint is below Python's traceback."""
+    """A context manager that rewrites errors to name fields instead of options, and adds the hint as a note."""
     try:
         yield
     except MaeError as error:
@@ -447,7 +446,7 @@ def _flattened(args: Sequence[Any]) -> list[Any]:
 def _plain_signature(
     config_class: Any, others: Sequence[inspect.Parameter], use_case: Callable[..., Any], defaults: Mapping[str, Any]
 ) -> inspect.Signature:
-    """What ``help`` and an editor show: the first field by position, all others by keyword."""
+    """The signature for ``help`` and editors: the first field is positional, all others are keywords."""
     hints, kinds = typing.get_type_hints(config_class), inspect.Parameter
     parameters = []
     for number, field in enumerate(dataclasses.fields(config_class)):
@@ -465,7 +464,7 @@ def _plain_signature(
 
 
 def _widened(hint: Any) -> Any:
-    """A path may be given as text, and one value where several may be."""
+    """The types that a caller may pass: also text for a path, and a single value for a tuple."""
     if hint is Path:
         return str | Path
     if typing.get_origin(hint) is tuple and typing.get_args(hint)[1:] == (Ellipsis,):
@@ -478,7 +477,7 @@ def _widened(hint: Any) -> Any:
 def _plain_doc(
     config_class: Any, use_case: Callable[..., Any], defaults: Mapping[str, Any], presets: Mapping[str, Preset]
 ) -> str:
-    """The use case's docstring with its config's fields in the config's place."""
+    """The use case's docstring, in which the config's fields replace the config."""
     name = f"mae.{use_case.__name__}"
     head, *sections = re.split(r"\n\n(?=(?:Args|Returns|Raises):\n)", inspect.getdoc(use_case) or "")
     entries = []
@@ -492,7 +491,7 @@ def _plain_doc(
         entries.append(f"    {field.name}: {in_python(told, config_class, name)}")
     if presets:
         known = "; ".join(f"{name}: {preset.summary}" for name, preset in presets.items())
-        entries.append(f"    preset: What is not given takes its value from one of these: {known}.")
-    if sections and sections[0].startswith("Args:"):  # its first entry, the config, has made room for the fields
+        entries.append(f"    preset: Name of a preset, whose values replace defaults: {known}.")
+    if sections and sections[0].startswith("Args:"):  # its first entry is the config, which the fields replace
         entries += re.split(r"\n(?=    \w)", sections.pop(0))[2:]
     return "\n\n".join([head.replace("``config.", "``"), "\n".join(["Args:", *entries]), *sections]) + "\n"

@@ -1,4 +1,4 @@
-"""Images to patches and back, and the linear embedding of patches (Paper: Section 3)."""
+"""Conversion of images to patches and back, and the linear embedding of patches (Paper: Section 3)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ def patchify(imgs: Tensor, patch_size: int) -> Tensor:
     """Cut images into patches; a patch's vector is ordered (row, column, channel).
 
     Args:
-        imgs: (B, C, H, W), H and W multiples of ``patch_size``.
-        patch_size: Side of a patch in pixels.
+        imgs: (B, C, H, W); H and W must be multiples of ``patch_size``.
+        patch_size: Side p of a patch in pixels.
 
     Returns:
         (B, L, p * p * C), patches in reading order.
+
+    Raises:
+        ValueError: The shape is wrong.
     """
     if imgs.ndim != 4 or imgs.shape[2] % patch_size or imgs.shape[3] % patch_size:
         raise ValueError(f"imgs must be (B, C, H, W) with H and W multiples of {patch_size}; got {tuple(imgs.shape)}")
@@ -28,15 +31,18 @@ def patchify(imgs: Tensor, patch_size: int) -> Tensor:
 
 
 def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
-    """The exact inverse of ``patchify``.
+    """The inverse of ``patchify``.
 
     Args:
-        patches: (B, L, p * p * C) in reading order.
-        patch_size: Side of a patch in pixels.
-        grid: Patches as (rows, columns).
+        patches: (B, L, p * p * C), patches in reading order.
+        patch_size: Side p of a patch in pixels.
+        grid: Number of patches as (rows, columns).
 
     Returns:
         (B, C, H, W).
+
+    Raises:
+        ValueError: The shape is wrong.
     """
     rows, columns = grid
     p = patch_size
@@ -52,10 +58,10 @@ def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tenso
 
 
 class PatchEmbed(nn.Module):
-    """Linear projection of flattened patches, kept as a convolution's weight (Paper: Section 3.1).
+    """Linear projection of flattened patches (Paper: Section 3.1).
 
-    The weight has the shape (D, C, p, p) of the released files. ``forward`` embeds whole images;
-    ``embed`` embeds patches that were already cut out, so that training pays for visible ones only.
+    The weight is that of a convolution, (D, C, p, p), as in the released files. ``forward`` embeds whole images.
+    ``embed`` embeds given patches, so that training computes the embeddings of visible patches only.
     """
 
     def __init__(self, patch_size: int, in_chans: int, embed_dim: int) -> None:
@@ -64,7 +70,10 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
 
     def reset_parameters(self) -> None:
-        """Xavier uniform as for a Linear; the bias keeps the convolution's default, like the official model."""
+        """Initialise the weight with Xavier uniform as a Linear's, and the bias with the default of a convolution.
+
+        The official model does the same.
+        """
         nn.init.xavier_uniform_(self.proj.weight.view(self.proj.weight.shape[0], -1))
         bound = 1 / math.sqrt(self.proj.weight[0].numel())
         assert self.proj.bias is not None

@@ -1,4 +1,4 @@
-"""What ``demo`` is asked for. Standard library only."""
+"""Settings of ``demo``. Standard library only."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ USUAL_LIMIT = 1000
 
 @dataclasses.dataclass(frozen=True)
 class DemoConfig:
-    """Which weights, which images to look for similar ones among, and where the page is."""
+    """Settings of ``demo``."""
 
     data: Path | None = option(
         None,
-        "Folder of images (or an archive): the page shows those that are most similar by the encoder's features.",
+        "Folder or archive of images: the page shows the most similar ones by the encoder's features.",
         positional=True,
         metavar="DATA",
     )
@@ -28,7 +28,7 @@ class DemoConfig:
         "Weights with a decoder: a checkpoint file, a run folder, builtin or a released name.",
         default_text=CHECKPOINT_DEFAULT_TEXT,
     )
-    port: int = option(7860, "Port of the page on this machine; 0 takes a free one.", low=0, high=65535)
+    port: int = option(7860, "Port of the page on this machine; 0 chooses a free port.", low=0, high=65535)
     limit: int | None = option(
         None, "Maximum number of images of DATA to search.", low=1, default_text=str(USUAL_LIMIT)
     )
@@ -38,6 +38,6 @@ class DemoConfig:
     def __post_init__(self) -> None:
         if self.limit is not None and self.data is None:
             raise ConfigError(
-                f"--limit {self.limit} is the number of images of DATA to search, and there is no DATA",
+                f"--limit {self.limit} is the maximum number of images of DATA, but no DATA is given",
                 hint="give a folder of images, or drop --limit",
             )

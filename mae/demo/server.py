@@ -46,7 +46,7 @@ class DemoServer(ThreadingHTTPServer):
         try:
             super().__init__((HOST, port), _Handler)
         except OSError as error:
-            raise ConfigError(f"--port {port}: {error.strerror}", hint="--port 0 takes a free one") from None
+            raise ConfigError(f"--port {port}: {error.strerror}", hint="--port 0 chooses a free port") from None
 
     @property
     def url(self) -> str:
@@ -71,7 +71,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/model":
             self._answer(200, self.server.session.describe())
         else:
-            self._answer(404, {"error": "there is no such page"})
+            self._answer(404, {"error": "no such page"})
 
     def do_POST(self) -> None:
         """Answer a request of the page: add an image, reconstruct it, or find similar images."""
@@ -88,9 +88,9 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._is_ours():
             self._refuse()
         elif address.path not in answers:
-            self._answer(404, {"error": "there is no such page"})
+            self._answer(404, {"error": "no such page"})
         elif not length.isdecimal() or len(length) > 10 or int(length) > LARGEST_BODY:
-            self._answer(413, {"error": f"at most {LARGEST_BODY // 2**20} MiB are taken"})
+            self._answer(413, {"error": f"a request may have at most {LARGEST_BODY // 2**20} MiB"})
         else:
             try:
                 self._answer(200, answers[address.path](self.rfile.read(int(length))))
@@ -130,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _number(text: str | None, largest: int = 2**31) -> int:
     if text is None or not text.isdecimal() or len(text) > 10 or int(text) > largest:
-        raise DataError(f"a whole number from 0 to {largest} is wanted")
+        raise DataError(f"wanted a whole number from 0 to {largest}")
     return int(text)
 
 
@@ -147,4 +147,4 @@ def _wanted(body: bytes) -> tuple[int, list[int]]:
             return number, masked
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
-    raise DataError('{"image": a number, "masked": numbers of patches} is wanted')
+    raise DataError('wanted {"image": a number, "masked": numbers of patches}')

@@ -43,7 +43,7 @@ _VIEW = View("mean", "final")
 
 @obeys_offline
 def start_session(config: DemoConfig, on_image: Callable[[int, int], None] = lambda done, total: None) -> DemoSession:
-    """A session that downloads nothing where ``config.offline`` says so. Args, Raises: As ``DemoSession``."""
+    """Create a session, without downloads if ``config.offline`` is set. Args, Raises: As ``DemoSession``."""
     return DemoSession(config, on_image)
 
 
@@ -58,7 +58,7 @@ class DemoSession:
         notes: Messages for the user.
 
     Raises:
-        CheckpointError: The weights cannot be used; in particular they have no decoder.
+        CheckpointError: The weights cannot be used, for instance because they have no decoder.
         DataError: There are no images at ``config.data``.
     """
 
@@ -111,7 +111,7 @@ class DemoSession:
         }
 
     def order(self, patches: int, seed: int) -> list[int]:
-        """Patches in the reverse order of masking as the ratio grows; same masks as ``reconstruct --seed``."""
+        """Patch numbers by ascending noise; a mask takes the last ones. Same masks as ``reconstruct --seed``."""
         noise = torch.rand(1, patches, generator=torch.Generator().manual_seed(seed))
         return torch.argsort(noise[0], stable=True).tolist()
 
@@ -123,7 +123,7 @@ class DemoSession:
             masked: Patches in reading order, counted from 0.
 
         Raises:
-            DataError: No such image is kept, no such patch, or no patch is left visible.
+            DataError: The image is no longer kept, a patch does not exist, or no patch is visible.
         """
         with self._lock:
             _, framed = self._get(number)
@@ -134,7 +134,7 @@ class DemoSession:
             removed[0, list(masked)] = 1
             kept = int((removed == 0).sum())
             if kept == 0:
-                raise DataError("one patch at least must be left visible")
+                raise DataError("at least one patch must be visible")
             panels = self._reconstructor.reconstruct(framed, masking_from_order(removed, kept)).panels
         return {
             "reconstruction": _data_uri(tensor_to_image(panels.with_visible)),
@@ -150,7 +150,7 @@ class DemoSession:
 
     def _get(self, number: int) -> tuple[Image.Image, FramedImage]:
         if number not in self._images:
-            raise DataError("this image is kept no longer: give it to the page again")
+            raise DataError("this image is no longer in memory: add it to the page again")
         return self._images[number]
 
 

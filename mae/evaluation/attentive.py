@@ -97,8 +97,8 @@ class AttentiveHeads:
         queries = self.parameters["queries"]
         heads, count, dim = queries.shape
         scores = tokens @ queries.reshape(heads * count, dim).T * dim**-0.5  # (B, L, G * Q)
-        looked_at = scores.softmax(dim=1).transpose(1, 2) @ tokens  # (B, G * Q, D)
-        by_query = looked_at.transpose(0, 1)  # (G * Q, B, D)
+        attended = scores.softmax(dim=1).transpose(1, 2) @ tokens  # (B, G * Q, D)
+        by_query = attended.transpose(0, 1)  # (G * Q, B, D)
         values = torch.bmm(by_query, self.parameters["value"].reshape(heads * count, dim, -1))  # (G * Q, B, D / Q)
         return values.view(heads, count, len(tokens), -1).permute(2, 0, 1, 3).reshape(len(tokens), heads, dim)
 

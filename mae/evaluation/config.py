@@ -94,8 +94,8 @@ class EmbedConfig:
             raise ConfigError(f"--out {self.out}: the name must end in {', '.join(FEATURE_FILES)}")
         if self.pool == "patches" and self.out.suffix.lower() == ".csv":
             raise ConfigError(
-                f"--pool patches: a table cannot hold several vectors for an image (--out {self.out})",
-                hint="write them to a .npz, .pt or .parquet file, perhaps with --dtype float16",
+                f"--pool patches: a .csv file has one vector per image (--out {self.out})",
+                hint="write a .npz, .pt or .parquet file, perhaps with --dtype float16",
             )
 
 
@@ -117,7 +117,7 @@ def parse_fractions(value: Any) -> tuple[float, ...]:
     except (TypeError, ValueError):
         numbers = ()
     if not numbers or not all(0 < number <= 1 for number in numbers):
-        raise ValueError(f"wanted shares above 0 and up to 1, for instance 0.01 or '0.01 0.1 1'; got {brief(value)}")
+        raise ValueError(f"wanted fractions above 0 and up to 1, such as 0.01 or '0.01 0.1 1'; got {brief(value)}")
     return numbers
 
 
@@ -196,8 +196,8 @@ class PredictConfig:
         "A classifier: the run folder of finetune or linprobe, or a fine-tuned checkpoint file.",
         official=("model", "resume", "finetune"),
     )
-    top_k: int = option(1, "How many of the likeliest classes to name.", low=1)
-    out: Path | None = option(None, "Also write a table: .csv.")
+    top_k: int = option(1, "Number of most probable classes to show.", low=1)
+    out: Path | None = option(None, "Also write the predictions as a table: .csv.")
     image_size: tuple[int, int] | None = shared_option("image_size", help=_IMAGE_SIZE_HELP, panel=_IMAGES)
     crop_pct: float | None = option(**_CROP_PCT)
     batch_size: int = option(**_BATCH_SIZE)

@@ -191,15 +191,15 @@ def _small_print(config: EvaluateConfig, features: FeatureSet, classes: int) -> 
     notes = []
     if len(features.test) < FEW_TEST_IMAGES:
         notes.append(
-            f"{len(features.test):,} test images tell accuracies apart only where their intervals do; "
-            "another --seed shows how much is chance"
+            f"with {len(features.test):,} test images, smaller differences than the intervals may be chance; "
+            "compare with other values of --seed"
         )
     for share in config.label_fraction:
         wanted = share * len(features.train)
         if wanted < classes:
             notes.append(
-                f"--label-fraction {share:g} is {wanted:.1f} images, fewer than the {classes:,} classes: one of each "
-                "class is taken"
+                f"--label-fraction {share:g} is {wanted:.1f} images, fewer than the {classes:,} classes: one image of "
+                "each class is used"
             )
     return tuple(notes)
 

@@ -174,7 +174,7 @@ class _Collected:
                 of = f" of {shown(dataset.source.name(batch.indices[row]))}" if len(array) == len(batch.indices) else ""
                 raise CheckpointError(
                     f"{self.job.extractor.name}: its features ({name}){of} are non-finite",
-                    hint="--precision fp32 and --dtype float32 rule out an overflow; else its training had diverged",
+                    hint="if this also happens with --precision fp32 and --dtype float32, its training has diverged",
                 )
             self._pieces.setdefault(name, []).append(array)
 

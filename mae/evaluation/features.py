@@ -255,8 +255,8 @@ def _with_patches(
         part = stratified(labels, count / len(labels), config.seed, "patches")
         chosen[np.searchsorted(used, images[part])] = True
     note = (
-        f"attentive learns from {train:,} of {len(split.train):,} training images and is tested on {test:,} of "
-        f"{len(split.test):,}: the patch tokens of all would take {len(used) * each / 1e9:,.0f} GB (--tokens-gb)"
+        f"the attentive probe uses {train:,} of {len(split.train):,} training images and {test:,} of "
+        f"{len(split.test):,} test images: all patch tokens would take {len(used) * each / 1e9:,.0f} GB (--tokens-gb)"
     )
     return chosen, (note,)
 

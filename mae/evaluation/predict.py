@@ -102,13 +102,13 @@ def predict(config: PredictConfig, on_progress: Callable[[Progress], None] = lam
     check_channels(model.config.in_chans)
     names, told = class_names(checkpoint)
     if not told:
-        notes += (f"{shown(checkpoint.path)} does not name its classes: they are numbers",)
+        notes += (f"{shown(checkpoint.path)} has no class names, so classes are shown as numbers",)
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
     model = model.to(device)
     scan = scan_images(config.images, lambda files: on_progress(Progress("looking at files", files, 0)))
     if config.top_k > len(names):
-        notes += (f"--top-k {config.top_k}: the classifier has {len(names):,} classes, so all are named",)
+        notes += (f"--top-k {config.top_k}: the classifier has only {len(names):,} classes, so all are shown",)
     dataset = EvalDataset(scan.images, EvalTransform(model.config.img_size, config.crop_pct), model.config.in_chans)
     batches = [
         range(start, min(len(dataset), start + config.batch_size))
@@ -149,8 +149,8 @@ def _refuse_not_finite(checkpoint: Path, logits: Tensor, names: Sequence[str]) -
     bad = (~logits.isfinite().all(dim=1)).nonzero().flatten().tolist()
     if bad:
         raise CheckpointError(
-            f"{shown(checkpoint)}: its answer to {shown(names[bad[0]])} is non-finite",
-            hint="--precision fp32 rules out an overflow; else its training had diverged",
+            f"{shown(checkpoint)}: its logits for {shown(names[bad[0]])} are non-finite",
+            hint="if this also happens with --precision fp32, its training has diverged",
         )
 
 

@@ -1,4 +1,4 @@
-"""Labels from class folders, and which images train and which test."""
+"""Labels from class folders, and the split into training and test images."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def read_labels(source: ImageSource, roots: Sequence[Path], unreadable: Iterable
     ``unreadable`` are files and folders that the scan could not read; with them, a class without any readable image is
     reported instead of being ignored.
 
-    A class is the folder below ``train``, ``test`` or ``val`` where both kinds are there, else the uppermost folder
-    that not all images lie in; deeper folders are not examined.
+    If there are both a ``train`` and a ``test`` or ``val`` folder, the classes are the folders in these. Else the
+    classes are the uppermost folders that do not contain all images. Deeper folders are not examined.
     """
     names = [_inside(str(source.name(index)), roots) for index in range(len(source))]
     folders = [root for root in roots if root.is_dir()]
@@ -102,7 +102,7 @@ def _inside(name: str, roots: Sequence[Path]) -> tuple[str, ...]:
             above = ""
         if name.startswith(above) and name != above:
             return tuple(part for part in name[len(above) :].split("/") if part not in ("", "."))
-    path = Path(name)  # in an archive that was named by a pattern or a URL: below the file that is there
+    path = Path(name)  # in an archive that was given by a pattern or a URL: relative to the archive's file
     for parent in path.parents:
         if parent.is_file():
             return path.relative_to(parent).parts
@@ -150,23 +150,25 @@ def _refuse_lost(lost: Sequence[str], where: str) -> None:
         DataError: A class has no readable image.
     """
     if lost:
-        raise DataError(f"{where}: no image of {a_few(lost)} can be read", hint="repair them, or remove the folder")
+        raise DataError(
+            f"{where}: no image of {a_few(lost)} can be read", hint="repair the images, or remove the folder"
+        )
 
 
 def _refuse_half_a_split(labels: Labels, where: str) -> None:
     """Raise an error if there is a ``train`` or a ``test`` folder of classes without its counterpart.
 
     Raises:
-        DataError: There is one.
+        DataError: Only one of the two exists.
     """
     part = _one_of(labels.nested, (*TRAIN_NAMES, *TEST_NAMES, *VAL_NAMES))
     if part is not None:
         others = [name for name in labels.classes if name != part]
         wanted = "test/ or val/" if part.lower() in TRAIN_NAMES else "train/"
-        beside = f", but {a_few(others)}" if others else ""
+        beside = f"; next to it is {a_few(others)}" if others else ""
         raise DataError(
-            f"{where}/{shown(part)} holds class folders, and beside it there is no {wanted}{beside}",
-            hint=f"rename the folder that belongs to it to {wanted}; {LABELS_HINT}",
+            f"{where}/{shown(part)} contains class folders, but there is no {wanted}{beside}",
+            hint=f"rename the other part to {wanted}; {LABELS_HINT}",
         )
 
 
@@ -187,14 +189,16 @@ def _given(source: ImageSource, labels: Labels, where: str) -> Split:
             name = shown(labels.classes[min(missing)])
             others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
             raise DataError(
-                f"{where}/{absent} has no folder {name}{others} with images, and {where}/{there} has",
-                hint=f"both need the same classes: add images to {where}/{absent}/{name}, or take it out of "
-                f"{where}/{there}",
+                f"{where}/{absent} has no folder {name}{others} with images, but {where}/{there} has",
+                hint=f"both need the same classes: add images to {where}/{absent}/{name}, or remove "
+                f"{where}/{there}/{name}",
             )
     kept = sorted(has_train)
     _refuse_few(kept, labels, where)
     unused = [name for name in labels.parts if name not in (train_name, test_name)]
-    notes = (f"{where}: {', '.join(map(shown, unused))} is not used, since {test_name} tests",) if unused else ()
+    notes = (
+        (f"{where}: {', '.join(map(shown, unused))} is not used; the test images are {test_name}",) if unused else ()
+    )
     return _split(labels, kept, train, test, notes)
 
 
@@ -206,8 +210,8 @@ def _drawn(source: ImageSource, labels: Labels, where: str, seed: int, test_shar
         own = np.flatnonzero(labels.label == number)
         if len(own) < 2:
             raise DataError(
-                f"{where}/{shown(name)} has only one image; training and testing need one each",
-                hint="add images to it, or remove it",
+                f"{where}/{shown(name)} has only one image; training and testing need one image each",
+                hint="add images to this folder, or remove it",
             )
         order = own[_order(len(own), seed, "test", name)]
         held = min(len(own) - 1, max(1, round(test_share * len(own))))
@@ -216,7 +220,7 @@ def _drawn(source: ImageSource, labels: Labels, where: str, seed: int, test_shar
     chosen = np.sort(np.concatenate(train)), np.sort(np.concatenate(test))
     note = (
         f"{where} is not divided into train/ and test/ (or val/): {test_share:.0%} of each class "
-        f"({len(chosen[1]):,} of {len(labels.label):,} images) test, drawn by --seed {seed}"
+        f"({len(chosen[1]):,} of {len(labels.label):,} images) are test images, drawn by --seed {seed}"
     )
     return _split(labels, list(range(len(labels.classes))), *chosen, (note,))
 

@@ -1,4 +1,4 @@
-"""Which checkpoint to export, and for whom. Standard library only."""
+"""Settings of ``export``. Standard library only."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from mae.config import shared_option
 from mae.errors import ConfigError
 from mae.options import option
 
-GRAPHS = ("onnx", "torch-export")  # what runs without this package
+GRAPHS = ("onnx", "torch-export")  # formats that run without maecli
 TARGETS = ("official", "encoder", "timm", "hf", "safetensors", *GRAPHS)
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
-    """Which file, written for whom."""
+    """Settings of ``export``."""
 
     checkpoint: Path = option(
         dataclasses.MISSING,
@@ -32,7 +32,10 @@ class ExportConfig:
         metavar="TARGET",
     )
     out: Path | None = option(
-        None, "Output file or folder.", default_text="beside the checkpoint; of builtin here", official=("output_dir",)
+        None,
+        "Output file or folder.",
+        default_text="next to the checkpoint; for builtin the current folder",
+        official=("output_dir",),
     )
     dtype: str | None = option(
         None,
@@ -48,5 +51,5 @@ class ExportConfig:
         if self.to == "onnx" and self.dtype == "bf16":
             raise ConfigError(
                 "--to onnx --dtype bf16: onnxruntime has no bf16 on a CPU, so the file could not be checked",
-                hint="take --dtype fp16, or --to torch-export",
+                hint="use --dtype fp16, or --to torch-export",
             )

@@ -1,4 +1,4 @@
-"""Models as graphs that run without this package: ONNX, and torch.export's .pt2."""
+"""Write models as graphs that run without maecli: ONNX files and .pt2 files of torch.export."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from mae.errors import CheckpointError, ConfigError
 from mae.exporting.served import Served
 from mae.io.files import write_atomically
 
-DATA_SUFFIX = ".data"  # of the file beside an ONNX file that holds its weights
-LARGEST_ALONE = 1_800_000_000  # bytes of weights in one ONNX file, whose format ends at 2 GB
+DATA_SUFFIX = ".data"  # suffix of the file with the weights of a large ONNX file
+LARGEST_ALONE = 1_800_000_000  # bytes of weights in an ONNX file without a second file; the format is limited to 2 GB
 _INPUT = "images"
-_TRACED_BATCH = 2  # of one image torch would take the 1 for a constant
+_TRACED_BATCH = 2  # torch would treat a batch size of 1 as a constant
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
 def refuse_missing(to: str) -> None:
-    """Refuse early where the libraries for it are not installed.
+    """Check that the libraries for an export format are installed, before anything is computed.
 
     Raises:
-        ConfigError: They are not.
+        ConfigError: A library is missing.
     """
     from importlib.util import find_spec
 
@@ -41,13 +41,13 @@ def refuse_missing(to: str) -> None:
 
 
 def write_graph(to: str, out: Path, model: Served) -> Path:
-    """Trace a model for batches of any size and write it, whole or not at all.
+    """Trace a model for batches of any size and write the graph atomically.
 
     Returns:
-        The file that holds the weights.
+        The file with the weights.
 
     Raises:
-        CheckpointError: It cannot be written.
+        CheckpointError: The graph cannot be written.
     """
     try:
         return (_write_onnx if to == "onnx" else _write_torch_export)(out, model)
@@ -56,17 +56,17 @@ def write_graph(to: str, out: Path, model: Served) -> Path:
 
 
 def read_graph(to: str, out: Path) -> Callable[[Tensor], Tensor]:
-    """A written graph, run by the library that it is for, on the CPU.
+    """Load a written graph with onnxruntime or torch.export, and return a function that runs it on the CPU.
 
     Raises:
-        ConfigError: The library cannot run it.
+        ConfigError: The library cannot run the graph.
     """
     return (_read_onnx if to == "onnx" else _read_torch_export)(out)
 
 
 def _write_torch_export(out: Path, model: Served) -> Path:
     program = _traced(model)
-    # A name, since torch.export.save checks how it ends; the file itself is moved into place whole.
+    # torch.export.save requires this suffix. The file is moved into place when it is complete.
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out.resolve().parent) as folder:
         file = Path(folder) / "model.pt2"
         with _without_noise():
@@ -96,12 +96,12 @@ def _write_onnx(out: Path, model: Served) -> Path:
             verbose=False,
         )
     if program is None:
-        raise CheckpointError(f"cannot write {out}: torch made no ONNX graph of the model")
+        raise CheckpointError(f"cannot write {out}: torch could not convert the model to an ONNX graph")
     program.model.metadata_props.update({name: json.dumps(value) for name, value in _description(model).items()})
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     apart = weights > LARGEST_ALONE
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out.resolve().parent) as folder:
-        file = Path(folder) / out.name  # the graph names the file of its weights
+        file = Path(folder) / out.name  # the final name, because the graph contains the name of its weights' file
         program.save(file, external_data=apart)
         if apart:
             _move_into_place(file.with_name(f"{file.name}{DATA_SUFFIX}"), data_file(out))
@@ -110,7 +110,7 @@ def _write_onnx(out: Path, model: Served) -> Path:
 
 
 def data_file(out: Path) -> Path:
-    """Where the weights of a large ONNX file are."""
+    """Path of the file with the weights of a large ONNX file."""
     return out.with_name(f"{out.name}{DATA_SUFFIX}")
 
 
@@ -126,7 +126,7 @@ def _read_onnx(out: Path) -> Callable[[Tensor], Tensor]:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
         session = onnxruntime.InferenceSession(str(out), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its own classes, one for each way to fail
+    except Exception as error:  # onnxruntime has its own exception classes without a common base class
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"{out} is written, but onnxruntime cannot run it on a CPU: {reason[:200]}") from None
 
@@ -145,7 +145,7 @@ def _traced(model: Served) -> Any:
 
 
 def _description(model: Served) -> dict[str, Any]:
-    """What who runs it has to know: an image's size and how its pixels are normalised."""
+    """What a user of the graph needs to know: the image size and how pixels are normalised."""
     mean, std = channel_statistics(model.config.in_chans)
     return {
         "input": f"{_INPUT}: (batch, channels, height, width), float32, (pixels / 255 - mean) / std",
@@ -158,7 +158,7 @@ def _description(model: Served) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _without_noise() -> Iterator[None]:
-    """Without the libraries' own warnings and log lines, none of which a user could act on."""
+    """Suppress warnings and log lines of the libraries, because they do not help the user."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

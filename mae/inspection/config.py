@@ -20,18 +20,18 @@ class InspectConfig:
 
     data: tuple[Path, ...] = option(
         dataclasses.MISSING,
-        "Folders of images, archives (.tar, .zip), Parquet files, or URLs of these: whatever pretrain reads.",
+        "Folders of images, archives (.tar, .zip), Parquet files, or URLs of these: all sources that pretrain reads.",
         positional=True,
         metavar="DATA",
         official=("data_path",),
     )
     decode: int = option(
         2000,
-        "Number of images to decode in full, spaced evenly over the data: finds files that break off in the middle, "
-        "and gives mean and std.",
+        "Number of images to decode in full, spaced evenly over the data: finds truncated files, and gives mean and "
+        "std.",
         low=0,
     )
-    duplicates: bool = option(True, "Look for images whose files are the same byte for byte; reads every file whole.")
+    duplicates: bool = option(True, "Find files that are equal byte for byte; this reads every file in full.")
     images: int | None = option(
         None, "Number of images on the contact sheet and the page.", low=1, high=1000, default_text="48"
     )
@@ -48,8 +48,8 @@ class InspectConfig:
     def __post_init__(self) -> None:
         if self.images is not None and self.sheet is None and self.report is None:
             raise ConfigError(
-                f"--images {self.images} is the number of images on a contact sheet or a page, and none is wanted",
-                hint="add --sheet FILE.jpg or --report FILE.html, or drop it",
+                f"--images {self.images} is the number of images on a contact sheet or page, but neither is requested",
+                hint="add --sheet FILE.jpg or --report FILE.html, or drop --images",
             )
         for flag, path, endings in (("--sheet", self.sheet, SHEETS), ("--report", self.report, PAGES)):
             if path is not None and path.suffix.lower() not in endings:

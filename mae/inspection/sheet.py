@@ -13,14 +13,20 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mae.io.text import shown
 
-CELL = 192  # pixels that an image has at most, either way
+CELL = 192  # largest width and height of an image, pixels
 MARGIN, GAP, CAPTION = 12, 8, 18
 _FORMATS = {".png": "PNG", ".webp": "WEBP"}
 _INK, _FAINT = (34, 34, 34), (110, 110, 110)
 
 
 class Tile(NamedTuple):
-    """An image of the sheet; ``thumbnail`` is a JPEG, width and height are the image's own."""
+    """An image of the contact sheet.
+
+    Attributes:
+        name: Name of the image.
+        width, height: Size of the original image.
+        thumbnail: The reduced image as a JPEG file.
+    """
 
     name: str
     width: int
@@ -29,17 +35,25 @@ class Tile(NamedTuple):
 
     @property
     def data_uri(self) -> str:
-        """For a page."""
+        """The thumbnail as a data URI for an HTML page."""
         return "data:image/jpeg;base64," + base64.b64encode(self.thumbnail).decode()
 
     @property
     def caption(self) -> str:
-        """File name and size."""
+        """File name and size of the image."""
         return f"{shown(PurePath(self.name).name)}, {self.width} x {self.height}"
 
 
 def contact_sheet(tiles: Sequence[Tile], suffix: str) -> bytes:
-    """A white page of images with their names and sizes, in a file format by its suffix."""
+    """Draw a white page of images with their names and sizes.
+
+    Args:
+        tiles: The images.
+        suffix: Suffix of the file name, which gives the format: ".png", ".webp", or another one for JPEG.
+
+    Returns:
+        The content of the image file.
+    """
     columns = max(1, math.ceil(math.sqrt(len(tiles) * 4 / 3)))
     rows = max(1, -(-len(tiles) // columns))
     page = Image.new(
@@ -62,7 +76,7 @@ def contact_sheet(tiles: Sequence[Tile], suffix: str) -> bytes:
 
 
 def _fitted(tile: Tile, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """The caption with the name cut in its middle where it is wider than the image."""
+    """The caption; if it is wider than a cell, the middle of the name is cut out."""
     name = shown(PurePath(tile.name).name)
     size = f"  {tile.width} x {tile.height}"
     while len(name) > 8 and font.getlength(name + size) > CELL:

@@ -1,4 +1,4 @@
-"""Animations of drawings, as .webp or .gif; PIL only."""
+"""Write animations as .webp or .gif; PIL only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mae.io.files import write_atomically
 from mae.reconstruction.config import ANIMATION_FORMATS
 
 FRAME_MILLISECONDS = 400
-LAST_MILLISECONDS = 1600  # before it begins again
+LAST_MILLISECONDS = 1600  # of the last frame
 LONGEST_SIDE = {"WEBP": 16_383, "GIF": 65_535}  # pixels that a format can hold
 
 
@@ -32,7 +32,7 @@ def write_animation(path: Path, frames: Sequence[Image.Image]) -> None:
     if max(size) > LONGEST_SIDE[kind]:
         raise ConfigError(
             f"cannot write {path}: frames of {size[0]:,} x {size[1]:,} pixels are more than {kind} can hold",
-            hint="fewer images",
+            hint="use fewer images (--limit)",
         )
     pages = []
     for frame in frames:

@@ -1,4 +1,4 @@
-"""What to reconstruct, with which weights, and how to show it. Standard library only."""
+"""Settings of ``reconstruct``. Standard library only."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def check_suffix(path: Path, label: str) -> None:
     """Check that a file name has the suffix of an image format that can be written.
 
     Raises:
-        ConfigError: It does not.
+        ConfigError: It has another suffix.
     """
     if path.suffix.lower() not in IMAGE_FORMATS:
         raise ConfigError(f"{label} {path}: the name must end in {', '.join(IMAGE_FORMATS)}")
 
 
 def check_animation(path: Path) -> None:
-    """Check that ``--animate`` names a format of animations.
+    """Check that the file name of ``--animate`` has the suffix of an animation format.
 
     Raises:
-        ConfigError: It does not.
+        ConfigError: It has another suffix.
     """
     if path.suffix.lower() not in ANIMATION_FORMATS:
         raise ConfigError(f"--animate {path}: the name must end in {', '.join(ANIMATION_FORMATS)}")
@@ -38,9 +38,9 @@ def check_animation(path: Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ReconstructConfig:
-    """What to reconstruct, with which weights, and how to show it."""
+    """Settings of ``reconstruct``."""
 
-    images: tuple[Path | Any, ...] = option(  # a caller of the library may give images in memory
+    images: tuple[Path | Any, ...] = option(  # Any: the library also takes images in memory
         dataclasses.MISSING,
         "Images, folders, archives or Parquet files, also by https URL; - reads one image from standard input.",
         positional=True,
@@ -76,7 +76,7 @@ class ReconstructConfig:
     mask: Path | None = option(None, "Use this image as the mask: white patches are masked.")
     resize: bool | None = option(
         None,
-        "Show the whole image in a frame of its shape, or crop the centre to the image size.",
+        "Resize the whole image, keeping its shape, or crop the centre to the image size.",
         flags="--resize/--crop",
         default_text="resize; crop for --image-size HxW and for learnt position embeddings",
     )
@@ -88,9 +88,7 @@ class ReconstructConfig:
         official=("norm_pix_loss",),
     )
     separate: Path | None = option(None, "Also write every panel as a separate file into this folder.")
-    animate: Path | None = option(
-        None, "Also write an animation of masks of growing ratio, from 5% to 95%: .webp or .gif."
-    )
+    animate: Path | None = option(None, "Also write an animation with mask ratios from 5% to 95%: .webp or .gif.")
     device: str = shared_option("device")
     offline: bool = shared_option("offline")
 
@@ -99,17 +97,19 @@ class ReconstructConfig:
             check_suffix(self.out, "--out")
         if self.out is not None and not self.to_stream and self.format is not None:
             raise ConfigError(
-                f"--format {self.format} and --out {self.out}: the name's ending says the format",
-                hint="--format is for --out -, standard output",
+                f"--format {self.format} and --out {self.out}: the suffix of a file name gives its format",
+                hint="use --format only with --out -, standard output",
             )
         if self.animate is not None:
             check_animation(self.animate)
             if self.mask is not None:
-                raise ConfigError("--animate draws masks of growing ratio, and --mask is one mask", hint="drop one")
+                raise ConfigError(
+                    "--animate draws masks of many ratios, but --mask is one mask", hint="drop one of them"
+                )
         if self.mask is not None and self.mask_ratio:
             several = "several " if len(self.mask_ratio) > 1 else ""
             raise ConfigError(
-                f"--mask and {several}--mask-ratio: your own mask has one ratio, its own", hint="drop one of them"
+                f"--mask and {several}--mask-ratio: the mask already determines the ratio", hint="drop one of them"
             )
 
     @property

@@ -18,11 +18,11 @@ MARGIN = 12
 GAP = 6
 TITLE_SIZE = 16
 CAPTION_SIZE = 13
-LEAST_TEXT = 160  # pixels of a line of text
-SMALLEST_PANEL = 192
-LARGEST_ENLARGED = 1024  # pixels of a panel's longer side
-STACKED_SHAPE = 4  # times as wide as high
-LARGEST_PAGE = 65_500  # pixels of its longer side
+LEAST_TEXT = 160  # smallest width of a line of text, pixels
+SMALLEST_PANEL = 192  # smallest width of the widest panel, pixels
+LARGEST_ENLARGED = 1024  # largest longer side of an enlarged panel, pixels
+STACKED_SHAPE = 4  # images wider than this many times their height are placed one below the other
+LARGEST_PAGE = 65_500  # longer side of the page, pixels
 LONGEST_SIDE = {"WEBP": 16_383, "JPEG": 65_500}  # pixels that a format can hold
 INK = (34, 34, 34)
 FAINT = (110, 110, 110)
@@ -95,7 +95,7 @@ def draw_grid(titles: Sequence[str], rows: Sequence[Row], note: str = "") -> Ima
 
 
 def _enlargement(rows: Sequence[Row]) -> int:
-    """Integer factor for all images: the widest gets ``SMALLEST_PANEL`` pixels, within a limit of length."""
+    """Integer factor that makes the widest image ``SMALLEST_PANEL`` wide, at most ``LARGEST_ENLARGED`` long."""
     widest = max(row.images[0].width for row in rows)
     longest = max(max(image.size) for row in rows for image in row.images)
     return max(1, min(-(-SMALLEST_PANEL // widest), LARGEST_ENLARGED // longest))
@@ -115,7 +115,7 @@ def _blank(width: int, height: int) -> Image.Image:
     if max(width, height) > LARGEST_PAGE:
         raise ConfigError(
             f"the page would have {width:,} x {height:,} pixels; at most {LARGEST_PAGE:,} are drawn",
-            hint="fewer images (--limit), or a smaller --image-size",
+            hint="use fewer images (--limit) or a smaller --image-size",
         )
     return Image.new("RGB", (width, height), "white")
 
@@ -137,7 +137,7 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
 
 
 def write_image(path: Path, image: Image.Image) -> None:
-    """Write an image in the format of its name's suffix atomically.
+    """Write an image atomically, in the format of the path's suffix.
 
     Raises:
         ConfigError: The file cannot be written.
@@ -153,17 +153,17 @@ def encode_image(image: Image.Image, kind: str, name: str | Path) -> bytes:
     """Encode an image to bytes.
 
     Args:
-        image: What to encode.
+        image: The image.
         kind: Format, one of the values of ``IMAGE_FORMATS``.
         name: Name of the file for messages.
 
     Raises:
-        ConfigError: The format cannot hold so many pixels.
+        ConfigError: The image is too large for the format.
     """
     if max(image.size) > LONGEST_SIDE.get(kind, max(image.size)):
         raise ConfigError(
             f"cannot write {name}: {image.width:,} x {image.height:,} pixels are more than {kind} can hold",
-            hint="take PNG, or fewer images",
+            hint="use PNG or fewer images",
         )
     options = {"JPEG": {"quality": 92}, "WEBP": {"quality": 92}}.get(kind, {})
     file = io.BytesIO()

@@ -12,9 +12,9 @@ from mae.data.transforms import denormalise
 from mae.mae import MaskedAutoencoder, patch_statistics
 from mae.masking import Masking, take_patches
 
-TITLES = ("original", "masked", "reconstruction", "with visible")  # of ``Panels.views``
-FAINT_WEIGHT = 0.25  # of a visible patch's prediction; the rest is white
-FAINT_NOTE = "Faint patches of the reconstruction were visible to the encoder: nothing trains their prediction."
+TITLES = ("original", "masked", "reconstruction", "with visible")  # titles of ``Panels.views``
+FAINT_WEIGHT = 0.25  # weight of the prediction of a visible patch; the remaining weight is white
+FAINT_NOTE = "Faint patches of the reconstruction were visible to the encoder; their prediction is not trained."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Panels:
 
     Attributes:
         original: The image as the model saw it.
-        masked: Removed patches in the data set's mean colour.
+        masked: The image, with masked patches in the data set's mean colour.
         reconstruction: The prediction of every patch.
         faint: The reconstruction as drawn: visible patches are faint, since the loss does not train their prediction.
-            Unchanged if nothing was removed.
-        with_visible: The prediction where patches were removed, the image where they were not.
-        loss: The training loss of this image; NaN if nothing was removed.
-        psnr: Peak signal-to-noise ratio over the removed patches, dB; NaN if nothing was removed.
+            The same as ``reconstruction`` if no patch is masked.
+        with_visible: The prediction of the masked patches with the image's visible patches.
+        loss: The training loss of this image; NaN if no patch is masked.
+        psnr: Peak signal-to-noise ratio over the masked patches, dB; NaN if no patch is masked.
     """
 
     original: Tensor
@@ -59,12 +59,12 @@ def make_panels(
     """Turn predictions into images.
 
     Args:
-        model: The model that predicted.
+        model: The model of the prediction.
         imgs: (B, C, H, W), normalised.
-        masking: Which patches were visible.
+        masking: The mask.
         pred: (B, L, p * p * C), from ``predict``.
-        norm_pix: Whether the prediction is of normalised patches. Their brightness and contrast are then
-            taken from the *original's* patches, which a true inpainting would not know.
+        norm_pix: Whether the prediction is of normalised patches. Then the brightness and contrast of each patch are
+            taken from the original patch, which real inpainting does not know.
     """
     patches = model.patchify(imgs)
     mean, std = patch_statistics(patches)

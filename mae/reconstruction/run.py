@@ -37,13 +37,14 @@ from mae.reconstruction.panels import FAINT_NOTE, TITLES, Panels, make_panels, p
 from mae.system.device import resolve_device
 
 ANIMATED_RATIOS = tuple(number / 20 for number in range(1, 20))
+_MASK_HINT = "white patches are masked, black patches stay visible"
 NORM_PIX_NOTE = (
-    "These weights predict normalised patches: each patch's brightness and contrast are taken from the original, "
-    "removed patches' too."
+    "These weights predict normalised patches: the brightness and contrast of all patches, also of masked ones, are "
+    "taken from the original."
 )
-NOTHING_REMOVED_NOTE = (
-    "Nothing was removed, so there is neither loss nor PSNR. The reconstruction is of visible patches, and only the "
-    "prediction of removed ones is trained."
+NOTHING_MASKED_NOTE = (
+    "No patch was masked, so there is no loss and no PSNR. The reconstruction shows predictions of visible patches, "
+    "which are not trained."
 )
 
 
@@ -53,9 +54,9 @@ class ImageResult:
 
     Attributes:
         image_size: Size of the model's input, (rows, columns).
-        mask_ratio: Actual fraction of removed patches.
-        loss: The training loss on this image's removed patches; None where there are none.
-        psnr: On the removed patches, dB; None where there are none.
+        mask_ratio: Actual fraction of masked patches.
+        loss: The training loss of this image, over its masked patches; None if no patch is masked.
+        psnr: PSNR over the masked patches, dB; None if no patch is masked.
     """
 
     path: Path
@@ -67,16 +68,16 @@ class ImageResult:
 
 @dataclasses.dataclass(frozen=True)
 class ReconstructResult:
-    """The drawing, and loss and PSNR of every image; a notebook shows the drawing.
+    """The drawing, and the loss and PSNR of every image; a notebook shows the drawing.
 
     Attributes:
         out: The written file; None if none was requested.
         image: The drawing: rows of panels.
-        page: The encoded drawing, if it goes to standard output; no file is written then.
-        norm_pix: Whether the predictions were un-normalised with the original patches' statistics.
+        page: The encoded drawing if it goes to standard output instead of a file; else None.
+        norm_pix: Whether the predictions were un-normalised with the mean and std of the original patches.
         norm_pix_source: Origin of ``norm_pix``: ``option``, ``checkpoint`` or ``inferred``.
-        skipped: Files of the given folders that could not be read, with the reasons.
-        animation: The animation that was written, if one was.
+        skipped: Unreadable files in the given folders, with the reasons.
+        animation: The written animation; None if none was requested.
         notes: Messages for the user.
     """
 
@@ -94,10 +95,10 @@ class ReconstructResult:
     page: bytes | None = dataclasses.field(default=None, repr=False)
 
     def save(self, path: str | Path) -> Path:
-        """Write the drawing as .png, .jpg or .webp, by the name's ending.
+        """Write the drawing as .png, .jpg or .webp, by the suffix of the path.
 
         Raises:
-            ConfigError: It has another ending, or cannot be written there.
+            ConfigError: The path has another suffix, or the file cannot be written.
         """
         path = Path(path)
         check_suffix(path, "path")
@@ -115,14 +116,14 @@ def reconstruct(
     """Mask images, reconstruct them and draw a grid of panels, written to ``config.out``.
 
     Args:
-        config: What to do.
-        on_image: Called with the number of images done and their total.
+        config: All settings.
+        on_image: Called with the number of reconstructed images and their total.
 
     Raises:
-        ConfigError: Options that do not fit the weights.
+        ConfigError: The settings do not fit the weights.
         DataError: An image cannot be read.
         TypeError, ValueError: An image in memory has an unsupported type or shape.
-        CheckpointError: The weights cannot be used; in particular they have no decoder.
+        CheckpointError: The weights cannot be used, for instance because they have no decoder.
     """
     out = None if config.to_stream else config.out
     if out is not None:
@@ -132,7 +133,7 @@ def reconstruct(
     if config.animate is not None:
         refuse_place(config.animate, "--animate")
         if out is not None and out.resolve() == config.animate.resolve():
-            raise ConfigError(f"--out and --animate are one file, {shown(out)}", hint="give them two names")
+            raise ConfigError(f"--out and --animate are the same file, {shown(out)}", hint="give them different names")
     device = resolve_device(config.device)
     checkpoint = load_checkpoint_or_default(config.checkpoint)
     check_channels(checkpoint.config.in_chans)
@@ -194,7 +195,13 @@ def reconstruct(
 
 @dataclasses.dataclass(frozen=True)
 class FramedImage:
-    """An image in the model's frame: (1, C, H, W) normalised, the model's sizes for that frame, and its own size."""
+    """An image cropped or resized for the model.
+
+    Attributes:
+        imgs: (1, C, H, W), normalised.
+        config: Sizes of the model for this image size.
+        source_size: Size of the original image, (width, height).
+    """
 
     imgs: Tensor
     config: MAEConfig
@@ -202,7 +209,7 @@ class FramedImage:
 
     @property
     def original(self) -> Tensor:
-        """(C, H, W) on a scale of 0 to 1."""
+        """(C, H, W) in [0, 1]."""
         return denormalise(self.imgs[0]).cpu()
 
     @property
@@ -212,14 +219,14 @@ class FramedImage:
 
 @dataclasses.dataclass(frozen=True)
 class _Masked:
-    """An image's panels under one mask."""
+    """The panels of an image under one mask, and the fraction of masked patches."""
 
     panels: Panels
     removed_share: float
 
 
 class Reconstructor:
-    """Model, image size and masks for all images of one command."""
+    """The model, image size and masks for all images of one command."""
 
     def __init__(self, config: ReconstructConfig, checkpoint: Checkpoint, device: torch.device) -> None:
         self.config = config
@@ -236,28 +243,29 @@ class Reconstructor:
             num_kept(self.model_for(self.size).config.num_patches, ratio)
 
     def _shows_whole_images(self) -> bool:
-        """Default of ``--crop``: whole images, unless an image size is given or positions are learnt for one grid."""
+        """The default of ``--resize/--crop``: resize, except for a given rectangle or learnt position embeddings."""
         if self.size[0] != self.size[1] and self.config.image_size is not None:
             return False
         learnt = learnt_tables(self.checkpoint)
         if learnt:
             self.notes.append(
-                f"the centre of each image is shown: {a_few(learnt)} of the checkpoint is learnt and not the "
-                "sine-cosine formula, and fits this image size alone; --resize shows whole images all the same"
+                f"the centre of each image is shown, because {a_few(learnt)} of the checkpoint is learnt and fits only "
+                "this image size; --resize shows whole images anyway"
             )
         return not learnt
 
     def model_for(self, size: tuple[int, int]) -> MaskedAutoencoder:
-        """The model with position embeddings for an image size; only the newest is cached."""
+        """The model with position embeddings for an image size; the model of the last size is cached."""
         if self._newest is None or self._newest[0] != size:
             model, notes = build_model(self.checkpoint, img_size=size, scaled_positions=True)
-            if size == self.size or learnt_tables(self.checkpoint):  # the formula fits a frame of any shape: no news
+            # Sine-cosine embeddings are computed for each image's shape, which needs no note.
+            if size == self.size or learnt_tables(self.checkpoint):
                 self.notes += [note for note in notes if note not in self.notes]
             self._newest = size, model.to(self.device).eval()
         return self._newest[1]
 
     def frame(self, image: Image.Image, path: Path) -> FramedImage:
-        """Crop the image to the frame, or choose a frame of the image's shape."""
+        """Crop the image to the model's image size, or resize it to a size of about its own shape."""
         size = self.size
         if self.resizes:
             size = whole_size(image, size, self.checkpoint.config.patch_size)
@@ -265,7 +273,7 @@ class Reconstructor:
             if max(image.size) > LONGEST_SHAPE * min(image.size):
                 self.notes.append(
                     f"{shown(path)}: {image.width:,} x {image.height:,} pixels are shown as {size[1]:,} x "
-                    f"{size[0]:,}, which is another shape: a frame is at most {LONGEST_SHAPE} times as long as wide"
+                    f"{size[0]:,}, which is another shape: the longer side is at most {LONGEST_SHAPE} times the shorter"
                 )
         else:
             framed = crop_to(image, size)
@@ -273,22 +281,25 @@ class Reconstructor:
         return FramedImage(imgs, self.model_for(size).config, image.size)
 
     def maskings(self, image: FramedImage) -> list[Masking]:
-        """The masks of an image: the one given, or one per mask ratio, drawn from the seed.
+        """The masks of an image: the one of ``--mask``, or one per mask ratio, drawn from the seed.
 
-        Drawn on the CPU, separately for every image, so an image's mask depends neither on the device nor on
-        the images before it.
+        Masks are drawn on the CPU and from the same seed for every image, so they depend neither on the device nor on
+        other images.
         """
         if self.mask is not None:
             return [self._own_masking(image, self.mask)]
         return [random_masking(self.noise(image), ratio) for ratio in self.config.ratios]
 
     def noise(self, image: FramedImage) -> Tensor:
-        """(1, L) noise, from which masks of all ratios are drawn."""
+        """(1, L) uniform noise, from which the masks of all ratios are drawn."""
         patches = image.config.num_patches
         return torch.rand(1, patches, generator=torch.Generator().manual_seed(self.config.seed)).to(self.device)
 
     def _own_masking(self, image: FramedImage, mask: Image.Image) -> Masking:
-        """A patch is removed where more than half of it is white; a mask of the image's size is framed like it."""
+        """The mask from an image: a patch is masked if more than half of it is white.
+
+        If the image is cropped, a mask of the image's original size is cropped in the same way.
+        """
         size = image.img_size
         if mask.size == image.source_size and not self.resizes:
             mask = crop_to(mask, size)
@@ -297,13 +308,13 @@ class Reconstructor:
         removed = (shares > 0.5).float()  # (1, L)
         kept = int((removed == 0).sum())
         if kept == 0:
-            raise DataError(f"{self.config.mask}: the mask removes every patch", hint="white is removed, black is kept")
+            raise DataError(f"{self.config.mask} masks every patch", hint=_MASK_HINT)
         if kept == removed.shape[1]:
-            raise DataError(f"{self.config.mask}: the mask removes no patch", hint="white is removed, black is kept")
+            raise DataError(f"{self.config.mask} masks no patch", hint=_MASK_HINT)
         return masking_from_order(removed.to(self.device), kept)
 
     def reconstruct(self, image: FramedImage, masking: Masking) -> _Masked:
-        """Predict the removed patches and make the panels."""
+        """Predict all patches and make the panels."""
         model = self.model_for(image.img_size)
         pred = predict(model, image.imgs, masking)
         if self.norm_pix is None:
@@ -311,8 +322,8 @@ class Reconstructor:
             self.norm_pix_source = "inferred"
             kind = "normalised patches" if self.norm_pix else "raw pixels"
             self.notes.append(
-                f"the file does not say what its decoder predicts; these predictions fit {kind} better "
-                "(--norm-pix on or off overrides)"
+                "the file does not say what its decoder predicts; its predictions are closer to "
+                f"{kind}, so these are assumed (--norm-pix on or off overrides this)"
             )
         (panels,) = make_panels(model, image.imgs, masking, pred, norm_pix=self.norm_pix)
         return _Masked(panels, masking.ids_removed.shape[1] / masking.ids_restore.shape[1])
@@ -342,7 +353,7 @@ def _result(path: Path, framed: FramedImage, shot: _Masked) -> ImageResult:
 
 
 def _animated(path: Path, framed: FramedImage, reconstructor: Reconstructor, ratio: float) -> Row:
-    """A row of one frame of the animation; of a small image one patch at least is kept."""
+    """One row of a frame of the animation; at least one patch stays visible, also in a small image."""
     kept = max(1, int(framed.config.num_patches * (1 - ratio)))
     shot = reconstructor.reconstruct(framed, masking_from_order(reconstructor.noise(framed), kept))
     caption = _caption(path, [_result(path, framed, shot)])
@@ -350,7 +361,7 @@ def _animated(path: Path, framed: FramedImage, reconstructor: Reconstructor, rat
 
 
 def _images_of(shots: Sequence[_Masked]) -> list[Image.Image]:
-    """One mask: original, masked, reconstruction, with visible. Several: original, then pairs, as in Figure 4."""
+    """The panels to draw: for one mask all four, for several masks the original and then pairs, as in Figure 4."""
     panels = [shot.panels for shot in shots]
     views = [panels[0].original, *(view for one in panels for view in (one.masked, one.with_visible))]
     return [tensor_to_image(view) for view in (panels[0].views if len(panels) == 1 else views)]
@@ -363,23 +374,23 @@ def _titles(shots: Sequence[_Masked]) -> list[str]:
 
 
 def _notes(shots: Sequence[_Masked], *, norm_pix: bool) -> list[str]:
-    """Notes at the bottom of the page."""
+    """The notes at the bottom of the page."""
     notes = [FAINT_NOTE] if len(shots) == 1 and shots[0].removed_share else []
-    notes += [NOTHING_REMOVED_NOTE] if len(shots) == 1 and not shots[0].removed_share else []
+    notes += [NOTHING_MASKED_NOTE] if len(shots) == 1 and not shots[0].removed_share else []
     return notes + [NORM_PIX_NOTE] * norm_pix
 
 
 def _caption(path: Path, results: Sequence[ImageResult]) -> str:
     numbers = [
         (f"{one.mask_ratio:.0%}: " if len(results) > 1 else "")
-        + ("nothing removed" if one.psnr is None else f"loss {one.loss:.3f}, PSNR {one.psnr:.1f} dB")
+        + ("no patch masked" if one.psnr is None else f"loss {one.loss:.3f}, PSNR {one.psnr:.1f} dB")
         for one in results
     ]
     return f"{shown(path.name)}   {'; '.join(numbers)}"
 
 
 def _separate(stem: Path, shots: Sequence[_Masked]) -> dict[Path, Image.Image]:
-    """An image's panels by the names of their files."""
+    """The panels of an image by file path."""
     views = {"original": shots[0].panels.original}
     for shot in shots:
         share = f"-{shot.removed_share:.0%}".rstrip("%") if len(shots) > 1 else ""

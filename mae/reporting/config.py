@@ -18,7 +18,7 @@ class ReportConfig:
     """Settings of ``report``."""
 
     run: tuple[Path, ...] = option(
-        dataclasses.MISSING, "The run's folder; several are compared on one page.", positional=True, metavar="RUN"
+        dataclasses.MISSING, "The run folder; several runs are compared on one page.", positional=True, metavar="RUN"
     )
     out: Path = option(Path("report.html"), "Output file: .html or .htm.")
     animate: Path | None = option(None, "Also write the previews as an animation over the epochs: .webp or .gif.")
@@ -31,7 +31,7 @@ class ReportConfig:
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.run, str | Path):  # one alone, from Python
+        if isinstance(self.run, str | Path):  # a single run, given in Python
             object.__setattr__(self, "run", (Path(self.run),))
         if len(self.run) > MOST_COMPARED:
             raise ConfigError(f"{len(self.run)} runs were given; at most {MOST_COMPARED} fit on one page")
@@ -47,7 +47,7 @@ class ReportConfig:
 class WatchConfig:
     """Settings of ``watch``."""
 
-    run: Path = option(dataclasses.MISSING, "The run's folder.", positional=True, metavar="RUN")
+    run: Path = option(dataclasses.MISSING, "The run folder.", positional=True, metavar="RUN")
     every: float = option(2.0, "Seconds between updates.", low=0.1)
     once: bool = option(False, "Print the current state and exit.", flags="--once")
 
@@ -57,8 +57,8 @@ class RunsConfig:
     """Settings of ``runs``."""
 
     folder: Path = option(
-        dataclasses.MISSING, "A folder with runs in it, at any depth.", positional=True, metavar="FOLDER"
+        dataclasses.MISSING, "A folder that contains runs, at any depth.", positional=True, metavar="FOLDER"
     )
     sort: str = option(
-        "newest", "Order: by the last line of the log, by loss or by name.", choices=("newest", "loss", "name")
+        "newest", "Sort by the time of the last log line, by loss or by name.", choices=("newest", "loss", "name")
     )

@@ -1,4 +1,4 @@
-"""Curves as inline SVG that stretches to any width, with labels that keep their size."""
+"""Curves as inline SVG that stretches to any width, with labels of constant size."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mae.reporting.render import SHARED, render
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-MOST_POINTS = 400  # of one curve: more than a screen has columns for
-LOGARITHMIC_FROM = 30.0  # largest over smallest
+MOST_POINTS = 400  # of a curve; a screen could hardly show more
+LOGARITHMIC_FROM = 30.0  # ratio of the largest to the smallest value from which the scale is logarithmic
 _WIDTH, _HEIGHT = 1000, 300  # units of the drawing, stretched to the page
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """The mean of one or more values, with the smallest and the largest of them."""
+    """The mean, the smallest and the largest of one or more values."""
 
     x: float
     y: float
@@ -35,7 +35,7 @@ class Curve:
     Attributes:
         name: Name in the legend.
         points: Points, in order of x.
-        each: Largest number of values that a point is the mean of.
+        each: Largest number of values per point.
     """
 
     name: str
@@ -44,9 +44,9 @@ class Curve:
 
 
 def thin(name: str, values: Iterable[tuple[float, float]], most: int = MOST_POINTS) -> Curve:
-    """Reduce a curve to a maximum number of points: groups of equal size become one with mean and range.
+    """Reduce values to a curve of at most ``most`` points: each point is the mean and range of a group of values.
 
-    Values that are not finite are left out.
+    Non-finite values are left out.
     """
     good = [(x, y) for x, y in values if math.isfinite(x) and math.isfinite(y)]
     each = max(1, -(-len(good) // most))
@@ -71,13 +71,13 @@ def chart(
 
     Args:
         title: Quantity and unit.
-        curves: Those with points are drawn and named.
+        curves: The curves; those without points are not drawn.
         x_range: First and last epoch.
         y_from, y_to: The scale covers at least this range.
         level: Value and name of a horizontal line.
         may_be_logarithmic: Use a logarithmic scale if the values differ much.
     """
-    numbered = [(number, curve) for number, curve in enumerate(curves) if curve.points]  # each keeps its colour
+    numbered = [(number, curve) for number, curve in enumerate(curves) if curve.points]  # the number gives the colour
     drawn = [curve for _, curve in numbered]
     if not drawn:
         return render(SHARED / "chart.html", title=title, curves=(), logarithmic=False)
@@ -133,7 +133,7 @@ def _round_steps(low: float, high: float, most: int = 5) -> Iterator[float]:
 
 
 def _round_powers(low: float, high: float) -> Iterator[float]:
-    """Powers of ten within the range, and where those are few their doubles and fivefolds."""
+    """Powers of ten within the range; if there are few, also 2 and 5 times these."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     factors = (1, 2, 5) if len(powers) <= 4 else (1,)
     powers = powers[:: max(1, len(powers) // 8)]
@@ -141,19 +141,19 @@ def _round_powers(low: float, high: float) -> Iterator[float]:
 
 
 def _paths(curve: Curve, x_scale: _Scale, y_scale: _Scale) -> dict[str, str]:
-    """A curve as it is drawn and named; where points stand for several values, with the band of their range."""
+    """The name, line and band of a curve; the band is empty if each point is a single value."""
     xs = [x_scale(point.x) for point in curve.points]
     line = _path([(x, y_scale(point.y)) for x, point in zip(xs, curve.points, strict=True)])
     if curve.each == 1:
         return {"name": curve.name, "line": line, "band": ""}
     above = [(x, y_scale(point.high)) for x, point in zip(xs, curve.points, strict=True)]
     below = [(x, y_scale(point.low)) for x, point in zip(xs, curve.points, strict=True)]
-    name = f"{curve.name}; a point is the mean of {curve.each:,}, the band their range"
+    name = f"{curve.name}; each point is the mean of {curve.each:,} values, the band is their range"
     return {"name": name, "line": line, "band": _path([*above, *reversed(below)])}
 
 
 def _path(places: Sequence[tuple[float, float]]) -> str:
-    """Moves and lines; a lone point is a line of no length, which round ends make a dot."""
+    """SVG path data; a single point becomes a line of length 0, which round line ends draw as a dot."""
     steps = [f"{x * _WIDTH:.1f} {_up(y)}" for x, y in places]
     steps = [step for step, before in zip(steps, [None, *steps], strict=False) if step != before]
     return f"M{steps[0]}h0" if len(steps) == 1 else "M" + "L".join(steps)
@@ -164,7 +164,7 @@ def _up(share: float) -> str:
 
 
 def evenly(count: int, most: int) -> list[int]:
-    """At most ``most`` of ``range(count)``, evenly spaced, with the first and the last."""
+    """At most ``most`` evenly spaced numbers of ``range(count)``, including the first and the last."""
     if count <= most:
         return list(range(count))
     if most < 2:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 MOST_ROWS = 50
-MOST_SETTINGS = 200  # that are shown; a real run has some 40
-WAITS_MUCH = 0.2  # share of the time spent waiting for images
+MOST_SETTINGS = 200  # largest number of settings on the page; a real run has about 40
+WAITS_MUCH = 0.2  # fraction of the time spent waiting for images from which the page warns
 
 
 class PreviewImage(NamedTuple):
@@ -30,7 +30,7 @@ class PreviewImage(NamedTuple):
 
     @property
     def caption(self) -> str:
-        """What stands over it."""
+        """The caption above the image."""
         return f"after {self.epoch:,} epochs" + (f", PSNR {self.psnr:.1f} dB" if math.isfinite(self.psnr) else "")
 
 
@@ -49,9 +49,9 @@ def page(
         name: Name of the run.
         log: Data of its folder.
         images: Previews to show.
-        notes: Files that could not be read.
+        notes: Messages about files that could not be read.
         written: Time of the last log line, seconds since 1970.
-        now: When the page is made.
+        now: Time of writing, seconds since 1970.
         state: Whether the run is training, stopped, finished, or unknown.
     """
     return render(
@@ -77,10 +77,10 @@ def page(
 def _standing(log: RunLog, written: float | None, now: float, state: str) -> str:
     wanted = f" of {log.wanted_epochs:,}" if log.wanted_epochs else ""
     done = f"{len(log.epochs) and log.epochs[-1].epoch:,}{wanted} epochs done"
-    words = {"training": "it is under way", "stopped": "it was stopped"}.get(state, "it is under way or was stopped")
-    state = "finished" if log.finished else f"not finished: {words}"
-    last = f", last line of its log {time_text(written)}" if written is not None else ""
-    return f"{done}, {state}{last}; this page was made {time_text(now)} by maecli report"
+    words = {"training": "training", "stopped": "stopped"}.get(state, "training or stopped")
+    state = "finished" if log.finished else words
+    last = f", last log line {time_text(written)}" if written is not None else ""
+    return f"{done}, {state}{last}; page written {time_text(now)} by maecli report"
 
 
 def _tiles(log: RunLog) -> dict[str, str]:
@@ -94,9 +94,9 @@ def _tiles(log: RunLog) -> dict[str, str]:
         "loss of the last epoch" if last else "loss": figure_text(loss),
         **_against_zero_prediction(log, loss),
         "loss of the first epoch": figure_text(first.loss) if first else "-",
-        **({f"PSNR, removed patches{_help(log)}": f"{psnr[-1]:.1f} dB" if psnr else "-"} if of_pixels else {}),
+        **({f"PSNR, masked patches{_help(log)}": f"{psnr[-1]:.1f} dB" if psnr else "-"} if of_pixels else {}),
         "steps": f"{log.steps[-1].step:,}+" if log.steps and not log.finished else _steps(log),
-        "images a second": figure_text(_mean(one.images_per_second for one in log.epochs[-20:])),
+        "images/s": figure_text(_mean(one.images_per_second for one in log.epochs[-20:])),
         "waiting for images": _percent(_mean(one.data_wait for one in log.epochs[-20:])),
         **({"waiting in the first epoch": _percent(first.data_wait)} if first and len(log.epochs) > 1 else {}),
         "time in epochs": _duration(seconds) if last else "-",
@@ -106,12 +106,12 @@ def _tiles(log: RunLog) -> dict[str, str]:
         "k-NN accuracy": _percent(log.newest("knn")),
         "linear accuracy": _percent(log.newest("linear")),
         "RankMe": figure_text(log.newest("rank_me")),
-        "time in measuring these": _duration(sum(one.seconds for one in log.probes if math.isfinite(one.seconds))),
+        "time for these measurements": _duration(sum(one.seconds for one in log.probes if math.isfinite(one.seconds))),
     }
     if log.probes:
         tiles |= {name: value for name, value in measured.items() if value != "-"}
     if not log.finished and left is not None:
-        tiles["left, at this pace"] = _duration(left)
+        tiles["estimated time left"] = _duration(left)
     return tiles
 
 
@@ -137,20 +137,20 @@ def _warnings(log: RunLog) -> list[str]:
     wait = _mean(one.data_wait for one in log.epochs[-20:])
     if wait > WAITS_MUCH:
         warnings.append(
-            f"{wait:.0%} of the time is spent waiting for images: more --workers, a --cache, or the faster decoder "
-            "of pip install 'maecli[fast]' may help"
+            f"{wait:.0%} of the time is spent waiting for images; more --workers, --cache, or the faster decoder "
+            "(pip install 'maecli[fast]') may help"
         )
     losses = [*(one.loss for one in log.steps), *(one.loss for one in log.epochs)]
     lost = sum(not math.isfinite(loss) for loss in losses)
     if lost:
-        warnings.append(f"{lost:,} lines of the log have a non-finite loss; the curves omit them")
+        warnings.append(f"{lost:,} lines of the log have a non-finite loss and are not in the curves")
     if log.left_out:
         warnings.append(f"{log.left_out:,} steps were skipped because of a non-finite loss or gradient")
     if log.rollbacks:
-        warnings.append(f"the run went back to a saved state {log.rollbacks:,} times")
+        warnings.append(f"the run returned to a saved state {log.rollbacks:,} times")
     if log.other_lines:
-        warnings.append(f"{log.other_lines:,} lines of the log are of a kind that this page does not show")
-    if log.broken_lines > 1:  # one is the line that is being written
+        warnings.append(f"{log.other_lines:,} lines of the log have an unknown kind and are not shown")
+    if log.broken_lines > 1:  # one may be the line that is being written
         warnings.append(f"{log.broken_lines:,} lines of the log cannot be read")
     return warnings
 
@@ -190,19 +190,23 @@ def _charts(log: RunLog) -> list[Markup]:
         ),
         *_probe_charts(log, x_range),
         *(
-            [chart(f"PSNR on removed patches, dB, over epochs{_help(log)}", [psnr], x_range=x_range)]
+            [chart(f"PSNR on masked patches, dB, over epochs{_help(log)}", [psnr], x_range=x_range)]
             if log.command == "pretrain"
             else []
         ),
-        chart("Images a second over epochs", _rates(log, "images_per_second"), x_range=x_range, y_from=0),
+        chart("Images/s over epochs", _rates(log, "images_per_second"), x_range=x_range, y_from=0),
         chart(
-            "Share of the time spent waiting for images", _rates(log, "data_wait"), x_range=x_range, y_from=0, y_to=1
+            "Fraction of the time spent waiting for images",
+            _rates(log, "data_wait"),
+            x_range=x_range,
+            y_from=0,
+            y_to=1,
         ),
     ]
 
 
 def _accuracy_chart(log: RunLog, x_range: tuple[float, float]) -> list[Markup]:
-    """Held-out accuracy of a classification run."""
+    """The chart of the held-out accuracy of a classification run; empty for other runs."""
     if not log.validations:
         return []
     curve = thin("held-out training images", ((one.epoch, one.accuracy) for one in log.validations))
@@ -213,7 +217,7 @@ def _accuracy_chart(log: RunLog, x_range: tuple[float, float]) -> list[Markup]:
 
 
 def _probe_charts(log: RunLog, x_range: tuple[float, float]) -> list[Markup]:
-    """Of runs that were probed."""
+    """The charts of the probes' measurements that exist."""
     accuracies = _measured(log, knn="20 nearest neighbours", linear="linear")
     ranks = _measured(log, rank_me="of the probe's training images")
     charts = []
@@ -225,7 +229,7 @@ def _probe_charts(log: RunLog, x_range: tuple[float, float]) -> list[Markup]:
 
 
 def _measured(log: RunLog, **titles: str) -> list[Curve]:
-    """A curve of each that was measured at least once."""
+    """One curve per probe value that was measured at least once, by name and title."""
     found = {name: [(one.epoch, getattr(one, name)) for one in log.probes] for name in titles}
     return [
         thin(titles[name], points) for name, points in found.items() if any(math.isfinite(value) for _, value in points)
@@ -256,13 +260,13 @@ def _epoch_row(one: LoggedEpoch) -> tuple[str, ...]:
 
 
 def _table(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The first settings as they read, and how many more there are."""
+    """The first settings as text, and the number of further ones."""
     chosen = {name: value_text(value) for name, value in itertools.islice(values.items(), MOST_SETTINGS)}
     return {"shown": chosen, "more": len(values) - len(chosen)}
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables within the table become rows of it; sizes get a unit."""
+    """Flatten nested tables into rows, and give the memory a unit."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The use case ``report``."""
+"""Writes an HTML page about one or several runs."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ from mae.reporting.run_log import Preview, RunLog, read_run
 from mae.reporting.runs import RunSummary, last_line, run_state, summary_of
 from mae.reporting.side_by_side import ComparedRun, comparison_page, differing_settings, short_names
 
-_WIDEST = 1200  # pixels of an image on the page
+_WIDEST = 1200  # largest width of an image on the page, pixels
 _JPEG_QUALITY = 82
-_MOST_FRAMES = 100  # of an animation
+_MOST_FRAMES = 100  # of the animation
 
 
 @dataclasses.dataclass(frozen=True)
 class ReportResult(Drawn):
-    """The written page, and its main numbers; None if the run has none yet.
+    """The written page and its main numbers; a number that the run does not have yet is None.
 
     Attributes:
         out: The page.
         size_bytes: Size of the page.
-        epochs, wanted_epochs: Finished epochs, and epochs of the whole run.
-        finished: Whether the last epoch is done.
-        logged_steps: Lines of steps in the log; curves of more than 400 points are thinned.
-        thinned_by: Logged steps that one point of a curve stands for, at most.
+        epochs, wanted_epochs: Number of finished epochs, and of epochs of the whole run.
+        finished: Whether the last epoch is finished.
+        logged_steps: Number of steps in the log; curves of more than 400 points are thinned.
+        thinned_by: Largest number of logged steps per point of a curve.
         first_loss, last_loss: Loss of the first and the last finished epoch.
         psnr: PSNR of the newest preview, dB.
         images_per_second, data_wait: Throughput, and fraction of the time spent waiting for data, in the last epoch.
-        first_data_wait: That fraction in the first epoch.
-        images: Number of previews shown.
-        unreadable: Images that the run could not read.
-        environment_recorded: Whether the run's folder says what it ran on.
-        animation: The animation that was written, if one was.
-        notes: Files that could not be read.
+        first_data_wait: Fraction of the time spent waiting for data in the first epoch.
+        images: Number of previews on the page.
+        unreadable: Number of unreadable images in the run.
+        environment_recorded: Whether the run folder has a record of the hardware and versions.
+        animation: The written animation; None if none was requested.
+        notes: Messages about files that could not be read.
     """
 
     out: Path
@@ -86,15 +86,15 @@ class ReportResult(Drawn):
 
 @dataclasses.dataclass(frozen=True)
 class ComparisonResult(Drawn):
-    """What was written about several runs.
+    """The written page about several runs, and its main content.
 
     Attributes:
         out: The page.
         size_bytes: Size of the page.
         runs: Summaries of the runs, in the given order.
-        settings: Those that differ, each with its value in every run; None where a run has none.
-        images: Previews that are shown.
-        notes: Files that could not be read.
+        settings: Settings that differ, each with its value in every run; None if a run does not have it.
+        images: Number of previews on the page.
+        notes: Messages about files that could not be read.
     """
 
     out: Path
@@ -110,13 +110,13 @@ class ComparisonResult(Drawn):
 
 
 def report(config: ReportConfig) -> ReportResult | ComparisonResult:
-    """Write a self-contained HTML page about a run in any state, or a comparison of several.
+    """Write a self-contained HTML page about a run in any state, or a comparison of several runs.
 
-    Of several runs the page has the curves over each other, the settings that differ, and the last previews.
+    A comparison has charts with one curve per run, the settings that differ, and the last previews.
 
     Raises:
-        DataError: There is no such folder.
-        ConfigError: It holds no run, or the page cannot be written.
+        DataError: A folder does not exist.
+        ConfigError: A folder is not a run folder, or the page cannot be written.
     """
     for run in config.run:
         kept = [path for path in run.rglob("*") if path.is_file() and path.suffix.lower() not in SUFFIXES]
@@ -174,7 +174,7 @@ def _write(out: Path, document: bytes) -> None:
 
 
 def _images(previews: Iterable[Preview], notes: list[str]) -> list[PreviewImage]:
-    """Those that can be read; a note says so of the others."""
+    """Read the previews; for each unreadable one a note is added instead."""
     images = []
     for preview in previews:
         try:
@@ -185,10 +185,10 @@ def _images(previews: Iterable[Preview], notes: list[str]) -> list[PreviewImage]
 
 
 def _image(preview: Preview) -> PreviewImage:
-    """Decode an untrusted image and encode it again, so that nothing else of the file is kept.
+    """Decode an untrusted image and encode it again, so that the page contains only its pixels.
 
     Raises:
-        DataError: It cannot be read as an image.
+        DataError: The file cannot be read as an image.
     """
     image = load_image(preview.path)
     image.thumbnail((_WIDEST, 4 * _WIDEST))
@@ -199,10 +199,13 @@ def _image(preview: Preview) -> PreviewImage:
 
 
 def _animate(path: Path, log: RunLog) -> list[str]:
-    """Write the previews one after the other, each of which says its epoch at its foot; what could not be read.
+    """Write the previews, whose captions name their epochs, as the frames of an animation.
+
+    Returns:
+        Messages about previews that could not be read.
 
     Raises:
-        ConfigError: None can be read, or the file cannot be written.
+        ConfigError: No preview can be read, or the file cannot be written.
     """
     frames, notes = [], []
     for number in evenly(len(log.previews), _MOST_FRAMES):
@@ -214,7 +217,7 @@ def _animate(path: Path, log: RunLog) -> list[str]:
         image.thumbnail((_WIDEST, 4 * _WIDEST))
         frames.append(image)
     if not frames:
-        raise ConfigError("--animate: the run has no preview that can be read")
+        raise ConfigError("--animate: the run has no readable preview")
     write_animation(path, frames)
     return notes
 

@@ -1,7 +1,7 @@
-"""Read a run's folder in any state: finished, running, or incomplete.
+"""Read a run folder in any state: finished, running, or incomplete.
 
-The last line of a running run's log may be incomplete. The folder may be untrusted, so every value is checked, and
-only numbers and plain names are kept.
+While a run is training, the last line of its log may be incomplete. The folder may be untrusted, so every value is
+checked, and only numbers and plain names are kept.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from mae.errors import ConfigError, DataError
 from mae.system.environment import ENVIRONMENT_FILE
 
 LONGEST_LINE = 2**16  # bytes of a log line; usually about 200
-MOST_LINES = 2_000_000  # lines of steps and epochs in memory: about 500 MB
-LONGEST_FILE = 2**22  # bytes of any other text file in the folder
+MOST_LINES = 2_000_000  # lines of steps, epochs and probes that are kept; they take about 500 MB of memory
+LONGEST_FILE = 2**22  # bytes of another text file in the folder
 _LARGEST = 1e30  # largest value; larger ones would overflow the scale of a chart
 _LONGEST_VALUE = 40  # characters of the value of a changed setting
 _SETTING = re.compile(r"[a-z_]{1,40}")
@@ -29,7 +29,7 @@ _PREVIEW = re.compile(r"epoch-(\d{1,9})\.png")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LoggedStep:
-    """The log line of a step; ``epoch`` counts from the run's start, with a fraction."""
+    """The log line of a step; ``epoch`` is the number of epochs since the run's start, with a fraction."""
 
     step: int
     epoch: float
@@ -41,7 +41,7 @@ class LoggedStep:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LoggedEpoch:
-    """The log line of an epoch; ``epoch`` counts the epochs that are done."""
+    """The log line of an epoch; ``epoch`` is the number of finished epochs."""
 
     epoch: int
     loss: float
@@ -53,7 +53,7 @@ class LoggedEpoch:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LoggedValidation:
-    """Validation at the end of an epoch; ``epoch`` counts the epochs that are done."""
+    """Validation at the end of an epoch; ``epoch`` is the number of finished epochs."""
 
     epoch: int
     loss: float
@@ -62,7 +62,7 @@ class LoggedValidation:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LoggedTest:
-    """Test accuracy with its 95 % interval; ``epoch`` counts up to that of the weights."""
+    """Test accuracy with its 95 % interval; ``epoch`` is the epoch of the tested weights, from 1."""
 
     epoch: int
     accuracy: float
@@ -75,7 +75,7 @@ class LoggedTest:
 class LoggedProbe:
     """The log line of a probe; NaN for values that were not measured.
 
-    ``epoch`` counts from the run's start, with a fraction; accuracies are from 0 to 1.
+    ``epoch`` is the number of epochs since the run's start, with a fraction; accuracies are from 0 to 1.
     """
 
     epoch: float
@@ -88,7 +88,7 @@ class LoggedProbe:
 
 @dataclasses.dataclass(frozen=True)
 class Preview:
-    """A preview after so many epochs, and its PSNR in dB; NaN if it is not in the log."""
+    """A preview after ``epoch`` epochs, and its PSNR in dB; NaN if the log does not have it."""
 
     path: Path
     epoch: int
@@ -97,7 +97,7 @@ class Preview:
 
 @dataclasses.dataclass(frozen=True)
 class LoggedChange:
-    """Settings changed on resuming, as text; ``epoch`` counts from the run's start, with a fraction."""
+    """Settings changed on resuming, as text; ``epoch`` is the number of epochs since the start, with a fraction."""
 
     epoch: float
     what: str
@@ -105,10 +105,10 @@ class LoggedChange:
 
 @dataclasses.dataclass(frozen=True)
 class RunLog:
-    """The data of a run's folder.
+    """The data of a run folder.
 
     Attributes:
-        steps, epochs: Log lines in order, without repetition; non-finite values are NaN.
+        steps, epochs: Log lines in order, one per step or epoch; non-finite values are NaN.
         previews: Existing previews, in order.
         probes: Measurements during training, in order.
         config: Settings of ``config.toml``; empty if it cannot be read.
@@ -118,8 +118,8 @@ class RunLog:
         rollbacks: Number of rollbacks to a saved state.
         changes: Changes on resuming of settings that affect the losses.
         other_lines: Number of log lines of unknown kind.
-        broken_lines: Number of log lines that are not a JSON object, such as one that is being written.
-        notes: Files that could not be read, and why.
+        broken_lines: Number of log lines that are not a JSON object, for instance a line that is being written.
+        notes: Messages about files that could not be read.
         validations: Validations of a fine-tuning or linear probing run, in order, one per epoch.
         test: Test result of a finished fine-tuning or linear probing run; else None.
     """
@@ -154,26 +154,26 @@ class RunLog:
 
     @property
     def finished(self) -> bool:
-        """Whether the last epoch is done."""
+        """Whether the last epoch is finished."""
         return self.wanted_epochs is not None and bool(self.epochs) and self.epochs[-1].epoch >= self.wanted_epochs
 
     @property
     def epochs_done(self) -> float:
-        """With a fraction where steps are logged; 0 at the start."""
+        """Number of epochs done; with a fraction if steps are logged."""
         return max(self.epochs[-1].epoch if self.epochs else 0.0, self.steps[-1].epoch if self.steps else 0.0)
 
     @property
     def psnr_uses_original(self) -> bool:
-        """Whether removed patches were drawn with the original's mean and std, which raises the previews' PSNR."""
+        """Whether masked patches were drawn with the original's mean and std, which raises the previews' PSNR."""
         return self.config.get("norm_pix_loss") is True
 
     def newest(self, name: str) -> float:
-        """The newest probe value of a name, such as ``val_loss``; NaN if there is none."""
+        """The newest value of a probe by name, such as ``val_loss``; NaN if there is none."""
         known = (value for one in reversed(self.probes) if math.isfinite(value := getattr(one, name)))
         return next(known, math.nan)
 
     def seconds_left(self) -> float | None:
-        """Estimated from the last epochs; None if unknown."""
+        """Remaining time, estimated from the last epochs; None if unknown."""
         paces = sorted(one.seconds for one in self.epochs[-9:] if math.isfinite(one.seconds))
         if self.wanted_epochs is None or not paces:
             return None
@@ -181,29 +181,29 @@ class RunLog:
 
 
 def read_run(run: Path) -> RunLog:
-    """Read a run's folder.
+    """Read a run folder.
 
     Raises:
-        DataError: There is no such folder, or it cannot be looked into.
-        ConfigError: It holds no run.
+        DataError: The folder does not exist or cannot be read.
+        ConfigError: It is not a run folder.
     """
     if not run.is_dir():
-        raise DataError(f"{run}: no such folder", hint="give a run's folder, as in `pretrain --out`")
+        raise DataError(f"{run}: no such folder", hint="give a run folder, as in `pretrain --out`")
     try:
         names = {path.name for path in run.iterdir()}
     except OSError as error:
         raise DataError(f"{run}: {error.strerror}") from None
     if not names & {"log.jsonl", "config.toml"}:
         raise ConfigError(
-            f"{run} holds no run: there is neither log.jsonl nor config.toml in it",
-            hint="give a run's folder, as in `pretrain --out`",
+            f"{run} is not a run folder: it has neither log.jsonl nor config.toml",
+            hint="give a run folder, as in `pretrain --out`",
         )
     notes: list[str] = []
     books = _LogState()
     for entry in _log_entries(run / "log.jsonl", books, notes):
         books.add(entry)
         if len(books.steps) + len(books.epochs) + len(books.probes) >= MOST_LINES:
-            notes.append(f"log.jsonl has more than {MOST_LINES:,} lines; the others are ignored")
+            notes.append(f"log.jsonl has more than {MOST_LINES:,} lines; further lines are ignored")
             break
     return RunLog(
         steps=tuple(books.steps[step] for step in sorted(books.steps)),
@@ -225,7 +225,7 @@ def read_run(run: Path) -> RunLog:
 
 
 class _LogState:
-    """Lines of a log by kind; a later line for the same step or epoch wins."""
+    """The lines of a log by kind; a later line replaces an earlier one of the same step or epoch."""
 
     def __init__(self) -> None:
         self.steps: dict[int, LoggedStep] = {}
@@ -285,7 +285,7 @@ class _LogState:
 
 
 def _changes_in_words(changed: Any) -> str:
-    """Names with the values before and now, of those that are what a run logs."""
+    """Changed settings as text, with old and new values; entries that a run would not write are left out."""
     pairs = changed.items() if isinstance(changed, dict) else ()
     return ", ".join(
         f"{name.replace('_', '-')} {str(pair[0])[:_LONGEST_VALUE]} -> {str(pair[1])[:_LONGEST_VALUE]}"
@@ -295,11 +295,11 @@ def _changes_in_words(changed: Any) -> str:
 
 
 def _log_entries(path: Path, books: _LogState, notes: list[str]) -> Iterator[dict[str, Any]]:
-    """Objects of the log, line by line; what is no object is counted."""
+    """The JSON objects of the log, line by line; other lines are counted as broken."""
     if not path.exists():
         notes.append("there is no log.jsonl yet")
         return
-    if not path.is_file():  # a pipe would never end
+    if not path.is_file():  # reading a pipe might never end
         notes.append("log.jsonl is not a regular file")
         return
     try:
@@ -318,7 +318,7 @@ def _log_entries(path: Path, books: _LogState, notes: list[str]) -> Iterator[dic
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes]:
-    """Lines of bounded length; of a longer one only the beginning, which is no JSON."""
+    """Lines of bounded length; a longer line is cut, so it is not valid JSON."""
     while line := file.readline(LONGEST_LINE):
         yield line
         while line and not line.endswith(b"\n"):
@@ -326,7 +326,7 @@ def _lines(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _previews(folder: Path, psnr: dict[int, float]) -> tuple[Preview, ...]:
-    """By the names in the folder, not by those in the log, which could lead anywhere."""
+    """The previews in the folder; file names in the log are not used, because they could point anywhere."""
     try:
         found = [(path, _PREVIEW.fullmatch(path.name)) for path in folder.iterdir() if path.is_file()]
     except OSError:
@@ -336,7 +336,7 @@ def _previews(folder: Path, psnr: dict[int, float]) -> tuple[Preview, ...]:
 
 
 def _read(path: Path, parse: Any, notes: list[str]) -> dict[str, Any]:
-    """A small file's table; empty, with a note, where it cannot be read."""
+    """The table in a small file; if it cannot be read, an empty one, and a note is added."""
     try:
         values = parse(_text(path))
     except OSError as error:
@@ -346,7 +346,7 @@ def _read(path: Path, parse: Any, notes: list[str]) -> dict[str, Any]:
     else:
         if isinstance(values, dict):
             return values
-        notes.append(f"{path.name} holds no table")
+        notes.append(f"{path.name} is not a table")
     return {}
 
 
@@ -360,11 +360,11 @@ def _unreadable(path: Path, notes: list[str]) -> tuple[tuple[str, str], ...]:
 
 
 def _text(path: Path) -> str:
-    """All of a small file.
+    """The content of a small file.
 
     Raises:
-        OSError: It cannot be opened.
-        ValueError: It is not a regular file, too large, or no UTF-8.
+        OSError: The file cannot be opened.
+        ValueError: It is not a regular file, is too large, or is not UTF-8.
     """
     if path.exists() and not path.is_file():
         raise ValueError("it is not a regular file")
@@ -376,7 +376,7 @@ def _text(path: Path) -> str:
 
 
 def _number(value: Any) -> float:
-    """NaN for whatever is not a number that a run logs."""
+    """A logged number; NaN for any other value."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < _LARGEST:
         return math.nan
     return float(value) if abs(value) > 1 / _LARGEST else 0.0

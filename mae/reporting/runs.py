@@ -91,13 +91,13 @@ def runs(config: RunsConfig) -> RunsResult:
         DataError: There is no such folder, or no run in it.
     """
     if not config.folder.is_dir():
-        raise DataError(f"{shown(config.folder)}: no such folder", hint="give a folder with runs in it")
+        raise DataError(f"{shown(config.folder)}: no such folder", hint="give a folder that contains runs")
     now = time.time()
     found = [_summary(config.folder, path, now) for path in find_runs(config.folder)]
     if not found:
         raise DataError(
-            f"{shown(config.folder)} holds no run: no folder in it has a log.jsonl",
-            hint="a run is what `maecli pretrain --out FOLDER` writes",
+            f"{shown(config.folder)} contains no run folder with a log.jsonl",
+            hint="`maecli pretrain --out FOLDER` writes a run folder",
         )
     keys = {
         "newest": lambda one: -(one.last_line or 0.0),
@@ -124,8 +124,8 @@ def find_runs(folder: Path) -> Iterator[Path]:
 def run_state(run: Path, log: RunLog, now: float) -> str:
     """Whether a run is finished, training or stopped.
 
-    A running run has its process in the folder. Whether that process exists can be checked on the same machine only;
-    for other machines the age of the log is used.
+    The folder of a run that is training has a file that names its process. Whether the process exists can be checked
+    only on the same machine; for other machines the age of the log is used.
     """
     if log.finished:
         return "finished"
@@ -164,7 +164,7 @@ def _lives(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # another user's
+    except OSError:  # the process belongs to another user
         return True
     return True
 

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 MOST_DIFFERING = 100  # rows of the table of settings
-FEWEST_EPOCHS = 3  # of a curve of epoch means; of fewer the logged steps are drawn
+FEWEST_EPOCHS = 3  # with fewer epochs, logged steps are drawn instead of epoch means
 
 
 class ComparedRun(NamedTuple):
-    """A run on the page; ``summary.run`` is its name there."""
+    """A run on the page; ``summary.run`` is its name on the page."""
 
     summary: RunSummary
     log: RunLog
@@ -29,7 +29,7 @@ class ComparedRun(NamedTuple):
 
 
 def short_names(runs: Sequence[Path]) -> list[str]:
-    """Shortest distinct ends of the paths; runs that are given twice are numbered."""
+    """The shortest ends of the paths that are distinct; runs that are given twice are numbered."""
     parts = [run.resolve().parts for run in runs]
     names = [str(run) for run in runs]
     for length in range(1, max(map(len, parts)) + 1):
@@ -40,7 +40,7 @@ def short_names(runs: Sequence[Path]) -> list[str]:
 
 
 def differing_settings(configs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str | None, ...]]:
-    """Settings that are not the same in all runs, by name, as they read; None where a run has none."""
+    """Settings that differ between runs: by name, their values as text; None if a run does not have it."""
     found: dict[str, tuple[str | None, ...]] = {}
     for name in dict.fromkeys(name for config in configs for name in config):
         values = tuple(_setting(name, config[name]) if name in config else None for config in configs)
@@ -50,7 +50,7 @@ def differing_settings(configs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[
 
 
 def _setting(name: str, value: Any) -> str:
-    if name == "data" and isinstance(value, list):  # where it lies is not what it is
+    if name == "data" and isinstance(value, list):  # the same data may be at different paths
         return ", ".join(Path(str(one)).name for one in value[:9])
     return value_text(value)
 
@@ -61,15 +61,15 @@ def comparison_page(
     """The page as HTML.
 
     Args:
-        runs: In order.
-        settings: As ``differing_settings`` gives them.
-        notes: Files that could not be read.
+        runs: The runs, in the given order.
+        settings: Result of ``differing_settings``.
+        notes: Messages about files that could not be read.
         now: Time of writing, seconds since 1970.
     """
     measured = accuracies([one.summary for one in runs])
     return render(
         SHARED / "runs.html",
-        standing=f"{len(runs)} runs; this page was made {time_text(now)} by maecli report",
+        standing=f"{len(runs)} runs; page written {time_text(now)} by maecli report",
         titles=("state", "epochs", "loss", "PSNR", *measured.values(), "images/s"),
         rows=[(one.summary.run, _row(one.summary, tuple(measured))) for one in runs],
         charts=_charts(runs),
@@ -101,7 +101,7 @@ def _charts(runs: Sequence[ComparedRun]) -> list[Markup]:
     epochs = [one.log.epochs_done for one in runs]
     x_range = x_range_of([*epochs, *(preview.epoch for one in runs for preview in one.log.previews)])
     targets = {one.log.config.get("norm_pix_loss") for one in runs}
-    title = "Loss over epochs" if len(targets) == 1 else "Loss over epochs; the targets differ, so compare with care"
+    title = "Loss over epochs" if len(targets) == 1 else "Loss over epochs; targets differ: losses are not comparable"
     probed = [
         chart(
             f"{words} accuracy of the encoder over epochs",
@@ -120,14 +120,14 @@ def _charts(runs: Sequence[ComparedRun]) -> list[Markup]:
             may_be_logarithmic=True,
         ),
         chart(
-            "PSNR on removed patches, dB, over epochs",
+            "PSNR on masked patches, dB, over epochs",
             _curves(runs, lambda log: [(one.epoch, one.psnr) for one in log.previews]),
             x_range=x_range,
         ),
         *probed,
         chart("Learning rate over epochs", _curves(runs, lambda log: _of_epochs(log, "lr")), x_range=x_range, y_from=0),
         chart(
-            "Images a second over epochs",
+            "Images/s over epochs",
             _curves(runs, lambda log: _of_epochs(log, "images_per_second")),
             x_range=x_range,
             y_from=0,
@@ -140,12 +140,12 @@ def _of_probes(log: RunLog, name: str) -> list[tuple[float, float]]:
 
 
 def _of_epochs(log: RunLog, field: str) -> list[tuple[float, float]]:
-    """Epoch means in their middles, or the logged steps of a run that has hardly begun."""
+    """Epoch means at the middle of each epoch, or the logged steps if there are few epochs yet."""
     if len(log.epochs) >= FEWEST_EPOCHS:
         return [(one.epoch - 0.5, getattr(one, field)) for one in log.epochs]
     return [(one.epoch, getattr(one, field)) for one in log.steps]
 
 
 def _curves(runs: Sequence[ComparedRun], points: Callable[[RunLog], Iterable[tuple[float, float]]]) -> list[Curve]:
-    """One for each run, in its colour; a run without any has an empty one."""
+    """One curve per run, so that each run keeps its colour; it is empty if the run has no values."""
     return [thin(one.summary.run, points(one.log)) for one in runs]

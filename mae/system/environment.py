@@ -1,4 +1,4 @@
-"""What a program runs on: processor, memory, graphics cards, versions. Loads torch only where it says so."""
+"""The hardware and software of a run: processor, memory, GPUs, versions. Most functions do not load torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import mae
 
 ENVIRONMENT_FILE = "environment.json"
 
-# Features that decide how fast matrix products are, by the names of /proc/cpuinfo.
+# Processor features that affect the speed of matrix products, by their names in /proc/cpuinfo.
 _FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")
 PROC = Path("/proc")
 CGROUP = Path("/sys/fs/cgroup")
@@ -42,15 +42,15 @@ PACKAGES = (
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """A machine as far as it can be known without torch; None is unknown.
+    """Properties of the machine that can be read without torch; unknown ones are None.
 
     Attributes:
         system: Operating system and architecture.
-        processor: Its maker's name for it.
-        features: Of the processor, those that decide how fast matrix products are.
-        cores: That the machine has.
-        usable_cores: That this process may use, by its affinity and its control group.
-        memory_bytes: That the machine has, or the control group allows.
+        processor: Name of the processor model.
+        features: Processor features that affect the speed of matrix products.
+        cores: Number of cores of the machine.
+        usable_cores: Number of cores that this process may use, by its affinity and its control group.
+        memory_bytes: Memory of the machine, or the limit of the control group if that is less.
     """
 
     system: str
@@ -62,7 +62,7 @@ class Machine:
 
 
 def machine() -> Machine:
-    """Ask the system; takes milliseconds."""
+    """Read the machine's properties; takes milliseconds."""
     return Machine(
         system=f"{platform.system()} {platform.release()}, {platform.machine()}",
         processor=processor_name(),
@@ -74,25 +74,25 @@ def machine() -> Machine:
 
 
 def processor_name() -> str:
-    """What the processor's maker calls it."""
+    """Name of the processor model."""
     return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 def cpu_features() -> tuple[str, ...]:
-    """Those of the processor that decide how fast matrix products are; empty where the system does not tell."""
+    """Processor features that affect the speed of matrix products; empty if they are unknown."""
     there = (_cpuinfo("flags") or _cpuinfo("Features")).split()
     return tuple(name for name in _FEATURES if name in there)
 
 
 def usable_cores() -> float | None:
-    """Cores that this process may use: its affinity, or less where a control group allows less."""
+    """Number of cores that this process may use, by its affinity and its control group."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     quota = _cgroup_quota()
     return quota if count is None or (quota is not None and quota < count) else float(count)
 
 
 def memory_bytes() -> int | None:
-    """The machine's memory, or less where a control group allows less."""
+    """Memory of the machine, or the limit of the control group if that is less."""
     sizes = []
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
@@ -100,9 +100,9 @@ def memory_bytes() -> int | None:
 
 
 def available_memory() -> int | None:
-    """Bytes that this process may still take, of the machine's memory and of what its control groups allow.
+    """Free memory in bytes, within the machine's memory and the limits of the control groups.
 
-    What only caches files counts as free, as the kernel gives it back before it refuses anything.
+    Cached files count as free, because the kernel frees this memory when it is needed.
     """
     sizes = [limit - used for limit, used in _memory_limits()]
     with contextlib.suppress(OSError, ValueError, IndexError):
@@ -111,7 +111,7 @@ def available_memory() -> int | None:
 
 
 def packages() -> dict[str, str | None]:
-    """Installed versions by name, of what this toolkit uses; None is not installed. Nothing is imported."""
+    """Versions of the packages in ``PACKAGES``, None if not installed; the packages are not imported."""
     versions: dict[str, str | None] = {}
     for name in PACKAGES:
         versions[name] = None
@@ -123,7 +123,7 @@ def packages() -> dict[str, str | None]:
 
 
 def torch_build() -> str | None:
-    """Torch's version with what it was built for, as in 2.14.1+cu130, read from its files; torch is not loaded."""
+    """Torch's version with its build, for instance 2.14.1+cu130, read from its files; torch is not loaded."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
@@ -136,9 +136,9 @@ def torch_build() -> str | None:
 
 
 def graphics_at_a_glance() -> str:
-    """Which GPU there seems to be, from the files that its driver shows; torch may see it otherwise.
+    """Name of the GPU according to its driver's files; empty if there seems to be none. Torch may not support it.
 
-    Nothing is started or loaded: asking torch or nvidia-smi takes seconds.
+    Neither torch nor nvidia-smi is used, because they take seconds.
     """
     cards = []
     for card in sorted((PROC / "driver/nvidia/gpus").glob("*/information")):
@@ -155,7 +155,7 @@ def graphics_at_a_glance() -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Everything that decides a run's speed and numbers, as plain values. Loads torch."""
+    """The hardware and versions that affect a run's speed and results, as plain values. Loads torch."""
     import torch
 
     from mae.system.device import resolve_device, resolve_precision
@@ -187,7 +187,7 @@ def graphics_cards() -> list[dict[str, Any]]:
 
 
 def _cpuinfo(field: str) -> str:
-    """The first processor's value of a field of /proc/cpuinfo; empty where there is none."""
+    """Value of a field of /proc/cpuinfo for the first processor; empty if there is none."""
     with contextlib.suppress(OSError), (PROC / "cpuinfo").open(encoding="utf-8", errors="replace") as file:
         for line in file:
             name, _, value = line.partition(":")
@@ -197,7 +197,7 @@ def _cpuinfo(field: str) -> str:
 
 
 def _cgroup_quota() -> float | None:
-    """Cores' worth of time that the control group allows; None is no limit, or none that can be read."""
+    """CPU limit of the control group, in cores; None if there is no limit or it cannot be read."""
     for quota_file, period_file in (("cpu.max", None), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
         with contextlib.suppress(OSError, ValueError, IndexError, ZeroDivisionError):
             words = (CGROUP / quota_file).read_text().split()
@@ -209,7 +209,7 @@ def _cgroup_quota() -> float | None:
 
 
 def _memory_limits() -> Iterator[tuple[int, int]]:
-    """Bytes that each control group of this process allows, and those that its processes hold; by kind of group."""
+    """The memory limit and the used memory of each control group of this process, in bytes."""
     kinds = (
         ("", ("memory.max", "memory.high"), "memory.current", "inactive_file"),
         ("memory", ("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file"),
@@ -227,10 +227,10 @@ def _memory_limits() -> Iterator[tuple[int, int]]:
 
 
 def _control_groups(controller: str) -> Iterator[Path]:
-    """The folders of the group that this process is in and of those around it.
+    """The folders of this process's control group and of the groups that contain it.
 
     Args:
-        controller: Of version 1, or "" for version 2, whose groups are for all controllers.
+        controller: Name of a controller of cgroup version 1; "" for version 2, which has one hierarchy for all.
     """
     root, own = CGROUP / controller, Path()
     with contextlib.suppress(OSError, ValueError):
@@ -238,7 +238,7 @@ def _control_groups(controller: str) -> Iterator[Path]:
             _, names, path = line.split(":", 2)
             if controller in names.split(","):
                 own = Path(path.strip("/"))
-    # In a container the path is the host's: then only the root is there, and it is the container's own.
+    # In a container the path may be that of the host; then only the root exists, which is the container's own group.
     for folder in (own, *own.parents):
         if ".." not in folder.parts:
             yield root / folder

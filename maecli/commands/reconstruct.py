@@ -74,7 +74,7 @@ def _show(console: Console, result: ReconstructResult) -> None:
 
     table = Table(box=None, padding=(0, 2), pad_edge=False)
     table.add_column("image")
-    for title in ("pixels", "removed", "loss", "PSNR dB"):
+    for title in ("pixels", "masked", "loss", "PSNR dB"):
         table.add_column(title, justify="right")
     for one in result.images:
         table.add_row(
@@ -86,7 +86,7 @@ def _show(console: Console, result: ReconstructResult) -> None:
         )
     console.print(fitted(console, table))
     target = "normalised patches" if result.norm_pix else "raw pixels"
-    console.print(f"{result.variant or 'model'} predicts {target}; loss and PSNR are over removed patches")
+    console.print(f"{result.variant or 'model'} predicts {target}; loss and PSNR are over masked patches")
     place = "the image to standard output" if result.page is not None else shown(str(result.out))
     console.print(f"wrote {place}", soft_wrap=True, markup=False)
     if result.animation is not None:

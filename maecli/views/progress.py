@@ -225,7 +225,7 @@ def _what_is_learnt(event: Started) -> dict[str, str]:
         target = "normalised pixels" if model.norm_pix_loss else "raw pixels"
         return {
             "model": f"{variant}, {event.parameters:,} parameters, {sizes}",
-            "target": f"{target}, {config.mask_ratio:.0%} removed; predicting zero gives a loss of "
+            "target": f"{target}, {config.mask_ratio:.0%} masked; predicting zero gives a loss of "
             f"{event.zero_prediction_loss:.3f}",
         }
     names = ", ".join(shown(name, 20) for name in classification.classes[:6])
@@ -251,7 +251,7 @@ def helped_text(helped: bool) -> str:
 
 def psnr_text(psnr: float, *, helped: bool) -> str:
     """A PSNR as text, with the remark of ``helped_text``."""
-    return f"PSNR {psnr:.1f} dB on removed patches{helped_text(helped)}"
+    return f"PSNR {psnr:.1f} dB on masked patches{helped_text(helped)}"
 
 
 def probed_text(event: Probed) -> str:

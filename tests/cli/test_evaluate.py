@@ -33,7 +33,7 @@ def test_the_table_the_document_and_the_value(world: Path) -> None:
     assert "linear" in seen.out
     assert "24 training and 6 test images, 3 classes" in seen.out
     assert "tiny.pth, mean of patches, no norm" in seen.out
-    assert "20% of each class (6 of 30 images) test, drawn by --seed 0" in seen.err
+    assert "20% of each class (6 of 30 images) are test images, drawn by --seed 0" in seen.err
     document = json.loads(run_at(*words(world, "--json")).out)
     assert document["headline"] is None
     first = document["rows"][0]["scores"][0]["knn"]["20"]["value"]

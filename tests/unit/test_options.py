@@ -207,7 +207,7 @@ def test_a_plain_call_tells_what_it_takes() -> None:
         "Where ``loud`` it is told.",
         "    count: A count. Default: 3.",
         "    out: Where to. Default: here.",
-        "    preset: What is not given takes its value from one of these: many: many.",
+        "    preset: Name of a preset, whose values replace defaults: many: many.",
         "    on_count: Told the count,\n        once.",
         "Raises:\n    ConfigError: The count is 9.",
     ):

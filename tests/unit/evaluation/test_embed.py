@@ -265,7 +265,7 @@ def test_weights_that_overflow_are_named(world: Path, tmp_path: Path) -> None:
     ("changes", "kind", "words"),
     [
         ({"out": "f.txt"}, ConfigError, "must end in"),
-        ({"out": "f.csv", "pool": "patches"}, ConfigError, "a table cannot hold several vectors"),
+        ({"out": "f.csv", "pool": "patches"}, ConfigError, "a .csv file has one vector per image"),
         ({"out": "nowhere/f.npz"}, ConfigError, "there is no folder"),
         ({"checkpoint": Path("none.pth")}, CheckpointError, "none.pth"),
         ({"data": (Path("none"),)}, DataError, "none"),

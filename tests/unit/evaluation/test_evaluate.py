@@ -211,7 +211,7 @@ def test_patches_that_do_not_fit_make_a_part_of_the_images(world: Path) -> None:
     assert probe is not None
     assert probe.test_images == 15
     assert 12 <= probe.train_images <= 18
-    assert any("attentive learns from 16 of 60 training images" in note for note in result.notes)
+    assert any("the attentive probe uses 16 of 60 training images" in note for note in result.notes)
 
 
 def test_unreadable_images_are_left_out(tmp_path: Path, world: Path) -> None:
@@ -234,13 +234,13 @@ def test_fewer_labels_than_classes_are_told(world: Path) -> None:
     result = run(world, label_fraction=(0.01,), references=False)
     assert row(result, "checkpoint", "mean").scores[0].train_images == 3
     assert any("fewer than the 3 classes" in note for note in result.notes)
-    assert any("18 test images tell accuracies apart only" in note for note in result.notes)
+    assert any("with 18 test images, smaller differences" in note for note in result.notes)
 
 
 def test_shares_of_labels_are_read_as_people_write_them() -> None:
     assert parse_fractions(["0.01 0.1", "1"]) == parse_fractions("0.01,0.1,1") == (0.01, 0.1, 1.0)
     for wrong in ("0", "1.5", "many", "", [], "nan"):
-        with pytest.raises(ValueError, match="wanted shares"):
+        with pytest.raises(ValueError, match="wanted fractions"):
             parse_fractions(wrong)
     with pytest.raises(ConfigError, match="must end in"):
         EvaluateConfig(data=Path("x"), report=Path("x.txt"))

@@ -145,7 +145,7 @@ def test_any_number_of_classes(classes: int) -> None:
     document = page(many(classes), Gallery((), (), (0.5, 0.25)), "mean of patches", 0.0)
     reader = read(document)
     text = " ".join(reader.text)
-    assert ("true \\ named" in text) == (classes <= MOST_CONFUSED)
+    assert ("true \\ predicted" in text) == (classes <= MOST_CONFUSED)
     assert f"class {classes - 1}" in text
     assert len(document) < 200_000
     assert not reader.of("script")

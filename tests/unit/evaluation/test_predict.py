@@ -91,7 +91,7 @@ def test_a_file_without_names_gives_numbers_and_says_so(tmp_path: Path, classifi
     class_folders(tmp_path / "images", 1)
     result = predict(config(tmp_path / "images", tmp_path / "official.pth"))
     assert {one.classes[0][0] for one in result.predictions} <= {"0", "1", "2", "3"}
-    assert any("does not name its classes" in note for note in result.notes)
+    assert any("has no class names" in note for note in result.notes)
 
 
 def test_the_command_prints_one_document(tmp_path: Path, classifier: Path) -> None:
@@ -149,14 +149,14 @@ def test_answers_that_are_no_numbers_are_refused(tmp_path: Path, classifier: Pat
     document["model"]["head.weight"] *= 3e38 / document["model"]["head.weight"].abs().max()
     save(tmp_path / "diverged.pth", document)
     class_folders(tmp_path / "images", 1)
-    with pytest.raises(CheckpointError, match=r"diverged\.pth: its answer to .*0\.png is non-finite"):
+    with pytest.raises(CheckpointError, match=r"diverged\.pth: its logits for .*0\.png are non-finite"):
         predict(config(tmp_path / "images", tmp_path / "diverged.pth"))
 
 
 def test_more_classes_than_there_are_is_said(tmp_path: Path, classifier: Path) -> None:
     class_folders(tmp_path / "images", 1)
     result = predict(config(tmp_path / "images", classifier, top_k=9))
-    assert "--top-k 9: the classifier has 4 classes, so all are named" in result.notes
+    assert "--top-k 9: the classifier has only 4 classes, so all are shown" in result.notes
 
 
 def test_quiet_is_a_line_for_each_image_whatever_the_classes_are_called(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_one_tree_is_split_by_the_seed_and_says_so(tmp_path: Path) -> None:
     assert np.bincount(split.test_labels).tolist() == [2, 2, 2]
     assert not set(split.train) & set(split.test)
     assert len(split.train) + len(split.test) == 24
-    assert "25% of each class (6 of 24 images) test, drawn by --seed 0" in split.notes[0]
+    assert "25% of each class (6 of 24 images) are test images, drawn by --seed 0" in split.notes[0]
     assert np.array_equal(split_of(tmp_path / "d").test, split.test)
     assert not np.array_equal(split_of(tmp_path / "d", seed=1).test, split.test)
 
@@ -140,16 +140,16 @@ def unreadable_test(root: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (train_without_test, "d/train holds class folders, and beside it there is no test/ or val/, but dev"),
-        (no_train, "d/test holds class folders, and beside it there is no train/, but val"),
+        (train_without_test, "d/train contains class folders, but there is no test/ or val/; next to it is dev"),
+        (no_train, "d/test contains class folders, but there is no train/; next to it is val"),
         (unreadable_class, "d: no image of rare can be read"),
         (unreadable_in_both, "d: no image of test/rare, train/rare can be read"),
         (unreadable_test, "d: no image of test/blue, test/green, test/red can be read"),
         (none, "d: there are no class folders"),
         (one, "d: there is only one class, red"),
         (loose, "stray.png is in no class folder"),
-        (missing_in_test, "d/test has no folder green with images, and d/train has"),
-        (missing_in_train, "d/train has no folder green with images, and d/test has"),
+        (missing_in_test, "d/test has no folder green with images, but d/train has"),
+        (missing_in_train, "d/train has no folder green with images, but d/test has"),
         (single, "d/rare has only one image"),
         (flat_parts, "d: there are no class folders"),
     ],

@@ -197,6 +197,6 @@ def test_only_what_is_drawn_becomes_a_thumbnail(photos: Path, tmp_path: Path, mo
 
 
 def test_a_number_of_images_for_no_sheet_is_refused(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--images 9 is the number of images on a contact sheet or a page"):
+    with pytest.raises(ConfigError, match="--images 9 is the number of images on a contact sheet or page"):
         InspectConfig((photos,), images=9)
     assert InspectConfig((photos,), sheet=tmp_path / "a.jpg").drawn == 48

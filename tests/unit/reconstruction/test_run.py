@@ -17,7 +17,7 @@ from mae.checkpoints import save_checkpoint
 from mae.errors import CheckpointError, ConfigError, DataError
 from mae.mae import MaskedAutoencoder
 from mae.reconstruction.config import ReconstructConfig
-from mae.reconstruction.run import NOTHING_REMOVED_NOTE, reconstruct
+from mae.reconstruction.run import NOTHING_MASKED_NOTE, reconstruct
 from tests.unit.data.sources.test_base import write_parquet, write_tar, write_zip
 
 
@@ -103,7 +103,7 @@ def test_an_own_mask_removes_what_is_white(config: ReconstructConfig, tmp_path: 
     assert result.images[0].mask_ratio == 2 / 16
     masked = np.asarray(opened(tmp_path / "panels/001-photo-masked.png")).reshape(4, 8, 4, 8, 3)
     assert ((masked == (124, 116, 104)).all(axis=(1, 3, 4)) == (mask > 0)).all()
-    for value, message in ((0, "removes no patch"), (255, "removes every patch")):
+    for value, message in ((0, "masks no patch"), (255, "masks every patch")):
         Image.new("L", (8, 8), value).save(path)
         with pytest.raises(DataError, match=message):
             reconstruct(dataclasses.replace(config, mask=path))
@@ -128,7 +128,9 @@ def test_learnt_positions_keep_their_frame(config: ReconstructConfig, tmp_path: 
     config = dataclasses.replace(config, checkpoint=tmp_path / "learnt.pth", resize=None)
     result = reconstruct(config)
     assert result.images[0].image_size == (32, 32)
-    assert result.notes[0].startswith("the centre of each image is shown: pos_embed of the checkpoint is learnt")
+    assert result.notes[0].startswith(
+        "the centre of each image is shown, because pos_embed of the checkpoint is learnt"
+    )
     stretched = reconstruct(dataclasses.replace(config, resize=True))
     assert stretched.images[0].image_size == (24, 40)
     assert any(note.startswith("pos_embed is resampled (bicubic)") for note in stretched.notes)
@@ -220,7 +222,7 @@ def test_nothing_removed_has_no_numbers(config: ReconstructConfig, tmp_path: Pat
     result = reconstruct(dataclasses.replace(config, mask_ratio=(0.0,), separate=tmp_path / "panels"))
     (one,) = result.images
     assert (one.mask_ratio, one.loss, one.psnr) == (0, None, None)
-    assert NOTHING_REMOVED_NOTE in result.notes
+    assert NOTHING_MASKED_NOTE in result.notes
     reconstruction = np.asarray(opened(tmp_path / "panels/001-photo-reconstruction.png"))
     assert not (reconstruction >= 191).all(axis=2).any()  # the decoder's output as it is, not a white page
     several = reconstruct(dataclasses.replace(config, mask_ratio=(0.0, 0.5)))
@@ -231,7 +233,7 @@ def test_nothing_removed_has_no_numbers(config: ReconstructConfig, tmp_path: Pat
 def test_a_silent_file_is_asked_by_removed_patches(
     config: ReconstructConfig, tmp_path: Path, bias: float, expected: bool
 ) -> None:
-    """With nothing removed too: no number can be had from no patches."""
+    """Also if no patch is masked, where there is no loss and no PSNR."""
     bright = tmp_path / "bright.png"
     Image.effect_noise((40, 40), 20).point(lambda value: 200 + value // 8).convert("RGB").save(bright)
     model = small_model()
@@ -317,7 +319,7 @@ def test_a_page_for_standard_output(config: ReconstructConfig, tmp_path: Path) -
         assert result.page is not None
         assert result.page.startswith(begins)
         assert set(tmp_path.iterdir()) == before
-    with pytest.raises(ConfigError, match="the name's ending says the format"):
+    with pytest.raises(ConfigError, match="the suffix of a file name gives its format"):
         dataclasses.replace(config, format="png")
 
 
@@ -369,7 +371,10 @@ def test_the_drawing_is_the_file(config: ReconstructConfig, tmp_path: Path) -> N
 def test_what_goes_wrong_is_told_in_python(image: Path, weights: Path) -> None:
     for options, message in (
         ({"out": "grid.gif"}, "out grid.gif: the name must end in .png, .jpg, .jpeg, .webp"),
-        ({"mask": image, "mask_ratio": (0.5, 0.75)}, "mask and several mask_ratio: your own mask has one ratio"),
+        (
+            {"mask": image, "mask_ratio": (0.5, 0.75)},
+            "mask and several mask_ratio: the mask already determines the ratio",
+        ),
         ({"norm_pix": "of"}, "norm_pix must be one of auto, on, off; got 'of'"),
         ({"device": "cuda:9"}, "device must be one of auto, cuda, mps, cpu; got 'cuda:9'"),
     ):
@@ -400,7 +405,7 @@ def test_an_animation_of_growing_masks(config: ReconstructConfig, tmp_path: Path
         dataclasses.replace(config, animate=path, mask=path)
     with pytest.raises(ConfigError, match="is the image itself"):
         reconstruct(dataclasses.replace(config, images=(path,), animate=path))
-    with pytest.raises(ConfigError, match="--out and --animate are one file"):
+    with pytest.raises(ConfigError, match="--out and --animate are the same file"):
         reconstruct(dataclasses.replace(config, out=tmp_path / "one.webp", animate=tmp_path / "one.webp"))
 
 

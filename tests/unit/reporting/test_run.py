@@ -83,7 +83,7 @@ def test_a_finished_run(tmp_path: Path) -> None:
         image = Image.open(io.BytesIO(base64.b64decode(attributes["src"].split(",")[1])))
         assert (image.format, image.size) == ("JPEG", (160, 60))
         assert (attributes["width"], attributes["height"]) == ("160", "60")
-    assert "unknown: the run has no environment.json" in page.text
+    assert "unknown: the run folder has no environment.json" in page.text
     assert [path.name for path in tmp_path.iterdir()] in (["my run", "page.html"], ["page.html", "my run"])
 
 
@@ -109,8 +109,8 @@ def test_a_run_under_way_with_half_a_line(tmp_path: Path) -> None:
     with (run / "log.jsonl").open("a") as file:
         file.write('{"step": 21, "epo')
     page = page_of(run, tmp_path / "page.html")
-    assert "2 of 10 epochs done, not finished" in page.text
-    assert "left, at this pace" in page.text
+    assert "2 of 10 epochs done, stopped" in page.text
+    assert "estimated time left" in page.text
     assert "1 min 40 s" in page.text  # 8 epochs of 12.5 s
     assert "cannot be read" not in page.text
 
@@ -142,7 +142,7 @@ def test_a_long_run_stays_small_and_says_how(tmp_path: Path) -> None:
     result = report(ReportConfig(run=run, out=out))
     assert (result.logged_steps, result.thinned_by) == (100_000, 250)
     assert result.size_bytes < 250_000
-    assert "a point is the mean of 250, the band their range" in Page(out).text
+    assert "each point is the mean of 250 values, the band is their range" in Page(out).text
 
 
 EVIL = "\"><script>alert(1)</script><img src=x onerror=alert(2)>'&amp;"
@@ -188,8 +188,8 @@ def test_images_are_chosen_evenly(tmp_path: Path) -> None:
     page = page_of(run, tmp_path / "page.html", images=3)
     captions = [attributes["alt"] for tag, attributes in page.elements if tag == "img"]
     assert [caption.split(",")[0] for caption in captions] == ["after 1 epochs", "after 5 epochs", "after 9 epochs"]
-    assert "3 of 9, as JPEG" in page.text
-    assert "9 there, none shown" in page_of(run, tmp_path / "page.html", images=0).text
+    assert "3 of 9 previews, as JPEG" in page.text
+    assert "9 previews exist, none is shown" in page_of(run, tmp_path / "page.html", images=0).text
 
 
 def test_a_broken_preview_is_said_and_passed_over(tmp_path: Path) -> None:
@@ -214,10 +214,10 @@ def test_waiting_and_lost_numbers_are_pointed_out(tmp_path: Path) -> None:
     text = page_of(tmp_path, tmp_path / "page.html").text
     assert "70% of the time is spent waiting for images" in text
     assert "1 lines of the log have a non-finite loss" in text
-    assert "2 lines of the log are of a kind that this page does not show" in text
+    assert "2 lines of the log have an unknown kind and are not shown" in text
     assert "2 lines of the log cannot be read" in text
     assert "1 steps were skipped" in text
-    assert "went back to a saved state 1 times" in text
+    assert "returned to a saved state 1 times" in text
 
 
 def test_the_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,6 +258,6 @@ def test_previews_as_an_animation(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(ConfigError, match="is a file of the run itself"):
         report(ReportConfig(run=run, out=tmp_path / "report.html", animate=path.replace(run / path.name)))
     bare = write_run(tmp_path / "bare", previews=0)
-    with pytest.raises(ConfigError, match="no preview that can be read"):
+    with pytest.raises(ConfigError, match="no readable preview"):
         report(ReportConfig(run=bare, out=tmp_path / "none.html", animate=path))
     assert not (tmp_path / "none.html").exists()

@@ -120,7 +120,7 @@ def test_files_that_cannot_be_read_are_said(tmp_path: Path) -> None:
     (run / "unreadable.tsv").write_bytes(b"\xff\xff")
     notes = " | ".join(read_run(run).notes)
     assert "config.toml cannot be read" in notes
-    assert "environment.json holds no table" in notes
+    assert "environment.json is not a table" in notes
     assert "unreadable.tsv cannot be read" in notes
 
 
@@ -128,7 +128,7 @@ def test_a_log_without_end_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("mae.reporting.run_log.MOST_LINES", 5)
     log = read_run(write_run(tmp_path / "run"))
     assert len(log.steps) + len(log.epochs) == 5
-    assert log.notes == ("log.jsonl has more than 5 lines; the others are ignored",)
+    assert log.notes == ("log.jsonl has more than 5 lines; further lines are ignored",)
 
 
 def test_unreadable_images(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_unreadable_images(tmp_path: Path) -> None:
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         read_run(tmp_path / "none")
-    with pytest.raises(ConfigError, match="holds no run"):
+    with pytest.raises(ConfigError, match="is not a run folder"):
         read_run(tmp_path)
 
 

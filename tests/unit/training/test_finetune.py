@@ -383,7 +383,9 @@ def test_one_tree_is_split_by_the_seed_and_said(finetuning: FinetuneConfig, tmp_
     events: list[Event] = []
     result = finetune(dataclasses.replace(finetuning, data=(tmp_path / "tree",), epochs=1), events.append)
     (started,) = (event for event in events if isinstance(event, Started))
-    assert any("20% of each class (6 of 30 images) test, drawn by --seed 0" in note for note in started.notes)
+    assert any(
+        "20% of each class (6 of 30 images) are test images, drawn by --seed 0" in note for note in started.notes
+    )
     assert result.test is not None
     assert result.test.test_images == 6
     assert json.loads((finetuning.out / "result.json").read_text())["test_images"] == 6
