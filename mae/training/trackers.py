@@ -25,6 +25,8 @@ from mae.training.events import Event, ImageUnreadable, Previewed, Scanned, Star
 PROJECT = "maecli"  # project or experiment name, unless the tracker's environment variables set one
 MOST_WAITING = 10_000  # entries in the queue; a tracker that falls further behind gets no more entries
 SECONDS_TO_CLOSE = 30.0
+# The libraries report their own use to their makers unless these environment variables forbid it.
+_NO_REPORTS = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}
 IDS_FILE = ".trackers.json"  # each tracker's ID of the run, by which a resumed run continues it there
 # Fields of an event that give its position in the run; they are not logged as values.
 _PLACES = {"epoch", "epochs", "step", "in_a_row", "turn"}
@@ -79,6 +81,8 @@ class Trackers:
     ) -> None:
         for name in names:
             _require(name)
+        if offline:
+            os.environ.update(_NO_REPORTS)  # before the libraries are imported, since they read them then
         self.on_event = on_event
         self.step = step
         place = _Place(folder, settings, step, offline)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from mae.options import build_config
 from mae.training.config import PretrainConfig
 from mae.training.events import EpochDone, Event, Previewed, Stepped, StepSkipped, TrackerFailed
 from mae.training.trackers import Trackers, figures
+from tests.processes import environment, finish, start_python
 
 
 def events_of(folder: Path, first: int = 1) -> list[Event]:
@@ -91,6 +93,46 @@ def test_mlflow_in_the_runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert run.data.params["epochs"] == "3"
     assert run.info.status == "FINISHED"
     assert [one.path for one in client.list_artifacts(run.info.run_id, "previews")] == ["previews/epoch-0001.png"]
+
+
+REACHED = """
+import os, socket, sys
+
+CONNECT, LOOK_UP = socket.socket.connect, socket.getaddrinfo
+
+
+def connect(self, address):
+    if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1"):
+        print("connect", address, flush=True)
+        raise OSError("the test has no network")
+    return CONNECT(self, address)
+
+
+def look_up(host, *arguments, **options):
+    if host not in (None, "localhost", "127.0.0.1", "::1"):
+        print("look up", host, flush=True)
+        raise OSError("the test has no network")
+    return LOOK_UP(host, *arguments, **options)
+
+
+socket.socket.connect, socket.getaddrinfo = connect, look_up
+from pathlib import Path
+
+from tests.unit.training.test_trackers import no_failure, track
+
+assert no_failure(track(sys.argv[1], Path(sys.argv[2])))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_offline_the_libraries_reach_nobody(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process of its own, outside of tests and CI, where they report nothing anyway."""
+    pytest.importorskip(name)
+    for variable in [one for one in os.environ if one == "CI" or one.startswith(("PYTEST_", "GITHUB_", "MLFLOW_"))]:
+        monkeypatch.delenv(variable)
+    done = finish(start_python("-c", REACHED, name, tmp_path, env=environment()))
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
 class Fails:
