@@ -42,6 +42,7 @@ class RunSettings:
     """Base class of the settings of all training runs; the subclasses declare the options."""
 
     command: ClassVar[str]
+    data: tuple[Path, ...]
     crop_scale: tuple[float, float]
     crop_ratio: tuple[float, float]
     lr: float | None
@@ -64,6 +65,10 @@ class RunSettings:
             raise ConfigError(f"--crop-ratio {low:g} {high:g}: the first number must not be above the second")
         if self.lr is not None and self.min_lr > self.lr:
             raise ConfigError(f"--min-lr {self.min_lr:g} is above --lr {self.lr:g}")
+
+    def images_read(self) -> tuple[Path, ...]:
+        """Every folder, file and URL whose images the run reads, for training or for measuring."""
+        return self.data
 
     def trackers(self) -> tuple[str, ...]:
         """The trackers that the run is logged to, beside ``log.jsonl``."""
@@ -275,6 +280,10 @@ class PretrainConfig(RunSettings):
             raise ConfigError(f"--mask-ratio {self.mask_ratio:g} removes no patch, so there is no loss to train on")
         self.check_ranges()
         check_shard(self)
+
+    def images_read(self) -> tuple[Path, ...]:
+        """As for any run, with held-out and labelled images."""
+        return (*self.data, *(path for path in (self.val, self.probe) if path is not None))
 
     def model_config(self) -> MAEConfig:
         """The architecture that these settings describe."""

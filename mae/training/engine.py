@@ -151,7 +151,7 @@ def _start(
     resume = config.resume is not None or (config.auto_resume and holds_run(config.out))
     folder = RunFolder(config.out, resume=resume, writes=ranks.first and writes)
     if not resume:
-        refuse_inside(config.out, "--out", [path for path in config.data if url_of(path) is None])
+        refuse_inside(config.out, "--out", [path for path in config.images_read() if url_of(path) is None])
     recorded = folder.read_config(type(config)) if resume else None
     # A resumed run keeps the precision that ``auto`` chose. Its decoder may change: both give the same pixels.
     wanted = recorded.precision if recorded and config.precision == "auto" else config.precision

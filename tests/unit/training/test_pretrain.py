@@ -517,6 +517,17 @@ def test_no_images_leave_no_folder(config: PretrainConfig, tmp_path: Path) -> No
     assert not config.out.exists()
 
 
+@pytest.mark.parametrize("read", ["data", "val", "probe"])
+def test_a_run_does_not_write_among_the_images_that_it_reads(read: str, config: PretrainConfig, tmp_path: Path) -> None:
+    """Its previews would be held-out images once it is resumed, and a class of labelled ones."""
+    shutil.copytree(config.data[0], tmp_path / "others" / "a")
+    folder = tmp_path / "others"
+    values: dict[str, Any] = {read: (folder,) if read == "data" else folder}
+    with pytest.raises(ConfigError, match=r"--out .* lies in .*others, whose images are read"):
+        pretrain(dataclasses.replace(config, out=folder / "run", **values))
+    assert [path.name for path in folder.iterdir()] == ["a"]
+
+
 def test_broken_images_are_passed_over_and_reported(config: PretrainConfig, images: Path) -> None:
     (images / "empty.jpg").touch()
     whole = (images / "3.png").read_bytes()
