@@ -18,7 +18,12 @@ SWITCHES = {"dry_run": "Print the plan of the run with warnings, and stop; nothi
 
 def written_config(config: PretrainConfig | ClassifierConfig) -> Path | None:
     """The config.toml that a new run writes; None for a resumed run, which has it already."""
-    return None if config.resume or config.auto_resume else config.out / "config.toml"
+    if config.auto_resume:
+        from mae.training.run_folder import holds_run
+
+        if holds_run(config.out):
+            return None
+    return None if config.resume else config.out / "config.toml"
 
 
 @command_from(

@@ -142,13 +142,16 @@ def test_a_report_is_written_into_its_run_again_and_again(folder: Path) -> None:
         assert code == 0, err
 
 
-def test_a_runs_settings_are_not_written_over_those_it_was_given(folder: Path) -> None:
+@pytest.mark.parametrize("more", [[], ["--auto-resume"]])
+def test_a_runs_settings_are_not_written_over_those_it_was_given(folder: Path, more: list[str]) -> None:
     (folder / "new").mkdir()
-    (folder / "new/config.toml").write_text("epochs = 1  # as agreed")
+    given = (folder / "run/config.toml").read_text() + "# as agreed\n"
+    (folder / "new/config.toml").write_text(given)
     code, err = maecli(
-        "pretrain", folder / "photo.png", "--config", folder / "new/config.toml", "--out", folder / "new"
-    )
-    assert code == 2
+        "pretrain", folder / "photo.png", "--config", folder / "new/config.toml", "--out", folder / "new",
+        "--preset", "small", "--epochs", "1", "--dry-run", *more,
+    )  # fmt: skip
+    assert code == 2, err
     assert "config.toml is the file of --config itself; it would be overwritten" in err
-    assert (folder / "new/config.toml").read_text() == "epochs = 1  # as agreed"
+    assert (folder / "new/config.toml").read_text() == given
     assert [path.name for path in (folder / "new").iterdir()] == ["config.toml"]
