@@ -272,6 +272,9 @@ def test_a_shorter_run_keeps_what_is_done(parted: PretrainConfig) -> None:
     with pytest.raises(ConfigError, match=r"--epochs 1 is less than .*: 1 are done and one is under way") as refused:
         pretrain(dataclasses.replace(parted, epochs=1))
     assert refused.value.hint == "give at least 2, or leave --epochs out"
+    with pytest.raises(ConfigError, match="--epochs 1 is less than") as refused:
+        pretrain(dataclasses.replace(parted, epochs=1, resume=None, auto_resume=True))
+    assert refused.value.hint == "give at least 2"  # without --epochs it would be 800
     said = started(dataclasses.replace(parted, epochs=2))
     assert "epochs 3 -> 2: the cosine is shortened" in said.changes[0]
     log = read_run(parted.out)
