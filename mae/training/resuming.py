@@ -149,7 +149,7 @@ def take_up(run: RunFolder, config: RunConfig, recorded: Mapping[str, Any] | Non
     if fixed:
         raise another_run(fixed, saved, request, run)
     if saved is not None:
-        _check_not_shorter(saved.position, config, run)
+        _check_not_shorter(saved.position, now["epochs"], run, resume=config.resume is not None)
     if config.resume is None:
         known = [one["epochs"] for one in (recorded, saved.settings if saved else None) if one and "epochs" in one]
         _check_extended(max(known, default=now["epochs"]), now["epochs"], request, run)
@@ -214,19 +214,19 @@ def _batch_change(saved: SavedState | None, known: int, now: int, processes: int
     return [Change("batch_size", f"{total} in all", f"{now} x {processes} processes")]
 
 
-def _check_not_shorter(position: Position, config: RunConfig, run: RunFolder) -> None:
+def _check_not_shorter(position: Position, epochs: int, run: RunFolder, *, resume: bool) -> None:
     """Refuse fewer epochs than were begun.
 
     Raises:
         ConfigError: There are fewer.
     """
     begun = position.epoch + (position.batch > 0)
-    if config.epochs < begun:
+    if epochs < begun:
         done = f"{position.epoch} are done" + (" and one is under way" if position.batch else "")
         # Without --epochs, --resume takes the run's number, but --auto-resume the default.
-        hint = f"give at least {begun}" + (", or leave --epochs out" if config.resume else "")
+        hint = f"give at least {begun}" + (", or leave --epochs out" if resume else "")
         raise ConfigError(
-            f"--epochs {config.epochs} is less than the run in {shown(run.path)} has behind it: {done}", hint=hint
+            f"--epochs {epochs} is less than the run in {shown(run.path)} has behind it: {done}", hint=hint
         )
 
 
