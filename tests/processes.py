@@ -1,9 +1,9 @@
-"""Processes that tests start: none outlives its test, and a Python command need not wait for torch to be imported.
+"""Starts processes for tests and ends them with their test; Python commands need not import torch again.
 
 ``fork`` starts a Python command in a process forked from one that has imported torch and the package and has run
-nothing since: its exit code, signals, streams, memory and numbers are those of a process of its own, without the two
-seconds of processor that imports take. ``start`` starts any program afresh: for what depends on how Python itself
-starts, or on what is imported.
+nothing since. Its exit code, signals, streams, memory and numbers are those of a separate process, but it saves two
+seconds of CPU time for imports. ``start`` starts any program as a new process, for tests of Python's start and of
+imports.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The processes that tests start are what they stand for, and end with their test."""
+"""Processes that tests start behave like real ones and end with their test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A headless Chromium driven over its own debugging pipe; needs nothing but the browser."""
+"""Controls a headless Chromium through its debugging pipe; needs no other package."""
 
 from __future__ import annotations
 

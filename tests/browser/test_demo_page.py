@@ -1,4 +1,4 @@
-"""The demo in a real browser: an image is dropped, masked by slider and brush, and reconstructed at once."""
+"""The demo page in a real browser: drop an image, mask it with slider and brush, and see the reconstruction."""
 
 from __future__ import annotations
 

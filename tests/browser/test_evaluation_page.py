@@ -1,4 +1,4 @@
-"""The page of ``evaluate`` in a real browser: nothing complained of, nobody asked, nothing cut off."""
+"""The page of ``evaluate`` in a real browser: no console messages, no requests, nothing cut off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report in a real browser: nothing complained of, nobody asked, everything there to see."""
+"""The report in a real browser: no console messages, no requests, everything visible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line in this process, at a terminal or a pipe of any kind."""
+"""Runs the command line in this process, with a terminal or a pipe of any kind."""
 
 from __future__ import annotations
 

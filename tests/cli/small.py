@@ -1,4 +1,4 @@
-"""Sizes of a model, as options, at which a command takes a moment."""
+"""Options for a model that is small enough for commands to take a moment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: lean start, one document, exit codes, no traceback for a mistake."""
+"""The command line: start without torch, one JSON document, exit codes, and no traceback for a user's mistake."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``builtin`` wherever a command reads a checkpoint, and by default; without network, and with a plain error."""
+"""``builtin`` in every command that reads a checkpoint, also as default; without network, and with a plain error."""
 
 from __future__ import annotations
 

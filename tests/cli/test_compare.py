@@ -1,4 +1,4 @@
-"""``maecli compare`` as a user meets it: tables, one document, exit codes, time and memory."""
+"""``maecli compare``: tables, JSON document, exit codes, time and memory."""
 
 from __future__ import annotations
 

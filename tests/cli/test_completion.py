@@ -1,4 +1,4 @@
-"""Shell completion as bash, zsh and fish ask for it, without torch."""
+"""Shell completion for bash, zsh and fish, without torch."""
 
 from __future__ import annotations
 

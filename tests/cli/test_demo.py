@@ -1,4 +1,4 @@
-"""``maecli demo`` says where the page is, serves it, and ends on Ctrl-C."""
+"""``maecli demo`` prints the page's address, serves the page, and ends on Ctrl-C."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``maecli embed``: one document, one value, and a line for each mistake."""
+"""``maecli embed``: JSON document, quiet output, and a one-line error for each mistake."""
 
 from __future__ import annotations
 

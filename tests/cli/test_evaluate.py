@@ -1,4 +1,4 @@
-"""``maecli evaluate``: the table, one document, one value, and a line for each mistake."""
+"""``maecli evaluate``: table, JSON document, quiet output, and a one-line error for each mistake."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_terminal_sees_a_bar(world: Path, tmp_path: Path) -> None:
     ("more", "code", "line"),
     [
         (("--probe", "svm"), 2, "must be one of knn, linear, attentive"),
-        (("--label-fraction", "2"), 2, "--label-fraction: wanted shares"),
+        (("--label-fraction", "2"), 2, "--label-fraction: wanted fractions"),
         (("--report", "page.pdf"), 2, "must end in .html or .htm"),
         (("--checkpoint", "none.pth"), 4, "none.pth"),
         (("--image-size", "20"), 2, "not a whole number of patches"),

@@ -1,4 +1,4 @@
-"""``maecli export``: every layout round trips bit for bit and computes the same in the tool it is for."""
+"""``maecli export``: every layout is read back bit for bit and gives the same results in its target library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Help: nothing is cut, and every example in it runs."""
+"""Help: nothing is cut off, and every example runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No command writes over a file that it reads, whatever the file is called."""
+"""No command overwrites a file that it reads, under any name of the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people type who know the official command line is answered with this one's names."""
+"""Options of the official command line are answered with the names of the options here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``--offline``: nothing that a command can be given makes it touch the network."""
+"""``--offline``: no argument of any command causes network access."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An option's older name is still taken, on the command line and in files, and no longer shown."""
+"""Older names of options are accepted on the command line and in files, but not shown."""
 
 from __future__ import annotations
 

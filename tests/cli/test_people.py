@@ -1,4 +1,4 @@
-"""Every command at every kind of terminal: narrow, light, dumb, without Unicode, a pipe, a reader that leaves."""
+"""All commands with all kinds of output: narrow, light and dumb terminals, no Unicode, pipes, closed pipes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said before a run and after it: dry runs, presets, advice, and whether anything was learnt."""
+"""Output before and after a run: dry runs, presets, advice, and whether the model learnt anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``pretrain --val --probe``: the plan says what it costs, ``watch`` shows it, and bad data is told before anything."""
+"""``pretrain --val --probe``: the plan shows the cost, ``watch`` the results, and bad data is an early error."""
 
 from __future__ import annotations
 

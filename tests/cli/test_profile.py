@@ -1,4 +1,4 @@
-"""``maecli profile`` as a user meets it."""
+"""``maecli profile``: tables, JSON, CSV and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person is told who goes on with a run."""
+"""Messages to a user who resumes a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``-`` is standard input or output where that makes sense, and elsewhere a line says what is wanted."""
+"""``-`` means standard input or output where this is supported; elsewhere a one-line error says what is wanted."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The real command with models of one block, for processes that torchrun starts.
+"""Runs the real command with models of one block, for processes that torchrun starts.
 
-``SPOIL_RANK`` names a rank whose first losses of the run are no number; ``ENDLESS_SCAN`` never finds all images;
-``STEP_SECONDS`` is how much longer a step takes, so that a signal comes in time.
-``KILL_AT`` names what the process kills itself in, as ``kill -9`` would: ``config`` or the number of a step.
+``SPOIL_RANK`` is a rank whose first losses of the run are non-finite; with ``ENDLESS_SCAN`` the scan never ends;
+``STEP_SECONDS`` makes each step longer, so that a signal arrives during a run.
+``KILL_AT`` says when the process kills itself, as ``kill -9`` does: ``config`` or the number of a step.
 """
 
 from __future__ import annotations

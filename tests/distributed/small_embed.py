@@ -1,4 +1,4 @@
-"""The real command with parts of four images, for processes that torchrun starts."""
+"""Runs the real ``embed`` with parts of four images, for processes that torchrun starts."""
 
 from __future__ import annotations
 

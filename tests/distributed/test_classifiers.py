@@ -1,4 +1,4 @@
-"""Classifiers in two processes, and after a kill -9."""
+"""Classifier training in two processes, and after ``kill -9``."""
 
 from __future__ import annotations
 

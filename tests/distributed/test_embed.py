@@ -1,4 +1,4 @@
-"""Several processes embed each image once, and one file comes of it."""
+"""Several processes embed each image once and write one file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``kill -9`` at any moment: every restart goes on, and the end is the uninterrupted run's, bit for bit."""
+"""``kill -9`` at any moment: a restarted run resumes and ends bit for bit as an uninterrupted run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two processes measure of a model what one does, held as copies and in shards."""
+"""Probes during training in two processes give the results of one process, with DDP and with shards."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Runs of several processes over Gloo, as torchrun starts them.
+"""Runs of several processes over Gloo, started by torchrun.
 
-Torchrun is forked with torch loaded and forks its processes in turn; one of the two runs in which a process is killed
-is the plain torchrun's.
+Torchrun is forked from a process that has imported torch, and forks its processes in turn. One of the two runs in which
+a process is killed uses the plain torchrun.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Signals end a run in good order, and its exit code says which one it was."""
+"""Signals stop a run cleanly, and its exit code names the signal."""
 
 from __future__ import annotations
 

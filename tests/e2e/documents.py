@@ -1,17 +1,17 @@
-"""What the documents ask a reader to type: their blocks of commands and of Python, and how a test is to treat them.
+"""The blocks of commands and Python code in the documents, and how the tests run them.
 
-A comment before a block says how it is run; without one it is run as it stands, in the page's own folder, after the
-blocks before it:
+A comment before a block says how it is run. Without one, it is run unchanged in the page's folder, after the blocks
+before it:
 
     <!-- not run: REASON -->             one of ``REASONS``
     <!-- run smaller: COMMAND OPTIONS --> OPTIONS are added to each line that begins with ``maecli COMMAND``
-    <!-- without installing -->          parts that set up an environment are left out, and so is its folder's name
+    <!-- without installing -->          commands that set up an environment, and its folder in paths, are left out
     <!-- run: slow -->                   only with ``-m slow``
     <!-- exit code: N -->                the last line ends with N instead of 0
     <!-- file: NAME -->                  the block is the content of a file
-    <!-- says -->                        a block of text whose every line the command before it printed
+    <!-- says -->                        a block of text; the command before it must have printed each line
 
-A page may begin with ``<!-- begins with: NAME ... -->``, names of ``FIXTURES`` in the test, for what it takes as given.
+A page may begin with ``<!-- begins with: NAME ... -->``: names of ``FIXTURES`` in the test, which its commands need.
 """
 
 from __future__ import annotations

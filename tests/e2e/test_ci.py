@@ -1,4 +1,4 @@
-"""``.ci/run`` is the README's test command with lint and types beside it, and any part that fails fails it."""
+"""``.ci/run`` runs the README's test command, lint and types; it fails if any part fails."""
 
 from __future__ import annotations
 

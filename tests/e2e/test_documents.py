@@ -1,4 +1,4 @@
-"""Everything that README.md and docs/ ask a reader to type is typed here, or says why it cannot be."""
+"""Every command in README.md and docs/ is run, or the page says why it is not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The notebook of the documentation runs from top to bottom, and every cell shows what a reader should see."""
+"""The notebook of the documentation runs from start to end, and every cell shows its output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scripts that make the documents' figures and images."""
+"""The scripts that make the figures and images of the documentation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small coverage-guided fuzzer: inputs that reach new lines of our code are kept and changed further."""
+"""A small coverage-guided fuzzer: inputs that reach new lines of our code are kept and mutated further."""
 
 from __future__ import annotations
 

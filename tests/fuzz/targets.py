@@ -1,4 +1,4 @@
-"""What is fuzzed, and with what it begins; run as a program: python -m tests.fuzz.targets image --seconds 60."""
+"""The fuzz targets and their initial inputs; as a program: python -m tests.fuzz.targets image --seconds 60."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Changed bytes, guided by the lines that they reach, end in a model, an image or an error of ours.
+"""Coverage-guided mutated inputs give a model, an image or a ``MaeError``.
 
 python -m pytest -m fuzz tests/fuzz     # MAECLI_FUZZ_SECONDS for each target (60), MAECLI_FUZZ_SEED (0)
 """

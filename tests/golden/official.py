@@ -1,8 +1,8 @@
-"""Checkpoints in the official format, with weights from a frozen random stream.
+"""Checkpoints in the official format, with weights from a fixed random stream.
 
-The same (sizes, seed) gives the same bytes everywhere, and these are the weights, images and noise behind the
-stored values of the official model. No parameter is near its initial value, so a model that ignores one cannot
-agree. Nothing of ``mae`` but its sizes is used here: the position table has its own formula.
+The same (sizes, seed) gives the same bytes on every machine; the stored values of the official model were computed with
+these weights, images and noise. No parameter is near its initial value, so a model that ignores a parameter cannot
+agree. From ``mae`` only the sizes are used; the position embeddings have their own formula here.
 """
 
 from __future__ import annotations

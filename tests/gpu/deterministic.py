@@ -1,6 +1,7 @@
-"""A run in one go and one that is stopped and resumed, with torch's deterministic kernels; says whether they agree.
+"""Compares an uninterrupted run with a stopped and resumed one, with torch's deterministic kernels.
 
-A program of its own, since cuBLAS asks once for its workspace: ``deterministic.py DEVICE PRECISION FOLDER``.
+It is a separate program, because cuBLAS reads its workspace setting only once: ``deterministic.py DEVICE PRECISION
+FOLDER``.
 """
 
 from __future__ import annotations

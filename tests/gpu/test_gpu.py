@@ -1,4 +1,4 @@
-"""What only a real GPU can show; all of it skips itself without one."""
+"""Tests that need a real GPU; all are skipped without one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``evaluate`` of a file of the official trainer says what timm and scikit-learn say of the same file."""
+"""``evaluate`` of a file of the official trainer gives the results of timm and scikit-learn for the same file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our numbers against values that the official model gave for the same weights, images and noise."""
+"""The model's outputs equal stored values of the official model for the same weights, images and noise."""
 
 from __future__ import annotations
 

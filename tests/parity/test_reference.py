@@ -1,4 +1,4 @@
-"""The float64 reference against the official model's stored values, and every reference against our model."""
+"""The float64 reference equals the official model's stored values, and every reference equals our model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same examples every time, and no more than take a few seconds."""
+"""Hypothesis settings: the same examples in every run, and only as many as take a few seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds for crops, names with braces and the order of any epoch."""
+"""Properties of crops, names with braces and the order of epochs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every tensor of any model keeps its values through every dialect and every wrapper."""
+"""All tensors of any model keep their values through every dialect and wrapper."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds for patches, masks and position tables of any size."""
+"""Properties of patches, masks and position embeddings of any size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds for the learning rate of any run."""
+"""Properties of the learning rate schedule of any run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any settings that are accepted come back from a TOML file as they went in."""
+"""All valid settings are unchanged after they are written to and read from a TOML file."""
 
 from __future__ import annotations
 

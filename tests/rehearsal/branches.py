@@ -1,4 +1,4 @@
-"""Where the code does something else on an accelerator, found in its syntax."""
+"""Finds the places in the code that behave differently on an accelerator, by its syntax tree."""
 
 from __future__ import annotations
 

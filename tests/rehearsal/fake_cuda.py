@@ -1,7 +1,7 @@
-"""A CUDA device that is not there: torch's fake tensors, which have shapes and devices and no numbers.
+"""A fake CUDA device: torch's fake tensors, which have shapes and devices but no data.
 
-Forward passes, updates and copies run as they would, and a tensor on the wrong device is an error as it would be.
-The autograd engine alone asks the driver for its streams, so here the graph is walked in Python.
+Forward passes, updates and copies run as on a GPU, and a tensor on the wrong device is an error. Only the autograd
+engine needs the driver's streams, so here the graph is walked in Python.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``benchmarks/gpu.py`` with parts that do other than they should; started by its test."""
+"""``benchmarks/gpu.py`` with parts that fail, hang or lack a package; started by its test."""
 
 from __future__ import annotations
 

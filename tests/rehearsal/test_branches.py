@@ -1,6 +1,6 @@
-"""Every place where the code does something else on an accelerator, and what shows that it works.
+"""Lists every place where the code behaves differently on an accelerator, and the test that covers it.
 
-A place that is added, or taken away, fails here until this list says what runs it, or why nothing has to.
+If such a place is added or removed, this test fails until the list names its test, or why none is needed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A training step on a GPU that is not there: the host never waits for it, and copies end where they should."""
+"""A training step on a fake GPU: the host never waits for it, and every tensor ends on the right device."""
 
 from __future__ import annotations
 

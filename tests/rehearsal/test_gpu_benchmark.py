@@ -1,4 +1,4 @@
-"""The command that measures a GPU, without one: nothing that goes wrong in it costs what the rest has measured."""
+"""The GPU benchmark on a CPU: a failing part does not lose the results of the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``maecli pretrain`` in two processes gets from torchrun to its first steps, each on a GPU of its own."""
+"""``maecli pretrain`` in two processes, from torchrun to the first steps, each with its own GPU."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The real command on a machine whose two GPUs are made up, for processes that torchrun starts.
+"""Runs the real command on a machine with two simulated GPUs, for processes that torchrun starts.
 
-The tool is told of them and asked for a device as real ones would; torch knows better and keeps tensors on the host.
+The code is told of the two GPUs and asked for a device as with real ones; torch keeps the tensors on the CPU.
 """
 
 from __future__ import annotations

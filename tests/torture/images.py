@@ -1,4 +1,4 @@
-"""Every odd and hostile image file that we could think of, made from nothing, with what must come of it."""
+"""Unusual and hostile image files, generated here, with the expected result of each."""
 
 from __future__ import annotations
 

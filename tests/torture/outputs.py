@@ -1,4 +1,4 @@
-"""Places that cannot be written to, or that must be written to with care."""
+"""Output paths that cannot be written, or that need care."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Run everything odd through the real commands and write what happened: python -m tests.torture.report FILE.
+"""Run all unusual inputs through the real commands and write the results: python -m tests.torture.report FILE.
 
-Each command runs in a process of its own, forked from one that has loaded torch, so that seconds are those of the
-work and not of the imports; memory is the whole process's.
+Each command runs in its own process, forked from one that has loaded torch. So the seconds are without imports; the
+memory is that of the whole process.
 """
 
 from __future__ import annotations

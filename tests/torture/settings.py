@@ -1,4 +1,4 @@
-"""Settings that cannot be used, from files and from the command line, with the line that must be shown."""
+"""Invalid settings, in files and on the command line, with the expected message."""
 
 from __future__ import annotations
 

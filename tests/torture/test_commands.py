@@ -1,4 +1,4 @@
-"""The commands walk through the whole corpus: no traceback, no hang, no more than 2 GB."""
+"""All commands on the whole corpus of images: no traceback, no hang, at most 2 GB."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each odd or hostile file gives the right image or one clear line, and never a hang or a wrong image."""
+"""Each unusual or hostile file gives the right image or a one-line error; never a hang or a wrong image."""
 
 from __future__ import annotations
 

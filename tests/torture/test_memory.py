@@ -1,4 +1,4 @@
-"""The largest image that each format may have is decoded in less than 2 GB, torch included."""
+"""The largest allowed image of each format is decoded in less than 2 GB, torch included."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pillow's own test images, if its source package is at hand: every one is read or refused in one line.
+"""Pillow's own test images, if its source package is available: each is read, or refused with a one-line error.
 
 tar xzf pillow-12.0.0.tar.gz
 MAECLI_PILLOW_IMAGES=pillow-12.0.0/Tests/images python -m pytest -m slow tests/torture/test_pillow_images.py

@@ -1,4 +1,4 @@
-"""The committed report lists the corpus as it is."""
+"""The committed report lists the current corpus."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every odd setting and every odd place ends as it must: the right exit code, one clear line, nothing left behind."""
+"""Every invalid setting and output path gives the right exit code and a one-line error, and leaves no files."""
 
 from __future__ import annotations
 

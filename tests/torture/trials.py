@@ -1,4 +1,4 @@
-"""Commands with something wrong in them, each with what must come of it: the shape that all corpora share."""
+"""The common form of all corpora: commands with a mistake, each with the expected result."""
 
 from __future__ import annotations
 

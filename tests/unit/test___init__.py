@@ -1,4 +1,4 @@
-"""The package's public names: lazy, known to type checkers, and each use case one call with plain arguments."""
+"""The package's public names: lazy, known to type checkers, and use cases that take plain arguments."""
 
 from __future__ import annotations
 

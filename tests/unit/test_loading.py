@@ -1,4 +1,4 @@
-"""Imports without garbage collections, which are as before afterwards."""
+"""Imports without garbage collection, which is enabled again afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model: contracts, exact inverses, and a training path that is the same function for less work."""
+"""The model: shapes, exact inverses, and a training path that is the same function with less work."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def images(model: MaskedAutoencoder, batch: int = 3) -> tuple[Tensor, Tensor]:
 
 
 def test_checkpointing_activations_leaves_generators_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing in a block is random, and a GPU's generator is read and set only by waiting for it."""
+    """Blocks use no random numbers, and reading or setting a GPU's generator would wait for the GPU."""
     model = small_model()
     model.set_activation_checkpointing()
     imgs, noise = images(model)
@@ -107,7 +107,7 @@ def test_position_table_by_hand() -> None:
 
 
 def test_positions_scaled_to_another_grid_are_those_of_the_patches_centres() -> None:
-    """On a grid twice as fine, centres lie a quarter of a coarse patch before and after the coarse ones."""
+    """On a grid twice as fine, centres are a quarter of a coarse patch before and after the coarse centres."""
     table = sincos_2d(8, (2, 4), scaled_to=(1, 2), dtype=torch.float64)[0]
     for place, x, y in ((1, -0.25, -0.25), (4, 1.25, -0.25), (8, 1.25, 0.25)):
         angles = torch.tensor([x, x / 100, y, y / 100], dtype=torch.float64)
@@ -185,7 +185,7 @@ def test_the_training_path_is_the_same_function(
 
 def test_the_training_path_computes_less() -> None:
     with torch.device("meta"):
-        model = MaskedAutoencoder().to("meta")  # its position tables are real until then
+        model = MaskedAutoencoder().to("meta")  # its position embeddings are real tensors until then
         imgs, noise = torch.zeros(8, 3, 224, 224), torch.zeros(8, 196)
     flops = {}
     for name in ("forward", "pretraining_loss"):
@@ -194,7 +194,7 @@ def test_the_training_path_computes_less() -> None:
         flops[name] = counter.get_total_flops()
     batch, removed, others, length = 8, 147, 50, 197  # others: the class token and the visible patches
     embedding = batch * removed * 768 * 768
-    first_block = (batch * removed - 196) * 512 * 3 * 512  # queries, keys, values: once a position
+    first_block = (batch * removed - 196) * 512 * 3 * 512  # queries, keys, values: once per position
     last_block = batch * others * (10 * 512 * 512 + 2 * length * 512)  # query, projection, MLP, attention
     prediction = batch * others * 512 * 768
     saved = 2 * (embedding + first_block + last_block + prediction)
@@ -253,7 +253,7 @@ def test_the_normalised_target() -> None:
 
 
 def test_the_target_is_set_as_on_the_official_model(tmp_path: Path) -> None:
-    """``model.norm_pix_loss = True``, as the official code writes it: the loss, the config and the file follow."""
+    """``model.norm_pix_loss = True``, as in the official code, changes the loss, the config and the file."""
     model, wanted = small_model(), small_model(norm_pix_loss=True)
     assert model.norm_pix_loss is False
     imgs, noise = images(model)

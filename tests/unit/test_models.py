@@ -1,4 +1,4 @@
-"""The registry: names, near names, sizes, factories."""
+"""The registry: names, similar names, sizes and factories."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One declaration of an option serves the command line, TOML and the checks."""
+"""An option is declared once for the command line, TOML and the checks."""
 
 from __future__ import annotations
 

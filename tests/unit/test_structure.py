@@ -1,4 +1,4 @@
-"""The shape of the code: imports go one way, tests mirror it, words are the field's, the command line stays lean."""
+"""The structure of the code: import direction, test layout, vocabulary, and a command line without heavy imports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# What stands at the top of mae/ beside packages: the guide's model files, and what everything else stands on.
+# Modules directly in mae/: the model's files, and the base that all other modules import.
 MODEL = ("attention", "transformer", "patch_embed", "pos_embed", "masking", "encoder", "decoder", "mae")
 GROUND = ("config", "options", "errors", "__init__")
 
@@ -38,14 +38,14 @@ LAYERS = (
     ("mae.options",),
     ("mae.errors",),
 )
-# Arrows back, inside functions alone.
+# Imports from a higher layer, allowed only inside functions.
 ALLOWED = {
-    ("mae.models.registry", "mae.mae"),  # the registry's factories build what its sizes describe
-    ("mae.mae", "mae.data.image_transform"),  # ``encode`` takes images as people have them; tensors need none of it
-    ("mae.mae", "mae.checkpoints.save"),  # ``save_pretrained`` is a method, as everywhere in the field
+    ("mae.models.registry", "mae.mae"),  # the registry's factories build models
+    ("mae.mae", "mae.data.image_transform"),  # ``encode`` also takes files and PIL images
+    ("mae.mae", "mae.checkpoints.save"),  # ``save_pretrained`` is a method, as in other libraries
 }
 
-# Words that a reader of the paper, of timm or of torchtitan would have to translate, by what to say instead.
+# Words that are not used in the field, with the usual words.
 BANNED = {
     "picture": "image",
     "deviation": "std",
@@ -63,7 +63,7 @@ BANNED = {
     "no_number": "non-finite",
     "anew": "again",
 }
-# Spellings that files and command lines written before still use.
+# Old spellings that existing files and command lines use.
 OLD_SPELLINGS: dict[str, set[str]] = {}
 
 
@@ -150,7 +150,7 @@ def test_the_command_line_starts_without_heavy_imports() -> None:
 def test_unit_tests_mirror_the_code() -> None:
     for test in sorted((ROOT / "tests" / "unit").rglob("test_*.py")):
         inside = test.relative_to(ROOT / "tests" / "unit")
-        if inside.parts in (("test_structure.py",), ("test_models.py",)):  # of the whole; of the registry's package
+        if inside.parts in (("test_structure.py",), ("test_models.py",)):  # a test of all modules; a test of a package
             continue
         tested = inside.with_name(inside.name.removeprefix("test_"))
         package = inside.with_name(inside.stem.removeprefix("test_"))
@@ -190,7 +190,7 @@ def identifiers(path: Path) -> Iterator[str]:
 
 
 def words(identifier: str) -> str:
-    """``SavedState`` and ``saved_state`` are the same words."""
+    """The words of an identifier: those of ``SavedState`` and ``saved_state`` are the same."""
     return "_".join(part.lower() for part in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", identifier))
 
 
@@ -212,24 +212,24 @@ def test_words_of_an_identifier(identifier: str, expected: str) -> None:
 
 
 def test_the_files_that_run_first_are_there(pytestconfig: pytest.Config) -> None:
-    """One that was renamed would run in its turn again, which nothing else tells."""
+    """A renamed file would no longer run first, and no other test would notice."""
     (plugin,) = (one for one in pytestconfig.pluginmanager.get_plugins() if hasattr(one, "FIRST"))
     assert [name for name in plugin.FIRST if not (ROOT / "tests" / name).is_file()] == []
 
 
 def test_every_test_has_a_time_limit(pytestconfig: pytest.Config) -> None:
-    """One that hangs fails within minutes; tests/test_processes.py shows that what it started ends too."""
+    """A test that hangs fails within minutes; tests/test_processes.py checks that its processes end too."""
     assert 0 < float(pytestconfig.getini("timeout")) <= 300
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert any(name.startswith("pytest-timeout>") for name in extras["test"])
 
 
-# What starts processes itself: the one place for all tests, a browser, and a script that is no test.
+# Files that may start processes: the module for all tests, the browser, and a script.
 STARTERS = {"processes.py", "browser/chromium.py", "torture/report.py"}
 
 
 def test_processes_are_started_where_they_are_ended_too() -> None:
-    """By tests/processes.py: none is left behind, whatever ends its test."""
+    """Only by tests/processes.py, so that no process is left behind, however its test ends."""
     calls = {f"subprocess.{name}" for name in ("Popen", "run", "call", "check_call", "check_output")}
     calls |= {"os.fork", "os.system", "os.popen", "os.posix_spawn"}
     for path in sorted((ROOT / "tests").rglob("*.py")):
@@ -239,7 +239,7 @@ def test_processes_are_started_where_they_are_ended_too() -> None:
         assert where in STARTERS or not called & calls, f"tests/{where}: start it with tests/processes.py"
 
 
-# Unclear phrases in messages, docstrings and documents, by the plain words.
+# Unclear phrases in messages, docstrings and documents, with plain words for them.
 UNCLEAR = {
     r"passed over": "skipped, or unreadable",
     r"(held|hold|holds) against": "compared with",
@@ -269,7 +269,7 @@ def test_texts_use_plain_words() -> None:
         for node in ast.walk(parsed(path))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     ]
-    pages = [path for path in (ROOT / "docs").glob("*.md") if path.name != "robustness.md"]  # which quotes file names
+    pages = [path for path in (ROOT / "docs").glob("*.md") if path.name != "robustness.md"]  # it quotes file names
     texts += [(f"docs/{page.name}", line) for page in pages for line in page.read_text().splitlines()]
     wrong = [
         f"{place}: {text[:60]!r} (say {plain or 'something else'})"
@@ -294,7 +294,7 @@ def names_in(tree: ast.AST, inside: str = "") -> Iterator[str]:
 
 
 def is_defined(dotted: str) -> bool:
-    """Whether ``mae.package.module.Class.method`` is there, from the code alone."""
+    """Whether ``mae.package.module.Class.method`` is defined, by reading the code."""
     parts = dotted.split(".")
     for cut in range(len(parts), 0, -1):
         path = ROOT.joinpath(*parts[:cut])

@@ -1,6 +1,6 @@
-"""Stands in for a user's clone of the official repository: the same interface, written by us.
+"""A substitute for a user's clone of the official repository: the same interface, written for the tests.
 
-Like the original it asks timm for a block with ``qk_scale``, numpy for ``float``, and torch for its noise.
+Like the original it passes ``qk_scale`` to timm's block, uses numpy's ``float``, and takes its noise from torch.
 """
 
 import numpy as np

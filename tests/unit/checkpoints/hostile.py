@@ -1,4 +1,4 @@
-"""Files made to break a reader of checkpoints, each by name."""
+"""Files made to break a reader of checkpoints, by name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def good_bytes(kind: str = "full", *, legacy: bool = False) -> bytes:
 
 
 def torch_zip(pickled: bytes, storages: dict[str, bytes] | None = None) -> bytes:
-    """A file like torch.save's around any pickle."""
+    """A file like those of torch.save, with any pickle."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("archive/data.pkl", pickled)
@@ -55,7 +55,7 @@ def tensor(
     storage: str = "0",
     end: bytes = b"",
 ) -> bytes:
-    """The pickle of a float tensor that says all this of itself, true or not."""
+    """The pickle of a float tensor with these properties, which may be false."""
     identity = (
         b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(storage) + text("cpu") + number(numel) + end + b"tQ"
     )
@@ -69,7 +69,7 @@ def state_dict(items: dict[str, bytes]) -> bytes:
 
 
 def code_pickles(canary: Path) -> dict[str, bytes]:
-    """Pickles that make the file ``canary`` when they are unpickled, by the instruction that does it."""
+    """Pickles that create the file ``canary`` when they are unpickled, by the instruction that does it."""
     command = f"touch {canary}"
     short = f"S'{command}'\n".encode()
     return {
@@ -115,7 +115,7 @@ def _many_keys() -> bytes:
 
 @functools.cache
 def _many_entries() -> bytes:
-    """The directory of a zip with a million entries, none of which is there."""
+    """The directory of a zip file with a million entries that do not exist."""
     entry = struct.pack("<4s4B4HL2L5H2L", b"PK\1\2", *[0] * 4, *[0] * 4, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0) + b"a"
     start = torch_zip(b"\x80\x02}.")[:100]
     directory = entry * 1_000_000

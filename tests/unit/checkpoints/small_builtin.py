@@ -1,4 +1,4 @@
-"""Small weights in the place of the built-in ones."""
+"""Small weights that replace the built-in ones."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ TRAINED_ON = "7 photographs for 2 epochs"
 
 
 def write_builtin(folder: Path, model: MaskedAutoencoder | None = None) -> MaskedAutoencoder:
-    """A folder as ``MAECLI_BUILTIN`` names one; the model whose weights are in it, rounded as the built-in ones are."""
+    """Write a folder for ``MAECLI_BUILTIN``; returns its model, with weights rounded like the built-in ones."""
     torch.manual_seed(0)
     model = model or MaskedAutoencoder(32, 8, 3, 32, 1, 2, 32, 1, 2)
     with torch.no_grad():
-        for parameter in model.parameters():  # no initial value, which ``compare`` would find
+        for parameter in model.parameters():  # not the initial values, which ``compare`` would report
             parameter += 0.02 * torch.randn(parameter.shape)
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: tensor if key.endswith("pos_embed") else tensor.half() for key, tensor in model.state_dict().items()}

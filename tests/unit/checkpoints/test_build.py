@@ -1,4 +1,4 @@
-"""From files to models and back: round trips, other image sizes, what is refused, and the cost of reading."""
+"""Reading and writing models: round trips, other image sizes, errors, and the cost of reading."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_what_is_saved_is_read_again_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_official_scripts_read_what_is_saved(tmp_path: Path) -> None:
-    """Their way: unpickle and load with strict names; only a Namespace beside plain values."""
+    """As the official code does: unpickle and load with strict names; only a Namespace besides plain values."""
     path = tmp_path / "own.pth"
     save_checkpoint(path, create_model(TINY), epoch=0, args={"seed": 5})
     document = torch.load(path, weights_only=False)
@@ -200,7 +200,7 @@ print(peak() - before, time.process_time() - start)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_large", "vit_huge"])
 def test_reading_copies_nothing(name: str, tmp_path: Path) -> None:
-    """At most 1.3 times the file resident, at most 1.5 times the time of mapping and touching it."""
+    """Resident memory is at most 1.3 times the file, and the time at most 1.5 times that of mapping and reading it."""
     path = tmp_path / "file.pth"
     torch.save(official.checkpoint(official.GOLDEN[name]), path)
 

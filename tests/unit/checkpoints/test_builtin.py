@@ -1,4 +1,4 @@
-"""The built-in weights: found by name and by default, checked, and nothing else where they are damaged or missing."""
+"""The built-in weights: found by name and as default, verified, and an error if they are damaged or missing."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_by_name(model: MaskedAutoencoder, folder: Path) -> None:
     checkpoint = load_checkpoint(Path("builtin"))
     assert checkpoint.path == folder / WEIGHTS_FILE
     assert checkpoint.is_builtin
-    assert build_model(checkpoint)[1] == ()  # their being float16 is no news
+    assert build_model(checkpoint)[1] == ()  # no note that they are float16
 
 
 def test_a_file_of_that_name_comes_first(model: MaskedAutoencoder, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_misspelt_name_is_understood(model: MaskedAutoencoder) -> None:
 
 @pytest.mark.skipif(not (builtin_folder() / WEIGHTS_FILE).is_file(), reason="this checkout has no built-in weights")
 def test_what_comes_with_the_package() -> None:
-    """Small enough, whole, on the official names, with a card that is about this file and the recipe of this model."""
+    """The file is small, complete and has official names; its card and recipe belong to it."""
     path = builtin_file()
     content = path.read_bytes()
     assert len(content) <= 25_000_000

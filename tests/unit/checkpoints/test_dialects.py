@@ -110,7 +110,7 @@ def test_safetensors(kind: str, tmp_path: Path) -> None:
 
 
 def test_safetensors_whose_length_looks_like_a_pickle(tmp_path: Path) -> None:
-    """The file begins with the length of its header; 0x80 is also how a pickle begins."""
+    """The file begins with the length of its header; a pickle also begins with 0x80."""
     path = tmp_path / "model.safetensors"
     for padding in range(0, 256, 8):
         save_file(ENCODER, path, metadata={"note": "x" * padding})
@@ -121,7 +121,7 @@ def test_safetensors_whose_length_looks_like_a_pickle(tmp_path: Path) -> None:
 
 
 def test_timms_own_file(tmp_path: Path) -> None:
-    """What timm saves of its model of the same sizes has our names, less the decoder's."""
+    """The file that timm saves of a model of the same sizes has our names without the decoder's."""
     timm = pytest.importorskip("timm")
     model = timm.models.VisionTransformer(img_size=64, patch_size=8, embed_dim=128, depth=3, num_heads=2, num_classes=0)
     model.load_state_dict(ENCODER)
@@ -159,7 +159,7 @@ def test_classic_hugging_face_names_by_hand() -> None:
 
 
 def _in_memory(key: str) -> str:
-    """The names of transformers 5 in memory, from the classic ones."""
+    """Convert the classic names to those of transformers 5 in memory."""
     key = key.replace("vit.encoder.layer.", "vit.layers.").replace("attention.output.dense.", "attention.o_proj.")
     for part in ("query", "key", "value"):
         key = key.replace(f"attention.attention.{part}.", f"attention.{part[0]}_proj.")
@@ -195,7 +195,7 @@ def test_the_three_hugging_face_dialects(rename: Callable[[str], str], dialect: 
 
 
 def test_the_dialects_that_the_installed_transformers_speaks(tmp_path: Path) -> None:
-    """Its own state dict and what it saves, not only what we believe of them."""
+    """With the state dict and the files of the library itself."""
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTMAEConfig(
         hidden_size=128, num_hidden_layers=3, num_attention_heads=2, intermediate_size=512, image_size=64, patch_size=8,
@@ -299,7 +299,7 @@ def test_reading_warns_of_nothing(tmp_path: Path) -> None:
 
 
 def crossmae(*, weighted: bool) -> dict[str, Tensor]:
-    """A file of CrossMAE's: the official encoder, and a decoder that attends to it."""
+    """A file of CrossMAE: the official encoder, and a decoder with cross-attention."""
     state = {key: tensor for key, tensor in WEIGHTS.items() if not official.is_decoder(key)}
     width, own = TINY.embed_dim, TINY.decoder_embed_dim
     state |= {"mask_token": torch.zeros(1, 1, own), "decoder_pos_embed": torch.zeros(1, 65, own)}

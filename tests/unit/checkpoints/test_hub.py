@@ -1,4 +1,4 @@
-"""Released names: downloaded once from a server on this machine, checked, and never half kept."""
+"""Released names: downloaded once from a local server and verified; incomplete files are never used."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TINY = official.GOLDEN["golden_tiny"]
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Answers every path with the same content, and counts."""
+    """Answers every path with the same content, and counts requests."""
 
     content = b""
     stated_size: int | None = None
@@ -31,7 +31,7 @@ class Server(http.server.ThreadingHTTPServer):
     asked = 0
 
     def handle_error(self, *_: object) -> None:
-        """A client that goes away is what some tests are about."""
+        """Ignore errors of a client that closes its connection, as some tests do."""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -65,7 +65,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def release(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Release:
-    """A released name that leads to the local server, over http, which only a test may allow."""
+    """A released name whose URL is the local server, over http, which only tests allow."""
     monkeypatch.setenv("MAECLI_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("MAECLI_OFFLINE", raising=False)
     monkeypatch.setattr("mae.io.download.ALLOWED_SCHEMES", ("http",))
@@ -78,7 +78,7 @@ def release(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def kept(tmp_path: Path) -> list[str]:
-    """What is in the cache under a name of its own; what broke off waits under hidden ones."""
+    """The visible files of the cache; incomplete downloads have hidden names."""
     folder = tmp_path / "cache"
     return sorted(path.name for path in folder.iterdir() if path.name[0] != ".") if folder.exists() else []
 
@@ -111,7 +111,7 @@ def test_a_file_of_that_name_comes_first(
 
 
 def test_the_hubs_names_need_no_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``facebook/vit-mae-base`` is what the Hub calls it; a file or a folder of that name comes first."""
+    """``facebook/vit-mae-base`` is the Hub's name; a file or folder of that name takes precedence."""
     monkeypatch.setenv("MAECLI_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     for name in ("facebook/vit-mae-base", "hf:facebook/vit-mae-base"):
@@ -172,7 +172,7 @@ def test_nothing_bad_is_kept(
         load_checkpoint(release.name)
     assert "save it as" in (caught.value.hint or "")
     assert kept(tmp_path) == []
-    if "content" in change:  # another file is not what the next attempt could go on from
+    if "content" in change:  # a download of another file is not resumed
         assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 

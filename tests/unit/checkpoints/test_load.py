@@ -1,4 +1,4 @@
-"""A file without a decoder is read whatever it says of one."""
+"""A file without a decoder is read, whatever its settings say about a decoder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mae.exporting.run import export
 
 
 def test_exported_encoder_of_a_small_variant_is_read_back(tmp_path: Path) -> None:
-    """Its file tells of three decoder heads, which do not divide the usual decoder width of 512."""
+    """The file says three decoder heads, which do not divide the usual decoder width of 512."""
     model = mae.mae_vit_tiny_patch16(img_size=16, patch_size=8, depth=1, decoder_depth=1)
     save_checkpoint(tmp_path / "whole.pth", model)
     result = export(ExportConfig(checkpoint=tmp_path / "whole.pth", to="encoder", out=tmp_path / "encoder.pth"))

@@ -1,4 +1,4 @@
-"""A run's folder where a checkpoint is wanted: the newest state that can be read, whatever its form."""
+"""A run folder given as a checkpoint: its newest readable state, in any form."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TABLES = ("pos_embed", "decoder_pos_embed")
 
 
 def model_of(value: float) -> MaskedAutoencoder:
-    """A model that a number tells from others."""
+    """A model that is identified by a number."""
     torch.manual_seed(0)
     model = MaskedAutoencoder(16, 8, embed_dim=32, depth=1, num_heads=2, decoder_embed_dim=16, decoder_depth=1)
     with torch.no_grad():
@@ -34,7 +34,7 @@ def model_of(value: float) -> MaskedAutoencoder:
 
 
 def write_shards(folder: Path, model: MaskedAutoencoder) -> None:
-    """A state as the processes of a divided model leave it."""
+    """A state as the processes of a sharded run write it."""
     folder.mkdir()
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     save(tensors, storage_writer=FileSystemWriter(folder), no_dist=True)

@@ -1,4 +1,4 @@
-"""Files that are broken or made to do harm: refused in one line, at once, in little memory, and nothing is run."""
+"""Damaged and malicious files: refused with a one-line error, quickly and in little memory; no code is run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.golden import official
 from tests.processes import finish, fork
 from tests.unit.checkpoints.hostile import HOSTILE, TINY, code_pickles, legacy_head, torch_zip
 
-# Reads every file of a folder as a process of its own and tells its peak memory and each file's processor seconds.
+# A separate process that reads every file of a folder, and prints its peak memory and the CPU seconds of each file.
 _READ_ALL = """
 import re, sys, time
 from pathlib import Path, PurePosixPath
@@ -88,7 +88,7 @@ def test_torchs_own_wall_stands_behind_ours(name: str, tmp_path: Path, monkeypat
 
 
 def test_not_even_a_good_file_with_a_bad_option(tmp_path: Path) -> None:
-    """The one class that is let through carries data only; a hostile one in its place is refused by name."""
+    """The one allowed class only carries data; a hostile class in its place is refused by name."""
     document = official.checkpoint(TINY, "training")
     document["args"] = PurePosixPath("/")  # pickled as a call of pathlib
     path = tmp_path / "file.pth"
@@ -98,7 +98,7 @@ def test_not_even_a_good_file_with_a_bad_option(tmp_path: Path) -> None:
 
 
 def outcome(path: Path) -> str | None:
-    """What reading a file ends with: our error's message, or None."""
+    """The error message of reading a file, or None."""
     try:
         load_checkpoint(path)
     except CheckpointError as error:
@@ -108,7 +108,7 @@ def outcome(path: Path) -> str | None:
 
 @pytest.mark.parametrize("container", ["zip", "legacy", "safetensors"])
 def test_damaged_bytes_never_crash(container: str, tmp_path: Path) -> None:
-    """Bytes changed at random, most of all where the structure is: an error of ours, or a model."""
+    """Random changes of bytes, mostly in the file's structure, give a ``MaeError`` or a model."""
     if container == "safetensors":
         save_file(official.weights(official.GOLDEN["golden_gray"]), tmp_path / "good")
     else:
@@ -178,7 +178,7 @@ def test_integer_weights_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", ["float8_e4m3fn", "float8_e5m2"])
 @pytest.mark.parametrize("container", ["zip", "legacy", "safetensors"])
 def test_eight_bit_floats_are_named(number: str, container: str, tmp_path: Path) -> None:
-    """Refused for what they are, by every container, and not as something that could run code."""
+    """Refused with their own error, in every container, and not as files that could run code."""
     state = official.weights(TINY)
     state["blocks.1.mlp.fc2.weight"] = state["blocks.1.mlp.fc2.weight"].to(getattr(torch, number))
     path = tmp_path / "file.pth"

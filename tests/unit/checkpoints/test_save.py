@@ -1,4 +1,4 @@
-"""A model saved and read back is the same model, whoever reads it."""
+"""A saved model is the same model when it is read, by us or by another library."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import mae
 from mae.errors import CheckpointError
 
-CONFIG = mae.MAEConfig((16, 24), 4, 3, 24, 2, 6, 16, 1, 4, 2.0, norm_pix_loss=True)  # heads that nobody would guess
+CONFIG = mae.MAEConfig((16, 24), 4, 3, 24, 2, 6, 16, 1, 4, 2.0, norm_pix_loss=True)  # unusual heads
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def same(one: mae.MaskedAutoencoder, other: mae.MaskedAutoencoder) -> bool:
 def test_saving_and_reading_are_a_pair(model: mae.MaskedAutoencoder, tmp_path: Path, name: str) -> None:
     path = model.save_pretrained(str(tmp_path / name))
     assert path == tmp_path / name
-    for _ in range(2):  # also over the file that its weights are mapped from, and no larger than before
+    for _ in range(2):  # also over the file that the weights are mapped from; the size stays the same
         size = sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
         again = mae.from_pretrained(path)
         assert same(again, model)
@@ -45,7 +45,7 @@ def test_saving_and_reading_are_a_pair(model: mae.MaskedAutoencoder, tmp_path: P
 
 
 def test_a_folder_says_its_sizes_in_two_places(model: mae.MaskedAutoencoder, tmp_path: Path) -> None:
-    """A tool that rewrites the weights may drop their metadata."""
+    """Another tool may write the weights again without their metadata."""
     folder = model.save_pretrained(tmp_path / "folder")
     assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
     stated = json.loads((folder / "config.json").read_text())

@@ -1,6 +1,6 @@
-"""Damage done to a file on purpose, and healthy files that must not be taken for damaged.
+"""Kinds of damage to a file, and healthy files that must not be reported as damaged.
 
-``benchmarks/damage.py`` prints how much of each kind of damage is found, and how often a healthy file is.
+``benchmarks/damage.py`` prints how much of each kind of damage is found, and how often there are false alarms.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.golden import official
 
 State = dict[str, Tensor]
 Rng = np.random.Generator
-Damage = Callable[[State, Rng], str]  # damages the state in place and returns the name that a finding must mention
+Damage = Callable[[State, Rng], str]  # damages the state in place and returns the name that the finding must contain
 
 DEEP = MAEConfig((32, 32), 8, 3, 96, 8, 3, 64, 5, 2)
 SHALLOW = MAEConfig((32, 32), 8, 3, 64, 2, 2, 32, 1, 2)
@@ -30,12 +30,12 @@ BIASES = ("attn.qkv.bias", "attn.proj.bias", "mlp.fc1.bias", "mlp.fc2.bias", "no
 
 # Healthy files.
 def golden(config: MAEConfig, rng: Rng) -> State:
-    """Weights far from any initial value, from a random stream; nothing ties one tensor to another."""
+    """Random weights far from any initial value; tensors are independent of each other."""
     return official.weights(config, int(rng.integers(2**31)))
 
 
 def simulated(config: MAEConfig, rng: Rng) -> State:
-    """What is known of trained vision transformers, as a random draw.
+    """Random weights with known properties of trained vision transformers.
 
     Sizes drift with depth and the first and last blocks are unlike the rest; spectra decay; numbers have heavy tails;
     a few channels of the residual stream stand out in all blocks, in norms and biases by ten times and more; heads
@@ -99,7 +99,7 @@ def _fill(state: State, name: str, rows: np.ndarray, columns: np.ndarray, rng: R
 
 
 def fresh(config: MAEConfig, rng: Rng) -> State:
-    """What a new model holds."""
+    """The weights of a new model."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng.integers(2**31)))
         return {name: tensor.clone() for name, tensor in create_model(config).state_dict().items()}
@@ -234,7 +234,7 @@ def _element(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Rng], Tens
 
 
 def _part_fresh(prefix: Callable[[State, Rng], str]) -> Damage:
-    """Freshly initialised matrices, and biases that are small and random so as not to give it away."""
+    """Freshly initialised matrices; the biases are small and random, so that they do not reveal it."""
 
     def damage(state: State, rng: Rng) -> str:
         part = prefix(state, rng)
@@ -273,7 +273,7 @@ def _bit(bit: int, set_to: int) -> Callable[[Tensor, Rng], Tensor]:
 
 
 def _garbled(tensor: Tensor, rng: Rng) -> Tensor:
-    """4096 bytes of a disk's sector, or as many as there are, at random."""
+    """Replace 4096 bytes (a disk sector), or all if there are fewer, with random ones."""
     flat = tensor.view(-1)
     count = min(1024, len(flat))
     start = int(rng.integers(len(flat) - count + 1))
@@ -331,7 +331,7 @@ def _kernel_order(state: State, rng: Rng) -> str:
 
 
 def _eight_bits(tensor: Tensor, rng: Rng) -> Tensor:
-    """A scale of its own for each row."""
+    """A different scale for each row."""
     step = tensor.abs().amax(dim=-1, keepdim=True) / 127
     return (tensor / step).round() * step
 
@@ -358,7 +358,7 @@ def _hidden_nan(tensor: Tensor, rng: Rng) -> Tensor:
 
 
 def _noisy(share: float) -> Callable[[Tensor, Rng], Tensor]:
-    """Gaussian noise, by its std as a share of the tensor's own."""
+    """Gaussian noise; its std is a fraction of the tensor's std."""
 
     def changed(tensor: Tensor, rng: Rng) -> Tensor:
         return tensor + share * float(tensor.std()) * torch.from_numpy(rng.standard_normal(tuple(tensor.shape))).float()
@@ -371,7 +371,7 @@ def _replaced_by_noise(tensor: Tensor, rng: Rng) -> Tensor:
 
 
 def _bytes_swapped(tensor: Tensor, rng: Rng) -> Tensor:
-    """As if written on a big-endian machine, without the few that would be NaN or infinite."""
+    """As if written on a big-endian machine; numbers that would be NaN or infinite are left unchanged."""
     swapped = torch.from_numpy(tensor.contiguous().numpy().byteswap())
     return torch.where(swapped.isfinite(), swapped, 0.0)
 
@@ -517,7 +517,7 @@ def _measured(name: str, tensor: Tensor) -> list[Measures]:
 
 
 def examine(state: State) -> tuple[list[str], list[str]]:
-    """What is surely wrong with a state, and what is suspicious."""
+    """The certain and the suspicious findings in a state."""
     bad = [name for name, tensor in state.items() if not bool(tensor.isfinite().all())]
     finite = {name: tensor for name, tensor in state.items() if name not in bad}
     findings = judge(

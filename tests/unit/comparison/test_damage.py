@@ -1,4 +1,4 @@
-"""Damage is found and named, healthy files are not taken for damaged, and nothing else is claimed."""
+"""Damage is found and named, healthy files cause no finding, and no more is claimed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.unit.comparison.damages import DAMAGES, DEEP, SHALLOW, State, examine
 
 TINY = official.GOLDEN["golden_tiny"]
 SMALL = MAEConfig((32, 32), 8, 3, 64, 6, 2, 48, 4, 2)
-# What no file shows whose tensors are not tied to each other by training, and what nothing shows for sure.
+# Damage that is not found if training has not related the tensors, and damage that is never certain.
 ONLY_TRAINED = {
     "kernels in another order", "kernels' channels rolled", "queries and values exchanged", "thirds rolled",
     "queries and keys exchanged", "thirds of two blocks exchanged", "a projection transposed", "rows shuffled",
@@ -75,7 +75,7 @@ def test_a_few_steps_of_training_show_nothing(steps: int) -> None:
 
 @pytest.fixture(scope="module")
 def tied() -> State:
-    """A file whose tensors are tied as training ties them, more clearly than by chance."""
+    """A file whose tensors are related as after training, more clearly than by chance."""
     return damages.simulated(MAEConfig((32, 32), 8, 3, 192, 6, 3, 128, 4, 4), np.random.default_rng(1))
 
 
@@ -144,7 +144,7 @@ def test_a_twin_row_a_twin_column_and_a_part_of_a_bias() -> None:
 
 
 def test_numbers_that_may_agree_by_chance_are_no_copies() -> None:
-    """After few steps in a short type, norms take a handful of values, and biases are mostly zero."""
+    """After few steps in a 16-bit type, norms have only a few distinct values, and biases are mostly zero."""
     rng = np.random.default_rng(0)
     state: State = {}
     for block in range(6):
@@ -211,7 +211,7 @@ def test_measures_by_hand() -> None:
 
 
 def test_neighbours_by_hand() -> None:
-    """One block that is off moves neither what is expected of the others nor their scatter by much."""
+    """One damaged block changes neither the expected value nor the scatter of the others much."""
     found = residuals([1.0, 2.0, 3.0, 40.0, 5.0, 6.0, 7.0])
     assert [residual.expected for residual in found] == [4.0, 4.0, 3.5, 4.0, 6.5, 6.0, 5.5]
     assert found[3].off == 36.0
@@ -244,7 +244,7 @@ def test_biases_before_gelu_may_all_be_negative_and_others_not() -> None:
 
 @pytest.mark.slow
 def test_rates() -> None:
-    """The tables of benchmarks/damage.py, with a margin: what is found, and what is not taken for damage."""
+    """The tables of benchmarks/damage.py, with a margin: found damage, and false alarms."""
     seeds = range(20)
     for kind in ("golden", "simulated", "fresh"):
         for config in (DEEP, SHALLOW, DEEP.replace(decoder_depth=1)):

@@ -1,4 +1,4 @@
-"""What is wrong is caught and named: in one file, in the computation, and between two files."""
+"""Defects are found and named: in a single file, in the computation, and between two files."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def compared(path: Path, **options: Any) -> CompareResult:
     return compare(CompareConfig(official=path, **({"reference": "paper"} | HEADS | options)))
 
 
-# What one file can show: a change of its tensors, and what must be said.
+# Defects that a single file shows: a change of its tensors, and the expected message.
 def _exchanged(state: dict[str, Tensor]) -> None:
     state["pos_embed"] = state["pos_embed"].roll(64, dims=-1)
 
@@ -83,7 +83,7 @@ def _unexpected(state: dict[str, Tensor]) -> None:
 
 def _fresh(prefixes: tuple[str, ...]) -> Callable[[dict[str, Tensor]], None]:
     def change(state: dict[str, Tensor]) -> None:
-        """Put parts back to what a new model holds."""
+        """Reset parts to their initial values."""
         torch.manual_seed(0)
         state |= {key: tensor for key, tensor in create_model(TINY).state_dict().items() if key.startswith(prefixes)}
 
@@ -123,7 +123,7 @@ def test_what_one_file_shows(name: str, tmp_path: Path) -> None:
     assert wanted in problem
     assert problem in result.verdict
     assert result.verdict.startswith("different: ")
-    # The computation is right whatever the values are, and is not tried where it cannot be.
+    # The computation is right for any values; it is not tried if it is impossible.
     assert bool(result.computations) == (name not in ("nan", "missing", "misshapen"))
     assert not any(one.first_beyond for one in result.computations)
 
@@ -162,14 +162,14 @@ def _fresh_with_biases(state: dict[str, Tensor]) -> None:
     ],
 )
 def test_damage_fails(change: Callable[[dict[str, Tensor]], None], wanted: str, tmp_path: Path) -> None:
-    """The kinds of damage themselves: tests/unit/comparison."""
+    """The kinds of damage are tested in tests/unit/comparison."""
     state = official.weights(TINY)
     change(state)
     result = compared(written(tmp_path, state))
     assert not result.equal
     assert wanted in result.official.weights.problems[0]
     assert result.verdict.startswith("different: file.pth: ")
-    assert result.computations  # it computes as the references do, which are given the same weights
+    assert result.computations  # its computation agrees with the references, which have the same weights
 
 
 def test_what_is_suspicious_is_said_and_fails_nothing(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_a_fine_tuned_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("first", [0, *(pytest.param(first, marks=pytest.mark.slow) for first in range(1, 5))])
 def test_a_tensor_of_any_other_shape_is_named(first: int, tmp_path: Path) -> None:
-    """One shape for each tensor; all shapes for every tensor in the slow runs together."""
+    """One shape for each tensor; the slow runs together try all shapes for every tensor."""
     shapes: list[tuple[int, ...]] = [(), (0,), (1,), (3, 5), (2, 3, 4, 5, 6)]
     state = official.weights(MAEConfig((16, 16), 8, 1, 16, 1, 1, 16, 1, 2))
     for number, key in enumerate(state, first):
@@ -261,7 +261,7 @@ def test_a_tensor_of_any_other_shape_is_named(first: int, tmp_path: Path) -> Non
         assert key in said, (key, said)
 
 
-# What only computation can show: a defect put into our loaded model, and the stage where it must be found.
+# Defects that only computation shows: a defect in our loaded model, and the stage where it must be found.
 def _transposed(model: MaskedAutoencoder) -> None:
     weight = model.get_parameter("encoder.blocks.1.attn.proj.weight")
     weight.data = weight.data.T.contiguous()
@@ -306,7 +306,7 @@ def _passed_through(model: MaskedAutoencoder) -> None:
 
 
 def _channel_row_column(model: MaskedAutoencoder) -> None:
-    """The projection reads a patch in a convolution's own order."""
+    """The projection reads a patch in the order of a convolution."""
     projection = model.patch_embed.proj.weight
     size = projection.shape
     projection.data = projection.data.reshape(size[0], size[2], size[3], size[1]).permute(0, 3, 1, 2).contiguous()
@@ -380,7 +380,7 @@ def test_a_patch_order_that_embeds_wrongly(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_key_bias_changes_nothing_but_is_missed_in_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Softmax does not see a constant that every key adds: the computation is the same, the weights are not."""
+    """A constant added to all keys does not change the softmax: the computation is the same, the weights differ."""
 
     def build(checkpoint: Checkpoint) -> MaskedAutoencoder:
         model = copy.deepcopy(build_usable(checkpoint)).requires_grad_(False)
@@ -395,7 +395,7 @@ def test_a_key_bias_changes_nothing_but_is_missed_in_the_model(tmp_path: Path, m
 
 
 def test_float32_has_its_own_tolerance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An eps of 1e-5 hides in float32's rounding and not in float64's: why both are computed."""
+    """An eps of 1e-5 is hidden by float32's rounding but not by float64's; so both are computed."""
 
     def build(checkpoint: Checkpoint) -> MaskedAutoencoder:
         model = build_usable(checkpoint)
@@ -433,7 +433,7 @@ def test_the_reference_shares_no_code_with_the_model() -> None:
 # A clone of the official repository.
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the clone's process here, where timm is imported once; what it changes is put back."""
+    """Run the clone's code in this process, so that timm is imported once; its changes are undone."""
     vision_transformer = pytest.importorskip("timm.models.vision_transformer")
 
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
@@ -546,7 +546,7 @@ def test_files_of_other_sizes(tmp_path: Path) -> None:
 
 
 def test_files_of_other_targets(tmp_path: Path) -> None:
-    """Weights that are the same to the bit are another model where the decoder predicts something else."""
+    """Files with the same bits are different models if their decoders have different targets."""
     paths = []
     for normalised in (False, True):
         model = create_model(TINY.replace(norm_pix_loss=normalised))

@@ -1,4 +1,4 @@
-"""One augmented image: the official pixels, whatever the decoder, the orientation or the damage."""
+"""Augmented images have the official pixels with each decoder, orientation and kind of damage."""
 
 from __future__ import annotations
 
@@ -114,16 +114,16 @@ def test_a_turned_photograph_is_upright(decoder: str, orientation: int) -> None:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Written once, as writing it takes longer than reading it."""
+    """Written only once, because writing takes longer than reading."""
     return write_all(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("in_chans", [1, 2, 3, 4])
 def test_the_corpus_comes_out_or_is_refused(corpus: dict[str, Path], decoder: str, in_chans: int) -> None:
-    """Those of many pieces, which take a while until they are refused, for one number of channels.
+    """Files of many pieces, which take long to refuse, are tried with one number of channels and one decoder.
 
-    Nor for both decoders, which do not differ but in JPEGs.
+    The decoders differ only in JPEGs.
     """
     augment = Augmentation((16, 16), in_chans, decoder=decoder)
     for case in all_cases():
@@ -140,7 +140,7 @@ def test_the_corpus_comes_out_or_is_refused(corpus: dict[str, Path], decoder: st
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_damage_in_the_codes_is_met_as_pillow_meets_it(tmp_path: Path, decoder: str) -> None:
-    """A JPEG has no checksum: libjpeg goes on behind a broken code, and so do both decoders."""
+    """A JPEG has no checksum: libjpeg continues after a damaged code, and so do both decoders."""
     whole = coded(scene(160, 120)).getvalue()
     augment = Augmentation((120, 160), 3, (1.0, 1.0), hflip=False, decoder=decoder)
     rng = np.random.default_rng(0)

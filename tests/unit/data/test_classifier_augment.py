@@ -1,4 +1,4 @@
-"""The augmentation of fine-tuning: timm's own where it is there, by the image's seed, and nothing else disturbed."""
+"""The augmentation of fine-tuning: timm's if installed, seeded by the image, without side effects."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_without_operations_it_is_the_crop_of_pre_training() -> None:
 
 @pytest.mark.parity
 def test_timms_operations_are_those_of_its_own_training_transform() -> None:
-    """The transform that its create_transform makes, given the same crop and the same seed."""
+    """The transform of timm's create_transform with the same crop and seed."""
     timm = pytest.importorskip("timm.data")
     theirs = timm.create_transform(
         (3, 32, 24), is_training=True, auto_augment=POLICY, interpolation="bicubic", color_jitter=None, re_prob=1.0,
@@ -92,7 +92,7 @@ def test_timms_operations_are_those_of_its_own_training_transform() -> None:
 @pytest.mark.parametrize("kind", ["", "-inc1"])
 @pytest.mark.parametrize("magnitude", [0, 10])
 def test_every_operation_takes_the_ends_of_the_range(magnitude: int, kind: str) -> None:
-    """Magnitudes vary from image to image and are cut off at 0 and 10: 0 bits of colour, say, are black."""
+    """Magnitudes vary from image to image and are clipped to 0 and 10; for instance 0 bits of colour are black."""
     pytest.importorskip("timm")
     image = Image.effect_noise((32, 24), 90).convert("RGB")
     made = _make_timm(f"rand-m{magnitude}{kind}", (32, 24))

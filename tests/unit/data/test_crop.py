@@ -1,4 +1,4 @@
-"""Crops lie where torchvision's lie, and are resampled as Pillow resamples."""
+"""Crops have the positions of torchvision's crops and are resampled as Pillow does."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_boxes_are_torchvisions(
             torch.manual_seed(seed)
             expected = RandomResizedCrop.get_params(image, list(scale), list(ratio))
             assert draw_box(rows, columns, scale, generator.manual_seed(seed), ratio) == expected
-            # The stream goes on at the same place too.
+            # The generator is in the same state afterwards.
             assert torch.equal(torch.rand(1), torch.rand(1, generator=generator))
 
 
@@ -50,7 +50,7 @@ def test_whole_pixels_are_pillows(box: Box, channels: int) -> None:
 
 @pytest.mark.parametrize("top", [0.5, 7.25, 20.5, 30.75])
 def test_a_fraction_of_a_pixel_moves_the_image_by_it(top: float) -> None:
-    """On a straight ramp every pixel says where it was taken from."""
+    """On a linear ramp, every pixel's value gives its position."""
     ramp = np.repeat(np.arange(90, dtype=np.uint8)[:, None] * 2, 80, axis=1)[:, :, None]
     box = Box(top, top, 50.5, 45.5)
     pixels = resample(ramp, box, (30, 28)).numpy()[:, :, 0].astype(float)
@@ -66,4 +66,4 @@ def test_beginnings_are_found_within_the_tolerance() -> None:
     errors = [offset_error(100 + fraction, step) for step in steps for fraction in (0.125, 0.25, 0.5, 0.875)]
     assert np.mean(errors) < 0.03
     assert offset_error(0.0, 1.7) == 0
-    assert offset_error(0.5, 1.7) == 0.5  # nothing lies before it
+    assert offset_error(0.5, 1.7) == 0.5  # there are no pixels before it

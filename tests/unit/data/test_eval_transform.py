@@ -1,4 +1,4 @@
-"""The evaluation transform is the official validation's, pixel for pixel."""
+"""The evaluation transform gives the pixels of the official validation transform."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_an_image_of_the_frames_size_is_taken_as_it_is_and_a_smaller_one_whole()
 
 
 def test_rectangles_are_covered_and_cropped_evenly() -> None:
-    """A frame of 16 x 32 from an image of 64 x 64: its full width, the middle half of its height."""
+    """A size of 16 x 32 from an image of 64 x 64: its full width, the middle half of its height."""
     image = Image.new("RGB", (64, 64))
     image.paste((255, 255, 255), (0, 16, 64, 48))
     pixels = EvalTransform((16, 32), crop_pct=1.0)(image)

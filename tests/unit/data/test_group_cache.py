@@ -1,4 +1,4 @@
-"""A row group is decoded once, whichever processes need its rows."""
+"""A row group is decoded once for all processes that need its rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def rows_of(group: int, rows: int = 10) -> list[bytes | None]:
 
 
 class Counted:
-    """Decodes groups, and counts how often it had to, over all processes."""
+    """Decodes groups, and counts the calls in all processes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -83,7 +83,7 @@ def test_a_group_that_cannot_be_decoded_holds_nobody_up(counted: Counted) -> Non
 
 @pytest.mark.parametrize("capacity", [100_000, 1500])
 def test_processes_that_need_a_group_at_once_decode_it_once(counted: Counted, capacity: int) -> None:
-    """And where they push each other's groups out, the rows are right all the same."""
+    """The rows are also right if the processes evict each other's groups."""
     cache = GroupCache(40, capacity)
     start = FORK.Event()
 

@@ -1,4 +1,4 @@
-"""Kept images are the ones that were decoded, found by every process, within one limit."""
+"""Cached images are those that were decoded, visible to every process, and within one memory limit."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_processes_that_keep_at_once_do_not_disturb_each_other() -> None:
 
 
 def test_room_is_taken_by_one_process_at_a_time() -> None:
-    """Else two images would lie in one place, where two processes came at the same moment."""
+    """Otherwise two processes could write their images to the same place at the same time."""
     cache = ImageCache(9, 10_000)
     room, begun = cache.room, FORK.Event()
 

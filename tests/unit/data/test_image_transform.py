@@ -1,4 +1,4 @@
-"""A model's transform: the same pixels as ``embed`` computes with, from every kind of image, and back."""
+"""A model's transform gives the pixels of ``embed`` for every kind of image, and can be inverted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same batches whatever the workers and wherever a run goes on."""
+"""Batches do not depend on the loader processes, nor on where a run is resumed."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_file_that_breaks_later_is_replaced_and_named(paths: list[Path]) -> No
 
 
 class Gone(ImageSource):
-    """Images on a disk that is gone, but for some; counts how often it was asked."""
+    """Images on a failed disk, except some; counts the attempts to read."""
 
     def __init__(self, images: int, there: Container[int] = ()) -> None:
         self.images = images
@@ -124,7 +124,7 @@ def test_a_disk_that_is_gone_is_not_walked_through() -> None:
 
 
 def test_a_gap_of_bad_files_is_bridged_the_same_way_every_time() -> None:
-    """Half a folder lost: the next files are bad as well, so others from anywhere are tried."""
+    """Half a folder is unreadable, the next files too, so randomly drawn ones are tried."""
     gone = Gone(1000, range(500, 1000))
     dataset = ImageDataset(gone, Augmentation((16, 16), 3), seed=0)
     samples = [dataset[Draw(0, image)] for image in range(0, 400, 40)]
@@ -164,7 +164,7 @@ def test_kept_images_give_the_same_bits(paths: list[Path], tmp_path: Path) -> No
 
 
 def test_workers_share_what_is_kept(paths: list[Path]) -> None:
-    """Images change worker every epoch; with room for all of them once, each is found wherever it comes."""
+    """Images go to another worker in every epoch; if the cache has room for all, every worker finds each image."""
     augmentation = Augmentation((16, 24), 3)
     draws = EpochBatches(len(paths), 3, epochs=20, seed=5)
     dataset = ImageDataset(source(paths), augmentation, seed=5, cache_bytes=sum(SIZES) + INDEX_AND_HEADERS)
@@ -172,14 +172,14 @@ def test_workers_share_what_is_kept(paths: list[Path]) -> None:
     fresh = make_loader(ImageDataset(source(paths), augmentation, seed=5), draws, workers=0)
     assert all(torch.equal(one.images, other.images) for one, other in zip(batches, fresh, strict=True))
     assert sum(batch.cached for batch in batches) <= 20 * 6 - len(paths)  # each is decoded once
-    assert [batch.cached for batch in batches[-20:]] == [3] * 20  # eight batches may be under way at once
-    again = list(make_loader(dataset, draws, workers=1))  # as after a roll-back: what was kept is there
+    assert [batch.cached for batch in batches[-20:]] == [3] * 20  # up to eight batches are loaded at the same time
+    again = list(make_loader(dataset, draws, workers=1))  # as after a rollback: cached images are still there
     assert [batch.cached for batch in again] == [3] * 40
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_row_group_is_decoded_once_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
-    """Neighbours in the order are read by different workers, and windows of groups follow each other."""
+    """Neighbours in the order are read by different workers, and groups follow in windows."""
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as parquet
 
@@ -207,7 +207,7 @@ def test_a_row_group_is_decoded_once_an_epoch(tmp_path: Path, monkeypatch: pytes
 def test_a_worker_says_nothing_of_a_training_process_that_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A second Ctrl-C ends that process while it is being given a batch."""
+    """A second Ctrl-C stops the process while it receives a batch."""
     interrupted = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     try:

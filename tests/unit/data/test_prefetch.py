@@ -1,4 +1,4 @@
-"""Fetching ahead: in order, not too far, past what fails, and ended when there is nothing left."""
+"""Fetching ahead: in order, within its limit, despite failures, and it ends with the data."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ BATCHES = [[Draw(0, 2 * number), Draw(0, 2 * number + 1)] for number in range(6)
 def test_as_far_as_allowed_and_to_the_end() -> None:
     source = Source()
     prefetcher = Prefetcher(source, BATCHES, ahead=2)
-    until(lambda: source.fetched == {0, 1, 2})  # 3 fails, and whoever needs it says so
+    until(lambda: source.fetched == {0, 1, 2})  # 3 fails; the reader that needs it reports the error
     time.sleep(0.05)
     assert source.fetched == {0, 1, 2}
     prefetcher.advance()

@@ -1,4 +1,4 @@
-"""The order of an epoch, whole or shared by ranks, and what happens to a loader process that dies."""
+"""The order of an epoch, whole or divided over ranks; and a loader process that dies."""
 
 from __future__ import annotations
 

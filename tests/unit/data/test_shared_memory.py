@@ -1,4 +1,4 @@
-"""Memory that processes share, however they were started, and that goes with the last of them."""
+"""Memory shared by forked and spawned processes, freed when the last one ends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FORK = multiprocessing.get_context("fork")
 
 
 def forked(act: Callable[[], Any]) -> int | None:
-    """Do something in another process, and wait for it."""
+    """Run a function in another process, and wait for it."""
     process = FORK.Process(target=act)
     process.start()
     process.join(60)

@@ -1,4 +1,4 @@
-"""Framing never distorts."""
+"""Cropping and resizing keep the aspect ratio."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_normalise_is_inverted_and_uses_imagenet() -> None:
 
 
 def test_normalise_goes_where_its_images_are() -> None:
-    """Whatever device is torch's default, and whatever mode it was called in before."""
+    """For any default device of torch, and after a call in any mode."""
     pixels = torch.arange(48, dtype=torch.uint8).view(3, 4, 4)
     mean, std = (torch.tensor(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     expected = (pixels.float() / 255 - mean) / std

@@ -1,4 +1,4 @@
-"""The page's server answers the page alone, and survives whatever it is sent."""
+"""The server answers only its own page, and survives any request."""
 
 from __future__ import annotations
 

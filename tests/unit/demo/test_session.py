@@ -1,4 +1,4 @@
-"""The model behind the page computes what ``reconstruct`` computes, and looks for similar images."""
+"""The demo computes what ``reconstruct`` computes, and finds similar images."""
 
 from __future__ import annotations
 

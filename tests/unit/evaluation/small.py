@@ -1,4 +1,4 @@
-"""A small encoder and folders of small images that tests of the evaluation share."""
+"""A small encoder and folders of small images for the tests of evaluation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COLOURS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
 
 
 def checkpoint(path: Path, **changes: Any) -> Path:
-    """A file with fresh weights, the same ones every time."""
+    """A file with fresh weights, always the same."""
     from mae.system.seeding import seeded
 
     with seeded(5):

@@ -1,4 +1,4 @@
-"""The attentive probe computes what its paper writes, and finds what no mean of patches shows."""
+"""The attentive probe computes its paper's formula, and finds what the mean of patches does not show."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 class InMemory:
-    """Tokens that are all there."""
+    """Tokens in memory."""
 
     def __init__(self, tokens: Tensor) -> None:
         self.tokens = tokens
@@ -46,7 +46,7 @@ def test_pooling_as_the_paper_writes_it() -> None:
 
 
 def test_heads_do_not_touch_each_other() -> None:
-    """A head's gradient is the same whatever trains beside it."""
+    """A head's gradient does not depend on the other heads."""
     tokens = torch.randn(8, 4, 32, generator=torch.Generator().manual_seed(2))
     labels = torch.tensor([0, 1] * 4)
     gradients = []
@@ -62,7 +62,7 @@ def test_heads_do_not_touch_each_other() -> None:
 
 
 def spots(count: int, seed: int) -> tuple[Tensor, NDArray[np.int64]]:
-    """Nine patches; the class is a sign in one marked patch, and the other patches carry the opposite at random."""
+    """Nine patches; the class is a sign in one marked patch, and the other patches have random signs."""
     stream = torch.Generator().manual_seed(seed)
     labels = torch.randint(2, (count,), generator=stream)
     tokens = torch.randn(count, 9, 32, generator=stream)

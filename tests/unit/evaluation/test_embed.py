@@ -1,4 +1,4 @@
-"""``embed``: the features are the encoder's, with names and labels, in every format, and survive an interruption."""
+"""``embed``: features, names and labels are right in every format, and an interrupted command resumes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def run(world: Path, out: Path, **changes: Any) -> EmbedResult:
 
 
 def expected(world: Path, names: list[str]) -> Tensor:
-    """(N, 1 + L, D) by the model itself."""
+    """Tokens computed by the model, (N, 1 + L, D)."""
     model = mae.from_pretrained(world / "tiny.pth")
     images = [EvalTransform((16, 16))(load_image(Path(name))) for name in names]
     with torch.no_grad():
@@ -57,7 +57,7 @@ def expected(world: Path, names: list[str]) -> Tensor:
 
 
 def test_features_are_the_models_own(world: Path, tmp_path: Path) -> None:
-    """Each pool with the final norm equals ``model.encode``; names and class folders stand beside them."""
+    """Each pool with the final norm equals ``model.encode``; names and classes are right."""
     for pool, pick in {
         "cls": lambda x: x[:, 0],
         "mean": lambda x: x[:, 1:].mean(1),
@@ -121,11 +121,11 @@ def test_half_the_bytes(world: Path, tmp_path: Path) -> None:
 
 
 class StoppedError(Exception):
-    """Stands for a killed process."""
+    """Simulates a killed process."""
 
 
 def test_an_interrupted_command_goes_on(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was written is not worked out again, other settings are refused, and the file is the same in the end."""
+    """Written parts are not computed again, other settings are refused, and the final file is the same."""
     monkeypatch.setattr(store, "MOST_PART_IMAGES", 4)
     run(world, tmp_path / "whole.npz")
     out = tmp_path / "f.npz"
@@ -216,7 +216,7 @@ def test_unreadable_images_are_left_out_and_named(tmp_path: Path) -> None:
 
 
 def test_files_without_a_decoder_and_other_sizes(world: Path, tmp_path: Path) -> None:
-    """An encoder-only file gives the same features; another frame makes the position table follow."""
+    """An encoder-only file gives the same features; another image size adapts the position embeddings."""
     from mae.exporting.config import ExportConfig
 
     export(ExportConfig(checkpoint=world / "tiny.pth", to="encoder", out=tmp_path / "encoder.pth"))
@@ -229,7 +229,7 @@ def test_files_without_a_decoder_and_other_sizes(world: Path, tmp_path: Path) ->
 
 
 def test_a_fine_tuned_file_uses_its_own_norm(world: Path, tmp_path: Path) -> None:
-    """Pooled first, then ``fc_norm``, as its head was trained; the class token has no norm there."""
+    """Tokens are pooled before ``fc_norm``, as in training; there is no norm for the class token."""
     found = load_checkpoint(world / "tiny.pth")
     state = found.state
     kept = {key: tensor.clone() for key, tensor in state.items() if not key.startswith(("decoder", "mask", "norm"))}
@@ -290,7 +290,7 @@ def test_an_input_is_never_overwritten(world: Path, tmp_path: Path) -> None:
 
 
 def test_one_large_image_among_small_parts(tmp_path: Path) -> None:
-    """Patches of a large frame make small parts, so memory does not grow with the frame."""
+    """Patches of large images give small parts, so memory does not grow with the image size."""
     rows = store.PartStore(tmp_path, {}, images=5000, part_images=store.part_images(2**20))
     assert rows.part_images == 64
     assert [len(rows.indices(part)) for part in (0, rows.parts[-1])] == [64, 5000 % 64]

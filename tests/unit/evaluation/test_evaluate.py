@@ -1,4 +1,4 @@
-"""``evaluate``: every number is what its parts say, features are kept, and bad data is told in a line."""
+"""``evaluate``: all numbers equal those of its parts, features are cached, and bad data gives a one-line error."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True, scope="module")
 def few_steps() -> Iterator[None]:
-    """Nothing need be solved well here; how well it is solved has tests of its own."""
+    """Low accuracy is enough here; the solvers have their own tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attentive_module, "MOST_EPOCHS", 12)
         patch.setattr(linear_module, "MOST_STEPS", 8)
@@ -51,7 +51,7 @@ def few_steps() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def whole(world: Path) -> EvaluateResult:
-    """All probes of a checkpoint and its references."""
+    """All probes on a checkpoint and its baselines."""
     return run(world, probe=("knn", "linear", "attentive"), label_fraction=(0.25, 1.0))
 
 
@@ -66,7 +66,7 @@ def row(result: EvaluateResult, kind: str, pool: str | None, norm: str | None = 
 
 
 def test_what_is_asked_of_what(whole: EvaluateResult) -> None:
-    """The checkpoint in four views and by attention, then what it is held against."""
+    """The checkpoint in four views and by attention, then the baselines."""
     seen = [(one.kind, one.pool, one.feature_norm) for one in whole.rows]
     assert seen == [
         ("checkpoint", "cls", "none"),
@@ -111,7 +111,7 @@ def test_colours_are_told_apart_by_pixels(whole: EvaluateResult) -> None:
 
 
 def test_the_numbers_are_those_of_embedded_features(world: Path, whole: EvaluateResult, tmp_path: Path) -> None:
-    """The same two probes on what ``embed`` writes, put together by hand."""
+    """The same two probes, by hand, on the features that ``embed`` writes."""
     found: dict[str, Any] = {}
     for part in ("train", "test"):
         out = tmp_path / f"{part}.npz"
@@ -145,7 +145,7 @@ def test_the_headline_is_chosen_without_the_test_images(whole: EvaluateResult) -
 
 
 def test_the_test_images_are_named_once_by_each_probe(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Labels of test images reach nothing but ``accuracy``, once for each probe (and k) of each row."""
+    """Labels of test images are used only by ``accuracy``, once for each probe (and k) of each row."""
     calls = []
 
     def count(predicted: Any, truth: Any) -> Any:
@@ -159,7 +159,7 @@ def test_the_test_images_are_named_once_by_each_probe(world: Path, monkeypatch: 
 
 
 def test_features_are_worked_out_once(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second command computes nothing; other weights, or an image that changed, are computed anew."""
+    """A second command computes nothing; other weights, or a changed image, cause a new computation."""
     class_folders(tmp_path / "colours", 5)
     given: dict[str, Any] = {"data": tmp_path / "colours", "cache": tmp_path / "cache", "references": False}
     seen: list[Progress] = []
@@ -182,7 +182,7 @@ def test_features_are_worked_out_once(world: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_several_checkpoints_share_one_pass(world: Path, tmp_path: Path) -> None:
-    """Each gets its own untrained twin only where it is of another architecture."""
+    """There is one untrained encoder for each architecture."""
     checkpoint(tmp_path / "deep.pth", depth=3)
     checkpoint(tmp_path / "wide.pth", img_size=32)
     names = (world / "tiny.pth", tmp_path / "deep.pth", tmp_path / "wide.pth")
@@ -258,7 +258,7 @@ def test_the_cache_keeps_what_was_used_last(tmp_path: Path) -> None:
 
 
 def test_parts_do_not_change_the_numbers(world: Path, whole: EvaluateResult, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Patches are found again over the borders of parts."""
+    """Patches are found across the boundaries of parts."""
     monkeypatch.setattr(features_module, "PART_IMAGES", 7)
     again = run(world, probe=("knn", "linear", "attentive"), label_fraction=(0.25, 1.0), batch_size=5)
     assert [one.scores for one in again.rows] == [one.scores for one in whole.rows]

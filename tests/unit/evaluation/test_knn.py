@@ -1,4 +1,4 @@
-"""k-NN equals a plain scikit-learn computation, decision by decision."""
+"""k-NN gives the same predictions as scikit-learn in float64."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mae.evaluation.knn import NEIGHBOURS, knn, usable_ks
 
 
 def clouds(seed: int, count: int, classes: int = 7, width: int = 12) -> tuple[Tensor, Tensor]:
-    """Overlapping classes, all of a common large mean, as features of an encoder have it."""
+    """Overlapping classes with a large common mean, like features of an encoder."""
     stream = torch.Generator().manual_seed(seed)
     centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(99))
     labels = torch.randint(classes, (count,), generator=stream)
@@ -42,7 +42,7 @@ def test_every_decision_is_scikit_learns(seed: int) -> None:
 
 
 def test_close_votes_are_decided_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A large common mean leaves float32 few digits to tell neighbours apart: without the second look, some differ."""
+    """With a large common mean, float32 has few digits for differences: without the float64 pass, some votes differ."""
     (train, labels), (test, _) = clouds(0, 900), clouds(1, 600)
     train, test = train + 300, test + 300
     wanted = {k: plain(train, labels, test, k) for k in NEIGHBOURS}
@@ -63,7 +63,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nearer_neighbours_weigh_more() -> None:
-    """One at the same place outvotes two a little further away; by hand e^0 > 2 e^(-0.2 / 0.07)."""
+    """One neighbour at distance 0 outvotes two further away; by hand e^0 > 2 e^(-0.2 / 0.07)."""
     train = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.8, -0.6]])
     found = knn(train, torch.tensor([0, 1, 1]), torch.tensor([[1.0, 0.0]]), 2, ks=(3,))
     assert found.predicted[3].tolist() == [0]

@@ -1,4 +1,4 @@
-"""The linear probe is scikit-learn's tuned logistic regression, and never looks at the test images to choose."""
+"""The linear probe equals scikit-learn's tuned logistic regression, and is not tuned on test images."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def digits() -> tuple[Tensor, NDArray[np.int64]]:
 
 @pytest.mark.parametrize("penalty", [1e-4, 1e-2, 1.0])
 def test_the_minimum_is_scikit_learns(penalty: float) -> None:
-    """With one penalty there is nothing to choose: the same convex problem has the same answer."""
+    """With a single penalty, the same convex problem has the same solution."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
@@ -49,7 +49,7 @@ def test_the_minimum_is_scikit_learns(penalty: float) -> None:
 @pytest.mark.filterwarnings("ignore:.*converge.*")
 @pytest.mark.parametrize("data", ["synthetic", "digits"])
 def test_within_three_tenths_of_a_point_of_the_tuned_one(data: str) -> None:
-    """Their penalty is tuned by cross-validation over the same grid."""
+    """scikit-learn tunes its penalty by cross-validation over the same grid."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV
     from sklearn.preprocessing import StandardScaler
@@ -66,7 +66,7 @@ def test_within_three_tenths_of_a_point_of_the_tuned_one(data: str) -> None:
 
 
 def test_the_test_images_choose_nothing() -> None:
-    """Other test images leave the penalty, and the answers to the old ones, as they were."""
+    """Additional test images change neither the penalty nor the predictions of the others."""
     features, labels = noisy(800)
     one = linear(features[:500], labels[:500], features[500:600], 4)
     other = linear(features[:500], labels[:500], torch.cat([features[500:600], 100 * features[600:]]), 4)
@@ -80,7 +80,7 @@ def test_the_tenths_are_stratified_and_disjoint() -> None:
     assert not (np.sum(parts, axis=0) > 1).any()
     assert (labels[parts[0]] == 0).sum() == 4
     assert (labels[parts[0]] == 1).sum() == 2
-    assert not any(part[-1] for part in parts)  # the only image of its class always teaches
+    assert not any(part[-1] for part in parts)  # the only image of a class is always a training image
     assert len(tenths(np.arange(5), 0)) == 0
     large = tenths(np.repeat(np.arange(4), 5000), 0)
     assert [int(part.sum()) for part in large] == [2000]
@@ -96,7 +96,7 @@ def test_noise_is_not_told_apart() -> None:
 
 
 def test_constant_features_and_more_features_than_images() -> None:
-    """Directions without variance are left out, not divided by."""
+    """Directions without variance are left out, to avoid a division by zero."""
     features, labels = noisy(40)
     wide = torch.cat([features, torch.full((40, 5), 7.0), features.repeat(1, 3)], dim=1)
     found = linear(wide[:20], labels[:20], wide[20:], 4)

@@ -1,4 +1,4 @@
-"""Intervals and label-free figures against derivations of their own."""
+"""Intervals and label-free metrics against independent formulas."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_alpha_req_of_a_known_law() -> None:
 
 
 def test_wilson_by_the_textbook() -> None:
-    """Its ends solve (p - share)^2 = z^2 p (1 - p) / n."""
+    """The bounds solve (p - share)^2 = z^2 p (1 - p) / n."""
     for right, total in ((604, 1000), (0, 20), (20, 20), (1, 3)):
         share, z = right / total, 1.959963984540054
         for end in wilson(right, total):

@@ -1,4 +1,4 @@
-"""The page of ``evaluate``: everything is on it, nothing in it can run, and no name breaks it."""
+"""The page of ``evaluate``: it is complete, contains no active content, and escapes all names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HOSTILE = "<script>alert(1)</script>&\"'"
 
 
 class Reader(html.parser.HTMLParser):
-    """Counts elements and keeps their attributes and text; fails where an end has no beginning."""
+    """Counts elements and collects their attributes and text; fails on an end tag without a start tag."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,14 +58,14 @@ def read(document: str) -> Reader:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, EvaluateResult]:
-    """Two colours; one class has a name that is markup."""
+    """Images of two colours; the name of one class is markup."""
     world = tmp_path_factory.mktemp("page")
     for number in range(10):
         image(world / "colours" / "red" / f"{number}.png", (200, 40, 40), number)
         image(world / "colours" / HOSTILE.replace("/", "_") / f"{number}.png", (40, 40, 200), 50 + number)
     config: dict[str, Any] = {"device": "cpu", "workers": 0, "probe": ("knn", "linear"), "references": False}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(linear, "MOST_STEPS", 8)  # how good the probe is, is tested elsewhere
+        patch.setattr(linear, "MOST_STEPS", 8)  # the accuracy of the probe is tested elsewhere
         result = evaluate(
             EvaluateConfig(
                 data=world / "colours",
@@ -108,7 +108,7 @@ def test_nothing_in_it_can_run_and_nobody_is_asked(made: tuple[Path, EvaluateRes
 
 
 def many(classes: int) -> EvaluateResult:
-    """A result of so many classes, put together by hand."""
+    """A result with this many classes, made by hand."""
     some = Accuracy(0.5, 0.4, 0.6)
     confusion = np.eye(classes, dtype=int) * 3
     confusion[0, classes - 1] = 9
@@ -141,7 +141,7 @@ def many(classes: int) -> EvaluateResult:
 
 @pytest.mark.parametrize("classes", [2, MOST_CONFUSED, MOST_CONFUSED + 1, 1000])
 def test_any_number_of_classes(classes: int) -> None:
-    """A matrix of few; of many, the pairs that are confused, the worst first."""
+    """A confusion matrix for few classes; for many, the confused pairs, most frequent first."""
     document = page(many(classes), Gallery((), (), (0.5, 0.25)), "mean of patches", 0.0)
     reader = read(document)
     text = " ".join(reader.text)

@@ -1,4 +1,4 @@
-"""Naming classes: the likeliest first, of files, folders and archives; and what cannot name any."""
+"""Predicting classes: most probable first, for files, folders and archives; checkpoints without a head."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_quiet_is_a_line_for_each_image_whatever_the_classes_are_called(tmp_path
 @pytest.mark.parity
 @pytest.mark.parametrize("pool", ["mean", "cls"])
 def test_compare_and_export_hold_logits_against_others(tmp_path: Path, pool: str) -> None:
-    """Builtin, timm and a second file; a changed head is found, and the names survive an export."""
+    """Comparison with timm and a second file; a changed head is found, and an export keeps the class names."""
     from mae.checkpoints.classifiers import class_names
     from mae.comparison.config import CompareConfig
     from mae.comparison.run import compare

@@ -1,4 +1,4 @@
-"""Labels come from class folders; what does not fit is one line that names the folder."""
+"""Labels come from class folders; an unsuitable layout gives a one-line error that names the folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Graphs: what another program reads from the file computes what the model does, for batches of any size."""
+"""Graphs: another program that reads the file computes the same as the model, for any batch size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a graph computes: timm's classifier with the same weights, and a linear probe by its formula."""
+"""The computation of a graph: timm's classifier with the same weights, and a linear probe's formula."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``inspect``: counts that are known, whatever the images lie in."""
+"""``inspect``: known counts, for folders and archives."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from maecli.app import app
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Five images of which two files are equal, one that breaks off, one that is none, and a text."""
+    """Five images, of which two files are equal, a truncated one, one that is not an image, and a text."""
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
     stream = np.random.default_rng(0)
@@ -92,7 +92,7 @@ def test_a_tar_of_the_same(photos: Path, tmp_path: Path) -> None:
 def test_what_is_not_asked_for_is_not_done(photos: Path) -> None:
     result = inspect(InspectConfig(data=(photos,), workers=0, decode=0, duplicates=False))
     assert (result.duplicates, result.duplicate_groups, result.decoded, result.mean) == (None, (), 0, None)
-    assert result.images == 6  # the one that breaks off is found only by decoding
+    assert result.images == 6  # the truncated image is found only by decoding
     assert [Path(name).name for name, _ in result.unreadable] == ["page.jpg"]
 
 
@@ -153,7 +153,7 @@ def test_refusals(photos: Path, tmp_path: Path) -> None:
 
 
 def test_memory_per_image_is_bounded(tmp_path: Path) -> None:
-    """What is kept of an image is 16 bytes of hash and 8 of size, and no name."""
+    """Memory per image is 16 bytes for the hash and 8 for the size, without the name."""
     from mae.data.sources.base import ImageSource
     from mae.data.sources.scan import ImageScan
     from mae.inspection.facts import Facts
@@ -174,7 +174,7 @@ def test_memory_per_image_is_bounded(tmp_path: Path) -> None:
 
     tally = _Tally(ImageScan(Many(), (), 0), frozenset(), 0)
     for chunk in _Chunks(1_000_000):
-        if chunk[0] % 64_000 == 0:  # the others cost time alone
+        if chunk[0] % 64_000 == 0:  # the others only take time
             tally.add(Facts(number, 1, number.to_bytes(16, "big"), "JPEG", "RGB", 2, 2) for number in chunk)
     arrays = [value for value in vars(tally).values() if isinstance(value, np.ndarray)]
     assert sum(array.nbytes for array in arrays) <= 24.1 * len(tally.source)

@@ -1,4 +1,4 @@
-"""A file that is read is never written over, whatever it is called."""
+"""A file that is read is never overwritten, under any name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Locks that end with the process that holds them."""
+"""Locks end with the process that holds them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_killed_holder_lets_go_though_what_it_forked_lives_on(tmp_path: Path) 
             take_lock(tmp_path / "x.lock", wait=False)
         holder.kill()
         holder.wait(10)
-        os.kill(child, 0)  # it lives
+        os.kill(child, 0)  # the process is alive
         take_lock(tmp_path / "x.lock", wait=False)()
     finally:
         os.kill(child, signal.SIGKILL)

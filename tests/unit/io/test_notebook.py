@@ -1,4 +1,4 @@
-"""Results draw themselves as small tables; whatever a file was called, nothing in them is markup."""
+"""Results are shown as small tables in a notebook; names of files are escaped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text that anybody may have written, made fit for a terminal."""
+"""Untrusted text is made safe for a terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mae.io.text import a_few, shown
         (os.fsdecode(b"caf\xe9.png"), r"caf\xe9.png"),
         ("two\nlines\t", r"two\nlines\t"),
         ("\x1b[31mred", r"\x1b[31mred"),
-        ("\ud800", r"\ud800"),  # as JSON and pickles may hold it; no encoding takes it
+        ("\ud800", r"\ud800"),  # a lone surrogate, which JSON and pickles may contain and no encoding accepts
         ("\u202egnp.exe", r"\u202egnp.exe"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Addresses: what is one, and that none of its secrets is shown."""
+"""URLs: how they are recognised, and that their secrets are not shown."""
 
 from __future__ import annotations
 

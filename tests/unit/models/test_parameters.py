@@ -1,4 +1,4 @@
-"""Closed forms against the model's own tensors and the published counts."""
+"""Closed formulas of parameter counts against the model's tensors and the published counts."""
 
 from __future__ import annotations
 

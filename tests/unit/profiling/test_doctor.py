@@ -1,4 +1,4 @@
-"""The doctor: what it finds is right, what hurts is named, and nothing personal gets out."""
+"""``doctor``: its findings are right, problems are named, and nothing personal is printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page holds every image, unscaled or enlarged by a whole factor."""
+"""The page contains every image, unscaled or enlarged by an integer factor."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ RED_BLUE = np.array([[255, 0, 0], [0, 0, 255]])
 
 @pytest.mark.parametrize("size", [(16, 1024), (1024, 16), (1, 5000), (5000, 1), (32, 32), (300, 8)])
 def test_a_page_is_never_far_longer_than_its_images(size: tuple[int, int]) -> None:
-    """Small images are enlarged, but not one that is a pixel wide to 200 and so a million high."""
+    """Small images are enlarged, but an image one pixel wide is not enlarged to 200, as it would be a million high."""
     page = draw_grid(("original", "masked", "reconstruction"), [Row([Image.new("L", size)] * 3, "a caption")])
     assert page.width < 3 * max(size[0], 200) + 200
     assert page.height < max(size[1], 1024) + 300

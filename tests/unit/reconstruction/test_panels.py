@@ -1,4 +1,4 @@
-"""Panels by hand: what was removed is grey, what was visible stays, and the numbers are over removed patches."""
+"""Panels, computed by hand: masked patches are grey, visible ones unchanged; loss and PSNR are over masked patches."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_normalised_predictions_get_their_patches_statistics_back(model: MaskedA
 def test_loss_and_psnr_by_hand(model: MaskedAutoencoder, imgs: torch.Tensor) -> None:
     masking = random_masking(torch.rand(2, 6, generator=torch.Generator().manual_seed(2)), 0.5)
     imgs = imgs * 0
-    # Off by 0.1 in normalised units on removed patches, and by much more on visible ones, which must not count.
+    # The error is 0.1 in normalised units on masked patches, and much larger on visible ones, which must not count.
     pred = model.patchify(imgs) + 0.1 + 5 * (1 - masking.mask).unsqueeze(-1)
     panels = make_panels(model, imgs, masking, pred, norm_pix=False)[0]
     assert panels.loss == pytest.approx(0.01, rel=1e-5)

@@ -1,4 +1,4 @@
-"""One image through a small model: masks, frames, targets and refusals."""
+"""Reconstruction with a small model: masks, image sizes, targets and errors."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_what_the_decoder_predicts(config: ReconstructConfig, tmp_path: Path) ->
 
 
 def test_a_silent_file_is_asked_by_its_predictions(config: ReconstructConfig, tmp_path: Path) -> None:
-    """A decoder that always predicts a bright image fits raw pixels of a bright image, and not normalised ones."""
+    """A constant bright prediction is closer to the raw pixels of a bright image than to normalised ones."""
     bright = tmp_path / "bright.png"
     Image.effect_noise((40, 40), 20).point(lambda value: 200 + value // 8).convert("RGB").save(bright)
     for bias, expected in ((1.7, False), (0.0, True)):
@@ -271,7 +271,7 @@ def test_what_is_read_is_never_written_over(config: ReconstructConfig, image: Pa
     (tmp_path / "folder").mkdir()
     shutil.copy(image, tmp_path / "folder/photo.png")
     shutil.copy(image, tmp_path / "mask.png")
-    shutil.copy(config.checkpoint, tmp_path / "weights.png")  # what it is is told by its content
+    shutil.copy(config.checkpoint, tmp_path / "weights.png")  # the format is recognised by the content
     paths = {
         "image": image,
         "image in a folder": tmp_path / "folder/photo.png",
@@ -287,7 +287,7 @@ def test_what_is_read_is_never_written_over(config: ReconstructConfig, image: Pa
 
 
 def test_no_panel_is_written_over_an_image(config: ReconstructConfig, image: Path) -> None:
-    """The second image has the name that the first one's panel would get; nothing at all is written."""
+    """The second image has the file name of a panel of the first one; nothing is written."""
     second = image.parent / "panels" / "001-photo-original.png"
     second.parent.mkdir()
     shutil.copy(image, second)
@@ -300,7 +300,7 @@ def test_no_panel_is_written_over_an_image(config: ReconstructConfig, image: Pat
 
 
 def test_a_page_is_drawn_over_and_over(config: ReconstructConfig, image: Path, tmp_path: Path) -> None:
-    """Into the images' folder too, where it is named apart from them."""
+    """The image may be written into the folder of the images, under another name."""
     for _ in range(2):
         reconstruct(dataclasses.replace(config, out=image.parent / "again.png", separate=tmp_path))
 

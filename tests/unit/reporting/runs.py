@@ -1,4 +1,4 @@
-"""Run folders as the trainer leaves them, made in milliseconds."""
+"""Run folders like those of the trainer, made in milliseconds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ tensorboard = false
 def write_run(
     folder: Path, *, done: int = 10, epochs: int = 10, steps_per_epoch: int = 8, log_every: int = 2, previews: int = 3
 ) -> Path:
-    """A run of which ``done`` epochs are over, with lines for steps and epochs, and previews evenly over it."""
+    """A run with ``done`` finished epochs, log lines of steps and epochs, and evenly spaced previews."""
     (folder / "previews").mkdir(parents=True, exist_ok=True)
     (folder / "config.toml").write_text(CONFIG.format(epochs=epochs))
     every = max(1, done // previews) if previews else done + 1
@@ -48,7 +48,7 @@ def step_line(step: int, epoch: float) -> dict[str, float]:
 
 
 def epoch_line(epoch: int) -> dict[str, float]:
-    """A line of the log for an epoch that is over."""
+    """A line of the log for a finished epoch."""
     loss = 0.2 + 0.8 * math.exp(-epoch / 4)
     return {
         "epoch": epoch,

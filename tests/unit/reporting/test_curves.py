@@ -1,4 +1,4 @@
-"""Curves: no extreme is lost by thinning, every place is inside the drawing."""
+"""Curves: thinning keeps all extremes, and all points are inside the drawing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Templates: all that they are given is text, and what they lack is an error."""
+"""Templates: all values are escaped, and a missing value is an error."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def test_a_name_that_was_not_given_is_an_error(tmp_path: Path) -> None:
 
 
 def test_no_template_lets_markup_through_unescaped() -> None:
-    demo = PACKAGE / "demo" / "page.html"  # served as it stands, with a script of its own
+    demo = PACKAGE / "demo" / "page.html"  # served unchanged, with its own script
     assert "{{" not in demo.read_text()
     templates = [page for page in PACKAGE.rglob("*.html") if page != demo]
     assert len(templates) >= 4
     for template in templates:
         text = template.read_text()
         assert not re.search(r"\bsafe\b|autoescape|<script|\son\w+=|https?:", text), template
-        # An attribute without quotes would end at a blank in what is filled in.
+        # An attribute without quotes would end at a space in its value.
         assert not re.search(r"=\{\{", text), template

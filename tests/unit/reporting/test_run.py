@@ -1,4 +1,4 @@
-"""The page: everything in one file, whatever the run's folder holds."""
+"""The report: everything is in one file, for any content of the run folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's folder is read as it stands: half a line, nonsense and a stranger's tricks included."""
+"""A run folder is read in any state: incomplete lines, invalid values and untrusted content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The list of runs: which there are, how far, and whether a process is training them."""
+"""The list of runs: all are found, with their progress and whether a process is training them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.unit.reporting.runs import write_run
 def test_runs_at_any_depth(tmp_path: Path) -> None:
     write_run(tmp_path / "b", done=10)
     write_run(tmp_path / "deep" / "er" / "a", done=4)
-    write_run(tmp_path / "b" / "inner", done=1)  # within a run none is looked for
+    write_run(tmp_path / "b" / "inner", done=1)  # folders in a run are not searched
     write_run(tmp_path / ".hidden", done=1)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "config.toml").write_text("other = 1\n")

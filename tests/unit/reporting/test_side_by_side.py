@@ -1,4 +1,4 @@
-"""Several runs on one page: what differs between them stands there, and nothing of them can do harm."""
+"""Several runs on one page: the differences are shown, and untrusted content is escaped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which device is taken: a GPU always by its number."""
+"""Resolving a device: a GPU always has a number."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("two_gpus")
 @pytest.mark.parametrize("name", ["auto", "cuda"])
 def test_a_gpu_has_an_index(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first process's too: a process group takes no device without one."""
+    """Also for the first process: a process group needs a device with a number."""
     assert [resolve_device(name, index).index for index in (0, 1)] == [0, 1]
     assert resolve_device(name).index == 0
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)

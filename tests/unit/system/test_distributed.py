@@ -1,4 +1,4 @@
-"""How processes meet, and how long they wait for each other."""
+"""How processes connect, and how long they wait for each other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mae.system.distributed import STARTUP_TIMEOUT, TIMEOUT, Ranks
 
 
 class Wire:
-    """Stands in for torch.distributed, and writes down what it is asked for."""
+    """A substitute for torch.distributed that records the calls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.init: dict[str, Any] = {}
@@ -52,7 +52,7 @@ def test_long_waits_end_where_training_begins(monkeypatch: pytest.MonkeyPatch) -
     wire, ranks = Wire(monkeypatch), Ranks(0, 2, 0)
     ranks.join(torch.device("cpu"))
     patient = ranks.control
-    ranks.wait()  # while one looks for images
+    ranks.wait()  # while one process scans for images
     ranks.begin_training()
     ranks.wait()
     assert wire.timeouts == [STARTUP_TIMEOUT, STARTUP_TIMEOUT, TIMEOUT]

@@ -1,4 +1,4 @@
-"""What the machine is said to be, held against what it is."""
+"""The reported properties of the machine against their sources."""
 
 from __future__ import annotations
 

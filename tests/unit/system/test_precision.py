@@ -1,4 +1,4 @@
-"""Plans and training take the same precision: one decision, from what the device multiplies in."""
+"""Plans and training use the same precision, chosen by what the device supports."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_fp16_on_a_processor_is_refused() -> None:
 
 @pytest.mark.parametrize("name", [name for name in ACCELERATORS if name != "mi300x"])
 def test_a_plan_takes_what_training_takes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the named card torch is told its compute capability, which is all that it asks for."""
+    """For the named card, torch is given its compute capability, the only property that it reads."""
     card = types.SimpleNamespace(major=MAJOR_CAPABILITY.get(name, 8), minor=0)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.version, "hip", None)

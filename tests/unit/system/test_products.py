@@ -1,4 +1,4 @@
-"""Which precision ``auto`` takes on a processor, by a clock that the tests set."""
+"""The precision that ``auto`` chooses on a CPU, with a clock that the tests set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Clock = Callable[..., list[tuple[torch.dtype, int]]]
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
-    """Set how many times fp32's seconds bf16 takes in a small and in a large product; what is timed is noted."""
+    """Set the time of bf16 relative to fp32 for a small and a large product, and record the timed products."""
 
     def set_to(small: float, large: float) -> list[tuple[torch.dtype, int]]:
         asked: list[tuple[torch.dtype, int]] = []
@@ -67,7 +67,7 @@ def test_without_a_time_it_is_fp32(monkeypatch: pytest.MonkeyPatch, clock: Clock
     monkeypatch.setattr(products, "_seconds", refused)
     assert resolve_precision("auto", CPU) == "fp32"
     assert precision_reason(CPU, "fp32") == "bf16 products could not be timed on this processor"
-    assert ProductTimes(1e-3, 0.0).precision == "fp32"  # a clock that stood still
+    assert ProductTimes(1e-3, 0.0).precision == "fp32"  # a clock that does not advance
 
 
 def test_it_is_said_in_times() -> None:

@@ -1,4 +1,4 @@
-"""What the tests of the training loop share."""
+"""Fixtures of the tests of the training loop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.unit.training.small import make_images, make_models_small, small_conf
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """A folder of eleven."""
+    """A folder of eleven images."""
     return make_images(tmp_path / "images")
 
 

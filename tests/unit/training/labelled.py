@@ -19,7 +19,7 @@ def make_data(folder: Path) -> Path:
 
 
 def settings(folder: Path) -> dict[str, Any]:
-    """Three epochs of three steps each: five batches of four images, two of them in a step, one is left."""
+    """Three epochs of three steps each: five batches of four images, with two, two and one batch per step."""
     return {
         "data": (folder / "data",), "init": checkpoint(folder / "encoder.pth"), "epochs": 3, "warmup_epochs": 1.0,
         "batch_size": 4, "accum_iter": 2, "lr": 2e-3, "workers": 0, "device": "cpu", "precision": "fp32",
@@ -36,6 +36,6 @@ def finetuning(tmp_path: Path) -> FinetuneConfig:
 
 @pytest.fixture
 def probing(tmp_path: Path) -> LinprobeConfig:
-    """As short."""
+    """A short linear probing run."""
     make_data(tmp_path / "data")
     return LinprobeConfig(**settings(tmp_path) | {"lr": 5.0})

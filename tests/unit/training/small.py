@@ -1,4 +1,4 @@
-"""Runs of models of one block on a handful of images: the loop is tested with them, not the model."""
+"""Runs of models of one block on a few images, to test the loop and not the model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def make_images(folder: Path) -> Path:
 
 
 def small_config(images: Path, out: Path) -> PretrainConfig:
-    """Three epochs of three steps each: five batches of two images, two of them in a step, one is left."""
+    """Three epochs of three steps each: five batches of two images, with two, two and one batch per step."""
     return PretrainConfig(
         data=(images,), variant="vit_tiny", image_size=(32, 16), patch_size=8, batch_size=2, accum_iter=2, epochs=3,
         warmup_epochs=1.0, lr=2e-3, workers=0, device="cpu", precision="fp32", log_every=1, preview_every=2,
@@ -37,7 +37,7 @@ def small_config(images: Path, out: Path) -> PretrainConfig:
 
 
 def make_models_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One block each."""
+    """Encoder and decoder of one block each."""
     original = PretrainConfig.model_config
     monkeypatch.setattr(
         PretrainConfig, "model_config", lambda self: original(self).replace(depth=1, decoder_depth=1, embed_dim=48)
@@ -45,7 +45,7 @@ def make_models_small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    """Of a run's newest state."""
+    """The weights of a run's newest state."""
     return load_checkpoint(run / "checkpoint-last.pth").state
 
 
@@ -55,14 +55,14 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 
 def logged(run: Path) -> list[dict[str, Any]]:
-    """The log without what a clock decides."""
+    """The log without times and rates."""
     timed = {"images_per_second", "data_wait", "seconds"}
     lines = (run / "log.jsonl").read_text().splitlines()
     return [{name: value for name, value in json.loads(line).items() if name not in timed} for line in lines]
 
 
 def stop_after(steps: int) -> tuple[Callable[[Event], None], Callable[[], bool]]:
-    """What listens to a run and stops it after so many steps."""
+    """An event listener that stops a run after this many steps."""
     done = 0
 
     def listen(event: Event) -> None:

@@ -1,4 +1,4 @@
-"""Compiling is timed, falls back aloud, and does not change in the middle of a run."""
+"""Compiling is timed, reports when it is not used, and does not change during a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of a run: the architecture is one of them."""
+"""Settings of a run, including the architecture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the processes of a run on one machine share of their images."""
+"""Image data that the processes of a run on one machine share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mae.training.tasks.pretrain import augmentation_of
 
 
 class Machine:
-    """Two processes on one machine, one after the other: the second learns what the first has said."""
+    """Simulate two processes on one machine, one after the other; the second receives the first one's messages."""
 
     def __init__(self, ranks: int = 2) -> None:
         self.said: list[Any] = []
@@ -57,12 +57,12 @@ def feed(config: PretrainConfig, ranks: Ranks) -> DataModule:
 
 
 def epoch(one: DataModule, number: int) -> list[int]:
-    """How many images of each batch of an epoch were kept."""
+    """Number of cached images in each batch of an epoch."""
     return [batch.cached for batch in one.again(Position(epoch=number), one.plan.batches_per_epoch)]
 
 
 def test_images_that_another_process_kept_are_found(config: PretrainConfig) -> None:
-    """An epoch gives half of its images to each of two processes, another half than the one before."""
+    """Each of two processes gets half of an epoch's images, another half than in the epoch before."""
     machine = Machine()
     first, second = feed(config, machine.rank(0)), feed(config, machine.rank(1))
     assert epoch(first, 0) == epoch(second, 0) == [0]

@@ -1,4 +1,4 @@
-"""Fine-tuning: exact resumption, the official groups, one reading of the test images, and what is refused."""
+"""Fine-tuning: exact resumption, the official parameter groups, one use of the test images, and errors."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_the_last_epoch_holds_nothing_out(finetuning: FinetuneConfig) -> None:
 def test_pre_trained_weights_are_taken_and_from_scratch_takes_sizes_alone(
     finetuning: FinetuneConfig, tmp_path: Path
 ) -> None:
-    """With a learning rate of almost nothing, the encoder stays what it was."""
+    """With a tiny learning rate, the encoder's weights do not change."""
     still = dataclasses.replace(finetuning, lr=1e-30, min_lr=0.0, epochs=1, weight_decay=0.0)
     finetune(still)
     found, given = weights(still.out), load_checkpoint(tmp_path / "encoder.pth").state
@@ -140,7 +140,7 @@ def test_gradients_are_scaled_down_to_the_norm_that_is_asked(finetuning: Finetun
         state = (load_checkpoint(config.out / "checkpoint-last.pth").optimizer or {})["state"]
         return float(torch.cat([entry["exp_avg"].flatten() for entry in state.values()]).norm())
 
-    # A running mean of gradients of norm 0.001 is no longer than these.
+    # A running mean of gradients of norm 0.001 has at most this norm.
     assert 0.0 < momentum(0.001) <= 0.00101 < momentum(None)
 
 
@@ -172,7 +172,7 @@ def test_a_batch_has_the_labels_of_the_images_that_took_the_place_of_broken_ones
     from mae.training.tasks.finetune import FinetuneTask
 
     for path in (finetuning.data[0] / "train/blue").glob("[0-3].png"):
-        path.write_bytes(path.read_bytes()[:60])  # its head is an image's, so the scan takes it for one
+        path.write_bytes(path.read_bytes()[:60])  # it begins like an image, so the scan accepts it
     seen: list[tuple[str, str]] = []
     inputs = FinetuneTask.inputs
 
@@ -188,7 +188,7 @@ def test_a_batch_has_the_labels_of_the_images_that_took_the_place_of_broken_ones
 
 
 def one_of_each(data: Path) -> None:
-    """Three images in all, and no split."""
+    """Three images, not divided."""
     shutil.rmtree(data / "test")
     for path in [*data.rglob("[1-9].png")]:
         path.unlink()
@@ -239,7 +239,7 @@ def test_an_answer_is_right_only_if_it_is_a_number_and_the_first_of_the_likelies
 
 @pytest.mark.parametrize("select", ["best", "last"])
 def test_a_run_that_diverges_names_nothing_rightly(finetuning: FinetuneConfig, select: str) -> None:
-    """Weights that are numbers give answers that are none."""
+    """Finite weights give non-finite logits."""
     events: list[Event] = []
     config = dataclasses.replace(finetuning, lr=1e18, warmup_epochs=0.0, epochs=2, nan_limit=99, select=select)
     with pytest.raises(TrainingError, match=r"classifier\.pth.*non-finite|classifier\.pth is missing") as refused:
@@ -284,7 +284,7 @@ def test_replay_repeats_the_step_with_its_labels_mixing_and_drop_path(
 def test_a_test_that_is_broken_off_is_made_up_for(
     finetuning: FinetuneConfig, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C does not wait for the last test image; with loader processes it may end these first."""
+    """Ctrl-C does not wait for the last test image; it may stop loader processes first."""
     config = dataclasses.replace(finetuning, epochs=1)
     if workers:
 

@@ -1,4 +1,4 @@
-"""LARS against its formula, written out with plain numbers."""
+"""LARS against its formula in plain numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mae.training.lars import LARS
 
 
 def by_hand(weights: list[float], gradients: list[list[float]], *, matrix: bool, decay: float) -> list[float]:
-    """So many steps with lr 0.5, momentum 0.9, trust 0.01; a matrix is decayed and scaled, a vector is not."""
+    """Steps with lr 0.5, momentum 0.9, trust 0.01; matrices are decayed and scaled, vectors are not."""
     w, m = list(weights), [0.0] * len(weights)
     for gradient in gradients:
         update = [g + decay * x for g, x in zip(gradient, w, strict=True)] if matrix else list(gradient)

@@ -1,4 +1,4 @@
-"""Linear probing: nothing but the head learns, and the file that comes out is a plain classifier."""
+"""Linear probing: only the head is trained, and the result is a plain classifier file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_head_alone_learns_and_resumes_exactly(probing: LinprobeConfig, tmp_
     assert set(state) - set(given) == {
         "head.0.running_mean", "head.0.running_var", "head.0.num_batches_tracked", "head.1.weight", "head.1.bias",
     }  # fmt: skip
-    assert int(state["head.0.num_batches_tracked"]) == 15  # as many as batches: timing a step leaves no trace
+    assert int(state["head.0.num_batches_tracked"]) == 15  # equals the number of batches: timing a step does not count
     assert whole.test is not None
     for steps in (2, 4):
         parted = dataclasses.replace(probing, out=tmp_path / f"parted{steps}")

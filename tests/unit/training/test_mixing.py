@@ -1,4 +1,4 @@
-"""Mixup, CutMix and drop path, against plain loops and against timm."""
+"""Mixup, CutMix and drop path against plain loops and against timm."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ def test_a_batch_is_mixed_as_often_and_as_asked() -> None:
 @pytest.mark.parity
 @pytest.mark.parametrize("cut", [False, True])
 def test_timm_mixes_alike(cut: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It mixes an image with the one at the other end of the batch; we with the neighbour."""
+    """Timm mixes an image with the one at the other end of the batch; we mix it with its neighbour."""
     timm = pytest.importorskip("timm.data.mixup")
     imgs, labels = torch.randn(4, 3, 8, 6), torch.tensor([0, 2, 1, 1])
-    order = [0, 2, 3, 1]  # ours 0-1 and 2-3 are its first-last and the two between
+    order = [0, 2, 3, 1]  # our pairs 0-1 and 2-3 are timm's first-last pair and the middle pair
     theirs = timm.Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=3)
     monkeypatch.setattr(theirs, "_params_per_batch", lambda: (0.35, cut))
     box = (1, 5, 2, 6)

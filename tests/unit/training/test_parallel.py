@@ -1,4 +1,4 @@
-"""How the model is divided: over the device that it is on."""
+"""A sharded model stays on its kind of device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a plan says before a run: each check by an example that it is for, and silence where nothing is wrong."""
+"""The plan before a run: an example for each check, and no advice if nothing is wrong."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def checks(settings: PretrainConfig, images: int) -> dict[str, Advice]:
 
 
 def test_forty_photographs_with_the_defaults() -> None:
-    """ViT-B for 800 steps at a learning rate of 2e-5: none of it is kept back, all of it has a way out."""
+    """ViT-B for 800 steps at a learning rate of 2e-5: all problems are named, each with advice."""
     found = checks(config(), 40)
     assert set(found) == {"steps", "learning rate", "model size"}
     assert "800 steps in all" in found["steps"].message
@@ -65,10 +65,10 @@ def test_what_each_check_is_for(changes: dict[str, object], images: int, check: 
     [
         ({"warmup_epochs": 20.0, "epochs": 100}, 10**6, "warm-up"),
         ({"epochs": 10, "warmup_epochs": 0.0}, 6_400, "steps"),  # 1,000 of them
-        ({"lr": 1e-5}, 10**6, "learning rate"),  # given, so meant
+        ({"lr": 1e-5}, 10**6, "learning rate"),  # given, so intended
         ({"init": Path("mae_pretrain_vit_base.pth")}, 40, "learning rate"),
         ({"init": Path("mae_pretrain_vit_base.pth")}, 40, "model size"),
-        ({"variant": "vit_tiny"}, 15, "model size"),  # there is none smaller
+        ({"variant": "vit_tiny"}, 15, "model size"),  # there is no smaller variant
         ({"accum_iter": 4}, 10**6, "learning rate"),  # 1.5e-4
     ],
 )

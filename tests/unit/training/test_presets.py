@@ -1,4 +1,4 @@
-"""Presets fill in defaults and nothing else."""
+"""Presets replace defaults and nothing else."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_later_layers_win_and_a_rate_drops_the_other_kind_of_rate() -> None:
     assert merged({"lr": 1e-3}, {"base_lr": 1e-4}, {"lr": 2e-3}) == {
         "base_lr": 1e-4,
         "lr": 2e-3,
-    }  # lr is taken as it is
+    }  # lr is not scaled
     assert merged({"lr": 1e-3, "base_lr": 1e-4}, {"epochs": 1}) == {
         "lr": 1e-3,
         "base_lr": 1e-4,

@@ -1,4 +1,4 @@
-"""A run repeats itself bit for bit, goes on from any step, and never loses what it had."""
+"""A run is repeated bit for bit, resumes from any step, and never loses saved states."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_the_run_folder(config: PretrainConfig, tmp_path: Path) -> None:
     assert {"train_loss", "train_lr", "epoch"} <= set(epochs[0])
     done = [event for event in events if isinstance(event, EpochDone)]
     assert epochs[-1]["train_loss"] == done[-1].train_loss == result.train_loss
-    # 11 images in batches of 2: five batches, steps over 2, 2 and the 1 that is left.
+    # 11 images in batches of 2: five batches, and steps of 2, 2 and 1 batches.
     assert [event.step for event in events if isinstance(event, Stepped)] == list(range(1, 10))
     names = sorted(str(path.relative_to(config.out)) for path in config.out.rglob("*") if path.is_file())
     assert names == [
@@ -118,7 +118,7 @@ def test_the_written_config_repeats_the_run(config: PretrainConfig, tmp_path: Pa
 def test_accumulated_batches_step_like_one_large_batch(
     config: PretrainConfig, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """AdamW's first moment is a tenth of the gradient; its step alone would hide a wrong scale."""
+    """AdamW's first moment is a tenth of the gradient; the step alone would not reveal a wrong scale."""
     for number in range(8, 11):
         (images / f"{number}.png").unlink()
     noise = torch.rand(8, 8, generator=torch.Generator().manual_seed(0))
@@ -147,7 +147,7 @@ def test_accumulated_batches_step_like_one_large_batch(
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, batches: set[int], factor: float = float("nan")) -> None:
-    """Multiply the losses of these batches, counted from the start of the next run."""
+    """Multiply the losses of these batches, which are counted from the start of the next run."""
     loss, numbers = TrainingStep.loss, itertools.count()
     monkeypatch.setattr(
         TrainingStep, "loss", lambda self, *batch: loss(self, *batch) * (factor if next(numbers) in batches else 1.0)
@@ -159,7 +159,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, batches: set[int], factor: float = fl
 def test_a_step_without_a_finite_gradient_is_not_applied(
     config: PretrainConfig, monkeypatch: pytest.MonkeyPatch, factor: float
 ) -> None:
-    """The third of three steps of an epoch is the fifth batch alone; it is spoilt, so two count."""
+    """The third step of an epoch has only the fifth batch, whose loss is non-finite, so two steps count."""
     pretrain(config, *stop_after(2))
     before = weights(config.out)
     with monkeypatch.context() as patch:
@@ -191,12 +191,12 @@ def test_too_many_such_steps_stop_the_run_and_leave_what_shows_why(
     found = replay(ReplayConfig(config.out / "replay.pth"))
     assert (found.step, len(found.files)) == (7, 4)
     assert all(math.isfinite(one.loss) and one.first_module is None for one in found.passes)
-    # The spoiling ended with the test's patch: the run goes on, and the step that was left out twice counts.
+    # Without the test's patch the run continues, and the step that was skipped twice counts.
     assert pretrain(dataclasses.replace(config, resume=config.out)).steps == 9
 
 
 def in_fp16(monkeypatch: pytest.MonkeyPatch, largest: float) -> list[float]:
-    """fp16 on the CPU, where no user can have it, with gradients that overflow above a loss scale; the scales tried."""
+    """Enable fp16 on the CPU, for this test only; gradients overflow above a loss scale. Returns the tried scales."""
     tried: list[float] = []
     backward = TrainingStep.backward
 
@@ -284,7 +284,7 @@ def test_a_trial_of_the_compiled_step_that_fills_memory_leaves_the_plain_one(
 
 
 def read_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a step leave its loss unread, as on an accelerator, where reading it would wait."""
+    """Read losses later than their step, as on an accelerator, where reading waits."""
     several = property(lambda self: len(self.pending) >= monitor.STEPS_BETWEEN_READS)
     monkeypatch.setattr(monitor.StepMonitor, "due", several)
 
@@ -304,7 +304,7 @@ def test_losses_read_in_groups_as_on_a_gpu_change_nothing(
 
 
 def test_a_limit_met_within_a_group_stops_the_run_too(config: PretrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps after the last of the bad ones have been taken, so the state before them is not there to be saved."""
+    """Further steps were taken after the last bad one, so the state before them can no longer be saved."""
     read_in_groups(monkeypatch)
     with monkeypatch.context() as patch:
         spoil(patch, {0, 1})
@@ -419,7 +419,7 @@ def test_what_a_killed_run_left_half_written_is_removed(config: PretrainConfig) 
 def test_training_goes_on_while_a_state_is_written(
     config: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The writer is held until two more steps are done: what it writes is the state of its moment all the same."""
+    """The writer waits until two more steps are done; it still writes the state of its own step."""
     steps_done, seen = threading.Event(), []
     write = saving_module.save
 
@@ -490,7 +490,7 @@ def test_too_little_room_is_said_before_a_checkpoint_is_written(
         TrainingError, match=r"checkpoint-last\.pth: it needs \d+\.\d MB and the disk has 0\.0 MB"
     ) as caught:
         pretrain(config)
-    assert caught.value.hint is None  # there is no checkpoint before it
+    assert caught.value.hint is None  # there is no earlier checkpoint
     assert not list(config.out.glob("*.pth"))
 
 
@@ -546,7 +546,7 @@ def test_the_hit_rate_of_the_cache_is_said(config: PretrainConfig, tmp_path: Pat
     hits = [entry["cache_hits"] for entry in logged(config.out) if "train_loss" in entry]
     assert hits == [event.cache_hits for event in events if isinstance(event, EpochDone)]
     assert hits[0] == 0.0
-    assert 0.5 < hits[1] <= hits[2] == result.cache_hits  # one image of eleven is left out of each epoch
+    assert 0.5 < hits[1] <= hits[2] == result.cache_hits  # each epoch leaves out one image of eleven
     result = pretrain(dataclasses.replace(config, out=tmp_path / "without"))
     assert result.cache_hits is None
     assert not any("cache_hits" in entry for entry in logged(tmp_path / "without"))
@@ -572,7 +572,7 @@ def test_all_images_breaking_during_the_run_stop_it(config: PretrainConfig, imag
 
 
 def test_a_disk_that_is_gone_stops_the_run_and_is_named(config: PretrainConfig, images: Path) -> None:
-    """Even where any share may be unreadable: nobody wants to train on black images."""
+    """Also if any fraction may be unreadable: training on black images is useless."""
 
     def break_all(event: Event) -> None:
         if isinstance(event, Started):

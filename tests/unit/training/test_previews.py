@@ -1,4 +1,4 @@
-"""The previews: drawn as ``reconstruct`` draws, what helped is said, and zero is what a run's loss is held against."""
+"""Previews: drawn like ``reconstruct``, with a note on normalised patches, and the loss of predicting zero."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_panels_are_those_of_reconstruct(norm_pix: bool, tmp_path: Path) -> 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Eight, of which every second is white and the others black."""
+    """Eight images, alternately white and black."""
     for number in range(8):
         Image.new("RGB", (32, 32), "white" if number % 2 else "black").save(tmp_path / f"{number}.png")
     return tmp_path
@@ -81,7 +81,7 @@ def test_the_caption_says_where_the_original_helps(
 
 
 def test_zero_is_held_against_raw_pixels_of_more_than_the_previews(photos: Path) -> None:
-    """The four photographs that are drawn are all black; the data is not."""
+    """The four images of the preview are black; the other images are not."""
     black, white = (normalise(torch.full((1, 3, 1, 1), value, dtype=torch.uint8)) for value in (0, 255))
     wanted = float((black.square().mean() + white.square().mean()) / 2)
     assert previews(photos, norm_pix_loss=False).zero_prediction_loss == pytest.approx(wanted, rel=1e-5)

@@ -1,4 +1,4 @@
-"""What is measured beside the training: right, bounded, found wanting before the first step, and without effect."""
+"""Probes during training: right, limited in time, checked before the first step, without effect on training."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ MEASURED = ("val_loss", "knn", "linear", "rank_me")
 
 @pytest.fixture
 def quick_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The nearest mean of a class, in place of a linear probe, which takes a second: when it is asked is tested."""
+    """Nearest class mean instead of a linear probe, which takes a second; the tests check when it is called."""
 
     def fit(
         train: torch.Tensor, labels: NDArray[np.int64], test: torch.Tensor, classes: int, *, seed: int
@@ -77,7 +77,7 @@ def probes_of(run: Path) -> list[dict[str, Any]]:
 
 
 def untimed(run: Path) -> list[dict[str, Any]]:
-    """The log without clocks."""
+    """The log without times."""
     return [
         {name: value for name, value in entry.items() if name not in ("val_seconds", "probe_seconds")}
         for entry in logged(run)
@@ -141,7 +141,7 @@ def test_the_cost_is_counted() -> None:
 
 
 def test_measuring_is_no_training_time(measured: PretrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock on which each measurement takes a thousand seconds."""
+    """With a clock on which each measurement takes a thousand seconds."""
     monotonic, measure = time.monotonic, Probes.measure
     ahead = 0.0
 
@@ -168,7 +168,7 @@ def test_resumed_equals_uninterrupted(measured: PretrainConfig, tmp_path: Path, 
     assert untimed(measured.out) == untimed(parted.out)
     assert same(weights(measured.out), weights(parted.out))
     (started,) = (event for event in events if isinstance(event, Started))
-    assert started.probed is None  # the log tells the cost
+    assert started.probed is None  # the log contains the cost
     assert started.probes is not None
     assert started.probes.probe_seconds == probes_of(parted.out)[0]["probe_seconds"]
 
@@ -216,7 +216,7 @@ def test_probes_say_what_evaluate_says(config: PretrainConfig, tmp_path: Path, m
 
 
 def test_the_loss_is_that_of_the_held_out_images(measured: PretrainConfig, tmp_path: Path) -> None:
-    """By the public model, one image at a time."""
+    """Computed by the public model, one image at a time."""
     result = pretrain(dataclasses.replace(measured, probe=None))
     model = mae.from_pretrained(measured.out)
     images = scan_images([tmp_path / "val"]).images
@@ -232,7 +232,7 @@ def test_the_loss_is_that_of_the_held_out_images(measured: PretrainConfig, tmp_p
 
 
 def test_the_number_of_processes_changes_nothing(measured: PretrainConfig) -> None:
-    """Each takes every second batch; together they have all images, in as many passes each."""
+    """Each process takes every second batch; together they have all images, in equally many passes."""
 
     class Two(Ranks):
         def gather(self, value: Any) -> list[Any]:
@@ -255,7 +255,7 @@ def test_images_are_bounded(measured: PretrainConfig) -> None:
     data = find_probe_data(dataclasses.replace(measured, probe_images=12), None, 11, Ranks(), torch.device("cpu"))
     assert data.val is None
     assert data.labelled is not None
-    assert (len(data.labelled.train), len(data.labelled.test)) == (9, 3)  # of each class the same number
+    assert (len(data.labelled.train), len(data.labelled.test)) == (9, 3)  # the same number of each class
     assert data.labelled.train_labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
@@ -281,7 +281,7 @@ def test_an_unreadable_image_is_left_out(measured: PretrainConfig, tmp_path: Pat
 
 
 def bad_probe(folder: Path, kind: str) -> str:
-    """Spoil the probe's images; what the error must name."""
+    """Damage the probe's images; returns what the error must name."""
     if kind == "missing":
         return "no_such_folder"
     if kind == "one class":

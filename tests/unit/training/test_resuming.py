@@ -1,4 +1,4 @@
-"""A run goes on as what it was; what changes is allowed, recorded and said, or refused."""
+"""A resumed run is the same run; changed settings are allowed and recorded, or refused."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def parted(begun: Path, tmp_path: Path) -> PretrainConfig:
-    """To go on with a copy of the run that was stopped."""
+    """Settings that resume a copy of the stopped run."""
     return take(begun, "run", tmp_path)
 
 
 @pytest.fixture
 def finished(begun: Path, tmp_path: Path) -> PretrainConfig:
-    """To go on with a copy of the run that was not."""
+    """Settings that resume a copy of the finished run."""
     return take(begun, "whole", tmp_path)
 
 
@@ -66,7 +66,7 @@ def take(begun: Path, name: str, tmp_path: Path) -> PretrainConfig:
 
 
 def started(config: PretrainConfig, steps: int = 10**9) -> Started:
-    """Go on with a run; what it said at its start."""
+    """Resume a run; returns its first event."""
     events: list[Event] = []
     listen, should_stop = stop_after(steps)
 
@@ -87,10 +87,10 @@ def changes(run: Path) -> list[dict[str, Any]]:
 
 
 def rewrite(state: Path, change: Any) -> None:
-    """Change what a state tells of its run."""
+    """Change what a state says about its run."""
     document = torch.load(state, weights_only=False)
     change(document)
-    state.unlink()  # it may be a second name of another state
+    state.unlink()  # it may be a hard link to another state
     torch.save(document, state)
 
 
@@ -142,7 +142,7 @@ def test_another_recipe_is_refused_in_a_table_of_what_differs(
 
 
 def test_a_recipe_that_was_changed_in_its_file_is_refused(parted: PretrainConfig) -> None:
-    """A bare resume reads it, so it must be held against what the state was trained with."""
+    """``--resume`` alone reads it, so it must be compared with the settings in the state."""
     path = parted.out / "config.toml"
     path.write_text(path.read_text().replace("mask_ratio = 0.75", "mask_ratio = 0.5"))
     with pytest.raises(ConfigError, match=r"--mask-ratio +0\.75 +0\.5"):
@@ -190,13 +190,13 @@ def test_what_only_rounds_otherwise_may_change_and_is_said(parted: PretrainConfi
     assert said.changes == ("precision fp32 -> bf16: from here on losses and weights differ by rounding",)
     assert settings(parted.out)["precision"] == "bf16"
     assert [entry["changed"] for entry in changes(parted.out)] == [{"precision": ["fp32", "bf16"]}]
-    # What is left to choose stays what it is, wherever the run goes on.
+    # With "auto", a resumed run keeps the recorded precision on any machine.
     said = started(dataclasses.replace(parted, precision="auto"), 6)
     assert (said.precision, said.changes) == ("bf16", ())
 
 
 def test_a_run_chooses_its_precision_once_and_says_why(parted: PretrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock decides for a new run; one that goes on keeps what is on record, whatever a clock says then."""
+    """A timing decides for a new run; a resumed run keeps the recorded choice, whatever a timing says then."""
     fast = ProductTimes(fp32=3e-3, bf16=1e-3)
     monkeypatch.setattr("mae.system.device.product_times", lambda: fast)
     begun = dataclasses.replace(parted, precision="auto", resume=None, out=parted.out.with_name("chosen"))
@@ -222,7 +222,7 @@ def test_a_scaler_starts_afresh_where_none_was_saved() -> None:
 def test_a_longer_run_is_recorded_and_a_bare_resume_goes_on_with_it(
     finished: PretrainConfig, tmp_path: Path, begun: Path
 ) -> None:
-    """Extended, stopped and gone on with, it is the run that was extended and not stopped."""
+    """A run that is extended, stopped and resumed equals one that is extended and not stopped."""
     longer = dataclasses.replace(finished, epochs=5)
     said = started(longer, 11)
     assert said.changes == (
@@ -314,7 +314,7 @@ def test_a_loss_that_is_not_known_yet_is_none(config: PretrainConfig) -> None:
 
 @pytest.mark.parametrize("how", ["resume", "auto_resume"])
 def test_a_run_without_a_state_begins_again(parted: PretrainConfig, begun: Path, how: str) -> None:
-    """Killed before its first save it has a config, part of a log, and nothing else."""
+    """A run that was killed before its first save has only a config and part of a log."""
     for path in parted.out.glob("*.pth"):
         path.unlink()
     again = parted if how == "resume" else dataclasses.replace(parted, resume=None, auto_resume=True)
@@ -364,7 +364,7 @@ def interrupt(*_: Any) -> None:
 
 
 def old_identity(document: dict[str, Any]) -> None:
-    """As the first version wrote it, before runs had several processes."""
+    """A state as the first version wrote it, before runs had several processes."""
     about = document["maecli"]
     for name in ("processes", "compiled", "settings", "images_digest"):
         about["run"].pop(name)
@@ -394,7 +394,7 @@ def test_a_state_of_an_older_version_still_tells_its_images(parted: PretrainConf
 
 
 def test_what_an_older_version_changed_in_silence_comes_to_light(parted: PretrainConfig) -> None:
-    """It went on with other options and left config.toml as it was."""
+    """An older version resumed with other options and did not change config.toml."""
 
     def changed(document: dict[str, Any]) -> None:
         old_identity(document)
@@ -488,7 +488,7 @@ def test_whatever_stops_the_saving_thread_ends_the_run(
 
 
 def test_a_failure_of_the_thread_is_not_kept_for_minutes(config: PretrainConfig) -> None:
-    """The next step asks for a save, which raises it, however far away the next save would be."""
+    """The next step requests a save, which raises the error, even if the next regular save is far away."""
     checkpointer = saving_module.Checkpointer(
         RunFolder(config.out, resume=False), None, None, args={}, identity={}, minutes=60, keep_last=1  # type: ignore[arg-type]
     )  # fmt: skip
@@ -515,7 +515,7 @@ def test_a_copy_is_made_where_there_is_room_for_it(
     monkeypatch.setattr(saving_module, "available_memory", lambda: available)
     monkeypatch.setattr(saving_module, "save", note)
     pretrain(dataclasses.replace(config, save_minutes=0.0, epochs=1, preview_every=0))
-    assert on_a_thread[-1] is False  # the last one is waited for
+    assert on_a_thread[-1] is False  # the run waits for the last write
     assert any(on_a_thread) is threads
 
 
@@ -537,7 +537,7 @@ def test_the_time_that_is_left_follows_from_the_log(parted: PretrainConfig, begu
         if "images_per_second" in line:
             line["images_per_second"] = 0.5 if "train_loss" in line else 77.0
     (parted.out / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    # Of fifteen batches of two seven are done: the first epoch's five, and two more.
+    # Seven of fifteen batches of two are done: five of the first epoch, and two more.
     assert started(parted, 5).seconds_left == pytest.approx(8 * 2 / 0.5)
     assert started(dataclasses.replace(parted, precision="bf16"), 6).seconds_left is None
     first = small_config(begun / "images", parted.out.with_name("new"))
@@ -624,7 +624,7 @@ def saved_with(**identity: Any) -> SavedState:
     ("batch_size", "processes", "refused"),
     [
         (4, 1, ""),
-        (4, 2, ""),  # not given: the run's batch is shared otherwise
+        (4, 2, ""),  # not given: the run's batch is divided differently
         (2, 2, ""),  # given, and the same in all
         (1, 4, ""),
         (3, 1, "--batch-size +4 +3"),

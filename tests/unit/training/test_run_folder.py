@@ -1,4 +1,4 @@
-"""What a run writes into its folder beside its states."""
+"""The files of a run folder besides its states."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def lines(path: Path) -> list[str]:
 
 
 def test_unreadable_images_are_added_and_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thousand bad files cost a thousand lines, not a thousand files of a thousand lines, each waited for."""
+    """A thousand unreadable images append a thousand lines; the file is not rewritten for each."""
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", synced.append)
     run = opened(tmp_path / "run")
@@ -47,7 +47,7 @@ def test_a_run_that_goes_on_keeps_what_it_had_passed_over(tmp_path: Path) -> Non
     assert not (run.path / "unreadable.tsv").exists()
     run.report_unreadable([bad(1)])
     with (run.path / "unreadable.tsv").open("a") as file:
-        file.write("/photos/half a li")  # killed while it was written
+        file.write("/photos/half a li")  # the process was killed while writing it
     run = opened(run.path, resume=True)
     run.start_unreadable([bad(2)])
     run.report_unreadable([bad(1), bad(3)])

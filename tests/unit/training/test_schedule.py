@@ -1,4 +1,4 @@
-"""Schedule, plan and parameter groups by hand."""
+"""Schedule, plan and parameter groups, computed by hand."""
 
 from __future__ import annotations
 

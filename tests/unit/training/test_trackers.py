@@ -1,4 +1,4 @@
-"""Trackers: the real libraries get every figure, and one that fails or hangs neither stops a run nor delays it."""
+"""Trackers: the real libraries receive all values; one that fails or hangs neither stops nor delays a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.processes import environment, finish, start_python
 
 
 def events_of(folder: Path, first: int = 1) -> list[Event]:
-    """Two steps, an epoch and its preview."""
+    """The events of two steps, an epoch and its preview."""
     preview = folder / "epoch-0001.png"
     Image.new("RGB", (8, 6), (255, 0, 0)).save(preview)
     steps = [Stepped(step / 2, step, 1.0 / step, 2.0, 1e-3, 100.0, 0.25) for step in (first, first + 1)]
@@ -30,7 +30,7 @@ def events_of(folder: Path, first: int = 1) -> list[Event]:
 
 
 def track(name: str, folder: Path, *, step: int = 0) -> list[Event]:
-    """What the next listener gets."""
+    """The events that the next listener gets."""
     seen: list[Event] = []
     settings = {"epochs": 3, "data": ["photos"]}
     trackers = Trackers((name,), folder, settings, step, offline=True, on_event=seen.append)

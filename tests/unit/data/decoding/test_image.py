@@ -1,4 +1,4 @@
-"""Every kind of image comes out upright, in 8 bits, with the colours that its owner sees."""
+"""Every kind of image is decoded upright, to 8 bits, with the right colours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images in memory come out as the same image in a file does, and what is none is refused in one line."""
+"""An image in memory gives the same pixels as in a file; other objects are refused with a one-line error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Part of a JPEG, or a smaller one, has the pixels that the whole one has."""
+"""A partly decoded or reduced JPEG has the same pixels as the whole one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which way up an image is: one table for pixels, for boxes and for Pillow."""
+"""EXIF orientation: one table for pixels, boxes and Pillow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Archives and tables give what a folder with the same images gives."""
+"""Archives and tables give the same as a folder with the same images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command line's paths stand for: all that is named, the first few of what holds many."""
+"""Paths on the command line: all images that are named, and the first few of each folder or archive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data sets that litdata itself writes, and what may be wrong with them."""
+"""Data sets written by litdata, and damaged or unsupported ones."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ARRAYS = [np.random.default_rng(number).integers(0, 256, (20, 24 + number, 3), n
 
 
 def write(folder: Path, items: list[Any]) -> Path:
-    """As ``litdata.optimize`` does, in this process; several chunks."""
+    """Write several chunks, as ``litdata.optimize`` does, in this process."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         chunks = writer.BinaryWriter(str(folder), chunk_size=4)
@@ -105,7 +105,7 @@ def test_training_is_the_same_as_from_files_and_goes_on_exactly(
     pretrain(dataclasses.replace(parted, resume=parted.out))
     assert same(weights(whole.out), weights(parted.out))
     assert [line.get("loss") for line in logged(whole.out)] == [line.get("loss") for line in logged(parted.out)]
-    assert "litdata.streaming" in sys.modules  # it wrote them; that nothing here imports it, the next test sees
+    assert "litdata.streaming" in sys.modules  # the next test checks that our code does not import it
 
 
 def test_the_package_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

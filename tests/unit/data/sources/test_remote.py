@@ -1,4 +1,4 @@
-"""Sources behind URLs, from an http server on this machine that misbehaves in every way that networks do."""
+"""Sources behind URLs, from a local HTTP server that simulates network failures."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.unit.training.small import logged, make_models_small, same, small_con
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves ``files``; ``faults`` are what the next answers to a range do instead, one after the other."""
+    """Serves ``files``; ``faults`` are the failures of the next answers to range requests, in order."""
 
     files: dict[str, bytes]
     faults: list[str]
@@ -42,11 +42,11 @@ class Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
 
     def url(self, name: str) -> str:
-        """Where a file is."""
+        """The URL of a file."""
         return f"http://127.0.0.1:{self.server_address[1]}/{name}"
 
     def handle_error(self, *_: object) -> None:
-        """A client that goes away is what some tests are about."""
+        """Ignore errors of a client that closes its connection, as some tests do."""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -139,7 +139,7 @@ def test_images_are_those_of_the_files(server: Server, tmp_path: Path) -> None:
     here = scan_images(local(server, tmp_path / "here"))
     assert scan.images.digest() == here.images.digest()
     assert sum(scan.images.groups) == len(CONTENT)
-    assert all(asked.endswith(tuple("0123456789")) for asked in server.asked)  # ranges alone
+    assert all(asked.endswith(tuple("0123456789")) for asked in server.asked)  # only range requests
     asked = len(server.asked)
     again = scan_images([Path(server.url("train-{00..02}.tar"))])  # by the index, from the cache
     assert sorted(contents(again.images)) == sorted(CONTENT.values())
@@ -210,7 +210,7 @@ def test_a_cache_that_is_deleted_damaged_or_full(
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
-    fresh = scan_images([Path(server.url("train-{00..02}.tar"))])  # checks a block when it meets it first
+    fresh = scan_images([Path(server.url("train-{00..02}.tar"))])  # a block is verified when it is first read
     assert sorted(contents(fresh.images)) == sorted(CONTENT.values())
     for path in blocks(tmp_path):
         path.unlink()
@@ -227,7 +227,7 @@ def test_the_cache_is_bounded_and_the_newest_stay(tmp_path: Path) -> None:
         assert sum(path.stat().st_size for path in tmp_path.glob("a/*")) <= 10_000 + 1004
         time.sleep(0.002)
     assert cache.get("a", 49, 1000, 10, 12) == bytes([49, 49])
-    assert cache.get("a", 0, 1000, 0, 1) == b"\0"  # it was used all the time
+    assert cache.get("a", 0, 1000, 0, 1) == b"\0"  # it was used last
     assert cache.get("a", 20, 1000, 0, 1) is None
 
 

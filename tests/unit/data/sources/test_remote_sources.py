@@ -1,4 +1,4 @@
-"""The same from object stores: moto's server, which speaks S3, and one that answers like Google's and the hub."""
+"""Object stores: moto's S3 server, and a server that answers like Google's store and the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_shards_in_a_bucket(bucket: object, tmp_path: Path) -> None:
 
 
 class Store(http.server.BaseHTTPRequestHandler):
-    """What gcsfs and huggingface_hub ask of their services: what an object is, and ranges of it."""
+    """Answers the requests of gcsfs and huggingface_hub: an object's metadata, and byte ranges."""
 
     protocol_version = "HTTP/1.1"
     files: dict[str, bytes]

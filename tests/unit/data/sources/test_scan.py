@@ -1,4 +1,4 @@
-"""Images are found by content in any tree, and what is none is counted or named."""
+"""Images are found by content in any folder tree; other files are counted or named."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_progress_is_told(tmp_path: Path) -> None:
 
 
 def write_litdata(folder: Path, items: int, *, count: int | None = None) -> Path:
-    """A chunk by litdata's documented format: how many items, where each begins and the last ends, the items."""
+    """A chunk in litdata's documented format: number of items, offset of each and of the end, items."""
     folder.mkdir()
     images = [image_bytes(number) for number in range(items)]
     records = [struct.pack("<I", len(data)) + data for data in images]

@@ -1,4 +1,4 @@
-"""A second scan reads only what changed, and never believes what is no longer true."""
+"""A second scan reads only what changed, and does not use outdated results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mae.data.sources.scan import ImageScan, scan_images
 
 @pytest.fixture
 def looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files that a scan opened; every scan is kept, in a cache folder of the test's own."""
+    """Names of the files that a scan opens; every scan is cached, in a folder of the test."""
     monkeypatch.setenv("MAECLI_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(scan_index, "WORTH_KEEPING", 0)
     monkeypatch.setattr(scan_index, "SETTLED_NS", 0)
