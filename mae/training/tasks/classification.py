@@ -152,9 +152,27 @@ class ClassificationTask(abc.ABC):
         return math.log(len(self.labelled.classes))
 
     def begin(self, run: Run, position: Position) -> None:
-        """Store the run, and read the best epoch so far from its log."""
+        """Store the run, and read the best epoch so far from its log.
+
+        A killed run may have written the weights of an epoch that its newest state does not know. With the same
+        settings that epoch is repeated bit for bit. With another number of epochs it is not: its weights go, and the
+        choice of the best epoch begins again, because those of the best epoch before are overwritten.
+        """
         self.run = run
         self.best = run.folder.read_log(position).best
+        path = run.folder.path / CLASSIFIER
+        lost = run.ranks.gather(path.exists() and self._is_of_another_schedule(path, position))[0]
+        if lost:
+            self.best = None
+            if run.folder.writes:
+                path.unlink()
+
+    def _is_of_another_schedule(self, path: Path, position: Position) -> bool:
+        try:
+            kept = load_checkpoint(path)
+        except CheckpointError:
+            return False  # ``finish`` names it
+        return (kept.epoch or 0) >= position.epoch and kept.args.get("epochs") != self.config.epochs
 
     def replayed(self, inputs: list[tuple[Any, ...]]) -> dict[str, Any]:
         """The inputs of each batch, and the name of the task."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
 import json
@@ -45,6 +46,24 @@ def test_resumed_equals_uninterrupted(finetuning: FinetuneConfig, tmp_path: Path
     again = finetune(dataclasses.replace(config, resume=config.out))
     assert again.was_finished
     assert again.test == whole.test
+
+
+@pytest.mark.parametrize("epochs", [3, 4])
+def test_weights_of_an_epoch_that_another_schedule_will_not_repeat_are_not_tested(
+    finetuning: FinetuneConfig, epochs: int
+) -> None:
+    """As after ``kill -9`` between an epoch's weights and its state. Nothing is learnt, so no later epoch is better."""
+    config = dataclasses.replace(finetuning, lr=1e-30, min_lr=0.0)
+    finetune(config, *stop_after(4))
+    path = config.out / "classifier.pth"
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        document = torch.load(path, weights_only=True)
+    head = document["model"]["head.weight"].zero_()
+    torch.save({**document, "epoch": 1}, path)
+    finetune(dataclasses.replace(config, resume=config.out, epochs=epochs))
+    found = load_checkpoint(path)
+    assert found.epoch == 1
+    assert torch.equal(found.state["head.weight"], head) == (epochs == 3)
 
 
 def test_the_test_images_are_read_once_and_the_best_epochs_weights_answer(
