@@ -114,7 +114,7 @@ def test_pretrain_and_reconstruct_print_one_document(images: Path, tmp_path: Pat
     document = json.loads(out)
     assert document["checkpoint"] == str(run / "checkpoint-last.pth")
     assert [(one["loss"], one["psnr_db"]) for one in document["images"]] == [(None, None)] * 2
-    assert f"note: {images}: 2 of 6 images; --limit 6 takes all" in err
+    assert f"note: {images}: 2 of 6 images; --limit 6 shows all" in err
     assert "note: No patch was masked" in err
     code, out, _ = maecli(
         "reconstruct", images / "0.png", "--checkpoint", run, "--mask-ratio", 0, "--mask-ratio", 0.5, "--out", grid

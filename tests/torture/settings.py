@@ -149,7 +149,7 @@ def all_settings() -> Iterator[Trial]:
     yield Trial("settings: a link to itself", _with_loop, 2, "Too many levels of symbolic links")
     yield Trial("settings: a name of 300 letters", lambda s: _pretrain("--config", "x" * 300), 2, "File name too long")
     url = "http://host/train-{00..09}.tar"
-    yield Trial(f"command line: pretrain {url}", _pretrain_on(url), 3, "refused to read over http")
+    yield Trial(f"command line: pretrain {url}", _pretrain_on(url), 3, "http is refused")
     for url in ("https://host/images", "https://host/train.tar.gz"):
         yield Trial(f"command line: pretrain {url}", _pretrain_on(url), 3, "by URL only .tar, .zip, .parquet are read")
     for name, (make, said) in COMMANDS.items():

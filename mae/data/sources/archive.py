@@ -1,7 +1,7 @@
-"""Images in tar shards (WebDataset) and zip files, read in place and in any order.
+"""Images in tar files (WebDataset shards) and zip files, read in place and in any order.
 
-An archive is walked once for the places of its images; after that an image is one read, as from a folder. A tar
-must not be compressed: nothing in it could be found without unpacking all before it.
+An archive is read once to find its images; then each image takes one read, as from a folder. A tar file must not be
+compressed, because compressed data has no random access.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ _SQUEEZED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
 @dataclasses.dataclass(frozen=True)
 class ArchiveListing:
-    """What one archive holds; the images' places are lists of equal length.
+    """The contents of an archive; ``offsets``, ``sizes`` and ``checks`` have one value per image.
 
     Attributes:
-        names: Each ended by a zero byte.
-        offsets, sizes: Where an image's bytes lie in the file, and how many there are.
-        checks: The checksum of an image packed by deflate; -1 for one that lies there as it is.
-        unreadable: Names and reasons.
-        others: How many other files there are.
+        names: Names of the images, each ended by a zero byte.
+        offsets, sizes: Position and size of each image in the archive, in bytes.
+        checks: Checksum of each deflated image; -1 for an image that is stored uncompressed.
+        unreadable: (name, reason) of the unreadable files.
+        others: Number of other files.
     """
 
     names: bytes = b""
@@ -61,7 +61,7 @@ class ArchiveListing:
     others: int = 0
 
     def to_plain(self) -> list[Any]:
-        """As JSON has it."""
+        """The listing as values for JSON."""
         reasons = [[as_text(name), reason] for name, reason in self.unreadable]
         return [as_text(self.names), self.offsets, self.sizes, self.checks, reasons, self.others]
 
@@ -78,21 +78,21 @@ class _Member(NamedTuple):
     offset: int
     size: int
     check: int
-    reason: str  # why it cannot be read, known before looking
+    reason: str  # why it is unreadable, if the archive's directory shows it; else empty
 
 
 def list_archive(path: Path, on_file: Callable[[], None]) -> ArchiveListing:
-    """List an archive, and read the first bytes of every file in it.
+    """List an archive; the first bytes of every file in it are read.
 
     Raises:
-        DataError: It is no archive, or a compressed tar.
+        DataError: The file is not a readable archive, or is a compressed tar file.
     """
     with open_archive(path) as file:
         return list_members(path, file, os.fstat(file.fileno()).st_size, on_file)
 
 
 def list_members(path: Path, file: IO[bytes], size: int, on_file: Callable[[], None]) -> ArchiveListing:
-    """``list_archive`` of an open archive of so many bytes; ``path`` is what messages call it."""
+    """``list_archive`` for an open archive of ``size`` bytes; ``path`` is its name in messages."""
     names, offsets, sizes, checks = [], [], [], []
     unreadable: list[tuple[bytes, str]] = []
     others = 0
@@ -118,7 +118,7 @@ def _tar_members(path: Path, file: IO[bytes], size: int) -> Iterator[_Member]:
     try:
         with tarfile.open(fileobj=file, mode="r:", errorlevel=0) as tar:
             while (member := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined] # they would all be kept
+                tar.members = []  # type: ignore[attr-defined] # tarfile would keep all members in memory
                 name = os.fsencode(member.name)
                 if member.isreg() and not _is_hidden(name):
                     cut = member.offset_data + member.size > size
@@ -139,7 +139,7 @@ def _zip_members(path: Path, file: IO[bytes]) -> Iterator[_Member]:
         name = os.fsencode(member.filename)
         if not name or member.is_dir() or _is_hidden(name):
             continue
-        file.seek(max(0, member.header_offset))  # a damaged directory may say that it lies before the file
+        file.seek(max(0, member.header_offset))  # in a damaged directory the offset may be negative
         header = file.read(_LOCAL_HEADER)
         after = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
         stored = member.compress_type == zipfile.ZIP_STORED
@@ -161,7 +161,7 @@ def _is_hidden(name: bytes) -> bool:
 
 
 def _judge(file: IO[bytes], member: _Member) -> Verdict:
-    """What a member is; where the file is read next stays as it was."""
+    """The kind of a member; the file's position is restored."""
 
     def probe() -> str | None:
         if member.size > MAX_FILE_BYTES:
@@ -192,10 +192,10 @@ def _kind_of_member(file: IO[bytes], member: _Member) -> FileKind:
 
 
 def _read(file: IO[bytes], offset: int, size: int, check: int) -> bytes:
-    """One member's content.
+    """Read the content of a member.
 
     Raises:
-        ValueError: It is cut off or damaged.
+        ValueError: The member is truncated or damaged.
     """
     file.seek(offset)
     data = file.read(size)
@@ -214,7 +214,7 @@ def open_archive(path: Path) -> IO[bytes]:
     """Open an archive of any size for reading.
 
     Raises:
-        DataError: It cannot be opened, or is not a regular file.
+        DataError: The file cannot be opened, or is not a regular file.
     """
     return open_image(path, limited=False)
 
@@ -223,7 +223,7 @@ class ArchiveSource(ImageSource):
     """The images of some archives.
 
     Args:
-        archives: Each with what ``list_archive`` found.
+        archives: Path and listing of each archive.
     """
 
     def __init__(self, archives: Sequence[tuple[Path, ArchiveListing]]) -> None:
@@ -238,7 +238,7 @@ class ArchiveSource(ImageSource):
             np.fromiter((value for listing in listings for value in getattr(listing, field)), np.int64)
             for field in ("offsets", "sizes", "checks")
         )
-        # Open files by process: a fork would share the place where the next read begins.
+        # Open files by process, because forked processes would share a file's position.
         self._files: dict[tuple[int, int], IO[bytes]] = {}
 
     def __len__(self) -> int:
@@ -261,7 +261,7 @@ class ArchiveSource(ImageSource):
             raise ImageError(self.name(index), describe_failure(error)) from None
 
     def digest(self) -> str:
-        """Of the images' names and sizes."""
+        """Hash of the images' names and sizes."""
         return hashlib.blake2b(self._names + self._sizes.tobytes(), digest_size=8).hexdigest()
 
     def _stamp(self, path: Path) -> list[int]:

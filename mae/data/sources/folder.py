@@ -18,13 +18,13 @@ FILES_BETWEEN_REPORTS = 256
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """What one folder holds, by name.
+    """The contents of a folder.
 
     Attributes:
-        subfolders: Sorted.
-        images: Sorted, each ended by a zero byte.
-        unreadable: Names and reasons.
-        others: How many other files there are.
+        subfolders: Names of the subfolders, sorted.
+        images: Names of the images, sorted, each ended by a zero byte.
+        unreadable: (name, reason) of the unreadable files.
+        others: Number of other files.
     """
 
     subfolders: tuple[bytes, ...] = ()
@@ -33,7 +33,7 @@ class Listing:
     others: int = 0
 
     def to_plain(self) -> list[Any]:
-        """As JSON has it."""
+        """The listing as values for JSON."""
         reasons = [[as_text(name), reason] for name, reason in self.unreadable]
         return [[as_text(name) for name in self.subfolders], as_text(self.images), reasons, self.others]
 
@@ -46,7 +46,7 @@ class Listing:
 
 
 def walk(top: bytes, reader: FolderReader, visited: set[tuple[int, int]]) -> Iterator[tuple[bytes, Listing]]:
-    """A folder and all below it, each real one once, so that circular links end."""
+    """List a folder and all folders below it; each is visited once, so circular links end."""
     waiting = [top]
     while waiting:
         folder = waiting.pop()
@@ -78,7 +78,7 @@ class FolderReader:
             self.on_progress(self.seen)
 
     def folder(self, folder: bytes, info: os.stat_result) -> Listing:
-        """What a folder holds."""
+        """List a folder, or use its cached listing."""
         kept = self.index.get(folder, info) if self.index else None
         if kept is not None:
             listing = Listing.from_plain(kept[0])
@@ -90,7 +90,7 @@ class FolderReader:
         return listing
 
     def _read(self, folder: bytes) -> tuple[Listing, int]:
-        """List a folder and read the first bytes of every file in it; also the number of files."""
+        """List a folder, reading the first bytes of every file in it; also returns the number of files."""
         subfolders: list[bytes] = []
         files: list[bytes] = []
         try:
@@ -112,7 +112,7 @@ class FolderReader:
         return Listing(tuple(sorted(subfolders)), b"".join(images), tuple(unreadable), others), len(files)
 
     def file(self, folder: bytes, name: bytes) -> Listing:
-        """Look at one file that was named by its path."""
+        """The listing of a single file that was given by its path."""
         kind, reason = self._judge(os.path.join(folder, name))
         if kind is FileKind.IMAGE:
             return Listing(images=name + b"\0")
@@ -124,7 +124,7 @@ class FolderReader:
 
 
 def _marks(folder: bytes, listing: Listing) -> list[list[int]]:
-    """What changes when a file that could not be read is repaired."""
+    """Values that change when an unreadable file is repaired."""
     marks = []
     for name, _ in listing.unreadable:
         try:
@@ -142,7 +142,7 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
 
 
 def _kind_of_file(path: bytes) -> FileKind:
-    """What a regular file's head says; whatever else is there has to be opened with care."""
+    """The kind of a regular file by its first bytes; other files are undecided and are opened with more checks."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return FileKind.UNDECIDED

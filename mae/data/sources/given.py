@@ -1,4 +1,4 @@
-"""The images to reconstruct: those that are named or given, and the first few of every folder or archive."""
+"""The images to reconstruct: single images, and the first ones of each folder or archive."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ TRIES = 10  # files of a folder that are tried for each wanted image
 
 
 class Given(NamedTuple):
-    """One image, decoded.
+    """A decoded image.
 
     Attributes:
-        path: What a person calls it.
-        image: As ``decode_image`` gives it.
+        path: Name of the image for the user.
+        image: The image, as returned by ``decode_image``.
     """
 
     path: Path
@@ -36,18 +36,17 @@ class Given(NamedTuple):
 
 
 class GivenImages:
-    """The images of given paths, listed at once and decoded one by one.
+    """The images of given paths; they are listed at once and decoded one by one.
 
     Args:
-        paths: Images, folders, archives and tables of them (also by https URL), in any order; ``-`` is standard input.
-            Among them may be images in memory, as ``to_image`` takes them.
-        limit: Most images of each folder, archive or table. Of names with braces that stand for several of them,
-            all together.
+        paths: Images, and folders, archives and tables of images (also by https URL), in any order; ``-`` is standard
+            input. Images in memory that ``to_image`` accepts are also allowed.
+        limit: Largest number of images of each folder, archive or table. A name with braces counts as one.
 
     Attributes:
-        skipped: Files that could not be read, with the reasons; grows while they are decoded.
-        notes: What a person should know; grows likewise.
-        files, folders: What is read; of a folder any file may be.
+        skipped: (path, reason) of unreadable files; grows during decoding.
+        notes: Messages for the user; grows during decoding.
+        files, folders: The files that are read, and the folders whose files may be read.
 
     Raises:
         DataError: A folder, archive or table is missing or holds no image.
@@ -59,7 +58,9 @@ class GivenImages:
         self.notes: list[str] = []
         self.files: list[Path] = []
         self.folders: list[Path] = []
-        self._groups: list[tuple[ImageSource, int, bool]] = []  # source, images wanted of it, by name
+        self._groups: list[
+            tuple[ImageSource, int, bool]
+        ] = []  # source, number of wanted images, whether a single image
         if [path for path in paths if isinstance(path, Path)].count(STANDARD_STREAM) > 1:
             raise ConfigError("IMAGE - twice: standard input can be read once")
         for number, path in enumerate(paths, start=1):
@@ -85,7 +86,7 @@ class GivenImages:
             self.skipped += [(bad.path, bad.reason) for bad in scan.unreadable]
             self._groups.append((scan.images, min(limit, found), False))
             if found > limit:
-                self.notes.append(f"{shown(path)}: {limit:,} of {found:,} images; --limit {found} takes all")
+                self.notes.append(f"{shown(path)}: {limit:,} of {found:,} images; --limit {found} shows all")
         for place in places:
             if place not in many:
                 folder, name = os.path.split(os.fsencode(place))
@@ -93,10 +94,10 @@ class GivenImages:
                 self.files.append(place)
 
     def decode(self, in_chans: int) -> Iterator[Given]:
-        """The images in order. Of a folder, the next replaces one that is broken.
+        """Decode the images in order. In folders, archives and tables, unreadable images are replaced by the next ones.
 
         Raises:
-            DataError: An image that was named cannot be read.
+            DataError: A single image that was given by its path cannot be read.
         """
         for source, wanted, named in self._groups:
             done = 0
@@ -115,14 +116,14 @@ class GivenImages:
 
 
 class _StandardInput(ImageSource):
-    """The one image that is piped in."""
+    """The image on standard input."""
 
     NAME = Path("stdin")
 
     def __init__(self) -> None:
         if sys.stdin is None or sys.stdin.isatty():
             raise ConfigError(
-                "IMAGE - reads standard input, and nothing is piped into it",
+                "IMAGE - reads standard input, but nothing is piped into it",
                 hint="for instance: maecli reconstruct - < cat.jpg",
             )
 
@@ -130,26 +131,26 @@ class _StandardInput(ImageSource):
         return 1
 
     def name(self, index: int) -> Path:
-        """What it is called everywhere."""
+        """Name of the image in messages."""
         return self.NAME
 
     def open(self, index: int) -> IO[bytes]:
-        """All of it, since a pipe cannot seek."""
+        """Read standard input in full, because a pipe is not seekable."""
         try:
             content = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
-        except OSError as error:  # for instance of a folder led into it
+        except OSError as error:  # for instance if a folder is redirected to it
             raise ImageError(self.NAME, describe_failure(error)) from None
         if len(content) > MAX_FILE_BYTES:
             raise ImageError(self.NAME, f"is too large (at most {MAX_FILE_BYTES // 2**20} MiB are read)")
         return io.BytesIO(content)
 
     def digest(self) -> str:
-        """It has no name that could change."""
+        """Empty, because its name cannot change."""
         return ""
 
 
 class _InMemory(ImageSource):
-    """One image that a caller of the library holds."""
+    """An image in memory, given by a caller of the library."""
 
     def __init__(self, image: Any, number: int) -> None:
         self._image = image
@@ -159,17 +160,17 @@ class _InMemory(ImageSource):
         return 1
 
     def name(self, index: int) -> Path:
-        """That of the file that Pillow opened, or its place among what was given."""
+        """Name of the file that Pillow opened, or "image" and its number among the arguments."""
         return self._name
 
     def open(self, index: int) -> IO[bytes]:
-        """It has no file."""
+        """Raise an error, because there is no file."""
         raise ImageError(self._name, "is an image in memory, not a file")
 
     def load(self, index: int, in_chans: int, on_note: Callable[[str], None] | None = None) -> Image.Image:
-        """As ``to_image``."""
+        """Convert the image with ``to_image``."""
         return to_image(self._image, in_chans, self._name)
 
     def digest(self) -> str:
-        """It has no name that could change."""
+        """Empty, because its name cannot change."""
         return ""

@@ -1,4 +1,4 @@
-"""Data sets that litdata's ``optimize`` wrote, by their documented format; the package itself is not needed."""
+"""Data sets written by litdata's ``optimize``, read by their documented format without the litdata package."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ AGAIN = "write the data set again with litdata.optimize"
 
 
 def is_litdata(folder: Path) -> bool:
-    """Whether a folder has an index and chunks, by the names that litdata gives them."""
+    """Whether a folder has an index and chunks with litdata's file names."""
     return (folder / "index.json").is_file() and any(folder.glob("chunk-*.bin"))
 
 
 class LitDataSource(ArchiveSource):
-    """The images of a data set, numbered as litdata numbers its items.
+    """The images of a litdata data set, with litdata's item numbers.
 
     Raises:
-        DataError: The index or a chunk is broken, or the items hold no image that can be read.
+        DataError: The index or a chunk is damaged, or the items have no image field that can be read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,7 +41,7 @@ class LitDataSource(ArchiveSource):
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DataError(f"{shown(index)} is not a litdata index ({shown(repr(error))})", hint=AGAIN) from None
         for path, items in chunks:
-            with open_archive(path) as file:  # which begins with how many items, where each begins, and their end
+            with open_archive(path) as file:  # a chunk begins with the number of items, their offsets and their end
                 whole = int.from_bytes(file.read(4), "little") == items and 4 * items < path.stat().st_size
                 table = file.read(4 * (items + 1)) if whole else b""
             places = np.frombuffer(table[: len(table) // 4 * 4], "<u4").astype(np.int64)
@@ -55,16 +55,16 @@ class LitDataSource(ArchiveSource):
         super().__init__(found)
 
     def name(self, index: int) -> Path:
-        """The data set's folder and the item's number."""
+        """Path of the data set's folder, with the number of the item."""
         return super().name(index).parents[1] / f"item {index}"
 
     def open(self, index: int) -> IO[bytes]:
-        """Read one image's bytes; pixels become an uncompressed TIFF."""
-        item, head = super().open(index).read(), 4 * len(self._kinds)  # the sizes of its fields, then the fields
+        """Read an image's bytes; raw pixels are returned as an uncompressed TIFF."""
+        item, head = super().open(index).read(), 4 * len(self._kinds)  # an item is the sizes of its fields, then these
         try:
             sizes = struct.unpack_from(f"<{len(self._kinds)}I", item)
             if head + sum(sizes) != len(item):
-                raise ValueError("its fields have other sizes than it says")
+                raise ValueError("the sizes of its fields do not match its size")
             data = item[(start := head + sum(sizes[: self._field])) : start + sizes[self._field]]
             return io.BytesIO(_as_tiff(data) if self._kinds[self._field] == "pil" else data)
         except (ValueError, KeyError, OSError, struct.error) as error:
@@ -72,7 +72,7 @@ class LitDataSource(ArchiveSource):
 
 
 def _image_field(folder: Path, config: dict[str, Any]) -> tuple[list[str], int]:
-    """The kinds of an item's fields, and which of them is the image."""
+    """The types of an item's fields, and the index of the image field."""
     for what in ("compression", "encryption"):
         if config.get(what):
             raise DataError(f"{shown(folder)}: litdata chunks with {what} are not read", hint=f"{AGAIN}, without it")
@@ -91,7 +91,7 @@ def _image_field(folder: Path, config: dict[str, Any]) -> tuple[list[str], int]:
 
 
 def _as_tiff(data: bytes) -> bytes:
-    """Pixels as litdata keeps Pillow's images, behind their width, height and mode."""
+    """Convert litdata's raw pixels (width, height, mode, pixels) to a TIFF file."""
     (width, height, length), file = struct.unpack_from("<III", data), io.BytesIO()
     mode, pixels = data[12:][:length].decode(), data[12 + length :]
     if mode == "P" or width * height > 8 * len(pixels):

@@ -1,4 +1,4 @@
-"""Images in a column of Parquet files, as the Hugging Face hub keeps them. Needs the extra ``parquet``."""
+"""Images in a column of Parquet files, as on the Hugging Face Hub. Needs the extra ``parquet``."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from mae.errors import ConfigError, DataError
 from mae.io.text import shown
 from mae.system.environment import memory_bytes
 
-# As many as are mixed with each other, twice: a loader process may be at the end of one mix and another at the next.
+# Twice the number of groups that are shuffled together: one loader process may be at the end of these groups while
+# another has begun the next ones.
 KEPT_GROUPS = 2 * GROUPS_AT_ONCE
-# So much is kept in any case, and so much at most, but on a machine of more than 4 GiB up to an eighth of its memory.
+# Smallest and largest size of the cache; on a machine with more than 4 GiB the largest is an eighth of its memory.
 LEAST_KEPT_BYTES, MOST_KEPT_BYTES = 64 * 2**20, 512 * 2**20
 SHARE_OF_MEMORY = 8
 USUAL_NAMES = ("image", "img", "jpg", "png")
@@ -29,16 +30,16 @@ USUAL_NAMES = ("image", "img", "jpg", "png")
 class TableSource(ImageSource):
     """The images in one column of some Parquet files.
 
-    The column holds encoded images: bytes, or a struct with ``bytes`` and perhaps ``path`` as the ``datasets``
-    library writes it. Parquet is compressed by row groups, so a group is decoded as a whole and kept for the
-    images that are drawn next, by whichever process of the machine draws them.
+    The column holds encoded images: bytes, or a struct with ``bytes`` and perhaps ``path``, as the ``datasets``
+    library writes it. Parquet files are compressed by row groups, so a group is decoded as a whole and cached for all
+    processes of the machine, because the next images are from the same groups.
 
     Args:
         paths: The files.
 
     Raises:
         ConfigError: pyarrow is not installed.
-        DataError: A file is no Parquet, or has no column of images.
+        DataError: A file is not a readable Parquet file, or has no column of images.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -75,18 +76,18 @@ class TableSource(ImageSource):
 
     @property
     def groups(self) -> Sequence[int]:
-        """Rows of each row group."""
+        """Number of rows of each row group."""
         return [count for *_, count in self._places]
 
     def name(self, index: int) -> Path:
-        """The file's path and the row's number in it."""
+        """Path of the file, with the number of the row in it."""
         group, row = self._find(index)
         number = self._places[group][0]
         before = sum(count for file, at, count in self._places if file == number and at < self._places[group][1])
         return self._paths[number] / f"row {before + row}"
 
     def open(self, index: int) -> IO[bytes]:
-        """Read one image's bytes, and its row group if it is not at hand."""
+        """Read an image's bytes; its row group is decoded if it is not cached."""
         group, row = self._find(index)
         try:
             data = self._kept.row(group, row, lambda: self._decode(group))
@@ -98,15 +99,15 @@ class TableSource(ImageSource):
 
     @property
     def memories(self) -> Sequence[SharedMemory]:
-        """Of the row groups that are kept."""
+        """The memory of the cached row groups."""
         return [self._kept.memory]
 
     def digest(self) -> str:
-        """Of the files' names and row counts."""
+        """Hash of the files' names and row counts."""
         return hashlib.blake2b("\n".join(self._digests).encode("utf-8", "replace"), digest_size=8).hexdigest()
 
     def _open(self, number: int) -> Any:
-        """What pyarrow reads a file from."""
+        """The path or open file that is passed to pyarrow."""
         return self._paths[number]
 
     def _find(self, index: int) -> tuple[int, int]:
@@ -117,7 +118,7 @@ class TableSource(ImageSource):
         import pyarrow.parquet as parquet
 
         number, row_group, _ = self._places[group]
-        # Threads of its own would not survive a fork into loader processes.
+        # Without pyarrow's threads, which do not survive the fork into loader processes.
         with parquet.ParquetFile(self._open(number)) as file:
             table = file.read_row_group(row_group, columns=[self._columns[number]], use_threads=False)
         values = table.column(self._columns[number]).to_pylist()
@@ -125,14 +126,14 @@ class TableSource(ImageSource):
 
 
 def _size(group: Any, name: str) -> int:
-    """Bytes that a column of a row group takes where it is kept; a struct's are in several columns of the file."""
+    """Bytes of a column of a row group in the cache; in the file, a struct has several columns."""
     columns = [group.column(number) for number in range(group.num_columns)]
     parts = [column for column in columns if column.path_in_schema.partition(".")[0] == name]
     return int(sum(part.total_uncompressed_size for part in parts)) + BYTES_PER_ROW * int(group.num_rows)
 
 
 def _image_column(path: Path, schema: Any) -> str:
-    """The column that holds images: the only one of bytes, or the one with a usual name."""
+    """Name of the column with the images: the only column of bytes, or the one with a usual name."""
     import pyarrow as pa
 
     def holds_bytes(kind: Any) -> bool:

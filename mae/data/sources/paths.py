@@ -1,4 +1,4 @@
-"""A million paths held in a few large objects, so that loader processes share them and none is copied."""
+"""Many paths in a few large objects, so that forked loader processes share their memory."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mae.data.sources.base import ImageSource
 class ImagePaths(ImageSource, Sequence[Path]):
     """Files of some folders, as a sequence of paths.
 
-    A million ``Path`` objects take 300 MB and a second for each loader process; this takes a name's length
-    and 8 bytes each.
+    A million ``Path`` objects would take 300 MB and a second in each loader process. Here a path takes its name's
+    length and 8 bytes.
 
     Args:
-        folders: Each folder with its files' names, joined and ended by a zero byte.
+        folders: Each folder with the names of its files, each ended by a zero byte.
     """
 
     def __init__(self, folders: Iterable[tuple[bytes, bytes]]) -> None:
@@ -29,7 +29,7 @@ class ImagePaths(ImageSource, Sequence[Path]):
         self._folders = tuple(folder for folder, _ in listed)
         self._names = b"".join(names for _, names in listed)
         self._ends = np.flatnonzero(np.frombuffer(self._names, np.uint8) == 0)
-        # Number of files up to and with each folder.
+        # Number of files up to the end of each folder.
         self._counts = np.cumsum([names.count(b"\0") for _, names in listed], dtype=np.int64)
 
     def __len__(self) -> int:
@@ -50,7 +50,7 @@ class ImagePaths(ImageSource, Sequence[Path]):
         return Path(os.fsdecode(os.path.join(folder, self._names[start : int(self._ends[index])])))
 
     def name(self, index: int) -> Path:
-        """The file's path."""
+        """Path of the file."""
         return self[index]
 
     def open(self, index: int) -> IO[bytes]:
@@ -58,5 +58,5 @@ class ImagePaths(ImageSource, Sequence[Path]):
         return open_image(self[index])
 
     def digest(self) -> str:
-        """Of the files' names and the sizes of the folders, in order."""
+        """Hash of the files' names and the sizes of the folders, in order."""
         return hashlib.blake2b(self._names + self._counts.tobytes(), digest_size=8).hexdigest()

@@ -1,4 +1,4 @@
-"""Objects behind any URL that fsspec reads, by byte ranges and through a cache. Needs the extra ``remote``."""
+"""Reads objects behind any URL that fsspec supports, by byte ranges and with a cache. Needs the extra ``remote``."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from mae.io.text import shown
 from mae.io.urls import public_url, without_secrets
 
 DEFAULT_CACHE_BYTES = 20 * 10**9
-BUFFER_BYTES = 1 << 16  # of one open object
+BUFFER_BYTES = 1 << 16  # buffer of an open object
 ATTEMPTS = 5
-FIRST_PAUSE = 1.0  # seconds; doubled after each failed attempt
-ATTEMPT_SECONDS = 60.0  # that one answer may take
+FIRST_PAUSE = 1.0  # seconds after the first failed attempt; doubled after each further one
+ATTEMPT_SECONDS = 60.0  # time limit of one attempt
 _VERSIONS = (
     "ETag",
     "etag",
@@ -35,47 +35,47 @@ _VERSIONS = (
     "blob_id",
     "updated",
 )
-_PASSING = (408, 425, 429)  # answers below 500 that another attempt may change
-_BESIDE_THE_EXTRA = {"gs": " gcsfs", "gcs": " gcsfs"}  # by scheme, what the extra does not bring
+_PASSING = (408, 425, 429)  # status codes below 500 for which another attempt may succeed
+_BESIDE_THE_EXTRA = {"gs": " gcsfs", "gcs": " gcsfs"}  # by scheme, packages that are needed besides the extra
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 Value = TypeVar("Value")
 
 
 class RemoteError(DataError):
-    """An object cannot be read, or is another one than before: no replacement would be right, so the run stops."""
+    """An object cannot be read or has changed; the run stops, because other images must not replace its images."""
 
 
 class RemoteObject:
-    """One object, which does not change while it is read.
+    """A remote object; an error is raised if it changes while it is in use.
 
     Args:
-        url: Its address, with whatever gives access.
-        cache: For its blocks.
+        url: URL of the object, with any credentials.
+        cache: Cache of its blocks.
 
     Raises:
-        ConfigError: A package for such addresses is not installed.
-        RemoteError: It is not there, or nothing is to be read over the network.
+        ConfigError: A package for this kind of URL is not installed.
+        RemoteError: The object does not exist or cannot be read.
     """
 
     def __init__(self, url: str, cache: BlockCache) -> None:
         self.url = url
         self.name = public_url(url)
         self.cache = cache
-        self._systems: dict[int, tuple[Any, str]] = {}  # by process: a fork cannot use its parent's connections
+        self._systems: dict[int, tuple[Any, str]] = {}  # by process, because a fork cannot use its parent's connections
         _check_address(url, self.name)
         self.stamp = self._now()
         self.size = int(self.stamp[0])
         self.key = hashlib.blake2b("\n".join((self.name, *self.stamp)).encode(), digest_size=12).hexdigest()
 
     def open(self) -> IO[bytes]:
-        """For reading from any place."""
+        """The object as a seekable file."""
         return cast(IO[bytes], io.BufferedReader(_Ranges(self), BUFFER_BYTES))
 
     def read(self, start: int, end: int) -> bytes:
-        """Bytes from ``start`` to ``end``, from the cache where they are there.
+        """Bytes from ``start`` to ``end``, from the cache if possible.
 
         Raises:
-            RemoteError: They cannot be had, or the object has changed.
+            RemoteError: The object cannot be read, or has changed.
         """
         end = min(end, self.size)
         parts = []
@@ -85,7 +85,7 @@ class RemoteObject:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def prefetch(self, start: int, end: int) -> None:
-        """Bring the blocks of some bytes into the cache."""
+        """Fetch the blocks of a range of bytes into the cache."""
         for number in range(start // BLOCK_BYTES, -(-min(end, self.size) // BLOCK_BYTES)):
             if not self.cache.holds(self.key, number):
                 self._block(number, 0, 0)
@@ -103,7 +103,7 @@ class RemoteObject:
         return data[start:end]
 
     def _fetch(self, start: int, end: int) -> bytes:
-        """Bytes over the network; afterwards the object must be the one that they were asked of."""
+        """Read bytes over the network, then check that the object has not changed."""
 
         def ask() -> bytes:
             system, path = self._system()
@@ -111,7 +111,7 @@ class RemoteObject:
             if len(data) != end - start:
                 self._check_unchanged()
                 kind = _TooMuchError if len(data) > end - start else OSError
-                raise kind(f"{len(data):,} bytes came where {end - start:,} were asked for")
+                raise kind(f"got {len(data):,} bytes instead of {end - start:,}")
             return data
 
         data = self._attempt(ask)
@@ -123,18 +123,18 @@ class RemoteObject:
             raise RemoteError(
                 f"{shown(self.name)} has changed since its images were found "
                 f"({' '.join(self.stamp)} then, {' '.join(now)} now)",
-                hint="start the run again: the images are then looked for again",
+                hint="start the run again: it then scans the images again",
             )
 
     def _now(self) -> tuple[str, ...]:
-        """What changes when the object does: its size, and what the server knows it by."""
+        """The object's size, and the server's values that change with its content, such as the ETag."""
 
         def ask() -> tuple[str, ...]:
             system, path = self._system()
             system.invalidate_cache()
             info = system.info(path)
             if not isinstance(info.get("size"), int):
-                raise OSError("the server does not tell its size")
+                raise OSError("the server does not give its size")
             if info.get("type") == "directory":
                 raise IsADirectoryError("it is a folder")
             return (str(info["size"]), *(str(info[name]) for name in _VERSIONS if info.get(name) is not None))
@@ -142,7 +142,7 @@ class RemoteObject:
         return self._attempt(ask)
 
     def _attempt(self, ask: Callable[[], Value]) -> Value:
-        """Ask a few times, with growing pauses; each answer has a minute."""
+        """Make a request, up to ``ATTEMPTS`` times with growing pauses."""
         pause = FIRST_PAUSE
         for attempt in range(1, ATTEMPTS + 1):
             try:
@@ -162,7 +162,7 @@ class RemoteObject:
         elif isinstance(error, PermissionError):
             reason = "access is denied"
         elif isinstance(error, TimeoutError):
-            reason = f"no answer within {ATTEMPT_SECONDS:g} seconds"
+            reason = f"no response within {ATTEMPT_SECONDS:g} seconds"
         else:
             status = getattr(error, "status", None)
             words = without_secrets((str(error).strip().splitlines() or [""])[0], self.url)
@@ -181,7 +181,7 @@ class RemoteObject:
 
     @property
     def _no_readahead(self) -> dict[str, str]:
-        """The Hugging Face hub's file system would read five megabytes on behind each block."""
+        """Options against the readahead of the Hugging Face Hub's file system: 5 MB after each block."""
         return {"cache_type": "none"} if urlsplit(self.url).scheme == "hf" else {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -189,26 +189,26 @@ class RemoteObject:
 
 
 class _TooMuchError(OSError):
-    """More bytes came than were asked for."""
+    """The response has more bytes than were requested."""
 
 
 class _Ranges(io.RawIOBase):
-    """A remote object as a file."""
+    """A remote object as an unbuffered file."""
 
     def __init__(self, remote: RemoteObject) -> None:
         self._remote = remote
         self._at = 0
 
     def readable(self) -> bool:
-        """It is."""
+        """Always True."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """Always True."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place."""
+        """Set the position."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._remote.size}[whence]
         if base + offset < 0:
             raise ValueError("negative seek position")
@@ -216,11 +216,11 @@ class _Ranges(io.RawIOBase):
         return self._at
 
     def tell(self) -> int:
-        """The place."""
+        """The position."""
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer, up to the end of a block."""
+        """Read into a buffer; returns the number of bytes."""
         view = memoryview(buffer).cast("B")
         end = min(self._at + len(view), self._remote.size)
         if end <= self._at:
@@ -232,12 +232,12 @@ class _Ranges(io.RawIOBase):
 
 
 def remote_cache(most_bytes: int | None = None) -> BlockCache:
-    """The user's cache of blocks."""
+    """The cache of blocks in the user's cache folder."""
     return BlockCache(cache_folder() / "blocks", most_bytes or DEFAULT_CACHE_BYTES)
 
 
 def suffix_of(url: str) -> str:
-    """How the name ends, in small letters: ``.tar``."""
+    """Suffix of a URL's path in lower case, such as ``.tar``."""
     return os.path.splitext(unquote(urlsplit(url).path))[1].lower()
 
 
@@ -245,13 +245,13 @@ def _check_address(url: str, name: str) -> None:
     parts = urlsplit(url)
     if parts.scheme == "http" and parts.hostname not in _LOCAL_HOSTS:
         raise RemoteError(
-            f"{shown(name)}: refused to read over http, where anybody on the way could change it",
-            hint="give an https address",
+            f"{shown(name)}: http is refused, because the data could be changed on its way",
+            hint="give an https URL",
         )
 
 
 async def _check_redirect(session: Any, context: Any, redirect: Any) -> None:
-    """Refuse to be led away from https."""
+    """Refuse redirects from https to http."""
     target = redirect.response.headers.get("Location", "")
     if urlsplit(target).scheme:
         _check_address(target, public_url(target))
@@ -284,7 +284,7 @@ def _file_system(url: str, name: str) -> tuple[Any, str]:
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether another attempt may end otherwise."""
+    """Whether another attempt may succeed."""
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | DataError):
         return False
     status = getattr(error, "status", None)
@@ -292,7 +292,11 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _within(seconds: float, ask: Callable[[], Value]) -> Value:
-    """What a call returns or raises, or TimeoutError; what hangs is left behind in its thread."""
+    """Call a function with a time limit; a call that hangs remains in its thread.
+
+    Raises:
+        TimeoutError: The call takes longer than ``seconds``.
+    """
     answers: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
 
     def run() -> None:

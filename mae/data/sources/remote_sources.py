@@ -21,7 +21,7 @@ from mae.io.text import shown
 from mae.io.urls import public_url
 
 SUFFIXES = (*ARCHIVE_SUFFIXES, ".parquet")
-GROUP_BYTES = 8 * 2**20  # images that lie so near to each other are drawn near to each other
+GROUP_BYTES = 8 * 2**20  # all images of such a part of an archive form a group of the epoch's order
 INDEX_VERSION = 1
 _ASKED_AT_ONCE, _LISTED_AT_ONCE = 16, 4
 
@@ -29,11 +29,11 @@ _ASKED_AT_ONCE, _LISTED_AT_ONCE = 16, 4
 class RemoteArchiveSource(ArchiveSource):
     """The images of some archives behind URLs.
 
-    Images that lie near to each other in an archive are a group: the order of an epoch mixes those of 16 groups, so
-    that a block is fetched once an epoch however small the cache is.
+    Images of the same 8 MiB of an archive form a group. The order of an epoch mixes the images of 16 groups, so that a
+    block is fetched about once per epoch, even with a small cache.
 
     Args:
-        archives: Each with what ``list_members`` found.
+        archives: Each archive with its listing.
     """
 
     def __init__(self, archives: Sequence[tuple[RemoteObject, ArchiveListing]]) -> None:
@@ -45,21 +45,21 @@ class RemoteArchiveSource(ArchiveSource):
 
     @property
     def groups(self) -> Sequence[int]:
-        """How many images lie near to each other."""
+        """Number of images of each group."""
         return self._groups
 
     def prefetch(self, index: int) -> None:
-        """Bring an image's blocks into the cache."""
+        """Fetch an image's blocks into the cache."""
         start = int(self._offsets[index])
         self._objects[int(self._archive_of[index])].prefetch(start, start + int(self._sizes[index]))
 
     @property
     def is_remote(self) -> bool:
-        """It is."""
+        """Always True."""
         return True
 
     def _stamp(self, path: Path) -> list[int]:
-        return []  # each read looks whether the object is the same
+        return []  # not needed, because each read checks that the object has not changed
 
     def _file(self, archive: int) -> IO[bytes]:
         key = os.getpid(), archive
@@ -86,11 +86,11 @@ class RemoteTableSource(TableSource):
 
 
 def remote_objects(urls: Sequence[str], cache_bytes: int | None) -> list[RemoteObject]:
-    """The objects of some addresses, asked for several at a time.
+    """The objects behind some URLs; several requests run at a time.
 
     Raises:
-        DataError: One is not there, or is of a kind that cannot be read.
-        ConfigError: A package for such addresses is not installed.
+        DataError: An object does not exist, or its kind is not supported.
+        ConfigError: A package for a kind of URL is not installed.
     """
     for url in urls:
         if suffix_of(url) not in SUFFIXES:
@@ -111,10 +111,10 @@ def remote_objects(urls: Sequence[str], cache_bytes: int | None) -> list[RemoteO
 def list_objects(
     objects: Sequence[RemoteObject], on_file: Callable[[], None]
 ) -> list[tuple[RemoteObject, ArchiveListing]]:
-    """What some archives hold: from the kept index, or else by walking through them once.
+    """List some archives, from their cached index or else by reading them once.
 
     Raises:
-        DataError: One is no archive, or cannot be read.
+        DataError: An object is not an archive, or cannot be read.
     """
     with concurrent.futures.ThreadPoolExecutor(_LISTED_AT_ONCE) as pool:
         found = []

@@ -1,4 +1,4 @@
-"""Find the images below some folders, in archives and in tables."""
+"""Find the images in folders, archives and tables."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _BRACES = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}|\{([^{}]*,[^{}]*)\}")
 
 @dataclasses.dataclass(frozen=True)
 class Unreadable:
-    """A file that should be an image and is none, or a folder that cannot be looked into."""
+    """A file that is named like an image but cannot be read, or a folder that cannot be listed."""
 
     path: Path
     reason: str
@@ -36,13 +36,13 @@ class Unreadable:
 
 @dataclasses.dataclass(frozen=True)
 class ImageScan:
-    """What was found.
+    """Result of a scan.
 
     Attributes:
-        images: Those whose content is an image's, sorted within each folder.
-        unreadable: Files that are named like an image and are none that can be read.
-        others: How many files are neither (texts, tables ...).
-        looked_into: The folders, archives and tables that were read; of a single image, its folder.
+        images: Files that begin like an image, sorted within each folder.
+        unreadable: Files that are named like images but cannot be read.
+        others: Number of other files (texts, tables ...).
+        looked_into: The folders, archives and tables that were read; for a single image, its folder.
     """
 
     images: ImageSource
@@ -58,22 +58,21 @@ def scan_images(
     offline: bool = False,
     cache_bytes: int | None = None,
 ) -> ImageScan:
-    """Look through folders, archives and single files for images, by content rather than by suffix.
+    """Find images in folders, archives and single files, by content and not by suffix.
 
-    Folders may be nested or flat, with class folders or without; links are followed, hidden files are not.
-    Each folder counts once, however many ways lead to it. Only a file's head is read here: one that breaks
-    off later is found when it is decoded. What was seen is kept in the user's cache folder, so that the next
-    scan reads only what has changed.
+    Folders may be nested or flat, with or without class folders; links are followed, hidden files are ignored. A folder
+    that is reached by several links counts once. Only the first bytes of a file are read: a truncated file is found
+    when it is decoded. Results are cached in the user's cache folder, so the next scan reads only what has changed.
 
     Args:
-        sources: Folders, also those that litdata writes; .tar, .zip and .parquet files, also by any URL that fsspec
-            reads; images. A name may hold braces: ``{000..099}``, ``{a,b}``.
-        on_progress: Called with the number of files seen so far, now and then.
-        offline: Read nothing over the network.
-        cache_bytes: Of the disk, for what is read by URL; None for the usual.
+        sources: Folders (also litdata data sets), .tar, .zip and .parquet files (also by any URL that fsspec reads),
+            and images. A name may contain braces: ``{000..099}``, ``{a,b}``.
+        on_progress: Called from time to time with the number of scanned files.
+        offline: Refuse URLs.
+        cache_bytes: Disk space for data that is read by URL; None for the default.
 
     Raises:
-        DataError: A source does not exist or cannot be read, or there is no image in any of them.
+        DataError: A source does not exist or cannot be read, or no source contains an image.
     """
     paths: list[Path] = []
     urls: list[str] = []
@@ -122,7 +121,7 @@ def scan_images(
 def _remote(
     urls: Sequence[str], reader: FolderReader, cache_bytes: int | None
 ) -> tuple[list[ImageSource], list[tuple[bytes, ArchiveListing]]]:
-    """What lies behind URLs, and what is in the archives among it."""
+    """The sources behind URLs, and the listings of the archives among them."""
     if not urls:
         return [], []
     from mae.data.sources.remote_sources import RemoteArchiveSource, RemoteTableSource, list_objects, remote_objects
@@ -137,16 +136,16 @@ def _remote(
 
 
 def expand_braces(source: Path) -> list[Path]:
-    """``shards-{000..099}.tar`` as a hundred paths; a name that is there as it stands is left alone.
+    """Expand ``shards-{000..099}.tar`` to a hundred paths; the name of an existing file is not expanded.
 
     Raises:
-        DataError: A range counts down, or there would be more names than anybody has files.
+        DataError: A range counts down, or there are more than ``MOST_NAMES`` names.
     """
     return [Path(name) for name in expand_names(str(source))]
 
 
 def expand_names(pattern: str) -> list[str]:
-    """``expand_braces`` of a name that need not be a path."""
+    """``expand_braces`` for a path or a URL."""
     if os.path.exists(pattern):
         return [pattern]
     total = math.prod(_count(match) for match in _BRACES.finditer(pattern))
@@ -198,7 +197,7 @@ def _holds_hidden(path: Path) -> bool:
 
 
 def holds_many(path: Path) -> bool:
-    """Whether a place stands for the images in it: a folder, an archive or a table here, or one by URL."""
+    """Whether a path or URL is a folder, an archive or a table, and not a single image."""
     return os.path.isdir(path) or _is_archive(path) or path.suffix.lower() == ".parquet" or url_of(path) is not None
 
 

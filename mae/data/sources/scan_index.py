@@ -1,9 +1,8 @@
 """Cached results of earlier scans, so that a million names are read once and not at every start.
 
-A listing is taken over only if its folder, or an archive's if the file, is the very one that was read: the same
-inode with the same times of change. A folder's time changes when a name is added, removed or renamed. What was
-unreadable is checked again when its own time or size changed; an image that was overwritten by something else is
-found when it is decoded.
+A cached listing is used only if its folder (or archive file) has the same inode, size and times as when it was read.
+The times of a folder change when a name is added, removed or renamed. An unreadable file is checked again if its own
+time or size has changed. If an image was overwritten with something else, decoding detects it.
 """
 
 from __future__ import annotations
@@ -21,24 +20,24 @@ from mae.io.download import cache_folder
 from mae.io.files import write_atomically
 
 VERSION = 1
-# Fewer files than these are scanned in a second or two.
+# Scans of fewer files take only a second or two, so they are not cached.
 WORTH_KEEPING = 5_000
-# A folder that changed so shortly before it was read may change again within the same tick of its clock.
+# A folder that changed less than this before it was read may change again without a new time.
 SETTLED_NS = 2_000_000_000
 
 
 def stamp(info: os.stat_result) -> list[int]:
-    """What changes when a folder's names or a file's content do."""
+    """Values that change when a folder's names or a file's content change."""
     return [info.st_dev, info.st_ino, info.st_mtime_ns, info.st_ctime_ns, info.st_size]
 
 
 def settled(info: os.stat_result) -> bool:
-    """Whether the last change is long enough ago to trust the times."""
+    """Whether the last change is long enough ago to rely on the times."""
     return max(info.st_mtime_ns, info.st_ctime_ns) < time.time_ns() - SETTLED_NS
 
 
 def as_text(name: bytes) -> str:
-    """A name, of whatever bytes, as JSON can hold it."""
+    """A name of any bytes as text for JSON."""
     return name.decode("latin-1")
 
 
@@ -48,10 +47,10 @@ def as_bytes(text: str) -> bytes:
 
 
 class ScanIndex:
-    """The kept listings below one source.
+    """The cached listings of a source.
 
     Args:
-        source: A folder or an archive.
+        source: Path of a folder, with all folders below it, or of an archive.
     """
 
     def __init__(self, source: bytes) -> None:
@@ -62,7 +61,7 @@ class ScanIndex:
         self._changed = 0
 
     def get(self, path: bytes, info: os.stat_result) -> Any:
-        """What was kept for a folder or an archive, if it is still true; else None."""
+        """The cached value of a folder or archive; None if there is none or it is outdated."""
         entry = self._known.get(as_text(path))
         if entry is None or entry[0] != stamp(info):
             return None
@@ -70,13 +69,13 @@ class ScanIndex:
         return entry[1]
 
     def put(self, path: bytes, info: os.stat_result, values: Any, files: int) -> None:
-        """Keep something for a folder or an archive; ``files`` is how many had to be examined for it."""
+        """Cache a value for a folder or archive; ``files`` is the number of files that were examined for it."""
         self._changed += files
         if settled(info):
             self._seen[as_text(path)] = [stamp(info), values]
 
     def save(self) -> None:
-        """Write what is worth it; a cache that cannot be written is no error."""
+        """Write the cache if enough files were examined; errors in writing it are ignored."""
         if self._changed < WORTH_KEEPING:
             return
         text = json.dumps({"version": VERSION, "pillow": PIL.__version__, "listings": self._seen})

@@ -197,7 +197,7 @@ def test_a_folder_gives_its_first_few_and_says_so(config: ReconstructConfig, ima
         shutil.copy(image, folder / f"{number:02d}.png")
     result = reconstruct(dataclasses.replace(config, images=(folder,)))
     assert [one.path.name for one in result.images] == [f"{number:02d}.png" for number in range(8)]
-    assert f"{folder}: 8 of 11 images; --limit 11 takes all" in result.notes
+    assert f"{folder}: 8 of 11 images; --limit 11 shows all" in result.notes
     height = opened(result.out).height
     counted: list[tuple[int, int]] = []
     three = reconstruct(

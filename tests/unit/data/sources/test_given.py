@@ -37,7 +37,7 @@ def test_the_first_few_of_what_holds_many(write: Callable[..., Path], tmp_path: 
     assert len(given) == 5
     images = list(given.decode(3))
     assert [image.size for _, image in images] == [(24 + number, 20) for number in range(5)]
-    assert given.notes == [f"{path}: 5 of 12 images; --limit 12 takes all"]
+    assert given.notes == [f"{path}: 5 of 12 images; --limit 12 shows all"]
     assert (given.folders if path.is_dir() else given.files) == [path]
     everything = GivenImages([path], 12)
     assert len(list(everything.decode(1))) == 12
@@ -50,8 +50,8 @@ def test_names_are_all_taken_in_their_order(folder: Path, tmp_path: Path) -> Non
     assert names(given) == ["07.png", "0.png", "1.png", "03.png", "01.png", "00.png", "01.png"]
     assert len(given) == 7
     assert [note.rsplit(": ", 1)[1] for note in given.notes] == [
-        "2 of 4 images; --limit 4 takes all",
-        "2 of 12 images; --limit 12 takes all",
+        "2 of 4 images; --limit 4 shows all",
+        "2 of 12 images; --limit 12 shows all",
     ]
     assert given.files == [folder / "07.png", *shards, folder / "03.png", folder / "01.png"]
     assert given.folders == [folder]
