@@ -14,7 +14,7 @@ from mae.checkpoints.load import Checkpoint, load_checkpoint
 from mae.checkpoints.pos_tables import follows_formula
 from mae.config import MAEConfig, format_size
 from mae.errors import CheckpointError
-from mae.io.text import a_few
+from mae.io.text import a_few, typed
 from mae.mae import MaskedAutoencoder
 from mae.models import create_model
 from mae.pos_embed import resize_table, sincos_2d
@@ -276,7 +276,7 @@ def refuse_misfit(
     if missing:
         raise CheckpointError(
             f"{path} lacks {len(missing)} tensors of the model: {a_few(missing)}",
-            hint=other_sizes or f"`maecli compare --official {path}` lists every one",
+            hint=other_sizes or f"`maecli compare --official {typed(path)}` lists every one",
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from mae.checkpoints.build import compare_shapes, fit_tables, is_decoder, refuse_misfit, refuse_not_finite
 from mae.checkpoints.load import Checkpoint
 from mae.errors import CheckpointError
-from mae.io.text import shown
+from mae.io.text import shown, typed
 from mae.models.classifier import BATCH_NORM_EPS, ImageClassifier
 
 _BATCH_NORM, _LINEAR = "head.0.", "head.1."  # prefixes in an official linear probe
@@ -120,10 +120,10 @@ def load_encoder(model: ImageClassifier, checkpoint: Checkpoint) -> tuple[str, .
 
 def no_head(checkpoint: Checkpoint) -> CheckpointError:
     """The error for a file without a classification head."""
-    path = shown(checkpoint.path)
     return CheckpointError(
-        f"{path} holds no classification head: it is {_kind_in_words(checkpoint)}, so it cannot name classes",
-        hint=f"train one on labelled images: maecli finetune DATA --init {path}",
+        f"{shown(checkpoint.path)} holds no classification head: it is {_kind_in_words(checkpoint)}, so it cannot name "
+        "classes",
+        hint=f"train one on labelled images: maecli finetune DATA --init {typed(checkpoint.path)}",
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +17,15 @@ def shown(text: str | Path, longest: int | None = None) -> str:
     """
     text = str(text)[:longest]
     return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def typed(path: str | Path) -> str:
+    """A path as it has to be typed in a shell, quoted where it holds a space or another special character."""
+    if os.name == "nt":
+        from subprocess import list2cmdline
+
+        return shown(list2cmdline([str(path)]))
+    return shown(shlex.quote(str(path)))
 
 
 def _escaped(character: str) -> str:

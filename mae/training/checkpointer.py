@@ -17,6 +17,7 @@ from torch import Tensor
 from mae.checkpoints import load_checkpoint
 from mae.checkpoints.save import checkpoint_document, save
 from mae.errors import CheckpointError, MaeError, TrainingError
+from mae.io.text import typed
 from mae.system.distributed import Ranks
 from mae.system.environment import available_memory
 from mae.training.identity import recorded_settings
@@ -271,7 +272,7 @@ def _load(path: Path) -> SavedState:
         if not isinstance(about, Mapping) or "position" not in about or checkpoint.optimizer is None:
             raise CheckpointError(
                 f"{path} does not record its epoch and step, so training cannot be resumed from it",
-                hint=f"--init {path} starts a new run from its weights",
+                hint=f"--init {typed(path)} starts a new run from its weights",
             )
     try:
         position, identity = Position.from_plain(about["position"]), _identity(about["run"])

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from mae.config import MAEConfig, shared_option
 from mae.errors import ConfigError
-from mae.io.text import shown
+from mae.io.text import shown, typed
 from mae.io.toml import read_toml
 from mae.io.urls import public_url, url_of
 from mae.models import variant_config
@@ -313,7 +313,7 @@ def check_command(run: Path, settings: Mapping[str, Any], command: str) -> None:
     if whose != command:
         raise ConfigError(
             f"{shown(run)} holds a run of maecli {whose}, not of maecli {command}",
-            hint=f"maecli {whose} --resume {shown(run)} resumes it; --out starts another run elsewhere",
+            hint=f"maecli {whose} --resume {typed(run)} resumes it; --out starts another run elsewhere",
         )
 
 
@@ -342,7 +342,7 @@ def settings_of_resumed(given: Mapping[str, Any], command: str = "pretrain") -> 
     if given.get("out") and os.path.realpath(given["out"]) != os.path.realpath(run):
         raise ConfigError(
             f"--resume {shown(run)} continues in its own folder, not in --out {shown(given['out'])}",
-            hint=f"omit --out; --init {shown(run / 'checkpoint-last.pth')} starts a new run from the weights",
+            hint=f"omit --out; --init {typed(run / 'checkpoint-last.pth')} starts a new run from the weights",
         )
     settings = read_run_settings(run)
     check_command(run, settings, command)
@@ -358,7 +358,7 @@ def read_run_settings(run: Path) -> dict[str, Any]:
     if run.is_file():
         raise ConfigError(
             f"--resume {shown(run)} is a file; wanted the folder of a run",
-            hint=f"--resume {shown(run.parent)} resumes the run in it; --init {shown(run)} starts a new run from "
+            hint=f"--resume {typed(run.parent)} resumes the run in it; --init {typed(run)} starts a new run from "
             "its weights",
         )
     try:

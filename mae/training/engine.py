@@ -16,7 +16,7 @@ from mae.data.sources.scan import ImageScan, scan_images
 from mae.errors import DataError
 from mae.io.download import is_offline
 from mae.io.files import refuse_inside
-from mae.io.text import shown
+from mae.io.text import typed
 from mae.io.urls import url_of
 from mae.system.device import precision_reason, resolve_device, resolve_precision
 from mae.system.distributed import Ranks, ranks_from_environment
@@ -372,7 +372,7 @@ def _scan(start: Start[Any], command: str) -> ImageScan:
     except DataError as error:
         if not start.folder.resume or all(url_of(path) or path.exists() for path in config.data):
             raise
-        where = shown(start.folder.path)
+        where = typed(start.folder.path)
         raise DataError(
             error.message, hint=f"if the images were moved: maecli {command} NEW_FOLDER --resume {where}"
         ) from None

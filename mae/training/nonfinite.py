@@ -14,7 +14,7 @@ import torch
 from mae.checkpoints.save import save
 from mae.data.loader import Batch
 from mae.errors import CheckpointError, TrainingError
-from mae.io.text import shown
+from mae.io.text import shown, typed
 from mae.training.checkpointer import Checkpointer, newest_state, restore
 from mae.training.data_module import DataModule
 from mae.training.events import RolledBack
@@ -62,7 +62,7 @@ def give_up(
         run,
         failed,
         files,
-        f"to find the module where it began: maecli replay {replay}; " if replay.exists() else "",
+        f"to find the module where it began: maecli replay {typed(replay)}; " if replay.exists() else "",
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mae.errors import ConfigError
-from mae.io.text import shown
+from mae.io.text import shown, typed
 from mae.options import flag_name
 from mae.training.checkpointer import SavedState, newest_state
 from mae.training.classifier_config import RunConfig
@@ -191,7 +191,7 @@ def another_run(
 ) -> ConfigError:
     """An error with a table of what differs: (name, before, now)."""
     if saved is not None:
-        hint = f"put it back, or start a new run from its weights with --init {shown(saved.path)} and another --out"
+        hint = f"put it back, or start a new run from its weights with --init {typed(saved.path)} and another --out"
     else:
         hint = f"restore it, or start again: nothing is saved in {shown(run.path)} yet, so --out may name it"
     table = _table([("option", "before", "now"), *((name, _text(before), _text(now)) for name, before, now in rows)])
@@ -239,7 +239,7 @@ def _check_extended(longest: int, epochs: int, request: str, run: RunFolder) -> 
     if epochs < longest:
         raise ConfigError(
             f"{request} with --epochs {epochs} would take back that it was extended to {longest}",
-            hint=f"give --epochs {longest}; --resume {shown(run.path)} --epochs {epochs} makes it shorter",
+            hint=f"give --epochs {longest}; --resume {typed(run.path)} --epochs {epochs} makes it shorter",
         )
 
 

@@ -23,7 +23,7 @@ from mae.data.sources.scan import Unreadable
 from mae.errors import ConfigError, TrainingError
 from mae.io.files import refuse_place, write_atomically
 from mae.io.locks import take_lock
-from mae.io.text import shown
+from mae.io.text import shown, typed
 from mae.options import build_config
 from mae.system.environment import ENVIRONMENT_FILE, environment
 from mae.training.classifier_config import ClassifierConfig
@@ -127,7 +127,7 @@ class RunFolder:
         if not resume and self.states():
             raise ConfigError(
                 f"{path} already holds a run",
-                hint=f"resume it with --resume {path} (or --auto-resume), or start another run with --out FOLDER",
+                hint=f"resume it with --resume {typed(path)} (or --auto-resume), or start another with --out FOLDER",
             )
         if not resume:
             self._refuse_foreign()

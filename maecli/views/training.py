@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from mae.evaluation.results import percent
-from mae.io.text import a_few, shown
+from mae.io.text import a_few, shown, typed
 from maecli.output import Output, as_document, warn_skipped
 from maecli.stopping import StopOnSignal
 from maecli.views.progress import TrainingView, duration, psnr_text, show_plan
@@ -50,7 +50,7 @@ def run_training(
         return
     stop = StopOnSignal()
     speaks = os.environ.get("RANK", "0") == "0"  # only rank 0 prints
-    again = f"maecli {config.command} --resume {shown(config.resume or config.out)}"
+    again = f"maecli {config.command} --resume {typed(config.resume or config.out)}"
     try:
         with stop, announce_downloads(output.download), TrainingView(output) as view:
             result = train(config, view, stop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,19 @@ def test_a_finished_run_says_so_and_how_to_make_it_longer(run: Path, monkeypatch
     assert (document["was_finished"], document["epochs"], document["steps"]) == (True, 1, 2)
     assert document["train_loss"] > 0
     assert maecli("pretrain", "--resume", run, "--quiet") == (0, f"{run / 'checkpoint-last.pth'}\n", "")
+
+
+def test_what_is_to_be_typed_can_be_typed(run: Path) -> None:
+    named = run.rename(run.with_name("my first run"))
+    code, _, err = maecli("pretrain", "--resume", named)
+    assert code == 0, err
+    words = shlex.split(err.partition("to make it longer: ")[2])
+    assert words[:5] == ["maecli", "pretrain", "--resume", str(named), "--epochs"]
+    for typed in (["--resume", named, "--seed", 1], ["--resume", named / "checkpoint-last.pth"], ["--out", named, run]):
+        code, _, err = maecli("pretrain", *typed)
+        assert code == 2
+        words = shlex.split(err.partition("hint: ")[2])
+        assert {str(named), str(named / "checkpoint-last.pth")} & set(words), err
 
 
 def test_what_tells_of_a_run_agrees_on_its_length(run: Path) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 
 import pytest
 
-from mae.io.text import a_few, shown
+from mae.io.text import a_few, shown, typed
 
 
 @pytest.mark.parametrize(
@@ -28,3 +29,14 @@ def test_every_text_becomes_one_harmless_line(text: str, line: str) -> None:
 def test_long_texts_are_cut() -> None:
     assert shown("a" * 10**6, 80) == "a" * 80
     assert a_few(["a\n", "b" * 100, "c", "d", "e"]) == rf"a\n, {'b' * 80}, c, d ..."
+
+
+@pytest.mark.skipif(os.name == "nt", reason="another shell, which quotes otherwise")
+@pytest.mark.parametrize("path", ["runs/base-1.0", "my run", "it's/$HOME", "a;b", "-", "~/r\u00e9"])
+def test_a_path_can_be_typed_as_it_is_shown(path: str) -> None:
+    assert shlex.split(f"maecli report {typed(path)} --json") == ["maecli", "report", path, "--json"]
+
+
+def test_a_usual_path_is_not_quoted_and_an_odd_one_stays_on_its_line() -> None:
+    assert typed("/tmp/runs/base-1.0") == "/tmp/runs/base-1.0"
+    assert typed("two\nlines") == r"'two\nlines'"
