@@ -1,4 +1,4 @@
-"""Finds matrices at initial values within a file that was trained."""
+"""Finds parts and matrices at initial values within a file that was trained."""
 
 from __future__ import annotations
 
@@ -12,15 +12,20 @@ from mae.comparison.measures import ROUNDING, Measures
 
 _UNIFORM = 0.8660  # mean absolute value over root mean square, for uniform values
 _INITIAL = "trained matrices exceed these bounds, as the others here do"
+_UNMOVED = "all biases of its blocks are 0 and all weights of their norms 1"
+_NEVER_TRAINED = "never trained, or not loaded"
 _OUTSIDE = 20  # expected number of values beyond the bounds that makes finding none significant
 
 
 def find_fresh(measured: Sequence[Measures]) -> list[Finding]:
-    """Find matrices, or parts of their rows, at initial values, while other matrices of the file are not.
+    """Find the encoder or decoder, matrices, or parts of their rows, at initial values, while the rest is not.
 
-    Initial values are uniform within the bounds of Xavier's initialisation. Training moves some values beyond them; the
-    usual number is taken from the other matrices.
+    However matrices are initialised, biases start at 0 and the weights of norms at 1. The matrices of this model start
+    uniform within the bounds of Xavier's initialisation. Training moves some values beyond them; the usual number is
+    taken from the other matrices.
     """
+    if (name := _unmoved_part(measured)) is not None:
+        return [Finding(f"the {name}", _UNMOVED, _NEVER_TRAINED, True)]
     matrices = [one for one in measured if one.unit.is_matrix and one.constant is None]
     if not matrices:
         return []
@@ -30,15 +35,31 @@ def find_fresh(measured: Sequence[Measures]) -> list[Finding]:
     fresh = [one for one in fresh if usual * one.size > _OUTSIDE]
     parts: dict[str, list[Measures]] = defaultdict(list)
     for one in matrices:
-        parts["decoder" if one.unit.tensor.startswith("decoder_") else "encoder"].append(one)
+        parts[_part(one)].append(one)
     for name, own in parts.items():
         if len(own) < len(matrices) and all(one in fresh for one in own):
             found = "all of its matrices are spread evenly over the bounds of their initial values"
-            return [Finding(f"the {name}", found, "never trained, or not loaded", True)]
+            return [Finding(f"the {name}", found, _NEVER_TRAINED, True)]
     findings = [
         Finding(one.unit.label, "spread evenly over the bounds of its initial values", _INITIAL, True) for one in fresh
     ]
     return findings + [finding for one in matrices if one not in fresh for finding in _partly(one)]
+
+
+def _part(one: Measures) -> str:
+    return "decoder" if one.unit.tensor.startswith("decoder_") else "encoder"
+
+
+def _unmoved_part(measured: Sequence[Measures]) -> str | None:
+    """The part whose blocks have all biases and norms at their initial values, while those of the other part have not.
+
+    Only blocks, since the bias of the patch projection starts at random values.
+    """
+    moved: dict[str, bool] = {}
+    for one in measured:
+        if one.unit.block is not None and not one.unit.is_matrix:
+            moved[_part(one)] = moved.get(_part(one), False) or one.constant != float(one.unit.is_norm_weight)
+    return next((part for part in moved if not moved[part]), None) if any(moved.values()) else None
 
 
 def _partly(one: Measures) -> Iterator[Finding]:

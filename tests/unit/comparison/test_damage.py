@@ -48,6 +48,21 @@ def test_damage_fails_and_is_named(kind: str, bases: dict[str, State]) -> None:
     assert any(name in one for one in sure), (name, sure)
 
 
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_a_part_that_another_library_initialised_is_one_finding(part: str, bases: dict[str, State]) -> None:
+    """Normal matrices, as of a model into which only the other part was loaded."""
+    stream = torch.Generator().manual_seed(0)
+    state = dict(bases["golden"])
+    for name, tensor in state.items():
+        if official.is_decoder(name) is (part == "decoder") and not name.endswith("pos_embed"):
+            still = torch.ones_like if "norm" in name and name.endswith("weight") else torch.zeros_like
+            state[name] = 0.02 * torch.randn(tensor.shape, generator=stream) if tensor.ndim > 1 else still(tensor)
+    name = f"the {part}: all biases of its blocks are 0 and all weights of their norms 1; never trained, or not loaded"
+    assert [line for line in _said(state) if not line.startswith("mask_token")] == [name]
+    other = {key: tensor for key, tensor in state.items() if official.is_decoder(key) is (part == "decoder")}
+    assert _said(other) == []  # nothing shows that it should be trained
+
+
 @pytest.mark.parametrize("kind", sorted(SUSPICIOUS - {"half of a matrix x 3", "an exponent's bit stuck at 1"}))
 def test_what_may_be_right_is_suspicious(kind: str, bases: dict[str, State]) -> None:
     state = dict(bases["golden"])
