@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).parents[1]
-TIMEOUT = 100.0  # seconds; the default of what waits for a process here
+TIMEOUT = 100.0  # seconds; default time limit for a process
 
 PRELOADED = [
     "torch.distributed.launcher", "torch.distributed.checkpoint", "torchvision.transforms.v2", "PIL.WebPImagePlugin",
@@ -34,11 +34,11 @@ PRELOADED = [
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(PRELOADED)
-_running: list[Process] = []  # and perhaps ended
+_running: list[Process] = []  # some may have ended
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Of a process that a test starts: this one's, with the checkout's code, one thread and no colours."""
+    """The environment of a started process: this one's, with the repository's code, one thread and no colours."""
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_COLOR": "1", **more}
 
 
@@ -58,7 +58,7 @@ def start(
 
 
 def start_python(*words: str | Path, **how: Any) -> subprocess.Popen[Any]:
-    """Start ``python WORDS...`` afresh."""
+    """Start ``python WORDS...`` as a new process."""
     return start(sys.executable, *words, **how)
 
 
@@ -80,7 +80,7 @@ def fork(
 def run_forked(
     command: list[str], *, input: str = "", env: Mapping[str, str] | None = None, **_: Any
 ) -> subprocess.CompletedProcess[str]:
-    """What takes the place of ``subprocess.run`` where the code under test starts a Python process and reads it."""
+    """A replacement for ``subprocess.run`` if the tested code runs a Python process and reads its output."""
     assert command[0] == sys.executable
     with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
         file.write(input)
@@ -103,7 +103,7 @@ def finish(process: Process, timeout: float | None = TIMEOUT) -> subprocess.Comp
 
 
 def until(true: Callable[[], bool], process: Process, timeout: float = TIMEOUT) -> None:
-    """Wait for what a process is to do while it runs."""
+    """Wait until a running process has done something."""
     end = time.monotonic() + timeout
     while not true():
         assert process.poll() is None, process.communicate()
@@ -112,7 +112,7 @@ def until(true: Callable[[], bool], process: Process, timeout: float = TIMEOUT) 
 
 
 def end_all() -> None:
-    """End what tests have started and not ended, and all that it has started."""
+    """End all processes that tests have started and not ended, and their descendants."""
     while _running:
         process = _running.pop()
         _kill(process)
@@ -123,7 +123,7 @@ def end_all() -> None:
 
 
 class Forked:
-    """What tests need of ``subprocess.Popen``, of a process that ``multiprocessing``'s fork server made."""
+    """The part of ``subprocess.Popen`` that tests need, for a process made by ``multiprocessing``'s fork server."""
 
     stdin = None
 
@@ -138,15 +138,15 @@ class Forked:
 
     @property
     def returncode(self) -> int | None:
-        """As of ``Popen``: negative for a signal, None while it runs."""
+        """The exit code, as in ``Popen``: negative for a signal, None while it runs."""
         return self._process.exitcode
 
     def poll(self) -> int | None:
-        """The same, as ``Popen`` has both."""
+        """The same as ``returncode``."""
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end.
+        """Wait for the process's end.
 
         Raises:
             TimeoutExpired: It takes longer.
@@ -196,7 +196,7 @@ def _received(passed: Any) -> _Descriptor:
 
 
 def _stream(wanted: int | IO[Any], ours: contextlib.ExitStack) -> tuple[IO[str] | None, _Descriptor]:
-    """Our end of a stream, if it is a pipe, and the process's end, closed here when it has been passed on."""
+    """Our end of a stream, if it is a pipe, and the process's end, which is closed here after the start."""
     if wanted == subprocess.PIPE:
         reading, writing = os.pipe()
         ours.callback(os.close, writing)
@@ -208,9 +208,9 @@ def _stream(wanted: int | IO[Any], ours: contextlib.ExitStack) -> tuple[IO[str] 
 
 
 def _become(words: list[str], env: dict[str, str], cwd: Path, streams: tuple[_Descriptor, ...]) -> None:
-    """Do in a forked process what ``python WORDS...`` does."""
+    """Run ``python WORDS...`` in a forked process."""
     os.setsid()
-    multiprocessing.set_start_method(None, force=True)  # Python's own, for what it starts itself
+    multiprocessing.set_start_method(None, force=True)  # as Python has it, for processes that it starts
     for number, stream in enumerate(streams):
         os.dup2(stream.number, number)
         os.close(stream.number)
@@ -233,12 +233,12 @@ def _become(words: list[str], env: dict[str, str], cwd: Path, streams: tuple[_De
 
 
 def _kill(process: Process) -> None:
-    """Kill a process, those that it has started, and those that these have left behind."""
+    """Kill a process and all its descendants."""
     for pid in [*_started_by(process.pid), process.pid]:
         if process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-    # A number comes free when the process and its group have ended, and a stranger may have it by now.
+    # When a process and its group have ended, the number may belong to another process.
     if process.poll() is None or not _is_there(process.pid):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -255,7 +255,7 @@ def _is_there(pid: int) -> bool:
 
 
 def _started_by(pid: int) -> list[int]:
-    """All descendants of a process, where the system tells."""
+    """All descendants of a process, if the system provides them."""
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):

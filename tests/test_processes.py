@@ -84,7 +84,7 @@ def test_what_takes_too_long_is_killed(how: Callable[..., Any]) -> None:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds a process's children in /proc")
 @pytest.mark.parametrize("how", [fork, start_python])
 def test_all_that_a_test_started_ends_with_it(how: Callable[..., Any]) -> None:
-    """A child in a session of its own too, as those of torchrun are."""
+    """Also a child in its own session, like those of torchrun."""
     code = (
         "import subprocess, sys\n"
         f"child = subprocess.Popen([sys.executable, '-c', {ENDLESS!r}], stdout=sys.stderr, start_new_session=True)\n"
@@ -96,7 +96,7 @@ def test_all_that_a_test_started_ends_with_it(how: Callable[..., Any]) -> None:
     end_all()
     assert process.poll() == -signal.SIGKILL
     end = time.monotonic() + 30
-    while child.exists() and "\tZ" not in (child / "status").read_text():  # a zombie where nobody adopts it
+    while child.exists() and "\tZ" not in (child / "status").read_text():  # a zombie if no process adopts it
         assert time.monotonic() < end
 
 
@@ -119,7 +119,7 @@ def test_a_test_past_its_time_ends_with_its_processes(tmp_path: Path) -> None:
 
 
 def test_a_stranger_with_the_number_of_an_ended_process_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numbers are given out again: what is killed by one that ended may be somebody's shell."""
+    """Process numbers are reused: the number of an ended process may belong to another program."""
     killed: list[int] = []
     monkeypatch.setattr(os, "killpg", lambda group, number: killed.append(group))
     process = start_python("-c", "pass")

@@ -18,12 +18,12 @@ SECONDS = 60.0
 
 
 def find_chromium() -> str | None:
-    """The first browser that is installed; ``CHROMIUM`` in the environment names another one."""
+    """Path of the first installed browser; the environment variable ``CHROMIUM`` overrides it."""
     return next(filter(None, map(shutil.which, filter(None, (os.environ.get("CHROMIUM"), *BROWSERS)))), None)
 
 
 class Chromium:
-    """One page, with everything that it complained of and asked for."""
+    """A browser page, with its console messages and requests."""
 
     def __init__(self, browser: str, profile: Path) -> None:
         self.complaints: list[str] = []
@@ -35,7 +35,7 @@ class Chromium:
         to_browser, self._write = os.pipe()
         self._read, from_browser = os.pipe()
 
-        def hand_over() -> None:  # the protocol wants descriptors 3 and 4
+        def hand_over() -> None:  # the protocol uses descriptors 3 and 4
             reading, writing = os.dup(to_browser), os.dup(from_browser)
             while min(reading, writing) < 5:
                 reading, writing = os.dup(reading), os.dup(writing)
@@ -76,13 +76,13 @@ class Chromium:
         os.close(self._read)
 
     def open(self, page: Path | str) -> None:
-        """Load a file, or what an address names, and wait until it is there."""
+        """Load a file or a URL, and wait until it is loaded."""
         self._loaded = False
         self.call("Page.navigate", url=page if isinstance(page, str) else page.absolute().as_uri())
         self._until(lambda: self._loaded)
 
     def evaluate(self, expression: str) -> Any:
-        """The value of an expression in the page; a page's own policy does not bind the debugger."""
+        """The value of an expression in the page; the page's policy does not apply to the debugger."""
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
@@ -96,7 +96,7 @@ class Chromium:
         self.call("Emulation.setEmulatedMedia", features=[scheme])
 
     def screenshot(self, path: Path, *, whole: bool = True) -> None:
-        """Write a PNG of the page, or of what fits the window."""
+        """Write a PNG of the whole page, or of the visible part."""
         answer = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(answer["data"]))
 

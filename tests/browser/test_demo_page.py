@@ -107,7 +107,7 @@ def test_drop_slide_and_brush(browser: Chromium, address: str, photos: Path) -> 
     )
     browser.evaluate("document.getElementById('show').click()")
     before = browser.evaluate(RESULT)
-    for row in range(3):  # over every patch, with the brush that uncovers
+    for row in range(3):  # over every patch, with the brush that makes patches visible
         pressed(browser, "mousePressed", left + 1, top + (row + 0.5) * height / 3)
         for column in range(5):
             pressed(browser, "mouseMoved", left + (column + 0.5) * width / 5, top + (row + 0.5) * height / 3)

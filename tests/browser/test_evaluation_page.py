@@ -21,7 +21,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What ``--report`` writes; how good the linear probe is, is tested elsewhere."""
+    """The page that ``--report`` writes; the accuracy of the linear probe is tested elsewhere."""
     folder = tmp_path_factory.mktemp("evaluated")
     class_folders(folder / "colours", 10)
     config = EvaluateConfig(

@@ -115,7 +115,7 @@ def test_text_stands_out_in_light_and_in_dark(chromium: Chromium, page: Path, da
     assert chromium.evaluate("getComputedStyle(document.body).backgroundColor") == (
         "rgb(20, 24, 28)" if dark else "rgb(255, 255, 255)"
     )
-    assert chromium.evaluate(CONTRASTS) >= 4.5  # what WCAG asks of text, and 3 of graphics
+    assert chromium.evaluate(CONTRASTS) >= 4.5  # WCAG's contrast for text; for graphics it is 3
 
 
 def test_a_script_that_slipped_in_would_not_run(chromium: Chromium, page: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_script_that_slipped_in_would_not_run(chromium: Chromium, page: Path) 
     chromium.show(width=1200)
     chromium.open(page)
     assert chromium.evaluate("document.title") != "run"
-    assert chromium.complaints  # and the browser says so: the other tests' silence is worth something
+    assert chromium.complaints  # the browser reports it, so the other tests would notice a violation
 
 
 EVIL = "\"><script>document.title = 'run'</script><img src=http://127.0.0.1:9/x onerror=\"document.title = 'run'\">"

@@ -13,7 +13,7 @@ from maecli.app import app
 
 
 class Stream(io.TextIOWrapper):
-    """Standard output or error that keeps what is written, and is a terminal or not."""
+    """A standard output or error that records the output, with or without being a terminal."""
 
     def __init__(self, encoding: str, terminal: bool) -> None:
         super().__init__(io.BytesIO(), encoding=encoding, errors="strict", newline="")
@@ -31,7 +31,7 @@ class Stream(io.TextIOWrapper):
 
 @dataclass
 class Seen:
-    """How a command ended and what it wrote."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -45,7 +45,7 @@ class Seen:
 def run_at(
     *arguments: str | Path, encoding: str = "utf-8", terminal: bool = False, columns: int | None = None, **env: str
 ) -> Seen:
-    """Run a command; ``env`` is added to an environment that says nothing of terminals."""
+    """Run a command; ``env`` is added to an environment without variables about terminals."""
     out, err = Stream(encoding, terminal), Stream(encoding, terminal)
     quiet = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")}
     changes = quiet | {"TERM": "xterm-256color"} | ({"COLUMNS": str(columns)} if columns else {}) | env

@@ -109,7 +109,7 @@ def test_pretrain_and_reconstruct_print_one_document(images: Path, tmp_path: Pat
     assert grid.stat().st_size > 1000
     code, out, err = maecli(
         "reconstruct", images, "--limit", 2, "--checkpoint", run, "--mask-ratio", 0, "--out", grid, "--json"
-    )  # a run's folder stands for its newest state
+    )  # a run folder means its newest state
     assert code == 0
     document = json.loads(out)
     assert document["checkpoint"] == str(run / "checkpoint-last.pth")

@@ -34,7 +34,7 @@ COMMANDS = {
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with images, in which nothing reaches another machine."""
+    """A folder with images; network access is blocked."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MAECLI_BUILTIN", str(tmp_path / "weights"))
 
@@ -64,7 +64,7 @@ def test_a_command_takes_them(name: str, place: Path) -> None:
     assert ("--checkpoint takes others" in " ".join(result.stderr.split())) is by_default
     assert TRAINED_ON not in result.stdout
     if name == "export":
-        assert (place / "builtin-official.pth").is_file()  # not beside the weights, in the package
+        assert (place / "builtin-official.pth").is_file()  # not in the package's folder of the weights
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -167,7 +167,7 @@ def test_pretraining_starts_from_a_released_name(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "seconds", "gigabytes"), [("vit_base", 20, 2.5), ("vit_large", 60, 6)])
 def test_time_and_memory(name: str, seconds: float, gigabytes: float, tmp_path: Path) -> None:
-    """With every reference that is installed. On a machine that does other things too: CPU seconds of two cores."""
+    """With all installed references. CPU seconds are measured, because the machine may have other work."""
     path = tmp_path / "ckpt.pth"
     torch.save(official.checkpoint(official.GOLDEN[name]), path)
     code = (

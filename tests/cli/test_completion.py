@@ -19,7 +19,7 @@ CODE = (
 
 
 def complete(line: str, shell: str = "bash") -> list[str]:
-    """What the shell is offered for the last word of a line."""
+    """The completions of the last word of a line."""
     words = line.split(" ")
     asked = {
         "bash": {"COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)},
@@ -44,7 +44,7 @@ def complete(line: str, shell: str = "bash") -> list[str]:
         ("maecli export x --to s", ["safetensors"]),
         ("maecli compare --reference t", ["transformers", "timm"]),
         ("maecli reconstruct x --checkpoint mae_visualize_vit_b", ["mae_visualize_vit_base"]),
-        # Nothing is offered, so that the shell completes names of files.
+        # There are no completions, so that the shell completes file names.
         ("maecli reconstruct ", []),
         ("maecli reconstruct x --checkpoint ", []),
         ("maecli reconstruct x --checkpoint run/", []),

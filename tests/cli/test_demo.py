@@ -14,7 +14,7 @@ from maecli.app import app
 from tests import processes
 from tests.unit.checkpoints.small_builtin import write_builtin
 
-# As from a terminal, even where the tests run in the background of a shell, which has Ctrl-C ignored there.
+# As in a terminal, even if the tests run in the background of a shell, where Ctrl-C is ignored.
 HEEDING = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from maecli.__main__ import main; main()"
 )

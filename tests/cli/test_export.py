@@ -142,7 +142,7 @@ def test_a_failed_check_is_said(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(MaeError, match=r"reads back differently: blocks\.0\.attn\.qkv\.weight") as caught:
         export(ExportConfig(checkpoint=path, to="hf", **HEADS))
     assert caught.value.exit_code == 1
-    # Where the bits are right, the other tool's computation still has to be.
+    # Also with the right bits, the other library's computation must agree.
     monkeypatch.setattr(mae.exporting.run, "_check_bits", lambda *_: None)
     with pytest.raises(MaeError, match="transformers computes another prediction"):
         export(ExportConfig(checkpoint=path, to="hf", **HEADS))

@@ -26,7 +26,7 @@ COMMANDS = GROUP.commands
 SMALL = [*SIZES, "--image-size", "64", "--epochs", "1", "--warmup-epochs", "0", "--batch-size", "2"]
 SMALL += ["--workers", "0", "--device", "cpu"]
 
-# What an example gets besides, so that it takes a moment and not a day; the last of two equal options wins.
+# Options that make an example fast; if an option is given twice, the last value counts.
 MORE = {
     "maecli pretrain sample_images": [*SMALL, "--out", "first"],
     "maecli pretrain photos scans": SMALL,
@@ -40,8 +40,8 @@ MORE = {
     "maecli watch": ["--once"],
     "maecli compare": ["--offline"],
 }
-# Measuring starts seven processes that load torch; tests/cli/test_profile.py runs it.
-# A demo serves until it is interrupted; tests/cli/test_demo.py runs one.
+# Measuring starts seven processes that load torch; tests/cli/test_profile.py tests it.
+# The demo runs until it is interrupted; tests/cli/test_demo.py tests it.
 PARSED_ONLY = ("--measure", "demo")
 
 
@@ -55,7 +55,7 @@ ALL_EXAMPLES = [example for command in COMMANDS for example in examples(command)
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with everything that the examples name."""
+    """A folder with all files that the examples name."""
     world = tmp_path_factory.mktemp("examples")
     stream = np.random.default_rng(0)
     for folder in ("sample_images", "photos", "scans"):
@@ -87,7 +87,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_example_runs(example: str, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(world)
     monkeypatch.setenv("MAECLI_CACHE", str(world / "cache"))
-    monkeypatch.setattr(linear, "MOST_STEPS", 1)  # how good the probe is, is tested elsewhere
+    monkeypatch.setattr(linear, "MOST_STEPS", 1)  # the accuracy of the probe is tested elsewhere
     program, *arguments = shlex.split(example)
     assert program == "maecli"
     if any(word in arguments for word in PARSED_ONLY):
@@ -163,7 +163,7 @@ def test_the_summaries_are_what_the_commands_say_of_themselves() -> None:
 
 
 def test_help_loads_neither_a_command_nor_rich() -> None:
-    """A command would bring its settings and their checks along; rich takes as long as all the rest."""
+    """No module of a command's settings is loaded, and not rich, which takes as long as all other imports."""
     code = (
         "import sys\nfrom maecli.app import app\n"
         "try:\n    app(['--help'])\nexcept SystemExit:\n    pass\n"

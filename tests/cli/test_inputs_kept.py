@@ -30,7 +30,7 @@ def maecli(*arguments: str | Path) -> tuple[int, str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Weights, the same for transformers, a photograph and a run."""
+    """Weights, the same weights for transformers, an image and a run."""
     with seeded(0):
         save_checkpoint(tmp_path / "weights.pth", create_model(MAEConfig((32, 32), 8, decoder_num_heads=2, **SIZES)))
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(tmp_path / "photo.png")

@@ -45,7 +45,7 @@ def test_every_official_option_of_pretraining(official: str, ours: str, form: st
     assert ours in hint.split()[3:] or ours in hint, hint
 
 
-# Of main_linprobe.py, and what main_finetune.py has beside it.
+# Options of main_linprobe.py, and further ones of main_finetune.py.
 PROBING = {name: ours for name, ours in OFFICIAL.items() if name not in ("--mask_ratio", "--norm_pix_loss")} | {
     "--data_path": "DATA",
     "--finetune": "--init",

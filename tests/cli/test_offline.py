@@ -22,7 +22,7 @@ URL = "https://host.invalid/train-{0..1}.tar"
 SMALL = (*SIZES, "--image-size", "32", "--epochs", "1", "--warmup-epochs", "0", "--workers", "0")
 NOT_CACHED = "is not in the cache, and downloads are disabled (--offline)"
 NOT_HERE = "is not on this machine, and downloads are disabled (--offline)"
-# What is typed ({file} is a checkpoint, {out} a new name), the exit code, and what is said.
+# The command ({file} is a checkpoint, {out} a new name), the exit code, and the expected message.
 CASES = [
     (("pretrain", URL), 3, NOT_HERE),
     (("pretrain", IMAGE, "--val", URL), 3, NOT_HERE),
@@ -51,7 +51,7 @@ CASES = [
 
 @pytest.fixture
 def reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """Every attempt to reach another machine, each of which fails."""
+    """Records all attempts to reach another machine; each fails."""
     attempts: list[str] = []
 
     def refuse(what: str) -> Any:
@@ -101,7 +101,7 @@ def test_nothing_is_reached(
     "words", [words for words, _, said in CASES if said], ids=lambda words: " ".join(words).replace(str(ROOT), "")
 )
 def test_without_it_they_would_be(words: tuple[str, ...], file: Path, reached: list[str], tmp_path: Path) -> None:
-    """Else the test above could not fail."""
+    """Without this check the test above could not fail."""
     assert CliRunner().invoke(app, typed(words, file, tmp_path)).exit_code in (3, 4)
     assert reached
 

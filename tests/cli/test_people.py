@@ -42,7 +42,7 @@ DIVERGING = ["--lr", "1e30", "--precision", "fp32", "--epochs", "9", "--nan-limi
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images, and a run that learnt from them."""
+    """Images, and a run trained on them."""
     world = tmp_path_factory.mktemp("world")
     (world / "images").mkdir()
     stream = np.random.default_rng(0)
@@ -58,7 +58,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def command(world: Path, tmp_path: Path) -> Callable[..., Seen]:
-    """Run one of the commands on the small world."""
+    """Run a command on these images and this run."""
     checkpoint, images = world / "run" / "checkpoint-last.pth", world / "images"
     lines: dict[str, list[Any]] = {
         "pretrain": ["pretrain", images, *TINY, "--epochs", "1", "--out", tmp_path / "run"],
@@ -118,7 +118,7 @@ def test_a_dumb_terminal_gets_plain_lines(name: str, command: Callable[..., Seen
 
 
 def colours_of(text: str) -> set[int]:
-    """The codes of colours, by what ECMA-48 calls them, bold and such left out."""
+    """The colour codes of ECMA-48 in a text, without bold and similar codes."""
     codes = {int(code) for part in COLOURS.findall(text) for code in part[2:-1].split(";") if code}
     return {code for code in codes if code >= 30}
 

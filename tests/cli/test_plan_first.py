@@ -75,9 +75,9 @@ def test_a_dry_run_of_a_run_that_goes_on_changes_nothing_in_it(photos: Path, her
     before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
     document = planned("--resume", "run", "--epochs", "3")
     assert document["first_step"] == 4
-    assert document["advice"] == []  # nothing of it can be changed any more
+    assert document["advice"] == []  # the settings can no longer be changed
     assert {path: path.read_bytes() for path in here.rglob("*") if path.is_file()} == before
-    seen = run_at("pretrain", photos, *SHORT, "--dry-run")  # as the run itself would answer
+    seen = run_at("pretrain", photos, *SHORT, "--dry-run")  # the same error as without --dry-run
     assert seen.code == 2
     assert "already holds a run" in seen.err
 
@@ -99,7 +99,7 @@ def test_what_is_typed_wins_over_a_file_and_that_over_the_preset(photos: Path, h
     document = planned(photos, "--config", "settings.toml", "--workers", "0", "--warmup-epochs", "1")
     config = document["config"]
     assert (config["variant"], config["epochs"], config["warmup_epochs"]) == ("vit_tiny", 7, 1)
-    assert "lr" not in config  # the preset's gave way to the file's base_lr
+    assert "lr" not in config  # the file's base_lr overrides the preset's lr
     assert document["plan"]["lr"] == pytest.approx(1e-3 * 8 / 256)
     typed = planned(photos, "--config", "settings.toml", "--workers", "0", "--lr", "3e-4", "--epochs", "2")
     assert (typed["plan"]["lr"], typed["config"]["epochs"]) == (3e-4, 2)
@@ -140,7 +140,7 @@ def test_a_run_that_learnt_nothing_says_so(photos: Path, here: Path) -> None:
     assert seen.code == 0
     assert "where predicting zero costs 0.99" in seen.out
     assert "(helped by the original's mean and std)" in seen.out
-    assert "(helped by the original's mean and std)" in seen.err  # where the image is announced
+    assert "(helped by the original's mean and std)" in seen.err  # in the line about the preview
     assert seen.out.splitlines()[-1].startswith("The model has learnt almost nothing: ")
     document = json.loads(run_at("pretrain", photos, *SHORT, "--lr", "1e-9", "--out", "again", "--json").out)
     assert document["learnt"] is False

@@ -25,7 +25,7 @@ def flowers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How good the probe is, is tested elsewhere."""
+    """The accuracy of the probe is tested elsewhere."""
     monkeypatch.setattr(linear, "MOST_STEPS", 1)
 
 

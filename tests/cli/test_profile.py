@@ -147,7 +147,7 @@ def test_a_card_without_bf16_is_planned_as_pretrain_would_train_on_it() -> None:
 
 
 def test_what_is_planned_in_does_not_depend_on_what_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU without bf16 stands in for the rate of nothing: the H100 is planned in bf16 all the same."""
+    """The precision of this machine's CPU does not matter: the H100 is planned in bf16."""
     measured_stand_in(monkeypatch, "cpu", Measured(TIMING, TIMING, TIMING, TIMING, 10**9, 2 * 10**9, 3 * 10**9, ()))
     (base,) = document("--variant", "vit_base", "--measure", "--gpu", "h100")["variants"]
     assert (base["plan"]["source"], base["plan"]["precision"]) == ("flops", "bf16")
@@ -270,7 +270,7 @@ SMALL_PRODUCTS = "from mae.profiling import measuring\nmeasuring._MATMUL_SIDES['
 
 
 def test_really_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In processes of their own, with smaller matrix products than for people, of which a hundred take seconds."""
+    """In separate processes, with smaller matrix products than usual, of which a hundred would take seconds."""
     monkeypatch.setattr(subprocess, "run", lambda command, **how: run_forked([command[0], "-c", SMALL_PRODUCTS], **how))
     result = document(
         *("--variant", "vit_tiny", "--image-size", 32, "--batch-size", 2, "--measure", "--device", "cpu"),
@@ -327,7 +327,7 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def started(*arguments: str) -> tuple[float, int, str]:
-    """Processor seconds, exit code and stdout of a process of its own."""
+    """CPU seconds, exit code and stdout of a separate process."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = finish(start_python(*arguments, env=environment(COLUMNS="100")))
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -346,7 +346,7 @@ def test_neither_torch_nor_numpy_is_loaded() -> None:
 
 @pytest.mark.slow
 def test_it_answers_about_as_fast_as_help() -> None:
-    """A timed test, so that it is left out where machines are noisy."""
+    """A timing test, which is skipped on noisy machines."""
     seconds: dict[str, list[float]] = {"--help": [], "profile": []}
     for _ in range(7):
         for command, times in seconds.items():
@@ -359,7 +359,7 @@ def test_it_needs_little_memory() -> None:
         "from maecli.app import app\n"
         "try: app(['profile'])\n"
         "except SystemExit: pass\n"
-        # Not ru_maxrss: a child inherits there what the process that started it had needed.
+        # Not ru_maxrss, which a child inherits from its parent.
         "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
     )
     if Path("/proc/self/status").exists():

@@ -29,7 +29,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
+    """A copy of the run."""
     return shutil.copytree(finished, tmp_path / "run")
 
 
@@ -53,7 +53,7 @@ def test_another_recipe_is_refused_in_a_table(run: Path) -> None:
 
 
 def test_a_finished_run_says_so_and_how_to_make_it_longer(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MaskedAutoencoder, "__init__", None)  # nothing is built
+    monkeypatch.setattr(MaskedAutoencoder, "__init__", None)  # no model is built
     code, out, err = maecli("pretrain", "--resume", run)
     assert code == 0, err
     assert out.startswith("1 epochs, 2 steps; loss ")

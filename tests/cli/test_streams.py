@@ -68,7 +68,7 @@ def maecli(*arguments: str | Path, piped: bytes = b"") -> tuple[int, bytes, str]
 
 
 def test_in_and_out_of_a_real_pipe(weights: Path) -> None:
-    """What comes out is the image and nothing else; all talk is on standard error."""
+    """Standard output is only the image; all messages are on standard error."""
     words = ["-m", "maecli", "reconstruct", "-", "--checkpoint", weights, "--out", "-"]
     process = start_python(*words, stdin=subprocess.PIPE, text=False)
     out, err = process.communicate(image(), timeout=TIMEOUT)
@@ -153,7 +153,7 @@ def test_elsewhere_a_line_says_what_is_wanted(command: str, flag: str, text: str
     code, out, err = maecli(command, *([flag, "-"] if flag else ["-"]), piped=image())
     assert (code, out) == (2, b"")
     said = " ".join(err.split())
-    if command == "pretrain" and flag == "--resume":  # its folder holds the settings, which come first
+    if command == "pretrain" and flag == "--resume":  # the settings are read from its folder first
         assert "error: --resume - reads no standard input" in said
         return
     assert "- means standard input or output, which cannot be used here" in said

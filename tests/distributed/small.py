@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def slow_down(seconds: float) -> None:
-    """Wait in each step, for a signal that must not come too late."""
+    """Make each step longer, so that a signal arrives in time."""
     from mae.training.trainer import Trainer
 
     step = Trainer.step
@@ -52,7 +52,7 @@ def slow_down(seconds: float) -> None:
 
 
 def kill_at(place: str) -> None:
-    """Die when the settings have been written, or after a step."""
+    """Kill this process when the settings have been written, or after a step."""
     from mae.training.run_folder import RunFolder
     from mae.training.trainer import Trainer
 
@@ -73,7 +73,7 @@ def kill_at(place: str) -> None:
 
 
 def scan_without_end() -> None:
-    """Look for images until a signal comes."""
+    """Scan for images until a signal arrives."""
     from mae.training import engine
 
     def scan(*_: Any, **__: Any) -> Any:
@@ -85,7 +85,7 @@ def scan_without_end() -> None:
 
 
 def spoil(batches: int) -> None:
-    """Lose the first losses; no step is timed before, which the processes would have to do together."""
+    """Make the first losses non-finite. No step is timed, because all processes would have to do this together."""
     from mae.training import engine
     from mae.training.step import TrainingStep
 

@@ -40,7 +40,7 @@ def command(folder: Path, name: str, out: Path, ranks: int, *options: str) -> li
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data, an encoder, and a fine-tuning run that nothing happened to."""
+    """Data, an encoder, and an uninterrupted fine-tuning run."""
     folder = tmp_path_factory.mktemp("classifiers")
     make_data(folder / "data")
     checkpoint(folder / "encoder.pth")
@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("options", [(), ("--shard", "--clip-grad", "1000")], ids=["copies", "shards"])
 def test_two_processes_learn_what_one_does(folder: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
-    """Neighbours are mixed, so even parts of a batch are mixed as the whole is."""
+    """Neighbours are mixed, so parts of a batch with an even size are mixed like the whole batch."""
     done = finish(fork(*command(folder, "finetune", tmp_path / "two", 2, *options)))
     assert done.returncode == 0, done.stderr
     assert_close(steps(folder / "whole"), steps(tmp_path / "two"))

@@ -34,7 +34,7 @@ EPOCHS = 24
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing happened to."""
+    """An uninterrupted run."""
     out = tmp_path_factory.mktemp("whole") / "run"
     return run_to_its_end(out, EPOCHS)
 
@@ -54,7 +54,7 @@ def assert_same(first: Path, second: Path) -> None:
 
 
 def test_a_run_killed_before_its_first_state_begins_again(tmp_path: Path, whole: Path) -> None:
-    """Killed as soon as its settings are written, and again in its steps: a bare --resume is enough."""
+    """Killed as soon as its settings are written, and again during its steps; --resume alone is enough."""
     killed = tmp_path / "killed"
     first = command(killed, EPOCHS, "--save-minutes", "5", "--save-every", "1000", "--workers", "0")
     again = [*first[:2], "--resume", str(killed)]
@@ -81,7 +81,7 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path,
         before = size(killed / "log.jsonl")
         process = fork(*command(killed, epochs))
         if done < kills:
-            # Some of them within the start, where the folder is put in order, most within the training.
+            # Some kills are during the start, when the folder is prepared, most during training.
             end = time.monotonic() + (chance.uniform(0.05, 0.5) if chance.random() < 0.3 else 120)
             while process.poll() is None and time.monotonic() < end and size(killed / "log.jsonl") <= before + 200:
                 time.sleep(0.001)

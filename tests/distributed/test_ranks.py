@@ -37,7 +37,7 @@ FORKING = ["--start-method", "fork", "--run-path"]
 
 
 def command(ranks: int, out: Path, *options: str, torchrun: Sequence[str] = (*TORCHRUN, *FORKING)) -> list[str]:
-    """Torchrun with so many processes, or plain python for one; batches of four images over all."""
+    """Torchrun with several processes, or plain Python for one; four images per global batch."""
     start = [*torchrun, "--nproc-per-node", str(ranks)] if ranks > 1 else []
     arguments = ["pretrain", str(ROOT / "sample_images"), "--out", str(out), *RECIPE, *options]
     if "--resume" not in options:
@@ -56,7 +56,7 @@ def finished(ranks: int, out: Path, *options: str, **more: str) -> subprocess.Co
 
 
 def running(words: list[str], out: Path, start: Callable[..., Any] = fork, *, done: int = 5, **more: str) -> Any:
-    """A process that has done some steps of a run."""
+    """Start a process and wait until it has done some steps."""
     process = start(*words, env=environment(**more))
     until(lambda: (out / "log.jsonl").exists() and len(steps(out)) >= done, process)
     return process
@@ -80,7 +80,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_close(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> None:
-    """The same steps, with the same losses and gradients but for rounding."""
+    """The same steps, with the same losses and gradients except for rounding."""
     assert [entry["step"] for entry in first] == [entry["step"] for entry in second]
     for one, other in zip(first, second, strict=True):
         assert one["lr"] == other["lr"]
@@ -102,7 +102,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Eight epochs in two processes that nothing happens to, with these options."""
+    """Eight epochs in two processes without interruption, with these options."""
 
     @functools.cache
     def run(*options: str) -> Path:
@@ -135,7 +135,7 @@ def test_several_processes_train_as_one_and_speak_once(
     official = weights(Path(document["checkpoint"]))
     expected = weights(alone / "checkpoint-last.pth")
     assert official.keys() == expected.keys()
-    # Adam's first steps have the size of the learning rate however small the gradient, so rounding shows.
+    # Adam's first steps have the size of the learning rate for any gradient, so rounding is visible.
     assert all(torch.allclose(official[key], expected[key], atol=2e-4) for key in expected)
     if options:
         names = sorted(path.name for path in out.glob("checkpoint*"))
@@ -167,7 +167,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
 def test_another_number_of_processes_goes_on_with_the_same_images(
     tmp_path: Path, six: Path, options: tuple[str, ...]
 ) -> None:
-    """Two processes, then one: each step sees the images and the masks that one process alone would have."""
+    """Two processes, then one: each step has the images and masks of a run in one process."""
     parted = tmp_path / "parted"
     finished(2, parted, "--epochs", "6", "--save-every", "2", *options)
     assert (parted / ("checkpoint-last.dcp" if options else "checkpoint-last.pth")).exists()
@@ -177,7 +177,7 @@ def test_another_number_of_processes_goes_on_with_the_same_images(
     done = finished(1, parted, "--resume", str(parted), "--no-shard")
     assert "batch of 4 images is divided among 1 processes, 4 images each" in " ".join(done.stderr.split())
     assert_close(steps(parted), steps(six))
-    # And again, as the command that a scheduler repeats: the folder tells the batch as it is shared now.
+    # Again, as a scheduler repeats the command: the folder has the current batch size per process.
     done = finished(1, parted, "--resume", str(parted), "--epochs", "7")
     assert "epochs 6 -> 7: the cosine is stretched" in done.stderr
     assert len(steps(parted)) == 14
@@ -212,12 +212,12 @@ def test_a_killed_process_ends_the_run_with_its_name(
     assert done.returncode != 0
     assert "process 0: error: process 0 of 2 lost contact with another one" in talk
     assert "Traceback" not in talk.partition("lost contact")[0]
-    # In torchrun's own table: as its root cause, unless a busy machine let it see the ends of both only together.
+    # In torchrun's table: as root cause, unless torchrun on a busy machine sees both ends at the same time.
     assert re.search(r"rank +: 1 \(.*?SIGKILL", talk, re.DOTALL)
 
 
 def test_torchrun_starts_a_broken_run_again(tmp_path: Path, whole: Callable[..., Path]) -> None:
-    """A process is killed, all are started again, and the end is that of a run that nothing happened to."""
+    """A process is killed and all are restarted; the result is that of an uninterrupted run."""
     epochs = ("--epochs", "8", "--save-minutes", "0", "--auto-resume")
     broken = tmp_path / "broken"
     torchrun = [*TORCHRUN, *FORKING, "--max-restarts", "1"]

@@ -35,7 +35,7 @@ def test_a_signal_saves_and_says_which_it_was(tmp_path: Path, name: str, code: i
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_before_training_one_signal_is_enough(tmp_path: Path, name: str, code: int) -> None:
-    """While images are looked for, or fetched, there is nothing to save."""
+    """During a scan or download of images, there is nothing to save."""
     process = fork(*command(tmp_path / "run", 2), env=environment(ENDLESS_SCAN="1"))
     assert process.stderr is not None
     assert process.stderr.readline() == "scanning\n"
@@ -49,13 +49,13 @@ def test_before_training_one_signal_is_enough(tmp_path: Path, name: str, code: i
 
 def test_a_second_signal_leaves_at_once(tmp_path: Path) -> None:
     process = started(tmp_path / "run")
-    process.send_signal(signal.SIGSTOP)  # so that both are there before the run can act on the first
+    process.send_signal(signal.SIGSTOP)  # so that both signals arrive before the run reacts to the first
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGCONT)
     done = finish(process)
     talk = done.stderr
-    assert done.returncode == 143  # that of the second
+    assert done.returncode == 143  # the exit code of the second
     assert "Traceback" not in talk
     assert f"resume the last state with: maecli pretrain --resume {tmp_path / 'run'}" in talk
     assert not (tmp_path / "run" / "checkpoint-last.pth").exists()

@@ -31,7 +31,7 @@ REASONS = {
     "minutes": "a benchmark, or a training run of useful length",
 }
 SHELL, PYTHON = ("sh", "bash", "shell", "console"), ("python", "py")
-OTHER = ("text", "toml", "json", "tsv")  # nothing to type
+OTHER = ("text", "toml", "json", "tsv")  # no command
 _INDENTED_COMMAND = re.compile(r"    (maecli|python3?|torchrun|pip|[A-Z_]+=\S+ maecli|timm\.|transformers\.) ?")
 
 
@@ -40,8 +40,8 @@ class Block:
     """One block of a page.
 
     Attributes:
-        line: Where it begins in the page, counted from 1.
-        language: Of the fence; "sh" or "python" for an indented block by its look.
+        line: Number of its first line in the page, from 1.
+        language: Language of the fence; for an indented block "sh" or "python", by its text.
         marks: The comments before it, as (name, value).
     """
 
@@ -53,7 +53,7 @@ class Block:
 
     @property
     def where(self) -> str:
-        """For people."""
+        """Name of the block in messages."""
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
     def mark(self, name: str) -> str | None:
@@ -61,7 +61,7 @@ class Block:
         return dict(self.marks).get(name)
 
     def commands(self) -> list[str]:
-        """The lines to type: continued lines joined, comments and prompts left out."""
+        """The commands: continued lines are joined, comments and prompts are left out."""
         joined = re.sub(r"\\\n\s*", " ", self.text)
         lines = [re.sub(r"\s+# .*", "", line.strip()) for line in joined.splitlines()]
         if self.mark("without installing") is not None:
@@ -84,7 +84,7 @@ def pages() -> list[Path]:
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    """All fenced blocks of a page, and indented ones that look like something to type."""
+    """All fenced blocks of a page, and indented ones that look like commands or code."""
     lines = page.read_text().splitlines()
     marks: list[tuple[str, str]] = []
     number = 0
@@ -110,7 +110,7 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def given(page: Path) -> list[str]:
-    """What a page takes as given, by name."""
+    """Names of the fixtures that a page needs."""
     found = re.search(r"^<!-- begins with: (.*) -->$", page.read_text(), re.MULTILINE)
     return found[1].split() if found else []
 

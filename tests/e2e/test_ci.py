@@ -13,13 +13,13 @@ from tests.processes import ROOT, environment, finish, start
 
 pytestmark = pytest.mark.e2e
 
-# What every program of the environment does here: say its command, and fail if that is the one that has to.
+# A substitute for all programs of the environment: prints its command, and fails if it is the chosen one.
 _PROGRAM = """#!/bin/sh
 echo "$(basename "$0") $*" >> did.txt
 [ "$(basename "$0") $*" = "$BROKEN" ] && echo "this is wrong" && exit 1
 exit 0
 """
-# What stands for Python makes an environment of such programs, ruff and mypy only once pip has installed them.
+# The substitute for Python makes an environment of such programs; ruff and mypy exist only after pip ran.
 _PIP = _PROGRAM.replace("exit 0", "cp .venv/bin/python .venv/bin/ruff && cp .venv/bin/python .venv/bin/mypy")
 _PYTHON = """#!/bin/sh
 mkdir -p .venv/bin
@@ -31,7 +31,7 @@ PARTS = ["pip install -q -e .[test,dev]", "python -m pytest", "ruff check .", "r
 
 
 def run(folder: Path, broken: str) -> tuple[int, str, list[str]]:
-    """The exit code of a copy of the script, what it said, and the commands that it gave."""
+    """The exit code, output and commands of a copy of the script."""
     (folder / ".ci").mkdir()
     shutil.copy(ROOT / ".ci/run", folder / ".ci/run")
     (folder / "bin").mkdir()
@@ -55,7 +55,7 @@ def test_any_part_that_fails_fails_it(tmp_path: Path, part: str) -> None:
     code, said, did = run(tmp_path, part)
     assert code == 1
     assert said == "this is wrong\n"
-    assert sorted(did) == sorted(PARTS[:1] if part == PARTS[0] else PARTS)  # one failure hides no other
+    assert sorted(did) == sorted(PARTS[:1] if part == PARTS[0] else PARTS)  # the other parts still run
 
 
 def test_it_gives_the_test_command_of_the_readme() -> None:

@@ -39,7 +39,7 @@ TINY = (
 
 
 class Session:
-    """A reader's terminal: one folder, in which the lines of a page are typed one after the other."""
+    """A terminal session in a folder, in which the commands of a page are run one after the other."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -58,7 +58,7 @@ class Session:
         )
 
     def type(self, command: str) -> int:
-        """Run one line and keep what it printed."""
+        """Run a line and record its output."""
         while inner := SUBSTITUTED.search(command):
             if code := self.type(inner[1]):
                 return code
@@ -79,7 +79,7 @@ class Session:
         return code
 
     def run(self, block: Block) -> None:
-        """Type a block's lines, or run its Python."""
+        """Run the commands or the Python code of a block."""
         if block.mark("file"):
             (self.folder / str(block.mark("file"))).write_text(block.text + "\n")
         elif block.language in PYTHON:
@@ -99,7 +99,7 @@ def squeezed(text: str) -> str:
 
 
 def photos(folder: Path) -> None:
-    """A reader's own images, and those of the checkout."""
+    """Images of a user, and those of the repository."""
     (folder / "photos").mkdir()
     for name in ("cat", "coffee", "retina", "tulips", "rocket", "pagoda"):
         shutil.copy(ROOT / "sample_images" / f"{name}.jpg", folder / "photos")
@@ -137,9 +137,9 @@ def has_to_be_run(block: Block, *, slow: bool) -> bool:
 
 def play(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *, slow: bool) -> None:
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(linear, "MOST_STEPS", 8)  # how good the probe is, is tested elsewhere
+    monkeypatch.setattr(linear, "MOST_STEPS", 8)  # the accuracy of the probe is tested elsewhere
     photos(folder)
-    if not (builtin_folder() / WEIGHTS_FILE).is_file():  # a checkout without the weights: others of the same sizes
+    if not (builtin_folder() / WEIGHTS_FILE).is_file():  # a repository without the weights
         model = mae.create_model("vit_tiny", img_size=32, decoder_embed_dim=128, decoder_num_heads=4)
         write_builtin(folder / ".builtin", model)
         monkeypatch.setenv("MAECLI_BUILTIN", str(folder / ".builtin"))
@@ -154,7 +154,7 @@ def play(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *, slow: boo
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.filterwarnings("default")
 def test_every_line_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each page is one session; what it shows works for the reader who types all of it."""
+    """Each page is one session, in which all its commands are run."""
     play(PAGES[page], tmp_path, monkeypatch, slow=False)
 
 
@@ -167,7 +167,7 @@ def test_every_slow_line_runs(page: str, tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_says_what_it_is(page: str) -> None:
-    """No block slips through: its language is known, and one that is not run has a known reason."""
+    """Every block has a known language, and one that is not run has a known reason."""
     for block in blocks(PAGES[page]):
         assert block.language in (*SHELL, *PYTHON, *OTHER), (
             f"{block.where}: what is in this block? name it at its fence"
@@ -183,7 +183,7 @@ def test_every_block_says_what_it_is(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_options_are_spelt_rightly(page: str) -> None:
-    """Also where a line is not run, and within sentences."""
+    """Also in commands that are not run, and within sentences."""
     commands: Any = get_command(app)
     lines = [line for block in blocks(PAGES[page]) if block.language in SHELL for line in block.commands()]
     for line in (*lines, *inline_commands(PAGES[page])):
@@ -226,7 +226,7 @@ def test_every_page_is_in_the_index() -> None:
 
 
 def test_the_table_of_official_options_is_complete() -> None:
-    """Theirs by name, as their script has them; ours as the command has them."""
+    """The table has all options of the official script, and the right options here."""
     table = (ROOT / "docs" / "official-options.md").read_text()
     official = (
         "batch_size epochs accum_iter model input_size mask_ratio norm_pix_loss weight_decay lr blr min_lr "

@@ -21,7 +21,7 @@ KEYS["code"] = KEYS["markdown"] | {"execution_count", "outputs"}
 
 
 def run_cell(source: str, names: dict[str, Any]) -> Any:
-    """What a cell ends with, as Jupyter would show it: its last line's value, or None."""
+    """The result of a cell, as Jupyter shows it: the value of its last line, or None."""
     tree = ast.parse(source)
     last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
     exec(compile(tree, str(NOTEBOOK), "exec"), names)
@@ -29,7 +29,7 @@ def run_cell(source: str, names: dict[str, Any]) -> Any:
 
 
 def test_it_is_a_notebook_without_outputs() -> None:
-    """Of format 4.5, whose schema asks for these keys; outputs would make every change of a number a change here."""
+    """The notebook has format 4.5 with its required keys, and no outputs, which would change with every number."""
     notebook = json.loads(NOTEBOOK.read_text())
     assert set(notebook) == {"cells", "metadata", "nbformat", "nbformat_minor"}
     assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)

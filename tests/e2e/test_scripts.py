@@ -35,7 +35,7 @@ def script(name: str) -> ModuleType:
 
 
 def test_every_way_to_learn_runs(tmp_path: Path) -> None:
-    """For a moment, on a few images of two classes that brightness tells apart."""
+    """A short run on a few images of two classes, a bright and a dark one."""
     learning, stream = script("learning"), np.random.default_rng(0)
     for number in range(160):
         folder = tmp_path / ("dark", "light")[number % 2]
@@ -44,10 +44,10 @@ def test_every_way_to_learn_runs(tmp_path: Path) -> None:
         Image.fromarray(pixels).save(folder / f"{number}.png")
     options = argparse.Namespace(data=tmp_path, minutes=1e-5, image_size=16, labelled=60, held_out=20)
     found = learning.run(options, "cross", seed=0)
-    assert found["linear"] > 0.8  # so much is there without training
+    assert found["linear"] > 0.8  # the accuracy without training
     assert (found["arm"], found["images_seen"]) == ("cross", 64)
     images, _ = learning.read(tmp_path, 16)
-    for name in ("small", "muon", "half", "blocks", "growing", "average"):  # others differ from these by numbers
+    for name in ("small", "muon", "half", "blocks", "growing", "average"):  # other names differ from these by numbers
         arm = learning.ARMS[name]
         model = learning.make_model(arm, 16)
         before = {name: value.clone() for name, value in model.named_parameters()}
@@ -77,7 +77,7 @@ def test_ways_to_learn_do_what_they_say() -> None:
 def test_a_run_becomes_the_built_in_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Weights, checksum, a recipe that trains the same, and a card whose figures are about these weights alone."""
+    """Weights, checksum, a recipe that repeats the training, and a card whose figures are for these weights."""
     stream = np.random.default_rng(0)
     for number in range(5):
         path = tmp_path / "photos" / "train" / "ab"[number % 2] / f"{number}.png"
@@ -125,7 +125,7 @@ def test_a_run_becomes_the_built_in_weights(
     assert (recipe["data"], recipe["out"]) == (["photos/train"], "builtin")
     done = CliRunner().invoke(app, ["pretrain", "--config", str(out / "config.toml")])
     assert done.exit_code == 0, done.output
-    again = mae.from_pretrained("builtin").state_dict()  # the run's folder, which comes first
+    again = mae.from_pretrained("builtin").state_dict()  # the run folder is the first argument
     assert all(torch.equal(again[key], tensor) for key, tensor in trained.items())
     card = (out / "MODEL_CARD.md").read_text()
     assert (out / "builtin.sha256").read_text().split()[0] in card
@@ -136,7 +136,7 @@ def test_a_run_becomes_the_built_in_weights(
 
 
 def test_loss_lines_by_hand() -> None:
-    """Flat patches of two greys: their own colour is no error, zero costs their mean square."""
+    """Flat patches of two greys: predicting their colour has no error, predicting zero has their mean square."""
     lines = script("loss_lines")
     imgs = torch.ones(2, 3, 16, 16)
     imgs[:, :, :, 8:] = 3.0
@@ -157,7 +157,7 @@ def test_slopes_are_fitted_exactly() -> None:
 
 
 def test_a_terminal_is_drawn_as_it_stands_at_the_end() -> None:
-    """A line that was drawn over shows what came last; lines above a cursor that went up are kept."""
+    """A line that was overwritten shows the last text; lines above a cursor that moved up are kept."""
     shots = script("screenshots")
     assert shots.screen("first\r\nold\r\x1b[2K\x1b[1mnew\x1b[0m\r\n").splitlines() == ["first", "\x1b[1mnew\x1b[0m"]
     assert shots.screen("10%\r20%\r\ndone").splitlines() == ["20%", "done"]
@@ -179,4 +179,4 @@ def test_a_curve_shows_every_epoch(tmp_path: Path) -> None:
     points = [one.attrib["points"].split() for one in image.iter() if one.tag.endswith("polyline")]
     assert [len(one) for one in points] == [4, 4]
     heights = [float(point.split(",")[1]) for point in points[1]]
-    assert heights == sorted(heights)  # a falling loss goes down the page
+    assert heights == sorted(heights)  # a falling loss goes down in the image

@@ -15,10 +15,10 @@ _EDGES += (2**40, 2**62, 2**63, 2**64 - 1)
 
 
 class Fuzzer:
-    """Feeds changed inputs to a target for as long as is asked for.
+    """Feeds mutated inputs to a target for a given time.
 
     Args:
-        target: Takes bytes; whatever it raises is a finding.
+        target: Function of bytes; any exception is a finding.
         seeds: Inputs to begin with.
         watched: Part of the path of files whose lines count.
         seed: Of all choices.
@@ -36,10 +36,10 @@ class Fuzzer:
                 self.kept.append(data)
 
     def run(self, seconds: float) -> None:
-        """Go on for so long."""
+        """Run for this many seconds."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            # Late finds are deeper in the code, so they are taken more often.
+            # Later inputs reach deeper code, so they are chosen more often.
             late = self.stream.random() < 0.5
             recent = self.kept[-20:] if late else self.kept
             data = self._mutated(self.stream.choice(recent))
@@ -97,7 +97,7 @@ def _number(stream: random.Random, data: bytearray, kept: Sequence[bytes]) -> No
 
 
 def _digits(stream: random.Random, data: bytearray, kept: Sequence[bytes]) -> None:
-    """Another number where one stands as text, as in the header of a safetensors file or a netpbm image."""
+    """Replace a number in text, as in the header of a safetensors file or a netpbm image."""
     places = [place for place, value in enumerate(data[:4000]) if 48 <= value < 58]
     if places:
         at = stream.choice(places)
@@ -125,7 +125,7 @@ def _truncate(stream: random.Random, data: bytearray, kept: Sequence[bytes]) -> 
 
 
 def _place(stream: random.Random, data: bytearray) -> int:
-    """Mostly near the beginning or the end, where the structure is."""
+    """A position, mostly near the start or the end, where the structure is."""
     if not data:
         return 0
     near = min(len(data), stream.choice((16, 64, 512, len(data))))

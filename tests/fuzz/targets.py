@@ -45,7 +45,7 @@ def read_checkpoint(path: Path) -> None:
 
 
 def read_image(path: Path) -> None:
-    """As the scan, ``reconstruct`` and ``pretrain`` do."""
+    """Decode an image as the scan, ``reconstruct`` and ``pretrain`` do."""
     probe_image(path)
     for decoder in ("pillow", resolve_decoder("auto")):
         with open_image(path) as file:
@@ -125,7 +125,7 @@ TARGETS: dict[str, tuple[Callable[[Path], None], Callable[[], list[bytes]]]] = {
 
 
 def fuzz(name: str, seconds: float, seed: int, keep: Path) -> str:
-    """Fuzz one target; tells how far it came.
+    """Fuzz one target; returns its progress.
 
     An input that ends in anything but a ``MaeError``, takes too long or too much memory is kept and raises.
     """
@@ -135,7 +135,7 @@ def fuzz(name: str, seconds: float, seed: int, keep: Path) -> str:
     path = keep / name
 
     def target(data: bytes) -> None:
-        path.write_bytes(data)  # stays there should the process die
+        path.write_bytes(data)  # the file remains if the process dies
         signal.alarm(SECONDS_FOR_ONE)
         try:
             read(path)
@@ -147,7 +147,7 @@ def fuzz(name: str, seconds: float, seed: int, keep: Path) -> str:
         if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > MOST_BYTES:
             raise AssertionError("over 2 GB of memory")
 
-    warnings.simplefilter("error")  # a person would see them among the results
+    warnings.simplefilter("error")  # a user would see them in the results
     logging.lastResort = _Printed()
     signal.signal(signal.SIGALRM, _too_long)
     started = time.monotonic()
@@ -161,7 +161,7 @@ def fuzz(name: str, seconds: float, seed: int, keep: Path) -> str:
 
 
 class _Printed(logging.Handler):
-    """What would be printed."""
+    """The text that would be printed."""
 
     def emit(self, record: logging.LogRecord) -> None:
         raise AssertionError(f"logged: {record.getMessage()}")

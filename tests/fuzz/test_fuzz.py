@@ -28,7 +28,7 @@ def test_no_input_breaks_it(name: str, tmp_path: Path) -> None:
 
 
 def test_the_fuzzer_finds_what_is_behind_three_checks() -> None:
-    """A fuzzer that cannot find a planted mistake shows nothing by finding none."""
+    """The fuzzer finds a planted mistake; otherwise finding none would mean nothing."""
     fuzzer = Fuzzer(_planted, [b"abcdefgh"], "test_fuzz.py", seed=0)
     with pytest.raises(ZeroDivisionError):
         fuzzer.run(30)

@@ -97,7 +97,7 @@ def is_decoder(key: str) -> bool:
 
 
 def checkpoint(config: MAEConfig, kind: str = "full", seed: int = 7) -> dict[str, Any]:
-    """What ``torch.save`` is given: kind "full", "encoder", or "training" as the official trainer leaves it."""
+    """The object for ``torch.save``: kind "full", "encoder", or "training" as the official trainer writes it."""
     state = weights(config, seed)
     if kind == "encoder":
         state = {key: tensor for key, tensor in state.items() if not is_decoder(key)}

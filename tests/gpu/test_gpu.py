@@ -44,7 +44,7 @@ DEVICE = "cuda"
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="no GPU here"),
-    # Drivers, NCCL and cuDNN of all ages have things to say that are no fault of ours.
+    # Warnings of drivers, NCCL and cuDNN are not caused by our code.
     pytest.mark.filterwarnings("default"),
 ]
 SIZES = MAEConfig((64, 64), 8, 3, 64, 2, 2, 64, 2, 2, norm_pix_loss=True)
@@ -69,7 +69,7 @@ def small_step(
 
 
 def batch(images: int = 8) -> tuple[torch.Tensor, float, torch.Tensor]:
-    """Smooth images, so that there is something to learn; masks that differ from image to image."""
+    """Smooth images, which can be learnt; a different mask for each image."""
     stream = torch.Generator().manual_seed(0)
     coarse = torch.rand(images, 3, 4, 4, generator=stream)
     fine = torch.nn.functional.interpolate(coarse, size=64, mode="bilinear")
@@ -100,10 +100,10 @@ def test_a_step_is_the_one_of_a_cpu_and_learns(activation_checkpointing: bool) -
 
 @pytest.mark.parametrize("activation_checkpointing", [False, True], ids=["kept", "recomputed"])
 def test_a_step_does_not_wait_for_the_gpu(activation_checkpointing: bool) -> None:
-    """Torch itself raises where the host would wait."""
+    """Torch raises an error if the host would wait."""
     for precision in precisions():
         step = small_step(precision, activation_checkpointing=activation_checkpointing)
-        for _ in range(3):  # the first ones set up libraries and moments
+        for _ in range(3):  # the first steps initialise libraries and moments
             step.backward(*batch())
             step.update()
         with waiting_is_an_error():
@@ -133,7 +133,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_run_goes_on_bit_for_bit(precision: str, tmp_path: Path) -> None:
-    """With torch's deterministic kernels; without them sums on a GPU come in any order."""
+    """With torch's deterministic kernels; without them the order of sums on a GPU varies."""
     if precision not in precisions():
         pytest.skip(f"this GPU has no matrix products in {precision}")
     script = Path(__file__).parent / "deterministic.py"
@@ -143,7 +143,7 @@ def test_a_run_goes_on_bit_for_bit(precision: str, tmp_path: Path) -> None:
 
 
 def test_a_saved_state_is_the_one_of_its_moment(tmp_path: Path) -> None:
-    """Training goes on while the thread writes, and the file asks for no GPU."""
+    """Training continues while the thread writes, and the file can be read without a GPU."""
     run = RunFolder(tmp_path / "run", resume=False)
     run.make()
     for wait in (False, True):
@@ -299,7 +299,7 @@ def test_doctor_measures_the_gpu() -> None:
 
 
 class OneOfOne(Ranks):
-    """One process that takes itself for several, so that all that several do is done."""
+    """One process that acts as one of several, so that all code for several processes runs."""
 
     @property
     def alone(self) -> bool:
@@ -349,7 +349,7 @@ def test_one_process_over_nccl_steps_like_one_alone(ranks: Ranks, shard: bool, t
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU at most here")
 @pytest.mark.parametrize("options", [(), ("--shard",)], ids=["copies", "shards"])
 def test_two_gpus_train_as_one(tmp_path: Path, options: tuple[str, ...]) -> None:
-    recipe = [*RECIPE, "--device", DEVICE, "--epochs", "4"]  # the later --device holds
+    recipe = [*RECIPE, "--device", DEVICE, "--epochs", "4"]  # the last --device counts
     logs = []
     for processes in (2, 1):
         out = tmp_path / str(processes)

@@ -25,7 +25,7 @@ EACH = {"train": 12, "test": 8}
 
 @pytest.fixture(scope="module")
 def flowers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Classes of nearly one colour, so that some images are named wrongly."""
+    """Classes of similar colours, so that some images are classified wrongly."""
     root = tmp_path_factory.mktemp("parity") / "flowers"
     for number, part in enumerate(EACH):
         for place, name in enumerate(COLOURS):
@@ -48,7 +48,7 @@ def evaluated(flowers: Path) -> EvaluateResult:
 
 
 def timm_features(folder: Path) -> dict[tuple[str, str], Tensor]:
-    """By pool and norm, the features of the images in order of their names."""
+    """The features by pool and norm, in the order of the images' names."""
     import timm
 
     model = timm.models.VisionTransformer(
@@ -96,4 +96,4 @@ def test_its_numbers_are_those_of_timm_and_scikit_learn(flowers: Path, evaluated
         seen.add((row.pool, row.feature_norm))
     assert seen == set(train)
     best = [row.scores[0].knn for row in evaluated.rows]
-    assert any(0 < value.value < 1 for one in best if one for value in one.values())  # something was at stake
+    assert any(0 < value.value < 1 for one in best if one for value in one.values())  # the check is not trivial

@@ -34,7 +34,7 @@ everything = pytest.mark.parametrize(
 
 
 def official_model(name: str, *, norm_pix_loss: bool = False) -> MaskedAutoencoder:
-    """A model with the golden weights; built on the meta device, so that no value of its own is left."""
+    """A model with the golden weights; built on the meta device, so that no initial value remains."""
     with torch.device("meta"):
         model = create_model(dataclasses.replace(official.GOLDEN[name], norm_pix_loss=norm_pix_loss))
     model.load_state_dict(official.weights(model.config), assign=True)
@@ -62,7 +62,7 @@ def test_the_official_values(name: str) -> None:
 
 
 def test_the_official_training_trajectory() -> None:
-    """60 micro-steps in float64: loss, schedule, accumulation, AdamW and its groups, all at once."""
+    """60 micro-batches in float64: loss, schedule, accumulation, AdamW and its parameter groups together."""
     expected = np.load(GOLDEN / "expected/training-golden_tiny-seed7.npz")
     config = dataclasses.replace(official.GOLDEN["golden_tiny"], norm_pix_loss=True)
     stream = np.random.RandomState(7 + 2)
@@ -122,7 +122,7 @@ def test_the_position_tables_are_the_official_bits(name: str) -> None:
 
 
 def test_the_published_mask() -> None:
-    """Seed 2's first draw gives the mask of the official notebook's published images."""
+    """The first mask of seed 2 is that of the images in the official notebook."""
     from mae.masking import random_masking
 
     published = json.loads((GOLDEN / "golden_mask_seed2.json").read_text())["mask"]

@@ -36,13 +36,13 @@ def compared(name: str, path: Path, reference: str = "auto") -> CompareResult:
 
 @every_size
 def test_the_reference_gives_the_official_values(name: str) -> None:
-    """It is our judge, so it is judged by the official model itself."""
+    """Our model is checked against this reference, so the reference is checked against the official model."""
     config = official.GOLDEN[name]
     expected = np.load(GOLDEN / f"expected/{name}-seed7.npz")
     imgs, noise = official.inputs(config)
     sizes = Sizes(config.patch_size, config.num_heads, config.decoder_num_heads)
     stages = run_reference(official.weights(config), sizes, imgs, noise, 0.75)
-    # Stored as float32, to whose rounding we agree; vit_huge was computed in float32 too.
+    # The values are stored as float32, so they agree to its rounding; vit_huge was also computed in float32.
     near = {"rtol": 1e-4, "atol": 1e-4} if name == "vit_huge" else {"rtol": 1.2e-7, "atol": 1e-9}
     pred = stages["prediction"]
     np.testing.assert_allclose(stages["encoder norm"].numpy()[:, ::7, ::11], expected["latent"], **near)

@@ -35,7 +35,7 @@ def test_a_crop_lies_inside_and_keeps_its_limits(
     assert 0 < box.height <= rows - box.top
     assert 0 < box.width <= columns - box.left
     assert all(side == int(side) for side in box)
-    # Sides are rounded to whole pixels; what fits nowhere is the largest part in the middle.
+    # Sides are rounded to whole pixels; if no crop fits, it is the largest part in the middle.
     low, high = (share * rows * columns for share in scale)
     fits = (
         (box.height + 0.51) * (box.width + 0.51) >= low * 0.999

@@ -36,7 +36,7 @@ DIALECTS: dict[str, Callable[[str], str]] = {
 
 @st.composite
 def states(draw: st.DrawFn) -> State:
-    """The state dict of some small model, every number of it another."""
+    """The state dict of a small model in which all numbers are different."""
     heads = draw(st.integers(1, 2)), draw(st.integers(1, 2))
     side = draw(st.integers(1, 3))
     config = MAEConfig(

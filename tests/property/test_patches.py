@@ -45,7 +45,7 @@ def test_as_many_are_kept_as_the_official_model_keeps(patches: int, ratio: float
 @given(st.integers(0, 2**31), st.integers(1, 3), st.integers(2, 120), st.floats(0, 0.95), st.integers(1, 4))
 def test_a_mask_is_a_choice_of_the_lowest_noise(seed: int, batch: int, patches: int, ratio: float, levels: int) -> None:
     stream = torch.Generator().manual_seed(seed)
-    # So few levels that there are ties; one is a tie of all.
+    # Few levels, so that there are ties; with one level all are tied.
     noise = torch.randint(0, 10**levels, (batch, patches), generator=stream).float() if levels < 4 else (
         torch.rand(batch, patches, generator=stream)
     )  # fmt: skip

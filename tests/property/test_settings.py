@@ -28,7 +28,7 @@ from mae.reconstruction.config import ReconstructConfig
 from mae.training.config import PretrainConfig
 
 CONFIGS = [PretrainConfig, ReconstructConfig, ProfileConfig, CompareConfig, ExportConfig]
-# What bounds and types do not tell.
+# Restrictions besides types and bounds.
 _WORDS = {"variant": st.sampled_from([*VARIANTS]), "gpu": st.sampled_from([*ACCELERATORS])}
 _WORDS |= {"reference": st.sampled_from(REFERENCES)}
 _SIZES = st.tuples(st.integers(1, 4), st.integers(1, 4)).map(lambda size: (size[0] * 224, size[1] * 224))
@@ -40,7 +40,7 @@ def values_of(config_class: Any) -> st.SearchStrategy[dict[str, Any]]:
     hints = typing.get_type_hints(config_class)
     required, others = {}, {}
     for field in dataclasses.fields(config_class):
-        if option_of(field).typed_only:  # no file may hold it
+        if option_of(field).typed_only:  # not allowed in files
             continue
         values = _value(field.name, hints[field.name], option_of(field))
         (required if field.default is dataclasses.MISSING else others)[field.name] = values
@@ -74,7 +74,7 @@ def _value(name: str, hint: Any, declared: Any) -> st.SearchStrategy[Any]:
 
 
 def plain(value: Any) -> Any:
-    """As TOML has it."""
+    """The value as in TOML."""
     if isinstance(value, tuple):
         return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value

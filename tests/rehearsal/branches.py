@@ -15,7 +15,7 @@ QUESTIONS = {"is_cuda", "is_mps", "is_cpu"}
 
 
 def branches() -> Counter[str]:
-    """How many such places each function has, by ``file function``."""
+    """Number of such places in each function, by ``file function``."""
     found: Counter[str] = Counter()
     for package in ("mae", "maecli"):
         for path in sorted((ROOT / package).rglob("*.py")):
@@ -24,12 +24,12 @@ def branches() -> Counter[str]:
 
 
 def naming_mps() -> set[str]:
-    """Those functions that name an Apple GPU, which torch cannot pretend."""
+    """The functions that name an Apple GPU, which torch cannot simulate."""
     return {place for place in branches() if "mps" in _source_of(place)}
 
 
 def _source_of(place: str) -> str:
-    """A function's text, or what a file has outside of its functions."""
+    """The source of a function, or of a file outside its functions."""
     file, _, scope = place.partition(" ")
     node: ast.AST = ast.parse((ROOT / file).read_text(encoding="utf-8"))
     for name in filter(None, scope.split(".")):
@@ -39,7 +39,7 @@ def _source_of(place: str) -> str:
 
 
 def in_source(text: str, name: str) -> Iterator[str]:
-    """The function of each place in a file: a device named, torch's module for one, or a question for one."""
+    """The function of each place in a file that names a device, uses torch's module for one, or checks for one."""
     yield from _in(ast.parse(text), name)
 
 
@@ -55,7 +55,7 @@ def _in(node: ast.AST, scope: str) -> Iterator[str]:
 
 
 def _is_place(node: ast.AST) -> bool:
-    if isinstance(node, ast.Compare):  # "cpu" is the other side of the same question
+    if isinstance(node, ast.Compare):  # "cpu" is the other branch of the same condition
         sides = [node.left, *node.comparators]
         return any(
             isinstance(part, ast.Constant) and part.value in ("cpu", "cuda", "mps")

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# Operators whose result the host has to wait for, though no tensor of theirs is the host's.
+# Operators for whose result the host waits, although none of their tensors is on the host.
 READS = {
     "_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "unique_dim",
     "unique_consecutive", "allclose",
@@ -28,7 +28,7 @@ INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 
 @contextmanager
 def fake_cuda() -> Iterator[None]:
-    """Tensors on ``cuda`` as if there were one GPU with bf16."""
+    """Simulate one GPU with bf16 for tensors on ``cuda``."""
     number = itertools.count(1)
 
     def backward(self: Tensor, *_: Any, **__: Any) -> None:
@@ -48,7 +48,7 @@ def fake_cuda() -> Iterator[None]:
 
 
 def walk_backward(loss: Tensor) -> None:
-    """``loss.backward()`` without the engine: each node of the graph once, after all that its gradients come from."""
+    """``loss.backward()`` without the engine: each node of the graph once, after all nodes that give its gradients."""
     assert loss.grad_fn is not None
     waits_for: dict[Any, int] = {loss.grad_fn: 0}
     todo = [loss.grad_fn]
@@ -80,7 +80,7 @@ def walk_backward(loss: Tensor) -> None:
 
 
 def _fitted(gradient: Tensor, wanted: Any) -> Tensor:
-    """As the engine does between nodes: summed where a value was broadcast, in the value's own type."""
+    """The gradient between nodes, as the engine does: summed over broadcast dimensions, in the value's type."""
     assert gradient.device == wanted.device
     if gradient.shape != wanted.shape:
         gradient = gradient.sum_to_size(wanted.shape)
@@ -88,12 +88,12 @@ def _fitted(gradient: Tensor, wanted: Any) -> Tensor:
 
 
 class Traffic(TorchDispatchMode):
-    """Watches what goes between host and device.
+    """Records transfers between host and device.
 
     Attributes:
         waits: Operators that make the host wait for the device.
-        sent: Elements of each copy to the device that did not.
-        product_types: Of what matrix products multiply.
+        sent: Number of elements of each copy to the device that does not wait.
+        product_types: Number formats of the factors of matrix products.
     """
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class Traffic(TorchDispatchMode):
         name = func.name().removeprefix("aten::").partition(".")[0]
         if name == "is_pinned":
             return self._is_pinned(args[0])
-        if name == "_pin_memory":  # fake tensors know of no pinned memory
+        if name == "_pin_memory":  # fake tensors do not support pinned memory
             pinned = args[0].clone()
             self._pinned.append(pinned)
             return pinned
@@ -132,7 +132,7 @@ class Traffic(TorchDispatchMode):
     def _copy(self, name: str, source: Tensor, target: Tensor, non_blocking: bool) -> None:
         what = f"{name} of {tuple(source.shape)} {source.dtype} from {source.device} to {target.device}"
         if source.is_cuda:
-            self.waits.append(f"{what} reads")  # a host that does not wait would read what is not there yet
+            self.waits.append(f"{what} reads")  # without waiting, the host would read incomplete data
         elif not non_blocking or not self._is_pinned(source):
             self.waits.append(f"{what}, {'not pinned' if non_blocking else 'blocking'}")
         else:

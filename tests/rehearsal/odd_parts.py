@@ -15,14 +15,14 @@ from tests.processes import start
 
 
 def hangs(work: Any) -> None:
-    """Ends neither by itself nor with what it has started."""
+    """Hangs, and so does a process that it has started."""
     child = start("sleep", "60")  # in a session of its own
     work.say(measured=1, child=child.pid)
     time.sleep(60)
 
 
 def raises(work: Any) -> None:
-    """After it has measured something, and said that it ran."""
+    """Fails after it has measured something and recorded that it ran."""
     with Path("failures.log").open("a") as log:
         log.write("raises\n")
     work.say(measured=2)
@@ -30,12 +30,12 @@ def raises(work: Any) -> None:
 
 
 def lacks(work: Any) -> None:
-    """A package."""
+    """Needs a package that is not installed."""
     import a_package_that_nobody_has  # noqa: F401
 
 
 def works(work: Any) -> None:
-    """And counts how often, beside its output."""
+    """Counts its calls, next to its output."""
     log = Path("runs.log")
     log.write_text(log.read_text() + "works\n" if log.exists() else "works\n")
     work.say(device=work.device, small=work.small, left=work.left())

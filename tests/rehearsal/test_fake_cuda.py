@@ -53,7 +53,7 @@ def small_step(precision: str = "fp32", *, activation_checkpointing: bool = Fals
 
 
 def batch() -> tuple[Tensor, Tensor]:
-    """Images as the loader lays them out, and their masks' noise, on the host."""
+    """Images in the loader's layout, and the noise of their masks, on the host."""
     return torch.zeros(4, 32, 32, 3, dtype=torch.uint8).permute(0, 3, 1, 2), torch.rand(4, 16)
 
 
@@ -71,7 +71,7 @@ def test_a_step_never_makes_the_host_wait(precision: str, activation_checkpointi
         step = small_step(precision, activation_checkpointing=activation_checkpointing)
         traffic = take_step(step)
         assert traffic.waits == []
-        assert traffic.sent == [4 * 3 * 32 * 32, 4 * 16]  # the images and the noise, and nothing else
+        assert traffic.sent == [4 * 3 * 32 * 32, 4 * 16]  # only the images and the noise
         assert traffic.product_types == {PRECISIONS[precision]}
         held = [*step.model.parameters(), *step.model.buffers()]
         held += [value for entry in step.optimizer.state.values() for value in entry.values()]
@@ -79,7 +79,7 @@ def test_a_step_never_makes_the_host_wait(precision: str, activation_checkpointi
 
 
 def classifier_step(task: str, precision: str) -> tuple[TrainingStep, tuple[Any, ...]]:
-    """What ``finetune`` or ``linprobe`` steps with, and the inputs of its loss beside the images, on the host."""
+    """The training step of ``finetune`` or ``linprobe``, and its loss's inputs other than images, on the host."""
     config = MAEConfig((32, 32), 8, 3, 32, 2, 2)
     labels = torch.zeros(4, dtype=torch.int64)
     with torch.device("cuda"):
@@ -109,7 +109,7 @@ def test_learning_classes_never_makes_the_host_wait(task: str, precision: str) -
 
 
 def test_held_out_images_are_copied_while_the_host_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They come from pinned memory, as those that are learnt from."""
+    """Images come from pinned memory, as in training."""
 
     def eval_batches(dataset: Any, batches: Any, *, workers: int, pin_memory: bool = False) -> Any:
         images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
@@ -136,7 +136,7 @@ def test_held_out_images_are_copied_while_the_host_goes_on(monkeypatch: pytest.M
 def test_a_state_is_copied_to_the_host_before_it_is_written(
     precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At once at the end of a run, and on the thread while it goes on."""
+    """Directly at the end of a run, and in the thread during the run."""
     written: list[dict[str, Any]] = []
 
     def save(path: Path, document: dict[str, Any]) -> None:

@@ -67,7 +67,7 @@ def test_no_part_takes_the_others_down(tmp_path: Path) -> None:
 
 
 def is_gone(pid: int) -> bool:
-    """Whether a process has ended; one that nobody has asked for its exit code has."""
+    """Whether a process has ended, including one whose exit code was not read."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
@@ -140,7 +140,7 @@ def test_a_race_goes_on_without_who_cannot_run(tmp_path: Path) -> None:
 
 
 def test_the_arithmetic_of_the_official_code_has_its_loss() -> None:
-    """Its attention is ours in other operations."""
+    """Its attention is ours with other operations."""
     training, work = importlib.import_module("training"), importlib.import_module("gpu_parts.work")
     models = []
     with unittest.mock.patch.object(
@@ -158,7 +158,7 @@ def test_the_arithmetic_of_the_official_code_has_its_loss() -> None:
 
 @pytest.mark.parametrize("name", ["costs:memory", "costs:saving", "exact:resume", "exact:fp16"])
 def test_a_part_measures(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that what a part sets is put back
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that settings of a part are restored
     module, _, function = name.partition(":")
     work = work_in(tmp_path)
     getattr(importlib.import_module(f"gpu_parts.{module}"), function)(work)
@@ -189,7 +189,7 @@ def test_a_run_that_is_not_the_same_is_a_failure(tmp_path: Path, monkeypatch: py
 
 @contextlib.contextmanager
 def pretended_gpu(number: int) -> Iterator[list[tuple[str, Any]]]:
-    """What is asked of torch.cuda, answered; of the second device, a call without its index would show."""
+    """Answers and records the calls of torch.cuda, for the GPU of this number."""
     asked: list[tuple[str, Any]] = []
 
     def answer(name: str, value: Any) -> Any:
@@ -230,9 +230,9 @@ def test_every_question_names_the_gpu() -> None:
 
 @pretended
 def test_the_race_is_on_the_gpu(tmp_path: Path) -> None:
-    """Our steps in the race, which never wait for it."""
+    """Our steps in the comparison never wait for the GPU."""
     racing, training = importlib.import_module("gpu_parts.racing"), importlib.import_module("training")
-    with pretended_gpu(0) as asked, fake_cuda():  # fake tensors know of no second one
+    with pretended_gpu(0) as asked, fake_cuda():  # fake tensors do not support a second device
         work = work_in(tmp_path, "cuda")
         config = work.config("vit_base")
         race = racing.Race(work, 4)
@@ -258,7 +258,7 @@ def test_all_parts_as_processes(tmp_path: Path) -> None:
     rows = parts["steps_large"]["result"]["rows"]
     assert [name for name, row in rows.items() if "failed" in row] == []
     assert parts["environment"]["result"]["matmul_flops"].keys() == {"bf16", "fp16", "fp32", "tf32"}
-    assert len(parts["tests"]["result"]["skipped"]) > 10  # of which each skips itself here
+    assert len(parts["tests"]["result"]["skipped"]) > 10  # all are skipped here
     assert parts["ranks"]["result"]["rows"]["FSDP2"]["losses"]
     assert parts["feeding"]["result"]["training_images_per_second"] > 0
     assert "target, ViT-L at 45%" in done.stdout

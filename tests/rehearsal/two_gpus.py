@@ -20,13 +20,13 @@ from tests.distributed import small
 
 
 def say(what: str) -> None:
-    """A line that belongs to this process."""
+    """Print a line with this process's rank."""
     sys.stderr.write(f"rank {os.environ['RANK']}: {what}\n")
     sys.stderr.flush()
 
 
 def set_device(device: Any) -> None:
-    """As the real one up to the driver: a device without an index is refused."""
+    """As torch does before it calls the driver: a device without an index is refused."""
     say(f"set_device {torch.cuda._utils._get_device_index(device)}")
 
 
@@ -34,7 +34,7 @@ init_process_group = dist.init_process_group
 
 
 def init_on_gloo(*, backend: str, device_id: torch.device | None, **options: Any) -> None:
-    """What NCCL would be asked for, over Gloo."""
+    """Use Gloo instead of NCCL."""
     if device_id is None or device_id.index is None:
         raise ValueError("Please use a device_id with index.")
     say(f"group {backend} on {device_id}")
@@ -42,7 +42,7 @@ def init_on_gloo(*, backend: str, device_id: torch.device | None, **options: Any
 
 
 class OnTheHost(TorchFunctionMode):
-    """Puts on the host what is asked for on a GPU."""
+    """Allocates tensors on the host instead of a GPU."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*tree_map(_moved, args), **tree_map(_moved, kwargs or {}))
@@ -53,7 +53,7 @@ def _moved(value: Any) -> Any:
 
 
 def for_the_tool(told: Any, truth: Callable[[], Any]) -> Callable[[], Any]:
-    """One answer for our code, and torch's own for torch."""
+    """Different answers for our code and for torch's code."""
     return lambda: told if sys._getframe(1).f_globals["__name__"].startswith("mae") else truth()
 
 

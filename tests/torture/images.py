@@ -27,11 +27,11 @@ class Case:
 
     Attributes:
         name: The file's name, or the case's where the file has none of its own.
-        make: Writes it at a path.
-        pixels: The RGB values (rows, columns, 3) that must come out; None where only a size is known.
-        size: Rows and columns that must come out.
-        refused: What the one line must say, for a file that is none to be read.
-        tolerance: How far a pixel may be off, for lossy formats and colour spaces.
+        make: Writes the file at a path.
+        pixels: The expected RGB values (rows, columns, 3); None if only the size is known.
+        size: The expected rows and columns.
+        refused: The expected one-line error, for a file that must be refused.
+        tolerance: Largest error of a pixel, for lossy formats and colour spaces.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Case:
 
 
 def photo() -> Pixels:
-    """Smooth colour without any symmetry, (16, 24, 3) uint8."""
+    """Smooth colours without symmetry, (16, 24, 3) uint8."""
     y, x = np.mgrid[:ROWS, :COLUMNS]
     return np.stack([x * 10, y * 15, 255 - (x * 5 + y * 8) % 256], axis=2).astype(np.uint8)
 
@@ -65,7 +65,7 @@ def all_cases() -> tuple[Case, ...]:
 
 
 def write_all(folder: Path) -> dict[str, Path]:
-    """Write the corpus into a folder; gives each case's path."""
+    """Write the corpus into a folder; returns the path of each case."""
     paths = {}
     for case in all_cases():
         paths[case.name] = path = folder / case.name
@@ -75,7 +75,7 @@ def write_all(folder: Path) -> dict[str, Path]:
 
 def _saved(image: Image.Image, **options: Any) -> Callable[[Path], object]:
     def save(path: Path) -> None:
-        """Copies, as an image remembers what the last format's encoder was given."""
+        """A copy, because an image keeps the options of the encoder that saved it."""
         more = {name: [one.copy() for one in value] for name, value in options.items() if name == "append_images"}
         image.copy().save(path, **options | more)
 
@@ -270,7 +270,7 @@ def _damaged() -> Iterator[Case]:
     png = _bytes(noise, "png")
     at = len(png) // 2
     yield Case("flipped.png", _written(png[:at] + bytes([png[at] ^ 8]) + png[at + 1 :]), refused="cannot be decoded")
-    # The pixels lie in the open, and zlib's own checksum in a chunk behind them, where Pillow does not look.
+    # The pixels are stored uncompressed, with zlib's checksum in a later chunk, which Pillow does not read.
     stored = zlib.compress(b"".join(b"\0" + row.tobytes() for row in photo()), 0)
     size = (b"IHDR", struct.pack(">2I5B", COLUMNS, ROWS, 8, 2, 0, 0, 0))
     flipped = bytearray(_chunks(size, (b"IDAT", stored[:-4]), (b"IDAT", stored[-4:]), (b"IEND", b"")))
@@ -480,7 +480,7 @@ def _exif_entry(kind: int, count: int, value: bytes) -> bytes:
 
 
 def _scan_bomb() -> bytes:
-    """A progressive JPEG whose last scan, a refinement that changes nothing, comes a thousand times."""
+    """A progressive JPEG that repeats its last scan, which changes nothing, a thousand times."""
     import io
 
     file = io.BytesIO()

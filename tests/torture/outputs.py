@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.torture.trials import TINY, Stage, Trial, Words
 
 Place = Callable[[Stage, str], Path]
-# Each command that writes, with the suffix of what it writes; "" for a folder.
+# Each command that writes, with the suffix of its output; "" for a folder.
 WRITERS: dict[str, tuple[str, Callable[[Stage, Path], Words]]] = {
     "reconstruct": (".png", lambda s, out: ["reconstruct", s.image, "--checkpoint", s.weights, "--out", out]),
     "reconstruct --separate": (
@@ -124,7 +124,7 @@ def _a_fifo(stage: Stage, suffix: str) -> Path:
 
 
 def _link_to_a_device(stage: Stage, suffix: str) -> Path:
-    # To what is no device's place, so that nothing of the machine is lost should the test fail.
+    # Not to a real device, so that nothing on the machine is damaged if the test fails.
     os.mkfifo(stage.folder / "device")
     _plain(stage, suffix).symlink_to(stage.folder / "device")
     return _plain(stage, suffix)
@@ -139,7 +139,7 @@ def _trailing_slash(stage: Stage, suffix: str) -> Path:
 
 
 def _linked(stage: Stage, suffix: str) -> Path:
-    """A link into another folder, to what is there already."""
+    """A link to an existing file in another folder."""
     (stage.folder / "far").mkdir()
     target = stage.folder / "far" / f"target{suffix}"
     target.write_text("old") if suffix else target.mkdir()
@@ -154,7 +154,7 @@ def _dangling(stage: Stage, suffix: str) -> Path:
 
 
 def _to_another_disk(stage: Stage, suffix: str) -> Path:
-    """A link to a place on another file system where there is one at hand, so that no file can be moved there."""
+    """A link to another file system, if there is one, to which no file can be moved."""
     other = Path("/dev/shm")
     folder = other / f"maecli-{stage.folder.name}-{os.getpid()}" if other.is_dir() else stage.folder / "far"
     folder.mkdir()
@@ -167,7 +167,7 @@ def _is_there(stage: Stage, suffix: str) -> None:
 
 
 def _nothing_half(stage: Stage, suffix: str) -> None:
-    """No file under the name that was asked for, and none beside it."""
+    """No file with the requested name, and no other file next to it."""
     assert not suffix or not list(stage.folder.iterdir())
 
 
@@ -197,7 +197,7 @@ _REFUSED = (
     ("in a folder of 300 letters", _in_a_long_folder, "File name too long"),
     ("a link to itself", _looping_link, "Too many levels of symbolic links|leads back to itself|Symlink loop"),
 )
-# The run's folder is looked at late, and its name goes to the terminal as it stands.
+# The run folder is checked late, and its name is printed unchanged.
 _NOT_FOR: dict[str, tuple[str, ...]] = {
     "pretrain": ("a name of 300 letters", "in a folder of 300 letters", "a link to itself", "an odd name")
 }
@@ -242,7 +242,7 @@ def _over_a_run(stage: Stage) -> Words:
 
 
 def _resumed_elsewhere(stage: Stage) -> Words:
-    """A finished run, moved, whose settings name other folders: only the run's own is written to."""
+    """A finished run that was moved, whose settings name other folders: only the run's own folder is written."""
     from mae.options import build_config
     from mae.training.config import PretrainConfig
     from mae.training.pretrain import pretrain

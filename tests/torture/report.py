@@ -35,7 +35,7 @@ from tests.torture.settings import all_settings
 from tests.torture.trials import TINY, Stage, Trial, Words, set_stage
 from tests.unit.checkpoints.hostile import HOSTILE, code_pickles, torch_zip
 
-SECONDS = 600  # of a command, on a machine that may be busy; the page says how long the longest took
+SECONDS = 600  # time limit of a command, for busy machines; the page says how long the longest took
 _LONGEST = 150
 _INTRODUCTION = """# Robustness: what was tried, and the result
 
@@ -99,7 +99,7 @@ _FOUND = (
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One command and what came of it."""
+    """A command and its result."""
 
     name: str
     exit_code: int
@@ -108,23 +108,23 @@ class Row:
     megabytes: float
 
     def line(self) -> str:
-        """As a row of the table."""
+        """The result as a row of the table."""
         return (
             f"| {cell(self.name)} | {self.exit_code} | {cell(self.said)} | {self.seconds:.1f} | {self.megabytes:.0f} |"
         )
 
 
 def cell(text: str) -> str:
-    """A text that a table's cell shows as it stands."""
+    """A text, escaped for a cell of a table."""
     text = re.sub(r"(.)\1{30,}", r"\1\1\1…", shown(text))
     text = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
     return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", text)
 
 
 def images() -> Iterator[Trial]:
-    """Each image by name through ``reconstruct``, and all together through ``pretrain``."""
+    """Each image in ``reconstruct``, and all together in ``pretrain``."""
     for case in all_cases():
-        if case.name == "folder.png":  # given to a command by name it is a folder of images, an empty one
+        if case.name == "folder.png":  # as an argument of a command it is an empty folder of images
             yield Trial(case.name, _reconstruct(case.make, case.name), 3)
         else:
             yield Trial(case.name, _reconstruct(case.make, case.name), 0 if case.refused is None else 3)
@@ -134,7 +134,7 @@ def images() -> Iterator[Trial]:
 
 
 def checkpoints() -> Iterator[Trial]:
-    """Each hostile checkpoint through ``reconstruct``."""
+    """Each hostile checkpoint in ``reconstruct``."""
     for name, (make, _) in HOSTILE.items():
         yield Trial(name, _with_checkpoint(lambda stage, make=make: make()), 4)
     for name in code_pickles(Path("canary")):
@@ -196,7 +196,7 @@ def run(trial: Trial, stage: Stage, idle: int) -> Row:
     """Run a trial in a process forked from this one, which takes ``idle`` kB.
 
     Raises:
-        AssertionError: It ended otherwise than it must.
+        AssertionError: The result is not the expected one.
     """
     words = _prepared(trial, stage)
     talk = Path(f"{stage.folder}.talk")
@@ -217,12 +217,12 @@ def run(trial: Trial, stage: Stage, idle: int) -> Row:
     assert exit_code == trial.exit_code, f"{trial.name}: ended with {exit_code}\n{text}"
     assert "Traceback" not in text, f"{trial.name}\n{text}"
     trial.after(stage)
-    # A fork begins without the libraries' pages, and counts them as it meets them: what it took comes on top.
+    # A fork counts the libraries' pages only when it uses them, so its own memory is added to the idle memory.
     return Row(trial.name, exit_code, _said(text, stage), seconds, (peak - at_first + idle) / 1000)
 
 
 def _prepared(trial: Trial, stage: Stage) -> list[str]:
-    """Make what a trial needs, in a process of its own: what that leaves in memory would count as the command's."""
+    """Prepare a trial in a separate process, because its memory would count as the command's."""
     notes = Path(f"{stage.folder}.words")
     process = os.fork()
     if process == 0:
@@ -234,13 +234,13 @@ def _prepared(trial: Trial, stage: Stage) -> list[str]:
 
 
 def _child(words: list[str], talk: Path, largest_file: int) -> None:
-    """Run the command with what it says going to a file, and its exit code and peak memory behind it."""
+    """Run the command with its output in a file, followed by its exit code and peak memory."""
     at_first = _memory("VmRSS")
     with talk.open("wb") as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if largest_file:  # what it says must still go somewhere
+    if largest_file:  # the output must still be written
         reader, writer = os.pipe()
         for number in (1, 2):
             os.dup2(writer, number)
@@ -272,12 +272,12 @@ def _child(words: list[str], talk: Path, largest_file: int) -> None:
 
 
 def _memory(entry: str) -> int:
-    """Of this process, in kB."""
+    """Peak memory of this process in kB."""
     return int(Path("/proc/self/status").read_text().split(f"{entry}:")[1].split()[0])
 
 
 def _said(text: str, stage: Stage) -> str:
-    """The line that matters: the error, else a note on this image, else what was written."""
+    """The main line of the output: the error, else a note on the image, else the written file."""
     lines = [line for line in text.replace("│", "").splitlines() if line.strip(" ╭╮╰╯─")]
     wanted = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     wanted += [line.strip() for line in lines if re.search("Invalid value|No such option|requires", line)]

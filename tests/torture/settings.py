@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tests.torture.trials import Stage, Trial, Words
 
-# name -> (the file's content, what must be said). The data that the command is given is not there, so that a
-# file which is not refused ends with exit code 3.
+# name -> (content of the file, expected message). The command's data does not exist, so a
+# file that is not refused ends with exit code 3.
 FILES: dict[str, tuple[str | bytes, str]] = {
     "unknown": ("colour = 3", r"unknown option 'colour' in \S*settings.toml"),
     "misspelt": ("batchsize = 3", r"unknown option 'batchsize' in \S*settings.toml\nhint: did you mean batch_size"),
@@ -81,7 +81,7 @@ FILES: dict[str, tuple[str | bytes, str]] = {
     "zeros": (bytes(5000), "is not TOML: Invalid statement"),
 }
 
-# name -> (the file's content, exit code, what must be said), for files that are read and lead on.
+# name -> (content of the file, expected message), for files that are accepted.
 READ: dict[str, tuple[str | bytes, str]] = {
     "an empty file": ("", "no such folder"),
     "only a comment": ("# nothing", "no such folder"),

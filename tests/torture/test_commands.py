@@ -18,7 +18,7 @@ from tests.cli.small import SIZES
 from tests.processes import finish, fork, until
 from tests.torture.images import all_cases, photo, write_all
 
-# Runs the command line and notes the process's peak memory, which a parent cannot ask for.
+# Runs the command line and writes the process's peak memory, which a parent process cannot read.
 _MEASURED = """
 import sys
 import time

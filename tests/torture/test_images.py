@@ -69,7 +69,7 @@ def test_a_file_without_permission(tmp_path: Path) -> None:
     path = tmp_path / "locked.png"
     Image.new("RGB", (4, 4)).save(path)
     path.chmod(0)
-    root = os.geteuid() == 0  # who may read everything
+    root = os.geteuid() == 0  # root can read all files
     if root:
         os.seteuid(65534)
     try:
@@ -89,7 +89,7 @@ def test_strips_change_nothing(corpus: dict[str, Path], monkeypatch: pytest.Monk
 
 
 def test_what_pillow_logs_is_not_printed(corpus: dict[str, Path]) -> None:
-    """Where nobody has set up logging, as on the command line."""
+    """Without configured logging, as on the command line."""
     code = (
         "import sys; from pathlib import Path; from mae.data.decoding.image import probe_image\n"
         "print(probe_image(Path(sys.argv[1])))"

@@ -60,7 +60,7 @@ def test_ends_as_it_must(trial: Trial, shared: Stage, tmp_path: Path) -> None:
 def test_a_place_that_may_not_be_written_to(
     command: str, shared: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the system answers anybody but root."""
+    """As the system answers for users other than root."""
     suffix, words = WRITERS[command]
     stage = dataclasses.replace(shared, folder=tmp_path)
     made = Path.mkdir
@@ -81,7 +81,7 @@ def test_a_place_that_may_not_be_written_to(
 def test_what_is_refused_late_is_refused_in_words_too(
     shared: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that became read-only while the image was drawn."""
+    """A disk that becomes read-only while the image is drawn."""
 
     def refused(path: Path, target: Path) -> Path:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
@@ -108,7 +108,7 @@ def test_a_device_keeps_its_place(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["reconstruct", "compare", "export --to timm", "export --to hf"])
 def test_an_odd_name_is_shown_as_it_is(command: str, shared: Stage, tmp_path: Path) -> None:
-    """Neither as markup nor as what a terminal obeys."""
+    """Not as markup, and not as control characters of a terminal."""
     suffix, words = WRITERS[command]
     out = tmp_path / f"[bold]\x1b[31m\n{suffix}"
     stage = dataclasses.replace(shared, folder=tmp_path)

@@ -25,10 +25,10 @@ TINY: Words = [
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What a trial finds: a folder of its own, and things that it may read and must not change.
+    """The input of a trial: a folder of its own, and files that it may read and must not change.
 
     Attributes:
-        folder: Empty.
+        folder: An empty folder.
         images: A folder with four small images.
         weights: A tiny checkpoint.
     """
@@ -48,11 +48,11 @@ class Trial:
     """One command.
 
     Attributes:
-        name: What is odd about it.
-        make: Prepares the stage and gives the command's words.
-        exit_code: What it must end with.
-        said: A pattern that must be found in what it says; empty for a trial that is expected to succeed.
-        after: Looks at the stage when the command has ended.
+        name: What is unusual about the command.
+        make: Prepares the stage and returns the command's words.
+        exit_code: The expected exit code.
+        said: A pattern that the output must contain; empty for a trial that is expected to succeed.
+        after: Checks the stage after the command.
         largest_file: Bytes after which the system takes no more of any file, as on a full disk; 0 for no limit.
     """
 
@@ -74,7 +74,7 @@ def set_stage(folder: Path) -> Stage:
     sizes = {"embed_dim": 32, "depth": 1, "num_heads": 2, "decoder_embed_dim": 32, "decoder_depth": 1}
     with seeded(0), torch.no_grad():
         model = create_model(MAEConfig((32, 32), patch_size=8, decoder_num_heads=2, **sizes))
-        for parameter in model.parameters():  # as after training: initial values would be told of
+        for parameter in model.parameters():  # as after training, because initial values are reported
             parameter.add_(torch.randn_like(parameter), alpha=0.01)
     save_checkpoint(folder / "tiny.pth", model)
     return Stage(folder, images, folder / "tiny.pth")

@@ -52,7 +52,7 @@ def load_image(path: Path, in_chans: int = 3, on_note: Callable[[str], None] | N
 
     Raises:
         DataError: The file cannot be read as an image; the message names it and says why.
-        ConfigError: No image has so many channels.
+        ConfigError: Image files cannot have this number of channels.
     """
     check_channels(in_chans)
     with open_image(path) as file:
@@ -112,7 +112,7 @@ def decode_image(
 
     Raises:
         DataError: It cannot be read as an image; the message names it and says why.
-        ConfigError: No image has so many channels.
+        ConfigError: Image files cannot have this number of channels.
     """
     check_channels(in_chans)
     head = b""
@@ -142,7 +142,7 @@ def upright_image(opened: Image.Image, name: str | Path, in_chans: int = 3) -> I
 
     Raises:
         DataError: The image cannot be read.
-        ConfigError: No image has so many channels.
+        ConfigError: Image files cannot have this number of channels.
     """
     check_channels(in_chans)
     try:

@@ -31,7 +31,7 @@ def to_image(given: Any, in_chans: int, name: str | Path = "the image") -> Image
     Raises:
         TypeError, ValueError: It is something else, or of another shape.
         DataError: It cannot be read as an image.
-        ConfigError: No image has so many channels.
+        ConfigError: Image files cannot have this number of channels.
     """
     if isinstance(given, str | Path):
         return load_image(Path(given), in_chans)
