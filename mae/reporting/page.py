@@ -127,7 +127,8 @@ def _accuracy_tiles(log: RunLog) -> dict[str, str]:
         tiles[f"test accuracy{span}"] = _percent(test.accuracy)
     known = [one for one in log.validations if math.isfinite(one.accuracy)]
     if known:
-        best = max(known, key=lambda one: one.accuracy)
+        tested = [one for one in known if test is not None and one.epoch == test.epoch]
+        best = tested[0] if tested else max(known, key=lambda one: one.accuracy)
         tiles[f"held-out accuracy, epoch {best.epoch:,}"] = _percent(best.accuracy)
     return tiles
 
