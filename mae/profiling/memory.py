@@ -22,7 +22,7 @@ FIT_MARGINS = {"cuda": 0.10, "mps": 0.10, "cpu": 0.10}  # gaps between tensors, 
 FIT_RESERVE_BYTES = 10**9  # of a GPU: the device's context and the kernels' workspaces
 # Measured on ``pretrain`` itself: see docs/profile.md.
 PROCESS_BYTES = 7 * 10**8  # Python, torch and what else is loaded, and the buffers of a first step
-KEPT_HEAP = 0.14  # of the live tensors' peak: glibc is told to keep freed memory, for speed
+KEPT_HEAP = {"fp32": 0.05, "bf16": 0.14, "fp16": 0.14}  # of the live tensors' peak; glibc keeps freed memory, for speed
 _COPY_OF_STATE = 3  # weights and AdamW's moments, copied so that a save need not stop training
 ONEDNN_BYTES = 40 * 10**6  # measured: kernels and buffers that 16-bit training on a CPU leaves behind, at any batch
 _ADAMW_TEMPORARIES = 3  # of the size of one weight, where AdamW goes through them one by one
@@ -114,7 +114,7 @@ def training_memory(
     )
 
 
-def process_bytes(config: MAEConfig, peak: int, device: str) -> int:
+def process_bytes(config: MAEConfig, peak: int, precision: str, device: str) -> int:
     """What ``pretrain``'s process holds on a CPU beside the tensors of a step, so that both together are its memory.
 
     Python, torch and their like, the freed memory that its heap keeps, and the copy of the state that is being saved.
@@ -123,11 +123,12 @@ def process_bytes(config: MAEConfig, peak: int, device: str) -> int:
     Args:
         config: The model's sizes.
         peak: ``TrainingMemory.peak``.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
         device: ``cuda``, ``mps`` or ``cpu``.
     """
     if device != "cpu":
         return 0
-    return PROCESS_BYTES + _COPY_OF_STATE * count_parameters(config).total * FLOAT + round(KEPT_HEAP * peak)
+    return PROCESS_BYTES + _COPY_OF_STATE * count_parameters(config).total * FLOAT + round(KEPT_HEAP[precision] * peak)
 
 
 def inference_peak(config: MAEConfig, batch: int, precision: str, device: str) -> int:
@@ -190,7 +191,7 @@ def fit(
         estimate = training_memory(
             config, kept, batch, precision, device, activation_checkpointing=activation_checkpointing, accumulate=True
         )
-        return estimate.peak + process_bytes(config, estimate.peak, device)
+        return estimate.peak + process_bytes(config, estimate.peak, precision, device)
 
     most = max(1, RECIPE_BATCH // gpus)
     largest = _largest(peak, allowed, most)

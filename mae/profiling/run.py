@@ -216,7 +216,7 @@ def _profile_variant(name: str, model: MAEConfig, conditions: _Conditions) -> Va
             for activation_checkpointing in (False, True)
         ]
     training = training_memory(model, kept, batch, precision, device)
-    process = process_bytes(model, training.peak, device)
+    process = process_bytes(model, training.peak, precision, device)
     return VariantProfile(
         variant=name,
         model=model,
