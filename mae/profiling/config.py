@@ -104,6 +104,11 @@ class ProfileConfig:
                     hint="the encoder without a mask is part of every profile",
                 )
         precision = self.assumed_precision
+        if self.gpu is not None and self.device in ("cpu", "mps") and not self.measure:
+            raise ConfigError(
+                f"--gpu {self.gpu} and --device {self.device}: the plan is for the one and the figures for the other",
+                hint="drop one of them; --measure measures this machine beside the plan",
+            )
         if self.gpu is not None:
             find_accelerator(self.gpu).peak_flops(precision)
         elif self.price is not None and not self.measure:

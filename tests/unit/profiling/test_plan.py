@@ -84,6 +84,10 @@ def test_precisions_that_are_not_there() -> None:
         assert ProfileConfig(gpu=name).assumed_precision == "fp32"  # as pretrain takes it there
         assert ProfileConfig(gpu=name, precision="fp16").assumed_precision == "fp16"
     assert find_accelerator("h100").peak_flops("bf16") == 989e12
+    with pytest.raises(ConfigError, match="--gpu h100 and --device cpu") as refused:
+        ProfileConfig(gpu="h100", device="cpu")  # pretrain may take another precision there
+    assert "--measure" in (refused.value.hint or "")
+    assert ProfileConfig(gpu="h100", device="cpu", measure=True).gpu == "h100"
     assert find_accelerator("h100").peak_flops("fp32") == 67e12
 
 
