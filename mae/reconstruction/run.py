@@ -169,8 +169,11 @@ def reconstruct(
     notes = _notes(shots, norm_pix=bool(reconstructor.norm_pix))
     page = draw_grid(_titles(shots), rows, " ".join(notes))
     content = encode_image(page, config.kind, "the page") if config.to_stream else None
+    written = [path.resolve() for path in (out, config.animate) if path is not None]
     for file in separate:
         refuse_input(file, "--separate", inputs, folders=folders)
+        if file.resolve() in written:
+            raise ConfigError(f"{shown(file)} is a panel of --separate and another output", hint="give it another name")
     if config.separate is not None:
         _write_separate(config.separate, separate)
     if out is not None:

@@ -299,6 +299,15 @@ def test_no_panel_is_written_over_an_image(config: ReconstructConfig, image: Pat
     assert not config.out.exists()
 
 
+def test_the_page_is_not_written_over_a_panel(config: ReconstructConfig, image: Path) -> None:
+    panels = image.parent / "panels"
+    panels.mkdir()
+    out = panels / f"001-{image.stem}-original.png"
+    with pytest.raises(ConfigError, match="is a panel of --separate and another output"):
+        reconstruct(dataclasses.replace(config, separate=panels, out=out))
+    assert list(panels.iterdir()) == []
+
+
 def test_a_page_is_drawn_over_and_over(config: ReconstructConfig, image: Path, tmp_path: Path) -> None:
     """The image may be written into the folder of the images, under another name."""
     for _ in range(2):
