@@ -63,8 +63,9 @@ def main() -> None:
                         | conditions
                         | {"off_by": round(off, 4)}
                     )
+                    how = "checkpointing" if activation_checkpointing else ""
                     print(
-                        f"{name:<10} {batch:>5} {precision:<5} {'recomputing' if activation_checkpointing else '':<11} "
+                        f"{name:<10} {batch:>5} {precision:<5} {how:<13} "
                         f"{peak / 1e6:>9,.0f} {estimate / 1e6:>9,.0f} {off:>+7.1%}",
                         flush=True,
                     )

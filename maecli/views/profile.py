@@ -39,7 +39,7 @@ def show_profile(console: Console, result: ProfileResult) -> None:
 def _conditions(result: ProfileResult) -> list[str]:
     channels = "" if result.in_chans == 3 else f", {result.in_chans} channels"
     lines = [
-        f"{format_size(result.image_size)} px{channels}, {result.mask_ratio:.0%} removed; "
+        f"{format_size(result.image_size)} px{channels}, {result.mask_ratio:.0%} masked; "
         f"batch {result.batch_size}, {result.precision} on {_DEVICES[result.device]}"
     ]
     if result.machine is not None:
@@ -131,7 +131,7 @@ class _Sheet:
         self.row(
             "whole process", lambda one: _giga(one.training_process) if one.training_process else None, style="bold"
         )
-        self.row("same, recomputing", lambda one: _giga(one.checkpointed_training.peak))
+        self.row("peak, checkpointing", lambda one: _giga(one.checkpointed_training.peak))
         self.row("peak of features", lambda one: _giga(one.inference_peak))
 
     def fit(self) -> None:
@@ -148,7 +148,7 @@ class _Sheet:
                 "effective batch": lambda fit: f"{fit.effective_batch:,}" if fit.batch_size else None,
             },
         )
-        self.rows(lambda one: one.checkpointed_fit, {"largest, recomputing": _batch, "limited by": _limit})
+        self.rows(lambda one: one.checkpointed_fit, {"largest, checkpointing": _batch, "limited by": _limit})
 
     def plan(self) -> None:
         some = next((one.plan for one in self.variants if one.plan), None)
