@@ -23,6 +23,7 @@ from mae.checkpoints.classifiers import (
     pool_of,
 )
 from mae.checkpoints.dialects import to_hugging_face
+from mae.checkpoints.run_states import CLASSIFIER, run_states
 from mae.checkpoints.save import save, save_safetensors
 from mae.comparison.libraries import hugging_face_config, is_installed, load_transformers, timm_logits, timm_model
 from mae.comparison.stages import TOLERANCES
@@ -211,9 +212,17 @@ def _in_format(tensor: Tensor, dtype: str | None) -> Tensor:
 
 
 def _inputs(checkpoint: Checkpoint) -> dict[str, list[Path]]:
-    """The files that are read; transformers keeps sizes in one beside the weights."""
+    """The files that are read, and the saved states of the run that the checkpoint lies in.
+
+    transformers keeps the sizes in a file beside the weights.
+    """
+    run = checkpoint.path.parent
     beside = [checkpoint.path.with_name(_HUGGING_FACE_FILES[0])] if checkpoint.dialect.startswith("huggingface") else []
-    return {"the checkpoint": [checkpoint.path], "the checkpoint's config.json": beside}
+    return {
+        "the checkpoint": [checkpoint.path],
+        "the checkpoint's config.json": beside,
+        "a saved state of the same run": [*run_states(run), run / CLASSIFIER],
+    }
 
 
 def _refuse_misfit(to: str, checkpoint: Checkpoint) -> None:

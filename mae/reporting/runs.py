@@ -8,18 +8,23 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mae.errors import DataError, MaeError
 from mae.io.notebook import Drawn, Table
 from mae.io.text import shown
+from mae.models.registry import VARIANTS
 from mae.reporting.config import RunsConfig
 from mae.reporting.run_log import RunLog, read_run
 
 MOST_RUNS = 10_000
 DEEPEST = 8  # largest depth of folders that are searched
 FRESH_SECONDS = 900.0  # a run on another machine counts as training if its log changed within this time
+_SIZES = (
+    "embed_dim", "depth", "num_heads", "decoder_embed_dim", "decoder_depth", "decoder_num_heads", "mlp_ratio",
+)  # fmt: skip
 _HOLDER = re.compile(r"process (\d{1,9}) on (\S{1,255})")
 
 
@@ -30,7 +35,7 @@ class RunSummary:
     Attributes:
         run: Folder of the run.
         state: "training", "finished", "stopped", or "unknown" for a run on another machine whose log is old.
-        model: Name of the variant.
+        model: Name of the variant, with ", changed" if some of its sizes were set.
         epochs, wanted_epochs: Finished epochs, with a fraction, and epochs of the whole run.
         loss: Loss of the last epoch, else of the last logged step.
         psnr: PSNR of the newest preview, dB.
@@ -169,6 +174,16 @@ def _lives(process: int) -> bool:
     return True
 
 
+def _model(settings: Mapping[str, Any]) -> str | None:
+    """Name of the variant, and whether sizes of its encoder or decoder were changed."""
+    variant = settings.get("variant")
+    if not isinstance(variant, str):
+        return None
+    sizes = dataclasses.asdict(VARIANTS[variant]) if variant in VARIANTS else {}
+    changed = any(settings.get(name, sizes[name]) != sizes[name] for name in _SIZES if name in sizes)
+    return f"{variant}, changed" if changed else variant
+
+
 def _summary(folder: Path, run: Path, now: float) -> RunSummary:
     name = str(run.relative_to(folder)) if run != folder else "."
     try:
@@ -180,13 +195,12 @@ def _summary(folder: Path, run: Path, now: float) -> RunSummary:
 
 def summary_of(run: Path, log: RunLog, now: float) -> RunSummary:
     """Summary of a run whose log was read; ``now`` is in seconds since 1970."""
-    model = log.config.get("variant")
     rates = [one.images_per_second for one in (log.epochs[-1:] or log.steps[-1:])]
     psnr = [one.psnr for one in log.previews if math.isfinite(one.psnr)]
     return RunSummary(
         run=str(run),
         state=run_state(run, log, now),
-        model=model if isinstance(model, str) else None,
+        model=_model(log.config),
         epochs=log.epochs_done,
         wanted_epochs=log.wanted_epochs,
         loss=last_loss(log),

@@ -136,6 +136,18 @@ def test_a_transformers_folder_is_not_exported_onto_itself(folder: Path) -> None
     assert code == 0, err
 
 
+@pytest.mark.parametrize(
+    "state", ["checkpoint-last.pth", "checkpoint-last-1.pth", "checkpoint-3.pth", "classifier.pth"]
+)
+def test_no_export_is_written_over_a_state_of_its_run(folder: Path, state: str) -> None:
+    (folder / "weights.pth").rename(folder / "run/weights.pth")
+    (folder / "run" / state).write_bytes(b"weeks of training")
+    code, err = maecli("export", folder / "run/weights.pth", "--to", "encoder", "--out", folder / "run" / state)
+    assert code == 2, err
+    assert f"{state} is a saved state of the same run itself; it would be overwritten" in err
+    assert (folder / "run" / state).read_bytes() == b"weeks of training"
+
+
 def test_a_report_is_written_into_its_run_again_and_again(folder: Path) -> None:
     for _ in range(2):
         code, err = maecli("report", folder / "run", "--out", folder / "run/report.html")

@@ -39,6 +39,19 @@ def test_runs_at_any_depth(tmp_path: Path) -> None:
     assert [one.run for one in runs(RunsConfig(folder=tmp_path / "b")).runs] == ["."]
 
 
+def test_a_model_with_other_sizes_is_not_named_as_the_variant(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", done=1)
+    settings = (run / "config.toml").read_text()
+    for added, model in (
+        ("embed_dim = 192\nimage_size = [32, 32]\npatch_size = 8\n", "vit_tiny"),
+        ("embed_dim = 48\n", "vit_tiny, changed"),
+        ("decoder_depth = 1\n", "vit_tiny, changed"),
+        ("mlp_ratio = 2.0\n", "vit_tiny, changed"),
+    ):
+        (run / "config.toml").write_text(settings + added)
+        assert runs(RunsConfig(folder=tmp_path)).runs[0].model == model
+
+
 def test_whether_it_lives(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", done=4)
 
