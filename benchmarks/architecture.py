@@ -1,7 +1,7 @@
 """Draw the packages and their imports as an SVG: ``python benchmarks/architecture.py docs/images/architecture.svg``.
 
-Boxes are packages, an arrow leads from a package to one that it imports. An arrow is left undrawn where a chain of
-others leads to the same place, so every import follows the arrows. Standard library only; nothing is imported.
+Boxes are packages, an arrow leads from a package to one that it imports. Arrows that a chain of
+other arrows implies are not drawn. Standard library only; the packages are not imported.
 """
 
 from __future__ import annotations

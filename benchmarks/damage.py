@@ -1,9 +1,9 @@
-"""How much damage in a checkpoint ``maecli compare`` finds, and how often it takes a healthy file for damaged.
+"""How much damage in a checkpoint ``maecli compare`` finds, and how often a healthy file is a false alarm.
 
     python benchmarks/damage.py --trials 8
     python benchmarks/damage.py --trials 2 --weights run/checkpoint-last.pth --vit-base
 
-Prints two tables in Markdown. Each kind of damage is done to the same file again and again, at another place each time
+Prints two tables in Markdown. Each kind of damage is done to the same file several times, each time at another place
 (``tests/unit/comparison/damages.py``). Run it from the root of a checkout.
 """
 

@@ -1,13 +1,13 @@
-"""How many images a second one core augments: the official pipeline, torchvision v2 and ours.
+"""Images/s that one core augments, with the official pipeline, torchvision v2 and maecli.
 
     python benchmarks/data_path.py [--rounds 8] [--out benchmarks/results/data_path.json]
 
-The sample photographs are saved as JPEGs (quality 90, colour at half resolution) with their longer side at 500
-pixels and enlarged to 2000: once with fine detail and noise, to weigh what camera images weigh, once with half
-as much of both, once smooth. The heavier a file, the more of all pipelines' time goes into reading its codes.
-Every pipeline starts at the file and takes the same crops. The official one ends with normalised floats; ours and
-v2 end with 8-bit pixels, which are normalised as a batch where the model is ("+ floats" does that here as well).
-Time is CPU time of one thread, interleaved round by round; a ratio is to the official pipeline in the same round.
+The sample photographs are saved as JPEGs (quality 90, colour at half resolution), with a longer side of 500 pixels and
+enlarged to 2000 pixels: with fine detail and noise, so that the files are as large as those of a camera, with half
+of both, and smooth. The larger a file, the more time all pipelines need for entropy decoding. Every pipeline starts
+with the file and takes the same crops. The official one ends with normalised floats; maecli and v2 end with 8-bit
+pixels, which are normalised as a batch on the model's device ("+ floats" includes this). Time is CPU time of one
+thread; the pipelines take turns, and ratios are to the official pipeline in the same round.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python benchmarks/duplicates.py photos136/train sample_images --out benchmarks/results/duplicates.json
 
-Whole images are scaled to 16 x 16 pixels; each of their three channels loses its mean, and the cosine is taken. The
-same photograph in another size or compression is above 0.98, or above what the photograph itself has beside a small
-recompressed copy; another crop of it need not be.
+Whole images are scaled to 16 x 16 pixels, the mean of each channel is subtracted, and the cosine similarity is
+computed. For the same photograph in another size or compression it is above 0.98, or above the similarity of the
+photograph to a small recompressed copy of itself. Another crop of a photograph may not be found.
 """
 
 from __future__ import annotations

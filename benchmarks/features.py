@@ -1,4 +1,4 @@
-"""Frozen features on labelled images beside an untrained encoder's and pixels, as a result that the model card reads.
+"""Frozen features on labelled images, compared with an untrained encoder and pixels, for the model card.
 
     python benchmarks/features.py trashnet256.zip --name TrashNet --seeds 3 \
         --out benchmarks/results/features_trashnet.json
@@ -7,11 +7,12 @@
     python benchmarks/features.py cifar10_jpg.zip --each 1000 1000 --name CIFAR-10 \
         --out benchmarks/results/features_cifar10.json
 
-What ``maecli evaluate DATA --checkpoint builtin`` does. Of each encoder's views the one whose linear probe is best on
-held-out training images is told; k-NN is that of 20 neighbours. Nothing is chosen by test images.
+What ``maecli evaluate DATA --checkpoint builtin`` does. For each encoder, the view is
+reported whose linear probe is best on held-out training images, and k-NN with 20 neighbours. Nothing is chosen by
+test images.
 
 ``--seeds 3`` repeats all with seeds 0, 1, 2 (another split where DATA has none, other untrained weights): accuracies
-are means, and ``std`` is their spread. ``--each TRAIN TEST`` takes at most so many images of each class, the first by
+are means, ``std`` is their std. ``--each TRAIN TEST`` uses at most this many images of each class, the first by
 name. ``--photos136`` reads the flowers of that collection, whose class is in the number at the end of a file's name.
 """
 

@@ -1,20 +1,20 @@
-"""The built-in weights beside classical fills of the same holes, in PSNR over the removed patches.
+"""The built-in weights compared with classical inpainting of the same patches, by PSNR over the masked patches.
 
     pip install opencv-python-headless scipy
     python benchmarks/fills.py sample_images --out benchmarks/results/fills_sample_images.json
     python benchmarks/fills.py photos136/val --name held-out --out benchmarks/results/fills_held_out.json
 
 Each photograph is scaled and cropped to the model's size (or ``--image-size``), and three quarters of its patches
-are removed with seed 2, the mask of ``maecli reconstruct``. Contestants fill the holes from the visible pixels
-alone:
+are masked with seed 2, as in ``maecli reconstruct``. All methods fill the masked patches from the visible pixels
+only:
 
 - mean: the visible pixels' mean colour;
 - linear: linear interpolation between visible pixels (scipy's Delaunay triangulation; outside its hull the nearest);
 - telea, navier-stokes: OpenCV's two inpainting methods, each at the best of several radii;
-- model: the checkpoint. For a model of normalised patches its score owes the original each patch's mean and contrast,
+- model: the checkpoint. For a model of normalised patches, the mean and std of each patch are taken from the original,
   and the result says so.
 
-PSNR is worked out over each photograph's removed patches, then averaged over the photographs.
+PSNR is computed over the masked patches of each photograph, then averaged over the photographs.
 """
 
 from __future__ import annotations

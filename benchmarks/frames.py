@@ -1,11 +1,11 @@
-"""Frames that a model was not trained on: whole images of any shape, and larger sizes, beside a linear fill.
+"""Image sizes that a model was not trained on: whole images of any shape, and larger ones, compared with a linear fill.
 
     pip install opencv-python-headless scipy
     python benchmarks/frames.py sample_images --checkpoint builtin --out benchmarks/results/frames_sample_images.json
 
-PSNR over removed patches (three quarters, seed 2) depends on what a frame shows of a photograph, so a frame is judged
-by the margin over the linear interpolation of the same holes. Positions of a grid that is not the training's are either
-the formula's own (1, 2, 3, ... patches) or scaled to the training's range.
+PSNR over masked patches (three quarters, seed 2) depends on the visible part of a photograph, so sizes are compared
+by the margin over linear interpolation of the same patches. Positions in a grid other than that of training are
+either those of the formula (0, 1, 2, ... patches) or scaled to the range of the training grid.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""All that only a GPU can show, in one command of at most nine minutes:
+"""Measures training on a GPU in at most nine minutes:
 
     python benchmarks/gpu.py --out results            on a machine with a CUDA device
     python benchmarks/gpu.py --small --device cpu     a rehearsal with tiny models, anywhere
 
-Each part is a process of its own with a time limit. What it has measured is in ``gpu.json`` from then on, whatever
-happens later: a part that fails or hangs is recorded with the end of its stderr, a part for which no time is left as
-skipped, and the next one goes on. ``--resume`` runs the parts that are not done in an earlier ``gpu.json``. The
-parts that matter most come first. Needs torch; a part that needs more than the machine has says what it lacks.
+Each part is a process with a time limit, and its results are written to ``gpu.json`` at once. If a part fails or
+hangs, the end of its stderr is recorded; if no time is left for a part, it is recorded as skipped; then the next part
+runs. ``--resume`` runs the parts that are missing in an earlier ``gpu.json``. The most important parts come first.
+Needs torch; if a part needs a package or device that is missing, its result names it.
 """
 
 from __future__ import annotations

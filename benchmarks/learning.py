@@ -1,30 +1,29 @@
-"""What raises the features per hour: ways to pre-train, each given the same CPU time, compared by frozen features.
+"""Compares recipes of pre-training with the same CPU time, by their frozen features.
 
     python benchmarks/learning.py CIFAR/train --minutes 10 --out benchmarks/results/learning_cifar10.json
     python benchmarks/learning.py CIFAR/train --minutes 10 --arm paper --arm muon --seeds 3 --out learning.json
 
-Every arm trains an encoder of the same sizes on the same images, seeded alike, for the same CPU time of its
-process, so an arm with cheaper steps takes more of them; its learning rate falls along a cosine over that time. The
-features (mean of the patch tokens after the final norm) are then evaluated by k-NN and a linear classifier, taught by
-10,000 labelled training images and judged by 5,000 **training** images that no arm was trained on: test images are not
-read. Arms run one after the other, each in a process of its own. A finished one is not run again, so the command may be
-stopped and repeated.
+Every recipe (arm) trains an encoder of the same sizes on the same images with the same seed and CPU time, so an arm
+with cheaper steps takes more steps; its learning rate follows a cosine over this time. The features (mean of the
+patch tokens after the final norm) are then evaluated by k-NN and a linear classifier, trained on 10,000 labelled
+training images and tested on 5,000 held-out **training** images; test images are not used. Arms run one after the
+other, each in its own process. A finished arm is not run again, so the command can be stopped and repeated.
 
-The encoder keeps the official format in every arm. What is tried:
+The encoder has the official format in every arm. The arms:
 
     paper      the paper's decoder (8 blocks of width 512) and learning rate (1.5e-4 per 256 images)
     paper-lr   the paper's decoder, with the learning rate of the arms below
-    small      AdamW, the removed patches drawn one by one, all of them predicted by 2 decoder blocks of width 128;
-               every arm below changes one thing of this one
+    small      AdamW, single patches are masked, all of them predicted by 2 decoder blocks of width 128;
+               every arm below changes one property of this one
     lr-low, lr-high, batch-128            learning rate and batch
     muon       Muon (Jordan 2024) for the blocks' matrices, AdamW for the rest
-    half       a random half of the removed patches is predicted
+    half       a random half of the masked patches is predicted
     cross      half of them, by a decoder with cross-attention only (CrossMAE, without its mix of encoder blocks)
-    blocks     removed patches in blocks of 2 x 2
-    mask-85    85 % removed
+    blocks     patches are masked in blocks of 2 x 2
+    mask-85    85 % masked
     crops-20   crops from 20 % of the area
-    shallow    one decoder block in place of two
-    growing    the first half of the time at three quarters of the image's side
+    shallow    one decoder block instead of two
+    growing    the first half of the time with three quarters of the image size
     average    the encoder is an exponential moving average of the weights
 """
 

@@ -1,10 +1,10 @@
-"""What loss do predictions get that no network made? Lines to hold a training loss against.
+"""Losses of simple predictions without a network, to compare a training loss with.
 
     python benchmarks/loss_lines.py [IMAGES ...] [--image-size 224] [--patch-size 16] [--out FILE]
 
-Removed patches are predicted by rules: nothing (zero), the mean of the visible pixels, the nearest visible patch's mean
-or its pixels, and, with knowledge that no model has, each removed patch's own mean, or its best fit by a slope of
-brightness. The loss is the training loss, for both targets, over all images under one mask each.
+Masked patches are predicted by rules: zero, the mean of the visible pixels, the mean or the pixels of the nearest
+visible patch; and, with knowledge that no model has, each masked patch's own mean or its best fit by a linear
+gradient. The loss is the training loss for both targets, over all images with one mask each.
 """
 
 from __future__ import annotations

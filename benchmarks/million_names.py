@@ -2,12 +2,13 @@
 
     python benchmarks/million_names.py [--images 1000000] [--out benchmarks/results/million_names.json]
 
-A server in a process of its own serves shards in which every image is the same JPEG of 16 x 16 pixels, each at a place
-of its own; their bytes are made when they are asked for. The index of the shards is written as a first look writes it.
+A server in its own process serves shards in which every image is the same JPEG of 16 x 16 pixels at a different
+position; their bytes are generated on request. The index of the shards is written as a first scan would write it.
 
-Start: from the start of ``maecli pretrain`` to the line of its first step in ``log.jsonl``, with a tiny model, for the
-wanted number of images and for a thousand. Memory: one epoch in the order of training, read by ranges through the
-cache by one loader process, which asks for each image's name and bytes and does not decode them; sampled on the way.
+Start: from the start of ``maecli pretrain`` to the line of its first step in ``log.jsonl``, with a tiny model, for
+the given number of images and for a thousand. Memory: one epoch in the order of training, read by byte ranges through
+the cache by one loader process, which reads each image's name and bytes and does not decode them; sampled during the
+epoch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The estimate of training memory against measured peaks: ``python benchmarks/profile_memory.py``.
 
-On a CPU the growth of the resident size of a process of its own, on CUDA the allocator's peak; with
-``--device cuda`` base, large and huge are measured. Writes benchmarks/results/profile_memory_<device>.json.
+On a CPU this is the growth of the resident memory of a separate process, on CUDA the allocator's peak. With
+``--device cuda``, base, large and huge are measured. Writes benchmarks/results/profile_memory_<device>.json.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What other profilers say of the same encoders, and what it takes them: ``python benchmarks/profile_peers.py``.
+"""Results and cost of other profilers for the same encoders: ``python benchmarks/profile_peers.py``.
 
-Every profiler is asked for the multiply-accumulates of the whole unmasked encoder at 224 px, one image,
-and runs in a process of its own, of which time and peak memory are taken. Needs, beside this project:
+Every profiler counts the multiply-accumulates of the whole unmasked encoder at 224 px for one image. It runs
+in its own process, whose time and peak memory are measured. Also needs:
 ``pip install fvcore ptflops torchinfo calflops timm``. Writes benchmarks/results/profile_peers.json.
 """
 

@@ -1,8 +1,8 @@
-"""The images of the documents that show photographs, drawn again: of none was the model trained on.
+"""Draws the documents' images that show photographs; the model was not trained on any of them.
 
     python benchmarks/readme_images.py --run runs/builtin
 
-- docs/images/reconstruction.jpg: what the README's first command draws, with the built-in weights;
+- docs/images/reconstruction.jpg: the output of the README's first command, with the built-in weights;
 - docs/images/report.png: the report of the run that made them, whose previews are of held-out photographs (with --run;
   needs Chromium).
 """

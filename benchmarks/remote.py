@@ -1,9 +1,9 @@
-"""Images a second from a folder and from a store on this machine, through the same loader.
+"""Images/s from a folder and from a server on this machine, with the same loader.
 
 python benchmarks/remote.py [--images 2000] [--workers 1] [--rounds 3]
 
-Makes shards of photographs of 500 x 375 pixels, serves them by an http server with byte ranges in a process of its own,
-and reads both in turn. The first epoch by URL fetches every block; the later ones find them in the cache.
+Makes shards of photographs of 500 x 375 pixels, serves them with byte ranges by an HTTP server in its own process, and
+alternates between both. The first epoch by URL fetches every block; later epochs read them from the cache.
 """
 
 from __future__ import annotations

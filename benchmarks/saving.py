@@ -1,9 +1,10 @@
-"""What it costs to save a run's state while training goes on, interleaved in one run.
+"""The cost of saving a run's state during training, measured within one run.
 
     python benchmarks/saving.py --variant vit_base --batch-size 32 --rounds 4
 
-Blocks of steps without a save, with one on the thread, and with one that training waits for take turns. The cost
-of a save is what its block took longer than the one without; its share is that over the time between two saves.
+Three kinds of blocks of steps take turns: without a save, with a save in the thread, and with a save that training
+waits for. The cost of a save is the difference of its block to the block without one; its share is relative to the
+time between two saves.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""Expected training throughput over many GPUs, on paper: compute, gradient bytes and interconnect.
+"""Calculates the training throughput with many GPUs from compute, gradient bytes and interconnect.
 
     python benchmarks/scaling.py --gpus 8 64 1024
     python benchmarks/scaling.py --variant vit_large --step-seconds 0.081 --batch-size 64
 
-Nothing here is measured. Give ``--step-seconds``, a step of one GPU alone as ``pretrain`` shows it, and the rest
-is arithmetic on it; without it the step is the training FLOPs over a share of the GPU's peak. The communication
-is that of copies of the model (DDP): after each backward pass, all gradients are summed over all GPUs.
+Nothing is measured here. ``--step-seconds`` is the step time of one GPU as ``pretrain`` shows it; without it, the step
+time is the training FLOPs divided by a fraction of the GPU's peak. The communication is that of DDP: in each backward
+pass, all gradients are summed over all GPUs.
 
-A sum moves 2 (N - 1) / N times the gradient's bytes through the narrowest place: within a node each GPU's link,
-between nodes all the network adapters of a node together. Its rounds are counted as 2 log2(N), as in a tree. It
-hides behind the backward pass, which is two thirds of the step, but for the last bucket.
+An all-reduce moves 2 (N - 1) / N times the gradient's bytes over the slowest link: within a node each GPU's link,
+between nodes all network adapters of a node together. It takes 2 log2(N) rounds, as in a tree. It overlaps with the
+backward pass, which is two thirds of the step, except for the last bucket.
 """
 
 from __future__ import annotations

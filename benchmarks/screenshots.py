@@ -1,10 +1,10 @@
-"""Screenshots for the documents: what a command shows in a terminal, as SVG.
+"""Screenshots for the documents: the output of a command in a terminal, as SVG.
 
     python benchmarks/screenshots.py docs/images/help.svg --columns 96 -- maecli --help
     python benchmarks/screenshots.py docs/images/run.svg --seconds 40 -- maecli pretrain photos --out run
 
-The command runs in a terminal of its own, and the screen as it stands at the end, or after ``--seconds``, is drawn by
-rich. A command that is still running then is interrupted, as Ctrl-C would.
+The command runs in its own terminal, and rich draws the screen at its end, or after ``--seconds``. A command that is
+still running then is interrupted as by Ctrl-C.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What is fetched from a store in an epoch, by a small discrete simulation: order, shards, blocks, cache.
+"""Simulates how much is fetched from a store in an epoch, from the order, shards, blocks and cache.
 
 python benchmarks/simulate_reading.py
 
 The order is the one that training uses (``mae.data.sampler.epoch_order``), over a data set of 65,536 images of 110 KB
-in shards, cut into machines' slices as ``EpochBatches`` cuts them. Each machine has a cache of blocks of its own, least
-recently used out first. What matters is counted in shares of the data set, so it holds for larger ones.
+in shards, divided over machines as ``EpochBatches`` does. Each machine has its own cache of blocks, which evicts the
+least recently used ones. Results are multiples of the data set's size, so they also hold for larger data sets.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ def fetched(machines: int, cache_share: float, epochs: int = 3) -> list[float]:
 
 def main() -> None:
     """Print a table in Markdown."""
-    print("| machines | cache, of the data set | fetched by each: first epoch | third epoch | by all, third epoch |")
+    print(
+        "| machines | cache, fraction of the data set | fetched by each machine, first epoch | by each, third epoch "
+        "| by all, third epoch |"
+    )
     print("|---|---|---|---|---|")
     for machines in (1, 2, 8, 32, 128):
         for cache_share in (0.02, 0.5, 1.1):

@@ -1,15 +1,15 @@
-"""Training steps per second beside other implementations of the masked autoencoder, interleaved in one run.
+"""Speed of training steps compared with other implementations of the masked autoencoder, which take turns.
 
     python benchmarks/training.py --official ~/mae --variant vit_base --batch-size 32 --rounds 7
 
-Each contestant lives in a process of its own and takes one full step (forward, backward, AdamW) when it is its
-turn, so all of them meet the same noise of the machine; the ratio is taken round by round. ``official`` is a
-clone of facebookresearch/mae given by path; ``+heap`` tells glibc to keep freed memory, which our trainer always
-does; ``+recompute`` is ``pretrain --activation-checkpointing``, ``+compiled`` is ``--compile``. ``+blocks`` compiles
-each block by itself, and ``+graphs`` is torch.compile's "reduce-overhead", which replays CUDA graphs on a GPU.
-``arithmetic`` is what the official code computes, put together from our modules: all patches embedded, all tokens
-decoded and predicted, attention as separate products. Peers come from their packages: pip install transformers
-lightly timm.
+Each implementation runs in its own process and takes one full step (forward, backward, AdamW) per turn, so other load
+on the machine affects all of them; ratios are calculated per round. ``official`` is a clone of facebookresearch/mae,
+given by path. ``+heap`` tells glibc to keep freed memory, as our trainer always does; ``+recompute`` is ``pretrain
+--activation-checkpointing``, ``+compiled`` is ``--compile``. ``+blocks`` compiles each block by itself, and
+``+graphs`` is torch.compile's "reduce-overhead", which replays CUDA graphs on a GPU. ``arithmetic`` has the
+operations of the official code, built from our modules: all patches embedded, all tokens decoded and predicted,
+attention as separate products. The other implementations come from their packages: pip install transformers lightly
+timm.
 """
 
 from __future__ import annotations

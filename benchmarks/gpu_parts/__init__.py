@@ -1,1 +1,1 @@
-"""The parts of ``gpu.py``. Each runs in a process of its own, and says at once what it has measured."""
+"""The parts of ``gpu.py``. Each runs in its own process, and reports its results at once."""

@@ -1,4 +1,4 @@
-"""What a step costs: memory, kernels, and saves beside it."""
+"""The cost of a step: memory, kernels, and saving."""
 
 from __future__ import annotations
 

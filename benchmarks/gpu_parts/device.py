@@ -1,6 +1,6 @@
-"""What the parts ask of a device beside tensors: all that CUDA alone has is in ``Gpu``, and ``Host`` is its twin.
+"""Operations on a device other than tensors: ``Gpu`` has those of CUDA, ``Host`` the same for a CPU.
 
-Every call names the device with its index, so that it is the right one whatever the current one is.
+Every call passes the device with its index, so that it does not depend on the current device.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether the numbers are right: resumed, spread over processes, in fp16."""
+"""Whether results are right: after resuming, with DDP and FSDP2, and in fp16."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast JPEGs become batches."""
+"""Throughput of decoding JPEGs to batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the machine is, and the tests that need it."""
+"""Properties of the machine, and the tests that need a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training steps beside other implementations."""
+"""Training steps compared with other implementations."""
 
 from __future__ import annotations
 

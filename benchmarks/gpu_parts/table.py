@@ -1,4 +1,4 @@
-"""The results of ``gpu.py`` as text, and the targets beside them. Loads no torch."""
+"""The results of ``gpu.py`` as text, with the targets. Loads no torch."""
 
 from __future__ import annotations
 

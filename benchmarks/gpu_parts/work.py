@@ -1,4 +1,4 @@
-"""What a part is given: a device, sizes, a place for what it measures, and how much time it has."""
+"""The input of a part: device, sizes, output file and time limit."""
 
 from __future__ import annotations
 
