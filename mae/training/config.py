@@ -356,10 +356,10 @@ def read_run_settings(run: Path) -> dict[str, Any]:
         ConfigError: The folder has no readable settings.
     """
     if run.is_file():
+        beside = f"--resume {typed(run.parent)} resumes the run in it; " if (run.parent / CONFIG_FILE).is_file() else ""
         raise ConfigError(
             f"--resume {shown(run)} is a file; wanted the folder of a run",
-            hint=f"--resume {typed(run.parent)} resumes the run in it; --init {typed(run)} starts a new run from "
-            "its weights",
+            hint=f"{beside}--init {typed(run)} starts a new run from its weights",
         )
     try:
         return read_toml(run / CONFIG_FILE, "--resume")
