@@ -103,7 +103,8 @@ def _show_pretraining(console: Console, result: PretrainResult) -> None:
     if result.preview:
         console.print(f"image       {result.preview}", soft_wrap=True)
     if result.cache_hits is not None:
-        console.print(f"cache       {result.cache_hits:.0%} of the last epoch's images were in it", soft_wrap=True)
+        why = "" if result.cache_hits else "; JPEGs that can be decoded at a reduced size are not kept"
+        console.print(f"cache       {result.cache_hits:.0%} of the last epoch's images were in it{why}", soft_wrap=True)
     if result.learnt is False:
         console.print(
             "The model has learnt almost nothing: train for more steps (--epochs) or at a higher learning rate (--lr).",
