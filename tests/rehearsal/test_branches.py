@@ -64,6 +64,7 @@ LISTED = {
     "mae/profiling/memory.py fit": Covered(1, ON_PAPER),
     "mae/profiling/memory.py process_bytes": Covered(1, ON_PAPER),
     "mae/profiling/memory.py training_memory": Covered(1, ON_PAPER),
+    "mae/profiling/config.py ProfileConfig.__post_init__": Covered(1, CHOICES),
     "mae/profiling/run.py _plan": Covered(1, GPU + "test_profile_measures_the_gpu"),
     "mae/profiling/run.py profile": Covered(1, GPU + "test_profile_measures_the_gpu"),
     "mae/profiling/tape.py Tape.__init__": Covered(2, ON_PAPER),
