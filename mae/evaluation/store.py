@@ -8,9 +8,10 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from mae.data.sources.base import ImageSource
@@ -124,7 +125,7 @@ class PartStore:
             sizes = {}
             for name, array in arrays.items():
                 path = self._path(part, f"{name}.npy")
-                write_atomically(path, lambda file, array=array: np.save(file, array, allow_pickle=False))  # type: ignore[misc]
+                write_atomically(path, lambda file, array=array: _save(file, array))  # type: ignore[misc]
                 sizes[name] = path.stat().st_size
             rows = len(self.indices(part)) - len(unreadable)
             text = json.dumps({"images": rows, "sizes": sizes, "unreadable": list(unreadable)})
@@ -165,6 +166,13 @@ class PartStore:
 
     def _path(self, part: int, ending: str) -> Path:
         return self.folder / f"{part:06d}.{ending}"
+
+
+def _save(file: IO[bytes], array: NDArray[Any]) -> None:
+    """Write an array as ``numpy.save`` does, whose error on a full disk does not name the reason."""
+    array = np.ascontiguousarray(array)
+    npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(array))
+    file.write(array.data)
 
 
 def content_digest(source: ImageSource) -> str:

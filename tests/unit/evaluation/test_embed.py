@@ -295,3 +295,20 @@ def test_one_large_image_among_small_parts(tmp_path: Path) -> None:
     assert rows.part_images == 64
     assert [len(rows.indices(part)) for part in (0, rows.parts[-1])] == [64, 5000 % 64]
     image(tmp_path / "x.png", (0, 0, 0), 0)
+
+
+def test_a_full_disk_is_named_as_the_reason(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    rows = store.PartStore(tmp_path, {}, images=8, part_images=8)
+    rows.open("--out")
+    features = np.arange(8 * 1024, dtype=np.float32).reshape(8, 1024)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    try:
+        with pytest.raises(DataError, match=r"cannot write features to .*: File too large"):
+            rows.write(0, {"mean": features}, [])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert rows.missing() == [0]
+    rows.write(0, {"mean": features}, [])
+    assert np.array_equal(rows.whole("mean"), features)
