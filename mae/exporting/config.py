@@ -7,10 +7,17 @@ from pathlib import Path
 
 from mae.config import shared_option
 from mae.errors import ConfigError
+from mae.io.text import shown
 from mae.options import option
 
 GRAPHS = ("onnx", "torch-export")  # formats that run without maecli
 TARGETS = ("official", "encoder", "timm", "hf", "safetensors", *GRAPHS)
+_FORMATS = {  # by the ending of their files
+    ".pth": ("official", "encoder"),
+    ".safetensors": ("timm", "safetensors"),
+    ".onnx": ("onnx",),
+    ".pt2": ("torch-export",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +55,13 @@ class ExportConfig:
     offline: bool = shared_option("offline")
 
     def __post_init__(self) -> None:
+        suffix = self.out.suffix.lower() if self.out else ""
+        if self.to not in _FORMATS.get(suffix, (self.to,)):
+            (ending,) = [ending for ending, formats in _FORMATS.items() if self.to in formats] or ["no ending"]
+            raise ConfigError(
+                f"--out {shown(str(self.out))} has the ending of another format than --to {self.to}",
+                hint=f"--to {self.to} is written with {ending}",
+            )
         if self.to == "onnx" and self.dtype == "bf16":
             raise ConfigError(
                 "--to onnx --dtype bf16: onnxruntime has no bf16 on a CPU, so the file could not be checked",

@@ -170,6 +170,8 @@ def test_refusals(tmp_path: Path, path: Path) -> None:
         ("rectangle.pth", "hf", None, "square images only"),
         ("file.pth", "official", path, "is the checkpoint itself"),
         ("file.pth", "official", tmp_path / "no/x.pth", "there is no folder"),
+        ("file.pth", "torch-export", tmp_path / "x.onnx", "the ending of another format"),
+        ("file.pth", "hf", tmp_path / "x.pth", "the ending of another format"),
     ):
         with pytest.raises(ConfigError, match=message):
             export(ExportConfig(checkpoint=tmp_path / source, to=to, out=out, **HEADS))

@@ -35,7 +35,7 @@ def alone(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("more", [(), ("--shard",)], ids=["copies", "shards"])
+@pytest.mark.parametrize("more", [(), pytest.param(("--shard",), marks=pytest.mark.slow)], ids=["copies", "shards"])
 def test_two_processes_measure_what_one_does(
     alone: Path, options: list[str], more: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -163,7 +163,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     assert same(weights(parted / last), weights(whole(*options) / last))
 
 
-@pytest.mark.parametrize("options", [(), ("--shard",)], ids=["copies", "shards"])
+@pytest.mark.parametrize("options", [(), pytest.param(("--shard",), marks=pytest.mark.slow)], ids=["copies", "shards"])
 def test_another_number_of_processes_goes_on_with_the_same_images(
     tmp_path: Path, six: Path, options: tuple[str, ...]
 ) -> None:
