@@ -11,13 +11,16 @@ from mae.io.text import shown
 from mae.options import option
 
 GRAPHS = ("onnx", "torch-export")  # formats that run without maecli
-TARGETS = ("official", "encoder", "timm", "hf", "safetensors", *GRAPHS)
-_FORMATS = {  # by the ending of their files
-    ".pth": ("official", "encoder"),
-    ".safetensors": ("timm", "safetensors"),
-    ".onnx": ("onnx",),
-    ".pt2": ("torch-export",),
+ENDINGS = {  # of the default names
+    "official": "-official.pth",
+    "encoder": "-encoder.pth",
+    "timm": "-timm.safetensors",
+    "hf": "-hf",
+    "safetensors": ".safetensors",
+    "onnx": ".onnx",
+    "torch-export": ".pt2",
 }
+TARGETS = tuple(ENDINGS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +58,12 @@ class ExportConfig:
     offline: bool = shared_option("offline")
 
     def __post_init__(self) -> None:
-        suffix = self.out.suffix.lower() if self.out else ""
-        if self.to not in _FORMATS.get(suffix, (self.to,)):
-            (ending,) = [ending for ending, formats in _FORMATS.items() if self.to in formats] or ["no ending"]
+        suffixes = {to: Path(f"name{ending}").suffix for to, ending in ENDINGS.items()}
+        given, own = self.out.suffix.lower() if self.out else "", suffixes[self.to]
+        if given and given != own and given in suffixes.values():
             raise ConfigError(
                 f"--out {shown(str(self.out))} has the ending of another format than --to {self.to}",
-                hint=f"--to {self.to} is written with {ending}",
+                hint=f"--to {self.to} is written {f'as {own}' if own else 'into a folder'}",
             )
         if self.to == "onnx" and self.dtype == "bf16":
             raise ConfigError(

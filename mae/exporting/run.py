@@ -28,7 +28,7 @@ from mae.checkpoints.save import save, save_safetensors
 from mae.comparison.libraries import hugging_face_config, is_installed, load_transformers, timm_logits, timm_model
 from mae.comparison.stages import TOLERANCES
 from mae.errors import CheckpointError, ConfigError, MaeError
-from mae.exporting.config import GRAPHS, ExportConfig
+from mae.exporting.config import ENDINGS, GRAPHS, ExportConfig
 from mae.exporting.graphs import data_file, read_graph, refuse_missing, write_graph
 from mae.exporting.served import served
 from mae.io.download import obeys_offline
@@ -114,7 +114,7 @@ def export(config: ExportConfig, on_step: Callable[[str], None] = lambda step: N
     if config.to in GRAPHS:
         refuse_missing(config.to)
     beside = Path(BUILTIN) if checkpoint.is_builtin else checkpoint.path
-    out = config.out or beside.with_name(f"{beside.stem}{_ENDINGS[config.to]}")
+    out = config.out or beside.with_name(f"{beside.stem}{ENDINGS[config.to]}")
     refuse_place(out, "--out", folder=config.to == "hf")
     for file in [out / name for name in _HUGGING_FACE_FILES] if config.to == "hf" else [out]:
         refuse_input(file, "--out", _inputs(checkpoint), folders=[checkpoint.path])
@@ -283,15 +283,6 @@ def _own_entry(checkpoint: Checkpoint) -> dict[str, Any]:
     return entry
 
 
-_ENDINGS = {
-    "official": "-official.pth",
-    "encoder": "-encoder.pth",
-    "timm": "-timm.safetensors",
-    "hf": "-hf",
-    "safetensors": ".safetensors",
-    "onnx": ".onnx",
-    "torch-export": ".pt2",
-}
 _WRITERS: dict[str, Callable[[Path, Mapping[str, Tensor], Checkpoint], Path]] = {
     "official": _write_pth,
     "encoder": _write_pth,
