@@ -104,6 +104,21 @@ def test_what_was_measured_beside_the_training_is_drawn(tmp_path: Path) -> None:
     assert curves[1] == curves[0] + 4
 
 
+def test_the_held_out_accuracy_is_that_of_the_tested_epoch(tmp_path: Path) -> None:
+    """Also where an earlier epoch had a higher one, whose weights are gone."""
+    run = write_run(tmp_path / "run", done=3, epochs=3)
+    with (run / "log.jsonl").open("a") as log:
+        for epoch, accuracy in enumerate((0.9, 0.7, 0.8)):
+            log.write(json.dumps({"epoch": epoch, "step": 8, "val_loss": 1.0, "val_accuracy": accuracy}) + "\n")
+    report(ReportConfig(run=(run,), out=tmp_path / "page.html"))
+    assert "held-out accuracy, epoch 1" in Page(tmp_path / "page.html").text
+    with (run / "log.jsonl").open("a") as log:
+        tested = {"test_accuracy": 0.75, "test_low": 0.7, "test_high": 0.8, "test_images": 40}
+        log.write(json.dumps({"epoch": 2, "step": 24, **tested}) + "\n")
+    report(ReportConfig(run=(run,), out=tmp_path / "page.html"))
+    assert "held-out accuracy, epoch 3" in Page(tmp_path / "page.html").text
+
+
 def test_a_run_under_way_with_half_a_line(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", done=2, epochs=10)
     with (run / "log.jsonl").open("a") as file:
