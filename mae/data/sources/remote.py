@@ -13,7 +13,7 @@ from typing import IO, Any, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 from mae.data.block_cache import BLOCK_BYTES, BlockCache
-from mae.errors import ConfigError, DataError
+from mae.errors import ConfigError, DataError, MaeError
 from mae.io.download import cache_folder
 from mae.io.text import shown
 from mae.io.urls import public_url, without_secrets
@@ -36,6 +36,8 @@ _VERSIONS = (
     "updated",
 )
 _PASSING = (408, 425, 429)  # status codes below 500 for which another attempt may succeed
+# botocore's errors about what the user has set; another attempt is of no use.
+_SETTINGS_ERRORS = ("NoCredentialsError", "ParamValidationError", "PartialCredentialsError", "ProfileNotFound")
 _BESIDE_THE_EXTRA = {"gs": " gcsfs", "gcs": " gcsfs"}  # by scheme, packages that are needed besides the extra
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 Value = TypeVar("Value")
@@ -147,9 +149,10 @@ class RemoteObject:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return _within(ATTEMPT_SECONDS, ask)
-            except (ConfigError, RemoteError):
-                raise
-            except Exception as error:  # each kind of store has exceptions of its own
+            except Exception as caught:  # each kind of store has exceptions of its own
+                error = _behind(caught, self.url)
+                if isinstance(error, MaeError):
+                    raise error from None
                 if attempt == ATTEMPTS or not _may_pass(error):
                     raise self._explained(error, attempt) from None
             time.sleep(pause)
@@ -164,8 +167,8 @@ class RemoteObject:
         elif isinstance(error, TimeoutError):
             reason = f"no response within {ATTEMPT_SECONDS:g} seconds"
         else:
-            status = getattr(error, "status", None)
-            words = without_secrets((str(error).strip().splitlines() or [""])[0], self.url)
+            status = _status(error)
+            words = without_secrets(" ".join(str(error).split()), self.url)
             reason = f"the server answers {status}" if status else f"{words or type(error).__name__}"[:300]
         after = f", after {attempts} attempts" if attempts > 1 else ""
         hint = None
@@ -285,10 +288,28 @@ def _file_system(url: str, name: str) -> tuple[Any, str]:
 
 def _may_pass(error: Exception) -> bool:
     """Whether another attempt may succeed."""
-    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | DataError):
+    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
         return False
+    if type(error).__name__ in _SETTINGS_ERRORS:
+        return False
+    status = _status(error)
+    return status is None or status >= 500 or status in _PASSING
+
+
+def _behind(error: Exception, url: str) -> Exception:
+    """The error itself, or its cause where fsspec raises FileNotFoundError for every failure to ask for an object."""
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or not isinstance(cause, Exception):
+        return error
+    return cause if urlsplit(url).scheme in ("http", "https") and _status(cause) not in (404, 410) else error
+
+
+def _status(error: Exception) -> int | None:
+    """The status code of the answer that an error is about; botocore's error is the cause of that of s3fs."""
     status = getattr(error, "status", None)
-    return not isinstance(status, int) or status >= 500 or status in _PASSING
+    if status is None and isinstance(response := getattr(error.__cause__, "response", None), dict):
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status if isinstance(status, int) else None
 
 
 def _within(seconds: float, ask: Callable[[], Value]) -> Value:

@@ -31,10 +31,11 @@ from tests.unit.training.small import logged, make_models_small, same, small_con
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves ``files``; ``faults`` are the failures of the next answers to range requests, in order."""
+    """Serves ``files``; the next answers fail as ``faults`` and, to requests without a range, ``info_faults`` say."""
 
     files: dict[str, bytes]
     faults: list[str]
+    info_faults: list[str]
     asked: list[str]
     tag = '"one"'
     signature = ""
@@ -62,7 +63,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         time.sleep(self.server.delay)
         path, _, query = self.path.partition("?")
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        fault = self.server.faults.pop(0) if body and self.server.faults else ""
+        faults = self.server.faults if wanted else self.server.info_faults
+        fault = faults.pop(0) if faults else ""
         if body:
             self.server.asked.append(f"{path} {self.headers.get('Range', '')}")
         data = self.server.files.get(path.lstrip("/"))
@@ -79,6 +81,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         if fault == "hang":
             time.sleep(20)
+            return
+        if fault == "drop":
+            self.close_connection = True
             return
         start, end = (int(wanted[1]), min(int(wanted[2]) + 1, len(data))) if wanted else (0, len(data))
         part = data[start:end]
@@ -114,7 +119,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             for number in range(3)
         }
         made.unlink()
-        server.faults, server.asked = [], []
+        server.faults, server.info_faults, server.asked = [], [], []
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield server
@@ -188,6 +193,41 @@ def test_what_does_not_pass_names_the_object(
         remote.read(0, 1000)
     assert server.url("train-00.tar") in caught.value.message or "example.invalid" in words
     assert "very-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("fault", ["503", "429", "drop", "hang"])
+def test_the_check_that_nothing_has_changed_is_tried_again(
+    fault: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = RemoteObject(server.url("train-00.tar"), BlockCache(Path("/dev/null/no"), 10**6))
+    monkeypatch.setattr(mae.data.sources.remote, "ATTEMPT_SECONDS", 0.5)
+    server.info_faults = [fault] * 4  # fsspec asks twice each time, by HEAD and by GET
+    assert remote.read(0, 1000) == server.files["train-00.tar"][:1000]
+    assert len(server.info_faults) < 4
+
+
+@pytest.mark.parametrize(
+    ("faults", "words"),
+    [
+        (["503"] * 10, "the server answers 503, after 5 attempts"),
+        (["403"] * 2, "the server answers 403"),
+        (["404"] * 2, "there is no such object"),
+        (["drop"] * 20, "Server disconnected, after 5 attempts"),
+        (["to http://example.invalid/x.tar"] * 2, "http://example.invalid/x.tar: http is refused"),
+    ],
+)
+def test_an_object_that_cannot_be_asked_for_is_not_called_missing(
+    faults: list[str], words: str, server: Server
+) -> None:
+    server.info_faults = faults
+    with pytest.raises(RemoteError, match=re.escape(words)) as caught:
+        RemoteObject(server.url("train-00.tar?sig=very-secret"), BlockCache(Path("/dev/null/no"), 10**6))
+    assert "very-secret" not in str(caught.value)
+
+
+def test_a_server_that_refuses_connections_is_not_called_an_object_that_is_missing(server: Server) -> None:
+    with pytest.raises(RemoteError, match=r"Cannot connect to host 127\.0\.0\.1:1 .*, after 5 attempts"):
+        RemoteObject("http://127.0.0.1:1/x.tar", BlockCache(Path("/dev/null/no"), 10**6))
 
 
 def test_an_object_that_changes_is_never_mixed(server: Server) -> None:
