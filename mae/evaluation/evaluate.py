@@ -75,7 +75,7 @@ def evaluate(config: EvaluateConfig, on_progress: Callable[[Progress], None] = l
     computing = Computing(device, resolve_precision(config.precision, device))
     encoders = _encoders(config, computing)
     scan = scan_images([config.data], lambda files: on_progress(Progress("looking at files", files, 0)))
-    labels = read_labels(scan.images, [config.data], [one.path for one in scan.unreadable])
+    labels = read_labels(scan.images, [config.data], [one.path for one in scan.unreadable], scan.looked_into)
     split = make_split(scan.images, labels, shown(config.data), seed=config.seed, test_share=config.test_share)
     began = time.monotonic()
     features, notes = keep_features(config, scan.images, split, encoders, computing, on_progress)

@@ -31,6 +31,7 @@ class Labels:
         part: Index of each image's part in ``parts``, (N,) int64; all -1 if there are no parts.
         parts: Names of the folders above the class folders, such as ("test", "train"); empty if there are none.
         lost: Class folders without a readable image, with their part's name: ("train/cat",).
+        empty: The same for folders in which there is no image at all.
         nested: Names of class folders that hold only folders.
     """
 
@@ -39,6 +40,7 @@ class Labels:
     part: NDArray[np.int64]
     parts: tuple[str, ...]
     lost: tuple[str, ...] = ()
+    empty: tuple[str, ...] = ()
     nested: tuple[str, ...] = ()
 
 
@@ -54,19 +56,21 @@ class Split:
     notes: tuple[str, ...]
 
 
-def read_labels(source: ImageSource, roots: Sequence[Path], unreadable: Iterable[Path] = ()) -> Labels:
+def read_labels(
+    source: ImageSource, roots: Sequence[Path], unreadable: Iterable[Path] = (), folders: Iterable[Path] = ()
+) -> Labels:
     """Read labels from the folders that images are in, below ``roots`` (folders or archives).
 
-    ``unreadable`` are files and folders that the scan could not read; with them, a class without any readable image is
-    reported instead of being ignored.
+    ``unreadable`` are files and folders that the scan could not read, and ``folders`` those that it looked into; with
+    them, a class without any readable image is reported instead of being ignored.
 
     If there are both a ``train`` and a ``test`` or ``val`` folder, the classes are the folders in these. Else the
     classes are the uppermost folders that do not contain all images. Deeper folders are not examined.
     """
     names = [_inside(str(source.name(index)), roots) for index in range(len(source))]
-    folders = [root for root in roots if root.is_dir()]
-    if len(folders) > 1 and all(len(parts) == 1 for parts in names):  # the given folders are the class folders
-        roots = [root.parent for root in folders]
+    given = [root for root in roots if root.is_dir()]
+    if len(given) > 1 and all(len(parts) == 1 for parts in names):  # the given folders are the class folders
+        roots = [root.parent for root in given]
         names = [_inside(str(source.name(index)), roots) for index in range(len(source))]
     broken = [_inside(str(path), roots) + (("",) if path.is_dir() else ()) for path in unreadable]
     deep = [*names, *(parts for parts in broken if len(parts) > 2)]
@@ -80,6 +84,9 @@ def read_labels(source: ImageSource, roots: Sequence[Path], unreadable: Iterable
     flat = {name for name, parts in zip(found, names, strict=True) if len(parts) == place + 2}
     there = {parts[depth : place + 1] for parts in names}
     lost = {parts[depth : place + 1] for parts in broken if len(parts) > place + 1} - there
+    below = {_inside(str(path), roots) for path in folders if path.is_dir() and path not in roots}
+    wrapper = next((parts[:depth] for parts in deep), ())
+    empty = {parts[depth:] for parts in below if len(parts) == place + 1 and parts[:depth] == wrapper} - there - lost
     part_names = tuple(sorted(tops)) if has_parts else ()
     part_number = {name: index for index, name in enumerate(part_names)}
     return Labels(
@@ -90,6 +97,7 @@ def read_labels(source: ImageSource, roots: Sequence[Path], unreadable: Iterable
         ),
         part_names,
         tuple(sorted(map("/".join, lost))),
+        tuple(sorted(map("/".join, empty))),
         tuple(name for name in classes if name not in flat),
     )
 
@@ -155,6 +163,10 @@ def _refuse_lost(lost: Sequence[str], where: str) -> None:
         )
 
 
+def _left_out(empty: Sequence[str], where: str) -> tuple[str, ...]:
+    return (f"{where}: no image in {a_few(empty)}; left out",) if empty else ()
+
+
 def _refuse_half_a_split(labels: Labels, where: str) -> None:
     """Raise an error if there is a ``train`` or a ``test`` folder of classes without its counterpart.
 
@@ -199,7 +211,8 @@ def _given(source: ImageSource, labels: Labels, where: str) -> Split:
     notes = (
         (f"{where}: {', '.join(map(shown, unused))} is not used; the test images are {test_name}",) if unused else ()
     )
-    return _split(labels, kept, train, test, notes)
+    empty = [one for one in labels.empty if one.partition("/")[0] in (train_name, test_name)]
+    return _split(labels, kept, train, test, (*notes, *_left_out(empty, where)))
 
 
 def _drawn(source: ImageSource, labels: Labels, where: str, seed: int, test_share: float) -> Split:
@@ -222,7 +235,7 @@ def _drawn(source: ImageSource, labels: Labels, where: str, seed: int, test_shar
         f"{where} is not divided into train/ and test/ (or val/): {test_share:.0%} of each class "
         f"({len(chosen[1]):,} of {len(labels.label):,} images) are test images, drawn by --seed {seed}"
     )
-    return _split(labels, list(range(len(labels.classes))), *chosen, (note,))
+    return _split(labels, list(range(len(labels.classes))), *chosen, (note, *_left_out(labels.empty, where)))
 
 
 def _split(
@@ -243,8 +256,10 @@ def _refuse_unlabelled(source: ImageSource, labels: Labels, chosen: NDArray[np.i
 
 def _refuse_few(kept: Sequence[int], labels: Labels, where: str) -> None:
     if len(kept) < 2:
+        empty = f" (no image in {a_few(labels.empty)})" if labels.empty else ""
         raise DataError(
-            f"{where}: there is only one class, {shown(labels.classes[kept[0]])}; two are needed", hint=LABELS_HINT
+            f"{where}: there is only one class, {shown(labels.classes[kept[0]])}{empty}; two are needed",
+            hint=LABELS_HINT,
         )
 
 

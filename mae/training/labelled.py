@@ -60,7 +60,7 @@ def divide(scan: ImageScan, config: ClassifierConfig) -> LabelledImages:
         DataError: There are fewer than two class folders, or the parts have different classes.
     """
     where = ", ".join(map(shown, config.data))
-    labels = read_labels(scan.images, config.data, [one.path for one in scan.unreadable])
+    labels = read_labels(scan.images, config.data, [one.path for one in scan.unreadable], scan.looked_into)
     split = make_split(scan.images, labels, where, seed=config.seed, test_share=config.test_share)
     train, test = Part(split.train, split.train_labels), Part(split.test, split.test_labels)
     if config.label_fraction < 1:

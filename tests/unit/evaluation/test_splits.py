@@ -17,7 +17,7 @@ from tests.unit.evaluation.small import class_folders, image
 
 def split_of(root: Path, *, test_share: float = 0.25, seed: int = 0) -> Split:
     scan = scan_images([root])
-    labels = read_labels(scan.images, [root], [one.path for one in scan.unreadable])
+    labels = read_labels(scan.images, [root], [one.path for one in scan.unreadable], scan.looked_into)
     return make_split(scan.images, labels, root.name, seed=seed, test_share=test_share)
 
 
@@ -80,6 +80,11 @@ def none(root: Path) -> None:
 
 def one(root: Path) -> None:
     class_folders(root, 3, names=("red",))
+
+
+def one_and_an_empty_one(root: Path) -> None:
+    class_folders(root, 3, names=("red",))
+    (root / "rare").mkdir()
 
 
 def loose(root: Path) -> None:
@@ -146,7 +151,8 @@ def unreadable_test(root: Path) -> None:
         (unreadable_in_both, "d: no image of test/rare, train/rare can be read"),
         (unreadable_test, "d: no image of test/blue, test/green, test/red can be read"),
         (none, "d: there are no class folders"),
-        (one, "d: there is only one class, red"),
+        (one, "d: there is only one class, red; two are needed"),
+        (one_and_an_empty_one, r"d: there is only one class, red \(no image in rare\); two are needed"),
         (loose, "stray.png is in no class folder"),
         (missing_in_test, "d/test has no folder green with images, but d/train has"),
         (missing_in_train, "d/train has no folder green with images, but d/test has"),
@@ -169,6 +175,39 @@ def test_a_class_may_be_called_test_and_a_broken_image_is_no_lost_class(tmp_path
     (tmp_path / "d" / "blue" / "broken.jpg").write_bytes(b"")
     (tmp_path / "d" / "loose.jpg").write_bytes(b"")
     assert split_of(tmp_path / "d").classes == ("blue", "green", "test")
+
+
+def test_class_folders_without_an_image_are_named(tmp_path: Path) -> None:
+    class_folders(tmp_path / "d", 3)
+    (tmp_path / "d" / "rare" / "deeper").mkdir(parents=True)
+    (tmp_path / "d" / "texts").mkdir()
+    (tmp_path / "d" / "texts" / "a.txt").write_text("a text")
+    (tmp_path / "d" / ".hidden").mkdir()
+    (tmp_path / "d" / "red" / "more").mkdir()
+    split = split_of(tmp_path / "d")
+    assert split.classes == ("blue", "green", "red")
+    assert split.notes[1:] == ("d: no image in rare, texts; left out",)
+
+
+def test_class_folders_without_an_image_in_both_parts_are_named(tmp_path: Path) -> None:
+    for part in ("train", "test", "val"):
+        class_folders(tmp_path / "d" / "wrap" / part, 2)
+        (tmp_path / "d" / "wrap" / part / "rare").mkdir()
+    (tmp_path / "d" / "wrap" / "docs").mkdir()
+    (tmp_path / "d" / "other" / "docs").mkdir(parents=True)
+    assert split_of(tmp_path / "d").notes[1:] == ("d: no image in test/rare, train/rare; left out",)
+
+
+def test_given_class_folders_without_an_image_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class_folders(tmp_path, 3)
+    (tmp_path / "rare").mkdir()
+    (tmp_path / "not given").mkdir()
+    monkeypatch.chdir(tmp_path)
+    roots = [Path(name) for name in ("blue", "red", "rare")]
+    scan = scan_images(roots)
+    assert read_labels(scan.images, roots, folders=scan.looked_into).empty == ("rare",)
+    scan = scan_images([Path()])
+    assert read_labels(scan.images, [Path()], folders=scan.looked_into).empty == ("not given", "rare")
 
 
 def test_a_smaller_share_is_part_of_a_larger_one() -> None:
