@@ -283,9 +283,13 @@ def refuse_misfit(
 def _no_decoder(checkpoint: Checkpoint) -> CheckpointError:
     size = (checkpoint.variant or "vit_base").removeprefix("vit_")
     size = size if size in ("base", "large", "huge") else "base"
-    name = f"mae_visualize_vit_{size}.pth"
+    example = f"for instance {OFFICIAL_BASE}/visualize/mae_visualize_vit_{size}.pth"
+    if checkpoint.kind == "fine-tuned":
+        start = checkpoint.args.get("finetune")  # the weights that it was trained from
+        known = f"those that it was trained from, {typed(str(start))}, or " if start else ""
+        example = f"{known}the built-in ones, builtin"
     return CheckpointError(
         f"{checkpoint.path} holds an encoder only: the decoder (mask_token, decoder_embed, decoder_blocks, "
         "decoder_norm, decoder_pred) is missing, so it cannot reconstruct an image",
-        hint=f"use a file with a decoder, for instance {OFFICIAL_BASE}/visualize/{name}",
+        hint=f"use weights with a decoder, {example}",
     )

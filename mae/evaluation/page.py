@@ -8,7 +8,16 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from mae.evaluation.gallery import Gallery
-from mae.evaluation.results import EvaluateResult, Headline, Row, Scores, percent, row_name, view_name
+from mae.evaluation.results import (
+    EvaluateResult,
+    Headline,
+    Row,
+    Scores,
+    filled_columns,
+    percent,
+    row_name,
+    view_name,
+)
 from mae.reporting.render import LONGEST_TEXT, render
 
 MOST_CONFUSED = 30  # largest number of classes with a confusion matrix; else frequent confusions are listed
@@ -67,12 +76,17 @@ def _tiles(headline: Headline) -> dict[str, str]:
 def _table(result: EvaluateResult, number: int) -> dict[str, Any]:
     ks = sorted({k for row in result.rows for scores in row.scores for k in scores.knn or ()})
     first = result.rows[0].scores[number]
+    titles, rows = filled_columns(
+        ("features", "numbers", *(f"k-NN, {k}" for k in ks), "linear", "attentive", "RankMe", "alpha"),
+        [_cells(row, row.scores[number], ks) for row in result.rows],
+    )
     return {
         "caption": f"{first.label_fraction:g} of the labels, {first.train_images:,} images; accuracy in %, ± half of "
         "its 95 % interval",
-        "titles": ["features", "numbers", *(f"k-NN, {k}" for k in ks), "linear", "attentive", "RankMe", "alpha"],
+        "titles": titles,
         "rows": [
-            {"reference": row.kind != "checkpoint", "cells": _cells(row, row.scores[number], ks)} for row in result.rows
+            {"reference": row.kind != "checkpoint", "cells": cells}
+            for row, cells in zip(result.rows, rows, strict=True)
         ],
     }
 

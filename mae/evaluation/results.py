@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from mae.io.notebook import DrawnPage, Table
 from mae.io.text import shown
@@ -174,11 +175,16 @@ class EvaluateResult(DrawnPage):
                 scores.attentive and scores.attentive.test,
             )
             rows.append((row_name(row), *(one and percent(one) for one in found)))
+        titles, filled = filled_columns(("features", f"k-NN ({self.shown_k})", "linear", "attentive"), rows)
         return Table(
-            f"accuracy on {self.test_images:,} test images of {len(self.classes):,} classes, %",
-            rows,
-            ("features", f"k-NN ({self.shown_k})", "linear", "attentive"),
+            f"accuracy on {self.test_images:,} test images of {len(self.classes):,} classes, %", filled, titles
         )
+
+
+def filled_columns(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Titles and rows of a table without the columns that are empty, such as those of probes that were not run."""
+    filled = [column for column in range(len(titles)) if any(row[column] for row in rows)]
+    return [titles[column] for column in filled], [[row[column] for column in filled] for row in rows]
 
 
 def nearest_k(ks: Iterable[int]) -> int:

@@ -39,6 +39,7 @@ VARIANTS = {
     "vit_large": _variant(16, (1024, 24, 16), (512, 8, 16)),
     "vit_huge": _variant(14, (1280, 32, 16), (512, 8, 16)),
 }
+ENCODER_SIZES = ("embed_dim", "depth", "num_heads", "mlp_ratio")
 _FACTORY_NAMES = {f"mae_{name}_patch{config.patch_size}": name for name, config in VARIANTS.items()}
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mae.errors import ConfigError, DataError
+from mae.models.registry import ENCODER_SIZES
 from mae.system.environment import ENVIRONMENT_FILE
 
 LONGEST_LINE = 2**16  # bytes of a log line; usually about 200
@@ -122,6 +123,7 @@ class RunLog:
         notes: Messages about files that could not be read.
         validations: Validations of a fine-tuning or linear probing run, in order, one per epoch.
         test: Test result of a finished fine-tuning or linear probing run; else None.
+        model: Encoder sizes by name of a fine-tuning or linear probing run, NaN if not a number; else empty.
     """
 
     steps: tuple[LoggedStep, ...]
@@ -139,6 +141,7 @@ class RunLog:
     notes: tuple[str, ...]
     validations: tuple[LoggedValidation, ...] = ()
     test: LoggedTest | None = None
+    model: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def command(self) -> str:
@@ -221,6 +224,7 @@ def read_run(run: Path) -> RunLog:
         notes=tuple(notes),
         validations=tuple(books.validations[epoch] for epoch in sorted(books.validations)),
         test=books.test,
+        model=books.model,
     )
 
 
@@ -237,6 +241,7 @@ class _LogState:
         self.left_out = 0
         self.rollbacks = 0
         self.changes: list[LoggedChange] = []
+        self.model: dict[str, float] = {}
         self.other = 0
         self.broken = 0
 
@@ -255,6 +260,8 @@ class _LogState:
         elif "test_accuracy" in entry and 0 <= epoch < 1e9:
             names = ("test_accuracy", "test_low", "test_high", "test_images")
             self.test = LoggedTest(int(epoch) + 1, *(_number(entry.get(name)) for name in names))
+        elif isinstance(model := entry.get("model"), dict):
+            self.model = {name: _number(model.get(name)) for name in ENCODER_SIZES}
         elif "left_out" in entry:
             self.left_out += 1
         elif "rolled_back_to" in entry:

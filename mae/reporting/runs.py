@@ -15,16 +15,14 @@ from typing import Any
 from mae.errors import DataError, MaeError
 from mae.io.notebook import Drawn, Table
 from mae.io.text import shown
-from mae.models.registry import VARIANTS
+from mae.models.registry import ENCODER_SIZES, VARIANTS
 from mae.reporting.config import RunsConfig
 from mae.reporting.run_log import RunLog, read_run
 
 MOST_RUNS = 10_000
 DEEPEST = 8  # largest depth of folders that are searched
 FRESH_SECONDS = 900.0  # a run on another machine counts as training if its log changed within this time
-_SIZES = (
-    "embed_dim", "depth", "num_heads", "decoder_embed_dim", "decoder_depth", "decoder_num_heads", "mlp_ratio",
-)  # fmt: skip
+_SIZES = (*ENCODER_SIZES, "decoder_embed_dim", "decoder_depth", "decoder_num_heads")
 _HOLDER = re.compile(r"process (\d{1,9}) on (\S{1,255})")
 
 
@@ -35,7 +33,7 @@ class RunSummary:
     Attributes:
         run: Folder of the run.
         state: "training", "finished", "stopped", or "unknown" for a run on another machine whose log is old.
-        model: Name of the variant, with ", changed" if some of its sizes were set.
+        model: Name of the variant, with ", changed" if some of its sizes are others.
         epochs, wanted_epochs: Finished epochs, with a fraction, and epochs of the whole run.
         loss: Loss of the last epoch, else of the last logged step.
         psnr: PSNR of the newest preview, dB.
@@ -174,11 +172,20 @@ def _lives(process: int) -> bool:
     return True
 
 
-def _model(settings: Mapping[str, Any]) -> str | None:
-    """Name of the variant, and whether sizes of its encoder or decoder were changed."""
+def _model(settings: Mapping[str, Any], logged: Mapping[str, float]) -> str | None:
+    """Name of the variant, and whether sizes of its encoder or decoder were changed.
+
+    ``logged`` are the encoder's sizes of a classifier, whose settings have no variant if it began with other weights.
+    Without a variant of its width, it is described by width and number of blocks.
+    """
     variant = settings.get("variant")
     if not isinstance(variant, str):
-        return None
+        if not logged or not all(map(math.isfinite, logged.values())):
+            return None
+        settings = logged
+        variant = next((name for name, one in VARIANTS.items() if one.embed_dim == logged["embed_dim"]), None)
+        if variant is None:
+            return f"width {logged['embed_dim']:g}, {logged['depth']:g} blocks"
     sizes = dataclasses.asdict(VARIANTS[variant]) if variant in VARIANTS else {}
     changed = any(settings.get(name, sizes[name]) != sizes[name] for name in _SIZES if name in sizes)
     return f"{variant}, changed" if changed else variant
@@ -200,7 +207,7 @@ def summary_of(run: Path, log: RunLog, now: float) -> RunSummary:
     return RunSummary(
         run=str(run),
         state=run_state(run, log, now),
-        model=_model(log.config),
+        model=_model(log.config, log.model),
         epochs=log.epochs_done,
         wanted_epochs=log.wanted_epochs,
         loss=last_loss(log),

@@ -12,6 +12,7 @@ from mae.options import Preset, option, option_of
 from mae.training.config import PretrainConfig, RunSettings, check_shard
 
 HEAD_POOLS = ("mean", "cls")
+VAL_SHARE = 0.1
 _MODEL = "Model"
 _RECIPE = "Recipe"
 _REGULARISATION = "Augmentation and regularisation"
@@ -109,7 +110,7 @@ class ClassifierConfig(RunSettings):
         panel=_CHOICE,
     )
     val_share: float = option(
-        0.1, "Fraction of each class's training images that is held out to choose the epoch.", above=0, below=1,
+        VAL_SHARE, "Fraction of each class's training images that is held out to choose the epoch.", above=0, below=1,
         panel=_CHOICE,
     )  # fmt: skip
     test_share: float = option(
@@ -143,6 +144,11 @@ class ClassifierConfig(RunSettings):
             raise ConfigError("--variant and --init both set the sizes of the model", hint="drop one of them")
         if self.patch_size is not None and self.variant is None:
             raise ConfigError("--patch-size needs --from-scratch and --variant", hint="drop it")
+        if self.select == "last" and self.val_share != VAL_SHARE:
+            raise ConfigError(
+                f"--val-share {self.val_share:g} has no effect with --select last, which holds no images out",
+                hint="drop one of them",
+            )
         self.check_ranges()
 
     @property

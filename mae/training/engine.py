@@ -28,7 +28,7 @@ from mae.training.data_module import DataModule
 from mae.training.events import Event, Scanned, Started
 from mae.training.failures import explained
 from mae.training.identity import deciding_settings, run_identity
-from mae.training.plan import make_plan
+from mae.training.plan import TrainingPlan, make_plan
 from mae.training.resuming import Resumption, check_same_run, take_up
 from mae.training.run import Run, TrainingState
 from mae.training.run_folder import Logged, Position, RunFolder, holds_run
@@ -54,6 +54,22 @@ class Start(Generic[Config]):
     on_event: Callable[[Event], None]
     should_stop: Callable[[], bool]
     precision_reason: str | None = None  # why ``auto`` chose it; None if it was given
+
+    def plan(self, resumption: Resumption, task: Task) -> TrainingPlan:
+        """The plan of the run.
+
+        Raises:
+            ConfigError: The images or the model are not those of the resumed run.
+        """
+        plan = make_plan(
+            self.config,
+            len(task.images),
+            task.images.digest(),
+            processes=self.ranks.size,
+            global_batch_size=resumption.global_batch_size,
+        )
+        check_same_run(resumption, {**run_identity(plan), **task.identity()}, self.folder)
+        return plan
 
     def explained(self, error: RuntimeError | MemoryError) -> Exception:
         """A ``TrainingError`` with a hint for known errors of torch, else the error unchanged."""
@@ -180,9 +196,13 @@ def _resumption(start: Start[Any]) -> Resumption:
 
 def _train(kind: TaskType[Config], start: Start[Config], resumption: Resumption) -> Ended:
     """Prepare and train; if preparing fails, the new folder is removed."""
-    if start.ranks.gather(_is_finished(kind, start, resumption))[0]:
+    finished = start.ranks.gather(_is_finished(kind, start, resumption))[0]
+    if finished and not resumption.changed("data"):
         return _ended(start.folder, resumption.position)
     task = kind.make(start, _scan(start, kind.command), resumption)
+    if finished:
+        start.plan(resumption, task)  # refuses other images
+        return _ended(start.folder, resumption.position)
     trainer: Trainer | None = None
     try:
         start.folder.make()  # only after everything named in the settings was found
@@ -241,16 +261,9 @@ def _prepare(start: Start[Any], resumption: Resumption, task: Task) -> tuple[Tra
         )
         folder.when_released(trackers.close)
     _check_images(start, task)
-    plan = make_plan(
-        config,
-        len(task.images),
-        task.images.digest(),
-        processes=ranks.size,
-        global_batch_size=resumption.global_batch_size,
-    )
-    check_same_run(resumption, {**run_identity(plan), **task.identity()}, folder)
+    plan = start.plan(resumption, task)
     batch_size = plan.global_batch_size // ranks.size
-    notes = task.notes + _decoder_note(config.decoder)
+    notes = _decoder_note(config.decoder)
     if resumption.other_processes(ranks.size):
         notes += (
             f"the run's batch of {plan.global_batch_size} images is divided among {ranks.size} processes, {batch_size} "
@@ -327,7 +340,7 @@ def _prepare(start: Start[Any], resumption: Resumption, task: Task) -> tuple[Tra
         step_seconds=step_seconds,
         first_epoch=position.epoch,
         first_step=position.step,
-        notes=notes,
+        notes=(*task.notes, *notes),
         warnings=resumption.warnings,
         processes=ranks.size,
         seconds_left=_seconds_left(run, resumption, logged),

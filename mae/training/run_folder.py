@@ -344,6 +344,7 @@ class RunFolder:
                 del of_epochs[:-_PACE_OF]
             if "changed" in entry:
                 changes.append(entry)
+                best = None if "classifier" in entry["changed"] else best  # its weights were removed
             accuracy, loss = entry.get("val_accuracy"), entry.get("val_loss")
             if entry.get("best") is True and _is_number(accuracy) and _is_number(loss):
                 best = (accuracy, -loss)

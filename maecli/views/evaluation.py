@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mae.evaluation.results import percent, row_name, view_name
+from mae.evaluation.results import filled_columns, percent, row_name, view_name
 from mae.io.text import shown
 from maecli.output import fitted
 
@@ -49,16 +49,22 @@ def _table(console: Console, result: EvaluateResult, number: int) -> None:
         console.print()
         console.print(Text(f"{share.label_fraction:g} of the labels: {share.train_images:,} images", style="bold"))
     table = Table(box=None, padding=(0, 2), pad_edge=False)
-    table.add_column("features")
-    for title in ("numbers", f"k-NN ({result.shown_k})", "linear", "attentive", "RankMe", "alpha"):
+    titles, rows = filled_columns(
+        ("features", "numbers", f"k-NN ({result.shown_k})", "linear", "attentive", "RankMe", "alpha"),
+        [_cells(row, row.scores[number], result.shown_k) for row in result.rows],
+    )
+    table.add_column(titles[0])
+    for title in titles[1:]:
         table.add_column(title, justify="right")
-    for row in result.rows:
-        table.add_row(Text(row_name(row)), f"{row.dimensions:,}", *_cells(row, row.scores[number], result.shown_k))
+    for name, *cells in rows:
+        table.add_row(Text(name), *cells)
     console.print(fitted(console, table))
 
 
 def _cells(row: Row, scores: Scores, k: int) -> list[str]:
     return [
+        row_name(row),
+        f"{row.dimensions:,}",
         percent(scores.knn[k]) if scores.knn and k in scores.knn else "",
         percent(scores.linear.test) if scores.linear else "",
         percent(scores.attentive.test) if scores.attentive else "",

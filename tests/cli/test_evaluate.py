@@ -28,7 +28,7 @@ def words(world: Path, *more: str | Path) -> tuple[str | Path, ...]:
 
 
 def test_the_table_the_document_and_the_value(world: Path) -> None:
-    seen = run_at(*words(world, "--probe", "linear"))
+    seen = run_at(*words(world, "--probe", "linear"), columns=200)
     assert seen.code == 0, seen.err
     assert "linear" in seen.out
     assert "24 training and 6 test images, 3 classes" in seen.out
@@ -41,6 +41,14 @@ def test_the_table_the_document_and_the_value(world: Path) -> None:
     assert [row["kind"] for row in document["rows"]] == ["checkpoint"] * 4
     assert set(document["rows"][0]["scores"][0]["knn"]) == {"10", "20"}
     assert run_at(*words(world, "--quiet")).out.strip() == f"{first:.4f}"
+
+
+def test_probes_that_were_not_run_have_no_column(world: Path) -> None:
+    def titles(*more: str) -> list[str]:
+        out = run_at(*words(world, *more)).out
+        return next(line for line in out.splitlines() if line.startswith("features  ")).split("  ")
+
+    assert [one.strip() for one in titles() if one] == ["features", "numbers", "k-NN (20)", "RankMe", "alpha"]
 
 
 def test_shares_of_labels_make_a_table_each(world: Path) -> None:

@@ -30,7 +30,9 @@ from mae.errors import CheckpointError, TrainingError
 from mae.evaluation.extract import check_unreadable
 from mae.evaluation.metrics import accuracy
 from mae.evaluation.results import Accuracy, ClassAccuracy
+from mae.io.text import shown
 from mae.models.classifier import ImageClassifier
+from mae.models.registry import ENCODER_SIZES
 from mae.system.device import autocast
 from mae.system.seeding import stream
 from mae.training.classifier_config import ClassifierConfig
@@ -159,13 +161,24 @@ class ClassificationTask(abc.ABC):
         choice of the best epoch begins again, because those of the best epoch before are overwritten.
         """
         self.run = run
+        if not run.folder.resume:
+            sizes = {name: getattr(self.model.config, name) for name in ENCODER_SIZES}
+            run.folder.log({"step": 0, "model": sizes})
         self.best = run.folder.read_log(position).best
         path = run.folder.path / CLASSIFIER
         lost = run.ranks.gather(path.exists() and self._is_of_another_schedule(path, position))[0]
         if lost:
             self.best = None
+            self.notes += (
+                f"{CLASSIFIER} was written by an epoch that is not repeated with other --epochs, so it is removed, and "
+                "the choice of the best epoch begins again",
+            )
             if run.folder.writes:
-                path.unlink()
+                _remove(path)
+                epochs = position.epoch + position.batch / run.plan.batches_per_epoch
+                run.folder.log(
+                    {"epoch": epochs, "step": position.step, "changed": {"classifier": ["saved", "removed"]}}
+                )
 
     def _is_of_another_schedule(self, path: Path, position: Position) -> bool:
         try:
@@ -365,6 +378,15 @@ class ClassificationTask(abc.ABC):
     def own_share(self, whole: Tensor | None) -> Tensor | None:
         """This process's part of a tensor that was drawn for the global batch."""
         return None if whole is None else whole[self.run.ranks.share(self.run.plan.global_batch_size)]
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink()
+    except OSError as error:
+        raise TrainingError(
+            f"{shown(path)} must be removed and cannot be: {error.strerror or error}", hint="make its folder writable"
+        ) from None
 
 
 def places(logits: Tensor, labels: Tensor) -> Tensor:

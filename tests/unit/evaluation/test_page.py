@@ -91,6 +91,7 @@ def test_everything_is_on_it(made: tuple[Path, EvaluateResult]) -> None:
     assert f"{100 * made[1].headline.linear.value:.1f}" in text
     assert "mean of patches, no norm" in text
     assert "k-NN, 10" in text
+    assert "attentive" not in text  # it was not asked for
 
 
 def test_nothing_in_it_can_run_and_nobody_is_asked(made: tuple[Path, EvaluateResult]) -> None:
@@ -147,6 +148,7 @@ def test_any_number_of_classes(classes: int) -> None:
     text = " ".join(reader.text)
     assert ("true \\ predicted" in text) == (classes <= MOST_CONFUSED)
     assert f"class {classes - 1}" in text
+    assert ("k-NN, 20" in text, "RankMe" in text, "alpha" in text, "attentive" in text) == (True, True, False, False)
     assert len(document) < 200_000
     assert not reader.of("script")
 

@@ -340,6 +340,12 @@ def test_refusals(config: ReconstructConfig, tmp_path: Path) -> None:
         reconstruct(dataclasses.replace(config, checkpoint=tmp_path / "encoder.pth"))
     assert caught.value.hint is not None
     assert "mae_visualize_vit_base" in caught.value.hint
+    head = {"head.weight": torch.zeros(3, encoder["cls_token"].shape[-1]), "head.bias": torch.zeros(3)}
+    for init, hint in (("", "the built-in"), ("my run", "those that it was trained from, 'my run', or the built-in")):
+        torch.save({"model": encoder | head, "args": {"finetune": init}}, tmp_path / "classifier.pth")
+        with pytest.raises(CheckpointError, match="encoder only") as caught:
+            reconstruct(dataclasses.replace(config, checkpoint=tmp_path / "classifier.pth"))
+        assert caught.value.hint == f"use weights with a decoder, {hint} ones, builtin"
     with pytest.raises(ConfigError, match="no folder"):
         reconstruct(dataclasses.replace(config, out=tmp_path / "none/grid.png"))
     with pytest.raises(ConfigError, match=r"must end in \.png"):

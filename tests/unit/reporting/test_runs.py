@@ -52,6 +52,29 @@ def test_a_model_with_other_sizes_is_not_named_as_the_variant(tmp_path: Path) ->
         assert runs(RunsConfig(folder=tmp_path)).runs[0].model == model
 
 
+@pytest.mark.parametrize(
+    ("sizes", "model"),
+    [
+        ({}, "vit_base"),
+        ({"depth": 6}, "vit_base, changed"),
+        ({"embed_dim": 48}, "width 48, 12 blocks"),
+        ({"embed_dim": None}, None),
+        ({"depth": "12"}, None),
+    ],
+)
+def test_the_model_of_a_classifier_is_told_by_its_logged_sizes(
+    sizes: dict[str, object], model: str | None, tmp_path: Path
+) -> None:
+    run = write_run(tmp_path / "run", done=1)
+    kept = [line for line in (run / "config.toml").read_text().splitlines() if not line.startswith("variant")]
+    (run / "config.toml").write_text("\n".join(kept))
+    assert runs(RunsConfig(folder=tmp_path)).runs[0].model is None
+    entry = {"step": 0, "model": {"embed_dim": 768, "depth": 12, "num_heads": 12, "mlp_ratio": 4.0} | sizes}
+    with (run / "log.jsonl").open("a") as log:
+        log.write(json.dumps(entry) + "\n")
+    assert runs(RunsConfig(folder=tmp_path)).runs[0].model == model
+
+
 def test_whether_it_lives(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", done=4)
 

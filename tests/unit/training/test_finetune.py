@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from mae.config import MAEConfig
 from mae.data.eval_loader import EvalDataset
 from mae.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mae.models.classifier import ImageClassifier
+from mae.reporting.run_log import read_run
 from mae.training.classifier_config import FinetuneConfig
 from mae.training.events import Evaluating, Event, FinalTest, Started, Validated
 from mae.training.finetune import finetune, plan_finetune
-from mae.training.run_folder import RunFolder
+from mae.training.run_folder import Position, RunFolder
 from mae.training.tasks.classification import ClassificationTask, places
 from mae.training.tasks.finetune import layer_groups
 from mae.training.testing import read_test_result
@@ -46,6 +48,13 @@ def test_resumed_equals_uninterrupted(finetuning: FinetuneConfig, tmp_path: Path
     again = finetune(dataclasses.replace(config, resume=config.out))
     assert again.was_finished
     assert again.test == whole.test
+    moved = config.data[0].rename(tmp_path / "moved")
+    assert finetune(dataclasses.replace(config, resume=config.out, data=(moved,))).was_finished
+    class_folders(tmp_path / "other" / "train", 9)
+    class_folders(tmp_path / "other" / "test", 4)
+    with pytest.raises(ConfigError, match="would not be the same run") as refused:
+        finetune(dataclasses.replace(config, resume=config.out, data=(tmp_path / "other",)))
+    assert "number of images" in refused.value.details[1]
 
 
 @pytest.mark.parametrize("epochs", [3, 4])
@@ -60,10 +69,70 @@ def test_weights_of_an_epoch_that_another_schedule_will_not_repeat_are_not_teste
         document = torch.load(path, weights_only=True)
     head = document["model"]["head.weight"].zero_()
     torch.save({**document, "epoch": 1}, path)
-    finetune(dataclasses.replace(config, resume=config.out, epochs=epochs))
+    events: list[Event] = []
+    finetune(dataclasses.replace(config, resume=config.out, epochs=epochs), events.append)
+    (started,) = (event for event in events if isinstance(event, Started))
+    told = [note for note in started.notes if "classifier.pth was written by an epoch that is not repeated" in note]
+    assert len(told) == (epochs == 4)
+    changed = [one.what for one in read_run(config.out).changes]
+    assert changed == (["classifier saved -> removed", "epochs 3 -> 4"] if epochs == 4 else [])
     found = load_checkpoint(path)
     assert found.epoch == 1
     assert torch.equal(found.state["head.weight"], head) == (epochs == 3)
+
+
+def killed_before_another_schedule(config: FinetuneConfig) -> Path:
+    """A run whose classifier is newer than its state; returns the classifier's path."""
+    finetune(config, *stop_after(4))
+    path = config.out / "classifier.pth"
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        torch.save({**torch.load(path, weights_only=True), "epoch": 1}, path)
+    return path
+
+
+def test_after_a_removed_classifier_the_choice_begins_again_even_if_killed_at_once(finetuning: FinetuneConfig) -> None:
+    path = killed_before_another_schedule(finetuning)
+    run = RunFolder(finetuning.out, resume=True)
+    position = Position(epoch=1, batch=2, step=4)
+    assert run.read_log(position).best is not None
+    longer = dataclasses.replace(finetuning, resume=finetuning.out, epochs=4)
+    finetune(longer, *stop_after(0))
+    assert not path.exists()
+    assert run.read_log(position).best is None
+
+
+def test_a_classifier_that_cannot_be_removed_is_named(
+    finetuning: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = killed_before_another_schedule(finetuning)
+    unlink = Path.unlink
+
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        if self == path:
+            raise PermissionError(13, "Permission denied")
+        unlink(self, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    before = path.read_bytes()
+    with pytest.raises(
+        TrainingError, match=r"classifier\.pth must be removed and cannot be: Permission denied"
+    ) as error:
+        finetune(dataclasses.replace(finetuning, resume=finetuning.out, epochs=4))
+    assert error.value.hint == "make its folder writable"
+    assert path.read_bytes() == before
+
+
+def test_a_read_only_run_folder_is_named(finetuning: FinetuneConfig) -> None:
+    path = killed_before_another_schedule(finetuning)
+    finetuning.out.chmod(0o555)
+    try:
+        if os.access(finetuning.out, os.W_OK):
+            pytest.skip("permission bits have no effect for this user")
+        with pytest.raises(ConfigError, match="run: Permission denied"):
+            finetune(dataclasses.replace(finetuning, resume=finetuning.out, epochs=4))
+        assert path.exists()
+    finally:
+        finetuning.out.chmod(0o755)
 
 
 def test_the_test_images_are_read_once_and_the_best_epochs_weights_answer(
@@ -347,6 +416,7 @@ def test_a_class_without_a_readable_test_image_is_named(finetuning: FinetuneConf
         ({"variant": "vit_tiny"}, "--variant vit_tiny needs --from-scratch: pre-trained weights"),
         ({"variant": "vit_tiny", "from_scratch": True}, "--variant and --init both set the sizes"),
         ({"min_lr": 1.0}, "--min-lr 1 is above --lr 0.002"),
+        ({"select": "last", "val_share": 0.3}, "--val-share 0.3 has no effect with --select last"),
     ],
 )
 def test_settings_that_do_not_fit(finetuning: FinetuneConfig, given: dict[str, Any], message: str) -> None:
@@ -420,13 +490,14 @@ def test_four_channels_need_no_colour_policy(finetuning: FinetuneConfig, tmp_pat
 def test_watch_and_report_show_the_accuracies(finetuning: FinetuneConfig, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from mae.reporting.config import ReportConfig
+    from mae.reporting.config import ReportConfig, RunsConfig
     from mae.reporting.run import report
-    from mae.reporting.run_log import read_run
+    from mae.reporting.runs import runs
     from maecli.app import app
 
     result = finetune(finetuning)
     assert result.test is not None
+    assert runs(RunsConfig(tmp_path)).runs[0].model == "width 32, 2 blocks"
     log = read_run(finetuning.out)
     assert [one.epoch for one in log.validations] == [1, 2, 3]
     assert max(one.accuracy for one in log.validations) == result.held_out_accuracy

@@ -307,6 +307,16 @@ def test_a_finished_run_says_so_and_does_nothing(finished: PretrainConfig) -> No
     assert before == {path: path.stat().st_mtime_ns for path in finished.out.rglob("*")}
 
 
+def test_a_finished_run_is_not_one_of_other_images(finished: PretrainConfig, begun: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(begun / "images", tmp_path / "other")
+    assert pretrain(dataclasses.replace(finished, data=(other,))).was_finished
+    (other / "0.png").unlink()
+    before = {path: path.stat().st_mtime_ns for path in finished.out.rglob("*")}
+    with pytest.raises(ConfigError, match=r"would not be the same run.*\n.*\nnumber of images +11 +10"):
+        pretrain(dataclasses.replace(finished, data=(other,)))
+    assert before == {path: path.stat().st_mtime_ns for path in finished.out.rglob("*")}
+
+
 def test_a_loss_that_is_not_known_yet_is_none(config: PretrainConfig) -> None:
     assert pretrain(config, *stop_after(1)).train_loss is None
     assert pretrain(dataclasses.replace(config, resume=config.out), *stop_after(4)).train_loss is not None
