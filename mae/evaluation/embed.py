@@ -21,7 +21,7 @@ from mae.evaluation.writing import Embedding, check_writable, write_embedding
 from mae.io.download import obeys_offline
 from mae.io.files import refuse_input, refuse_place
 from mae.io.notebook import Drawn, Table
-from mae.io.text import shown
+from mae.io.text import shown, unfolded
 from mae.system.device import resolve_device, resolve_precision
 from mae.system.distributed import Ranks, ranks_from_environment
 
@@ -144,7 +144,7 @@ def _embed(
     if not ranks.first:
         return None
     skipped = [(str(one.path), one.reason) for one in scan.unreadable]
-    skipped += [(str(scan.images.name(index)), reason) for index, reason in store.unreadable()]
+    skipped += [(unfolded(scan.images.name(index)), reason) for index, reason in store.unreadable()]
     check_unreadable(skipped, len(dataset) + len(scan.unreadable), config.max_unreadable)
     labels = read_labels(scan.images, config.data)
     readable = store.readable()
@@ -155,7 +155,7 @@ def _embed(
         shape=shape,
         dtype=config.dtype,
         rows=len(readable),
-        name=lambda row: str(scan.images.name(int(readable[row]))),
+        name=lambda row: unfolded(scan.images.name(int(readable[row]))),
         labels=labels.label[readable],
         classes=labels.classes,
         settings=settings,

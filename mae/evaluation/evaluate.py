@@ -44,7 +44,7 @@ from mae.evaluation.results import (
 from mae.evaluation.splits import Split, make_split, read_labels, stratified
 from mae.io.download import obeys_offline
 from mae.io.files import refuse_input, refuse_place, write_atomically
-from mae.io.text import shown
+from mae.io.text import shown, unfolded
 from mae.system.device import resolve_device, resolve_precision
 from mae.system.distributed import refuse_several
 
@@ -168,7 +168,7 @@ def _encoder_sizes(config: MAEConfig) -> tuple[object, ...]:
 def _skipped(scan: ImageScan, features: FeatureSet) -> list[tuple[str, str]]:
     bad = features.kept[0].store.unreadable()
     return [(str(one.path), one.reason) for one in scan.unreadable] + [
-        (str(scan.images.name(int(features.used[index]))), reason) for index, reason in bad
+        (unfolded(scan.images.name(int(features.used[index]))), reason) for index, reason in bad
     ]
 
 

@@ -26,7 +26,7 @@ from mae.evaluation.extract import Progress
 from mae.io.download import obeys_offline
 from mae.io.files import refuse_input, refuse_place, write_atomically
 from mae.io.notebook import Drawn, Table
-from mae.io.text import shown
+from mae.io.text import shown, unfolded
 from mae.system.device import autocast, resolve_device, resolve_precision
 from mae.system.distributed import refuse_several
 
@@ -121,15 +121,17 @@ def predict(config: PredictConfig, on_progress: Callable[[Progress], None] = lam
         nonlocal count
         workers = min(loader_workers(config.workers, device), len(batches) - 1)  # none for a single batch
         for batch in eval_batches(dataset, batches, workers=workers):
-            skipped.extend((str(scan.images.name(index)), reason) for index, reason in batch.unreadable)
+            skipped.extend((unfolded(scan.images.name(index)), reason) for index, reason in batch.unreadable)
             if batch.indices:
                 with torch.inference_mode(), autocast(device, precision):
                     logits = model(normalise(batch.images.to(device, non_blocking=True))).float()
-                _refuse_not_finite(checkpoint.path, logits, [str(scan.images.name(index)) for index in batch.indices])
+                _refuse_not_finite(
+                    checkpoint.path, logits, [unfolded(scan.images.name(index)) for index in batch.indices]
+                )
                 shares, places = logits.softmax(dim=1).topk(min(config.top_k, len(names)), dim=1)
                 for index, row, values in zip(batch.indices, places.tolist(), shares.tolist(), strict=True):
                     named = tuple((names[place], share) for place, share in zip(row, values, strict=True))
-                    yield Prediction(str(scan.images.name(index)), named)
+                    yield Prediction(unfolded(scan.images.name(index)), named)
                 count += len(batch.indices)
             on_progress(Progress("predicting", count + len(skipped), len(dataset)))
         if not count:

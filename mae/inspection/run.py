@@ -23,7 +23,7 @@ from mae.inspection.page import page
 from mae.inspection.sheet import Tile, contact_sheet
 from mae.io.files import refuse_input, refuse_place, write_atomically
 from mae.io.notebook import Drawn, Table
-from mae.io.text import shown
+from mae.io.text import shown, unfolded
 from mae.io.urls import public_name
 from mae.system.environment import usable_cores
 
@@ -207,7 +207,7 @@ class _Tally:
     def __init__(self, scan: ImageScan, shown_images: frozenset[int], decoded: int) -> None:
         self.source: ImageSource = scan.images
         self.others = scan.others
-        self.unreadable = [(str(one.path), one.reason) for one in scan.unreadable[:MOST_UNREADABLE]]
+        self.unreadable = [(unfolded(one.path), one.reason) for one in scan.unreadable[:MOST_UNREADABLE]]
         self.unreadable_files = len(scan.unreadable)
         self.shown_images = shown_images
         images = len(scan.images)
@@ -228,7 +228,7 @@ class _Tally:
             if one.reason:
                 self.unreadable_files += 1
                 if len(self.unreadable) < MOST_UNREADABLE:
-                    self.unreadable.append((str(self.source.name(one.number)), one.reason))
+                    self.unreadable.append((unfolded(self.source.name(one.number)), one.reason))
                 continue
             self.size_bytes += one.size_bytes
             self.formats[one.format] += 1
@@ -238,7 +238,7 @@ class _Tally:
                 self.decoded += 1
                 self.sums += one.decoded.mean, one.decoded.square
                 if one.number in self.shown_images:
-                    name = str(self.source.name(one.number))
+                    name = unfolded(self.source.name(one.number))
                     self.tiles.append(Tile(name, one.width, one.height, one.decoded.thumbnail))
 
     def result(self, config: InspectConfig, seconds: float) -> InspectResult:
@@ -284,7 +284,7 @@ class _Tally:
         return int((counts - 1).sum()), groups
 
     def _names(self, numbers: NDArray[np.intp]) -> tuple[str, ...]:
-        return tuple(str(self.source.name(int(number))) for number in numbers[:MOST_NAMES])
+        return tuple(unfolded(self.source.name(int(number))) for number in numbers[:MOST_NAMES])
 
 
 def _sizes(sizes: NDArray[np.int32]) -> Sizes:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+
+_FOLDED_URL = re.compile(r"\A([a-z][a-z0-9+.-]+):/(?=[^/])")
 
 
 def shown(text: str | Path, longest: int | None = None) -> str:
@@ -15,8 +18,13 @@ def shown(text: str | Path, longest: int | None = None) -> str:
         text: Any text; it may hold lone surrogates.
         longest: Maximum number of characters; None for all.
     """
-    text = str(text)[:longest]
+    text = unfolded(text)[:longest]
     return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def unfolded(path: str | Path) -> str:
+    """A path as text; the double slash of a URL, which ``Path`` makes a single one, is there again."""
+    return _FOLDED_URL.sub(r"\1://", str(path))
 
 
 def typed(path: str | Path) -> str:

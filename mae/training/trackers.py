@@ -228,7 +228,8 @@ class WeightsAndBiases:
             id=known,
             resume="allow" if known else None,
             mode="offline" if place.offline else None,
-            settings=wandb.Settings(silent=True, console="off"),
+            # wandb's metadata hold the command line, and with it the secrets of a URL.
+            settings=wandb.Settings(silent=True, console="off", x_disable_meta=True),
         )
         _keep_id(place.folder, "wandb", self._run.id)
         # wandb's own step must not decrease, but a run that is rolled back goes back to an earlier step.

@@ -52,7 +52,7 @@ def _show(console: Console, result: ExportResult) -> None:
         f"(relative difference {result.difference:.1e} in {precision})",
     )
     if result.rounding is not None:
-        how = "computing in" if result.to in GRAPHS else "the weights in"
+        how = "computing in" if result.to in GRAPHS else "rounding the weights to"
         _say(
             console,
             f"loss of accuracy: {how} {result.dtype} changes the {result.output} by {result.rounding:.2%} "

@@ -94,6 +94,31 @@ class Subset(ImageSource):
         """Open the image in the source."""
         return self.source.open(int(self.indices[index]))
 
+    @property
+    def groups(self) -> Sequence[int]:
+        """The source's groups, as far as their images are chosen; neighbours of one group stay together."""
+        ends = np.cumsum(self.source.groups, dtype=np.int64)
+        if not len(ends) or not len(self.indices):
+            return ()
+        group = np.searchsorted(ends, self.indices, side="right")
+        begins = np.flatnonzero(np.r_[True, group[1:] != group[:-1]])
+        sizes: list[int] = np.diff(np.r_[begins, len(group)]).tolist()
+        return sizes
+
+    @property
+    def memories(self) -> Sequence[SharedMemory]:
+        """The source's shared memory."""
+        return self.source.memories
+
+    def prefetch(self, index: int) -> None:
+        """As the source does."""
+        self.source.prefetch(int(self.indices[index]))
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the source is remote."""
+        return self.source.is_remote
+
     def digest(self) -> str:
         """Hash of the source's digest and the chosen numbers."""
         return hashlib.blake2b(self.source.digest().encode() + self.indices.tobytes(), digest_size=8).hexdigest()

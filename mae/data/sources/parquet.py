@@ -53,6 +53,7 @@ class TableSource(ImageSource):
         self._columns = []
         self._digests = []
         places: list[tuple[int, int, int]] = []  # file, row group, rows
+        self._spans: list[tuple[int, int]] = []  # of each row group, the bytes of its images in the file
         largest = 0
         for number, path in enumerate(self._paths):
             try:
@@ -64,6 +65,7 @@ class TableSource(ImageSource):
             except (OSError, ValueError) as error:
                 raise DataError(f"{shown(path)} is not a readable Parquet file: {error}") from None
             places += [(number, group, count) for group, count in enumerate(rows) if count]
+            self._spans += [_span(group, self._columns[-1]) for group in groups if group.num_rows]
             self._digests.append(f"{path.name} {rows}")
         self._places = places
         self._ends = np.cumsum([count for *_, count in places], dtype=np.int64)
@@ -126,10 +128,21 @@ class TableSource(ImageSource):
 
 
 def _size(group: Any, name: str) -> int:
-    """Bytes of a column of a row group in the cache; in the file, a struct has several columns."""
+    """Bytes of a column of a row group in the cache."""
+    return int(sum(part.total_uncompressed_size for part in _parts(group, name))) + BYTES_PER_ROW * int(group.num_rows)
+
+
+def _span(group: Any, name: str) -> tuple[int, int]:
+    """The range of bytes in the file that holds a column of a row group."""
+    parts = _parts(group, name)
+    starts = [min(filter(None, (part.dictionary_page_offset, part.data_page_offset))) for part in parts]
+    return min(starts), max(start + part.total_compressed_size for start, part in zip(starts, parts, strict=True))
+
+
+def _parts(group: Any, name: str) -> list[Any]:
+    """The columns of the file that hold a column; a struct has several."""
     columns = [group.column(number) for number in range(group.num_columns)]
-    parts = [column for column in columns if column.path_in_schema.partition(".")[0] == name]
-    return int(sum(part.total_uncompressed_size for part in parts)) + BYTES_PER_ROW * int(group.num_rows)
+    return [column for column in columns if column.path_in_schema.partition(".")[0] == name]
 
 
 def _image_column(path: Path, schema: Any) -> str:

@@ -54,6 +54,10 @@ class RemoteObject:
         url: URL of the object, with any credentials.
         cache: Cache of its blocks.
 
+    Attributes:
+        has_version: Whether the server gives a value that changes with the content. If not, a change is noticed by
+            the size alone, and neither index nor blocks are used again by another run.
+
     Raises:
         ConfigError: A package for this kind of URL is not installed.
         RemoteError: The object does not exist or cannot be read.
@@ -67,7 +71,10 @@ class RemoteObject:
         _check_address(url, self.name)
         self.stamp = self._now()
         self.size = int(self.stamp[0])
-        self.key = hashlib.blake2b("\n".join((self.name, *self.stamp)).encode(), digest_size=12).hexdigest()
+        self.has_version = len(self.stamp) > 1
+        # Without a version, what is in the cache could be of another content, so nothing there is found again.
+        about = (self.name, *self.stamp) if self.has_version else (self.name, *self.stamp, os.urandom(16).hex())
+        self.key = hashlib.blake2b("\n".join(about).encode(), digest_size=12).hexdigest()
 
     def open(self) -> IO[bytes]:
         """The object as a seekable file."""
@@ -174,6 +181,8 @@ class RemoteObject:
         hint = None
         if isinstance(error, _TooMuchError):
             hint = "the server seems to ignore byte ranges: download the file first"
+        elif _status(error) in (401, 403) and urlsplit(self.url).scheme in ("http", "https"):
+            hint = "is the URL complete? Its signature is never kept: maecli pretrain URL --resume RUN gives it again"
         return RemoteError(f"{shown(self.name)} cannot be read: {shown(reason)}{after}", hint=hint)
 
     def _system(self) -> tuple[Any, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import contextlib
 import json
@@ -13,6 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 from mae.data.sources.archive import ARCHIVE_SUFFIXES, MOST_OPEN_FILES, ArchiveListing, ArchiveSource, list_members
+from mae.data.sources.base import GROUPS_AT_ONCE
 from mae.data.sources.parquet import TableSource
 from mae.data.sources.remote import RemoteError, RemoteObject, remote_cache, suffix_of
 from mae.io.download import cache_folder, is_offline
@@ -79,7 +81,20 @@ class RemoteTableSource(TableSource):
 
     def __init__(self, objects: Sequence[RemoteObject]) -> None:
         self._objects = list(objects)
+        self._fetched: collections.deque[int] = collections.deque(maxlen=2 * GROUPS_AT_ONCE)
         super().__init__([Path(remote.name) for remote in objects])
+
+    def prefetch(self, index: int) -> None:
+        """Fetch the blocks of an image's row group into the cache, once for the images that follow each other."""
+        group, _ = self._find(index)
+        if group not in self._fetched:
+            self._fetched.append(group)
+            self._objects[self._places[group][0]].prefetch(*self._spans[group])
+
+    @property
+    def is_remote(self) -> bool:
+        """Always True."""
+        return True
 
     def _open(self, number: int) -> Any:
         return self._objects[number].open()
@@ -134,6 +149,8 @@ def _listing(remote: RemoteObject) -> ArchiveListing:
     with remote.open() as file:
         listing = list_members(Path(remote.name), file, remote.size, lambda: None)
     text = json.dumps({"version": INDEX_VERSION, "listing": listing.to_plain()})
+    if not remote.has_version:
+        return listing
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda file: file.write(text.encode()))

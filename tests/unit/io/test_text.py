@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
+from pathlib import Path
 
 import pytest
 
-from mae.io.text import a_few, shown, typed
+from mae.io.text import a_few, shown, typed, unfolded
 
 
 @pytest.mark.parametrize(
@@ -40,3 +41,18 @@ def test_a_path_can_be_typed_as_it_is_shown(path: str) -> None:
 def test_a_usual_path_is_not_quoted_and_an_odd_one_stays_on_its_line() -> None:
     assert typed("/tmp/runs/base-1.0") == "/tmp/runs/base-1.0"
     assert typed("two\nlines") == r"'two\nlines'"
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        (Path("s3://bucket/x.tar"), "s3://bucket/x.tar"),
+        (Path("https://host/x.tar/a:/b.jpg"), "https://host/x.tar/a:/b.jpg"),
+        (Path("/data/s3:/x"), "/data/s3:/x"),
+        (Path("C:/photos"), "C:/photos"),
+        ("s3://bucket/x.tar", "s3://bucket/x.tar"),
+    ],
+)
+def test_a_url_keeps_its_double_slash(path: str | Path, text: str) -> None:
+    assert unfolded(path) == text
+    assert shown(path) == text

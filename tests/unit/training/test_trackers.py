@@ -79,6 +79,18 @@ def test_wandb_offline(tmp_path: Path) -> None:
     assert {one.name for one in (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")} == {file.name}
 
 
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
+def test_the_command_line_is_not_recorded(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(name)
+    url = "https://user:secret-word@host/train.tar?sig=secret-word"
+    monkeypatch.setattr("sys.argv", ["maecli", "pretrain", url])
+    assert no_failure(track(name, tmp_path))
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) >= 2
+    for path in written:
+        assert b"secret-word" not in path.read_bytes(), path
+
+
 def test_mlflow_in_the_runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("fsspec")
@@ -21,6 +22,7 @@ import mae.data.block_cache
 import mae.data.sources.remote
 import mae.data.sources.remote_sources
 from mae.data.block_cache import BlockCache
+from mae.data.sources.base import Subset
 from mae.data.sources.remote import RemoteError, RemoteObject
 from mae.data.sources.scan import scan_images
 from mae.errors import DataError
@@ -95,7 +97,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if wanted:
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
         self.send_header("Content-Length", str(len(part)))
-        self.send_header("ETag", self.server.tag)
+        if self.server.tag:
+            self.send_header("ETag", self.server.tag)
         self.end_headers()
         if body:
             self.wfile.write(part[: len(part) // 2] if fault == "break" else part)
@@ -238,6 +241,72 @@ def test_an_object_that_changes_is_never_mixed(server: Server) -> None:
         contents(scan.images)
     again = scan_images([Path(server.url("train-00.tar"))])  # another index, other blocks
     assert len(contents(again.images)) == 3
+
+
+def test_without_a_version_nothing_is_kept_for_another_run(server: Server, tmp_path: Path) -> None:
+    server.tag = ""
+    url = server.url("train-00.tar")
+    first = scan_images([Path(url)])
+    data = contents(first.images)
+    asked = len(server.asked)
+    assert contents(first.images) == data
+    assert len(server.asked) == asked  # from the cache
+    old = next(value for value in CONTENT.values() if value in data)
+    new = old[:-20] + bytes(8) + old[-12:]
+    server.files["train-00.tar"] = server.files["train-00.tar"].replace(old, new)
+    again = contents(scan_images([Path(url)]).images)
+    assert again != data
+    assert new in again
+    assert list((tmp_path / "cache").rglob("remote-*.json")) == []
+
+
+def test_chosen_images_are_fetched_ahead_and_group_by_group(server: Server, tmp_path: Path) -> None:
+    scan = scan_images([Path(server.url("train-{00..02}.tar"))])
+    assert [*scan.images.groups] == [3, 3, 3]
+    chosen = Subset(scan.images, np.array([0, 2, 3, 6, 7, 8]))
+    assert [*chosen.groups] == [2, 1, 3]
+    assert chosen.is_remote
+    assert chosen.memories is scan.images.memories
+    for block in blocks(tmp_path):
+        block.unlink()
+    chosen.prefetch(2)
+    asked = len(server.asked)
+    assert chosen.open(2).read() in CONTENT.values()
+    assert len(server.asked) == asked
+    assert [*Subset(scan.images, np.array([], np.int64)).groups] == []
+
+
+@pytest.mark.parametrize("kind", ["bytes", "struct"])
+def test_row_groups_are_fetched_ahead(kind: str, server: Server, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pa = pytest.importorskip("pyarrow")
+    images = [data if kind == "bytes" else {"bytes": data, "path": name} for name, data in CONTENT.items()]
+    other = [np.random.default_rng(row).bytes(30_000).hex() for row in range(9)]
+    parquet.write_table(
+        pa.table({"label": [*range(9)], "image": images, "other": other}), tmp_path / "x.parquet", row_group_size=3
+    )
+    server.files["some.parquet"] = (tmp_path / "x.parquet").read_bytes()
+    source = scan_images([Path(server.url("some.parquet"))]).images
+    assert source.is_remote
+    for block in blocks(tmp_path):
+        block.unlink()
+    server.asked.clear()
+    source.prefetch(5)
+    assert server.asked
+    asked = len(server.asked)
+    source.prefetch(4)  # of the same group
+    assert len(server.asked) == asked
+    assert source.open(5).read() == [*CONTENT.values()][5]
+    footer = len(server.files["some.parquet"]) - 70_000  # pyarrow reads the last 64 KiB whenever it opens a file
+    late = [line for line in server.asked[asked:] if int(line.split("=")[1].split("-")[0]) < footer]
+    assert late == []
+
+
+def test_names_keep_the_double_slash_of_a_url(server: Server) -> None:
+    url = server.url("bad.tar")
+    server.files["bad.tar"] = b"<html>" * 100
+    with pytest.raises(DataError, match=re.escape(f"{url} is not a tar file")):
+        scan_images([Path(url)])
 
 
 def test_a_cache_that_is_deleted_damaged_or_full(
