@@ -74,13 +74,12 @@ def find_file(path: Path) -> Path:
     if path.exists() and not path.is_file():
         raise CheckpointError(f"{path} is a device, a pipe or a socket, not a file")
     if not path.exists():
-        names = [file.name for file in path.parent.iterdir() if file.is_file()] if path.parent.is_dir() else []
+        names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, names, n=3) or difflib.get_close_matches(
             str(path), [BUILTIN, *RELEASES], n=3
         )
-        raise CheckpointError(
-            f"no such checkpoint file: {path}", hint=f"did you mean {' or '.join(near)}?" if near else None
-        )
+        wanted = f"did you mean {' or '.join(near)}?" if near else "give a checkpoint file, a run folder or builtin"
+        raise CheckpointError(f"no such checkpoint file: {path}", hint=wanted)
     return path
 
 

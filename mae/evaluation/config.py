@@ -99,6 +99,7 @@ class EmbedConfig:
             )
 
 
+FINETUNED = Path("finetuned")  # where finetune writes its run unless it is told otherwise
 PROBES = ("knn", "linear", "attentive")
 REPORT_FILES = (".html", ".htm")
 _PROBES = "Probes"
@@ -192,7 +193,7 @@ class PredictConfig:
         metavar="IMAGE",
     )
     checkpoint: Path = option(
-        Path("finetuned"),
+        FINETUNED,
         "A classifier: the run folder of finetune or linprobe, or a fine-tuned checkpoint file.",
         official=("model", "resume", "finetune"),
     )

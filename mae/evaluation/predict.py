@@ -21,7 +21,7 @@ from mae.data.loader import loader_workers
 from mae.data.sources.scan import scan_images
 from mae.data.transforms import normalise
 from mae.errors import CheckpointError, ConfigError, DataError
-from mae.evaluation.config import PredictConfig
+from mae.evaluation.config import FINETUNED, PredictConfig
 from mae.evaluation.extract import Progress
 from mae.io.download import obeys_offline
 from mae.io.files import refuse_input, refuse_place, write_atomically
@@ -92,6 +92,11 @@ def predict(config: PredictConfig, on_progress: Callable[[Progress], None] = lam
     refuse_several("predict")
     if config.out is not None:
         refuse_place(config.out, "--out")
+    if config.checkpoint == FINETUNED and not FINETUNED.exists():
+        raise CheckpointError(
+            f"there is no classifier in ./{FINETUNED}",
+            hint="train one on labelled images: maecli finetune DATA; or name one: --checkpoint PATH",
+        )
     checkpoint = load_checkpoint(config.checkpoint)
     if config.out is not None:
         inputs = {"the checkpoint": [checkpoint.path], "the images": config.images}

@@ -84,7 +84,7 @@ def scan_images(
     for path in paths:
         failure = _missing(path)
         if failure:
-            raise DataError(f"{shown(path)}: {failure}", hint="give a folder with images, or several")
+            raise DataError(f"{shown(path)}: {failure}", hint="give an existing folder, archive or image")
     reader = FolderReader(on_progress)
     datasets = [path for path in dict.fromkeys(paths) if path.is_dir() and is_litdata(path)]
     listed = _folders_and_files([path for path in paths if path not in datasets], reader)

@@ -139,6 +139,11 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such checkpoint file") as caught:
         load_checkpoint(tmp_path / "modle.pth")
     assert caught.value.hint == "did you mean model.pth?"
+    (tmp_path / "pre-trained").mkdir()
+    for name, hint in (("pretrained", "did you mean pre-trained?"), ("x", "give a checkpoint file, a run folder or")):
+        with pytest.raises(CheckpointError, match="no such checkpoint file") as caught:
+            load_checkpoint(tmp_path / name)
+        assert (caught.value.hint or "").startswith(hint)
     with pytest.raises(CheckpointError, match="is a folder") as caught:
         load_checkpoint(tmp_path)
     assert caught.value.hint == "it holds model.pth, pipe.pth"

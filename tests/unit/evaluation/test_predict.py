@@ -85,6 +85,13 @@ def test_an_encoder_without_a_head_is_refused_with_what_to_type(tmp_path: Path) 
     assert done.exit_code == 4
 
 
+def test_a_classifier_that_was_not_trained_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"there is no classifier in \./finetuned") as error:
+        predict(PredictConfig(images=(tmp_path,)))
+    assert "maecli finetune DATA" in (error.value.hint or "")
+
+
 def test_a_file_without_names_gives_numbers_and_says_so(tmp_path: Path, classifier: Path) -> None:
     document = torch.load(classifier, weights_only=False)
     save(tmp_path / "official.pth", {"model": document["model"]})

@@ -58,8 +58,9 @@ def test_empty_and_missing_folders_are_data_errors(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("words")
     with pytest.raises(DataError, match="2 files of other kinds"):
         scan_images([tmp_path])
-    with pytest.raises(DataError, match=r"none\.jpg: no such file$"):
+    with pytest.raises(DataError, match=r"none\.jpg: no such file$") as error:
         scan_images([tmp_path / "none.jpg"])
+    assert error.value.hint == "give an existing folder, archive or image"
     with pytest.raises(DataError, match="no such folder"):
         scan_images([tmp_path / "none"])
 
