@@ -165,6 +165,17 @@ def refuse_both(config_class: Any, values: Mapping[str, Any]) -> None:
             )
 
 
+def refuse_without_effect(config: Any, name: str, because: str) -> None:
+    """Raise an error if an option that has no effect beside the others was set to something else than its default.
+
+    Raises:
+        ConfigError: It was; ``because`` says which others, such as "with --select last".
+    """
+    value = getattr(config, name)
+    if value != getattr(type(config), name):
+        raise ConfigError(f"{flag_name(name)} {value:g} has no effect {because}", hint=f"drop {flag_name(name)}")
+
+
 def build_config(
     config_class: type[Config], values: Mapping[str, Any], *, source: str | Mapping[str, str] = ""
 ) -> Config:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mae.config import shared_option
 from mae.errors import ConfigError
-from mae.options import brief, option
+from mae.options import brief, option, refuse_without_effect
 from mae.reconstruction.config import CHECKPOINT_DEFAULT_TEXT
 
 POOLS = ("cls", "mean", "patches")
@@ -180,6 +180,8 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.report is not None and self.report.suffix.lower() not in REPORT_FILES:
             raise ConfigError(f"--report {self.report}: the name must end in .html or .htm")
+        if "attentive" not in self.probe:
+            refuse_without_effect(self, "tokens_gb", "without --probe attentive")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mae.data.sources.base import ImageSource
 from mae.errors import DataError
+from mae.evaluation.config import EvaluateConfig
 from mae.io.text import a_few, shown
 from mae.system.seeding import stream
 
@@ -145,7 +146,9 @@ def make_split(source: ImageSource, labels: Labels, where: str, *, seed: int, te
     if not labels.classes:
         raise DataError(f"{where}: there are no class folders", hint=LABELS_HINT)
     if labels.parts:
-        return _given(source, labels, where)
+        idle = f"{where} has its own test images, so --test-share {test_share:g} has no effect"
+        notes = (idle,) if test_share != EvaluateConfig.test_share else ()
+        return _given(source, labels, where, notes)
     _refuse_lost(labels.lost, where)
     _refuse_half_a_split(labels, where)
     return _drawn(source, labels, where, seed, test_share)
@@ -184,7 +187,7 @@ def _refuse_half_a_split(labels: Labels, where: str) -> None:
         )
 
 
-def _given(source: ImageSource, labels: Labels, where: str) -> Split:
+def _given(source: ImageSource, labels: Labels, where: str, notes: tuple[str, ...]) -> Split:
     train_name = _one_of(labels.parts, TRAIN_NAMES)
     test_name = _one_of(labels.parts, (*TEST_NAMES, *VAL_NAMES))
     assert train_name is not None and test_name is not None  # noqa: PT018 # read_labels found them
@@ -208,9 +211,8 @@ def _given(source: ImageSource, labels: Labels, where: str) -> Split:
     kept = sorted(has_train)
     _refuse_few(kept, labels, where)
     unused = [name for name in labels.parts if name not in (train_name, test_name)]
-    notes = (
-        (f"{where}: {', '.join(map(shown, unused))} is not used; the test images are {test_name}",) if unused else ()
-    )
+    if unused:
+        notes += (f"{where}: {', '.join(map(shown, unused))} is not used; the test images are {test_name}",)
     empty = [one for one in labels.empty if one.partition("/")[0] in (train_name, test_name)]
     return _split(labels, kept, train, test, (*notes, *_left_out(empty, where)))
 

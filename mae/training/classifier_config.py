@@ -8,11 +8,10 @@ from typing import Any, ClassVar
 
 from mae.config import shared_option
 from mae.errors import ConfigError
-from mae.options import Preset, option, option_of
+from mae.options import Preset, option, option_of, refuse_without_effect
 from mae.training.config import PretrainConfig, RunSettings, check_shard
 
 HEAD_POOLS = ("mean", "cls")
-VAL_SHARE = 0.1
 _MODEL = "Model"
 _RECIPE = "Recipe"
 _REGULARISATION = "Augmentation and regularisation"
@@ -110,7 +109,7 @@ class ClassifierConfig(RunSettings):
         panel=_CHOICE,
     )
     val_share: float = option(
-        VAL_SHARE, "Fraction of each class's training images that is held out to choose the epoch.", above=0, below=1,
+        0.1, "Fraction of each class's training images that is held out to choose the epoch.", above=0, below=1,
         panel=_CHOICE,
     )  # fmt: skip
     test_share: float = option(
@@ -144,11 +143,8 @@ class ClassifierConfig(RunSettings):
             raise ConfigError("--variant and --init both set the sizes of the model", hint="drop one of them")
         if self.patch_size is not None and self.variant is None:
             raise ConfigError("--patch-size needs --from-scratch and --variant", hint="drop it")
-        if self.select == "last" and self.val_share != VAL_SHARE:
-            raise ConfigError(
-                f"--val-share {self.val_share:g} has no effect with --select last, which holds no images out",
-                hint="drop one of them",
-            )
+        if self.select == "last":
+            refuse_without_effect(self, "val_share", "with --select last, which holds no images out")
         self.check_ranges()
 
     @property
@@ -227,6 +223,10 @@ class FinetuneConfig(ClassifierConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.mixup and not self.cutmix:
+            refuse_without_effect(self, "mixup_prob", "with --mixup 0 and --cutmix 0")
+        if not self.mixup or not self.cutmix:
+            refuse_without_effect(self, "mixup_switch_prob", "unless both --mixup and --cutmix are above 0")
         check_shard(self)
 
 

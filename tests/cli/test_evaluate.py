@@ -72,6 +72,7 @@ def test_a_terminal_sees_a_bar(world: Path, tmp_path: Path) -> None:
     [
         (("--probe", "svm"), 2, "must be one of knn, linear, attentive"),
         (("--label-fraction", "2"), 2, "--label-fraction: wanted fractions"),
+        (("--tokens-gb", "1"), 2, "--tokens-gb 1 has no effect without --probe attentive"),
         (("--report", "page.pdf"), 2, "must end in .html or .htm"),
         (("--checkpoint", "none.pth"), 4, "none.pth"),
         (("--image-size", "20"), 2, "not a whole number of patches"),

@@ -15,7 +15,7 @@ from mae.evaluation.splits import Split, make_split, read_labels, stratified
 from tests.unit.evaluation.small import class_folders, image
 
 
-def split_of(root: Path, *, test_share: float = 0.25, seed: int = 0) -> Split:
+def split_of(root: Path, *, test_share: float = 0.2, seed: int = 0) -> Split:
     scan = scan_images([root])
     labels = read_labels(scan.images, [root], [one.path for one in scan.unreadable], scan.looked_into)
     return make_split(scan.images, labels, root.name, seed=seed, test_share=test_share)
@@ -24,9 +24,11 @@ def split_of(root: Path, *, test_share: float = 0.25, seed: int = 0) -> Split:
 def test_train_and_test_folders(tmp_path: Path) -> None:
     class_folders(tmp_path / "d" / "train", 4)
     class_folders(tmp_path / "d" / "test", 2)
-    split = split_of(tmp_path / "d")
+    split = split_of(tmp_path / "d", test_share=0.2)
     assert split.classes == ("blue", "green", "red")
     assert (len(split.train), len(split.test), split.notes) == (12, 6, ())
+    told = split_of(tmp_path / "d", test_share=0.5).notes
+    assert told == ("d has its own test images, so --test-share 0.5 has no effect",)
     source = scan_images([tmp_path / "d"]).images
     for part, images, labels in (("train", split.train, split.train_labels), ("test", split.test, split.test_labels)):
         for index, label in zip(images, labels, strict=True):
@@ -51,7 +53,7 @@ def test_one_tree_is_split_by_the_seed_and_says_so(tmp_path: Path) -> None:
     assert np.bincount(split.test_labels).tolist() == [2, 2, 2]
     assert not set(split.train) & set(split.test)
     assert len(split.train) + len(split.test) == 24
-    assert "25% of each class (6 of 24 images) are test images, drawn by --seed 0" in split.notes[0]
+    assert "20% of each class (6 of 24 images) are test images, drawn by --seed 0" in split.notes[0]
     assert np.array_equal(split_of(tmp_path / "d").test, split.test)
     assert not np.array_equal(split_of(tmp_path / "d", seed=1).test, split.test)
 

@@ -417,6 +417,8 @@ def test_a_class_without_a_readable_test_image_is_named(finetuning: FinetuneConf
         ({"variant": "vit_tiny", "from_scratch": True}, "--variant and --init both set the sizes"),
         ({"min_lr": 1.0}, "--min-lr 1 is above --lr 0.002"),
         ({"select": "last", "val_share": 0.3}, "--val-share 0.3 has no effect with --select last"),
+        ({"mixup": 0.0, "cutmix": 0.0, "mixup_prob": 0.5}, "--mixup-prob 0.5 has no effect with --mixup 0 and --cut"),
+        ({"cutmix": 0.0, "mixup_switch_prob": 0.1}, "--mixup-switch-prob 0.1 has no effect unless both --mixup and"),
     ],
 )
 def test_settings_that_do_not_fit(finetuning: FinetuneConfig, given: dict[str, Any], message: str) -> None:
