@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 MOST_DIFFERING = 100  # rows of the table of settings
-FEWEST_EPOCHS = 3  # with fewer epochs, logged steps are drawn instead of epoch means
+FEWEST_EPOCHS = 3  # with fewer epochs, logged steps are drawn instead of epoch means, if there are more of them
 
 
 class ComparedRun(NamedTuple):
@@ -140,8 +140,8 @@ def _of_probes(log: RunLog, name: str) -> list[tuple[float, float]]:
 
 
 def _of_epochs(log: RunLog, field: str) -> list[tuple[float, float]]:
-    """Epoch means at the middle of each epoch, or the logged steps if there are few epochs yet."""
-    if len(log.epochs) >= FEWEST_EPOCHS:
+    """Epoch means at the middle of each epoch, or the logged steps if there are few epochs and more steps."""
+    if len(log.epochs) >= min(FEWEST_EPOCHS, len(log.steps)):
         return [(one.epoch - 0.5, getattr(one, field)) for one in log.epochs]
     return [(one.epoch, getattr(one, field)) for one in log.steps]
 

@@ -37,6 +37,24 @@ def test_curves_settings_and_previews_of_both(tmp_path: Path) -> None:
         assert words in page.text
 
 
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_short_run_with_fewer_logged_steps_than_epochs_is_drawn_by_its_epochs(tmp_path: Path, steps: int) -> None:
+    runs = [write_run(tmp_path / name, done=done) for name, done in (("long", 10), ("short", 2))]
+    lines = (runs[1] / "log.jsonl").read_text().splitlines()
+    kept = [line for line in lines if "loss" in json.loads(line)][:steps]
+    kept += [line for line in lines if "train_loss" in json.loads(line)]
+    assert len(kept) == 2 + steps
+    (runs[1] / "log.jsonl").write_text("\n".join(kept) + "\n")
+    report(ReportConfig(run=tuple(runs), out=tmp_path / "page.html"))
+    lines_of = [
+        attributes["d"]
+        for tag, attributes in Page(tmp_path / "page.html").elements
+        if tag == "path" and attributes["class"] == "curve c1"
+    ]
+    assert len(lines_of) == 3  # loss, learning rate, images/s
+    assert all(line.count("L") == 1 for line in lines_of)  # from one epoch to the next
+
+
 def test_a_run_without_previews_keeps_its_colour(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, previews=0 if name == "a" else 3) for name in ("a", "b")]
     report(ReportConfig(run=tuple(runs), out=tmp_path / "page.html"))
