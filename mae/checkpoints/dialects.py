@@ -66,6 +66,10 @@ _OTHER_ENCODERS = {
     "layer_scale1": "a model with LayerScale, such as DINOv2 in transformers",
     ".q_norm.": "a model that normalises queries and keys",
     ".mlp.w12.": "a model with SwiGLU blocks, such as DINOv2 giant",
+    "encoder_to_decoder.": "a MAE-pytorch model",
+    "decoder.0.": "a SimMIM model",
+    "relative_position_bias_table": "a BEiT or SimMIM model",
+    ".q_bias": "a BEiT-like model",
 }
 CROSSMAE = "CrossMAE"
 _CROSSMAE_ALONE = ("decoder_", "dec_norms.", "wfm.", "mask_token")  # all but the encoder
@@ -178,7 +182,9 @@ def foreign_layout(keys: Mapping[str, Any]) -> str | None:
 
 def other_encoder(state: Mapping[str, Tensor]) -> str | None:
     """The name of a model (official names) whose encoder is not a plain ViT with one class token; else None."""
-    token = state.get("cls_token")
+    token, projection = state.get("cls_token"), state.get("patch_embed.proj.weight")
+    if projection is not None and projection.ndim == 5:
+        return None  # a model of video, which the sizes tell
     if token is not None and token.ndim == 3 and token.shape[1] > 1:
         return f"a Pixio model, or another one with {token.shape[1]} class tokens"
     return next((name for sign, name in _OTHER_ENCODERS.items() if any(sign in key for key in state)), None)

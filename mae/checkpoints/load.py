@@ -196,7 +196,7 @@ def _load(path: Path, num_heads: int | None, decoder_num_heads: int | None) -> C
         raise CheckpointError(f"{path} is not a masked autoencoder that can be read: {_what_it_holds(tensors)}")
     if (other := other_encoder(state)) is not None:
         raise CheckpointError(
-            f"{path} is {other}, whose encoder is not that of a masked autoencoder",
+            f"{path} is {other}, whose encoder is not the official one",
             hint="used as one, its features would be wrong; the model's own code, timm or transformers read it",
         )
     _refuse_types(path, state)

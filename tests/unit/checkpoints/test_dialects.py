@@ -351,6 +351,42 @@ def test_other_encoders_are_named_and_refused(more: dict[str, Tensor], name: str
     assert caught.value.hint is not None
 
 
+def without(*parts: str) -> dict[str, Tensor]:
+    return {f"encoder.{key}": tensor for key, tensor in WEIGHTS.items() if not key.startswith(("decoder_", *parts))}
+
+
+@pytest.mark.parametrize(
+    ("state", "name"),
+    [
+        (
+            without("cls_token", "pos_embed", "mask_token")
+            | {
+                "mask_token": torch.zeros(1, 1, 64),
+                "encoder_to_decoder.weight": torch.zeros(64, 128),
+                "encoder.blocks.0.attn.q_bias": torch.zeros(128),
+                "decoder.head.weight": torch.zeros(768, 64),
+            },
+            "a MAE-pytorch model",
+        ),
+        (
+            without() | {"decoder.0.weight": torch.zeros(3072, 128, 1, 1), "decoder.0.bias": torch.zeros(3072)},
+            "a SimMIM model",
+        ),
+        (without("mask_token") | {"encoder.blocks.0.attn.q_bias": torch.zeros(128)}, "a BEiT-like model"),
+        (
+            without("mask_token") | {"encoder.rel_pos_bias.relative_position_bias_table": torch.zeros(732, 12)},
+            "a BEiT or SimMIM model",
+        ),
+    ],
+)
+def test_models_whose_keys_begin_like_ours_are_named(state: dict[str, Tensor], name: str, tmp_path: Path) -> None:
+    from mae.errors import CheckpointError
+
+    with pytest.raises(CheckpointError, match=name) as caught:
+        read(tmp_path, {"model": state})
+    assert caught.value.hint is not None
+
+
 def test_pixio_in_transformers_names(tmp_path: Path) -> None:
     from mae.errors import CheckpointError
 
