@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import enum
-import io
 import json
 import zipfile
 from pathlib import Path
@@ -145,7 +144,7 @@ def _check_zip(path: Path, size: int) -> None:
     except Exception as error:  # as above
         reason = shown(str(error) or type(error).__name__, 200)
         raise CheckpointError(f"{path} is damaged: {reason}", hint=GET_IT_AGAIN) from None
-    check_pickle(io.BytesIO(pickled), path)  # from memory, since many small reads of a zip are slow
+    check_pickle(pickled, path)
 
 
 def _check_directory(path: Path, size: int) -> None:
@@ -168,7 +167,8 @@ def _check_legacy(path: Path, head: bytes) -> None:
     """Check the pickles at the beginning of a file of the old format."""
     with path.open("rb") as file:
         for _ in range(_LEGACY_PICKLES if head.startswith(_LEGACY_MAGIC) else 1):
-            check_pickle(file, path)
+            start = file.tell()
+            file.seek(start + check_pickle(file.read(LONGEST_PICKLE + 1), path))
     if not head.startswith(_LEGACY_MAGIC):
         raise CheckpointError(
             f"{path} is a plain pickle, not a file that torch.save wrote", hint="save its tensors with torch.save"

@@ -6,11 +6,12 @@ exhaust a machine with allowed parts: a bytearray of a terabyte, deeply nested t
 
 from __future__ import annotations
 
+import io
 import pickletools
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 from mae.errors import CheckpointError
 from mae.io.text import shown
@@ -66,11 +67,11 @@ def unusable_type(path: Path, name: str, number: str) -> CheckpointError:
     )
 
 
-def check_pickle(file: IO[bytes], path: Path) -> int:
-    """Check one pickle, from the file's position to the end of its STOP instruction.
+def check_pickle(pickled: bytes, path: Path) -> int:
+    """Check one pickle, up to its STOP instruction.
 
     Args:
-        file: An open file, positioned at the pickle.
+        pickled: The bytes from its beginning, ``LONGEST_PICKLE`` + 1 of them if the file has as many.
         path: Path for messages.
 
     Returns:
@@ -79,46 +80,25 @@ def check_pickle(file: IO[bytes], path: Path) -> int:
     Raises:
         CheckpointError: It could run code, exhaust the machine, or is damaged.
     """
-    reader = _Reader(file, path)
+    file = io.BytesIO(pickled)
     walk = _Walk(path)
     try:
-        for opcode, argument, _ in pickletools.genops(cast(IO[bytes], reader)):
+        for opcode, argument, _ in pickletools.genops(file):
             walk.step(opcode.name, argument)
     except CheckpointError:
         raise
     except Exception as error:  # bytes that are no pickle can fail in any way
+        if file.tell() > LONGEST_PICKLE:
+            raise CheckpointError(
+                f"{path} is refused: the list of its contents is longer than {LONGEST_PICKLE:,} bytes, "
+                "and that of the largest published model has 0.2 million",
+                hint="the file was made wrongly or to exhaust memory; get it from a source you trust",
+            ) from None
         raise CheckpointError(
             f"{path} is damaged or no checkpoint: its pickle cannot be read ({type(error).__name__})",
             hint="get it again",
         ) from None
-    return reader.taken
-
-
-class _Reader:
-    """A file that raises an error if more bytes are read than a checkpoint's pickle can have."""
-
-    def __init__(self, file: IO[bytes], path: Path) -> None:
-        self.file = file
-        self.path = path
-        self.taken = 0
-
-    def read(self, size: int = -1) -> bytes:
-        self._take(size)
-        return self.file.read(size)
-
-    def readline(self) -> bytes:
-        line = self.file.readline(1000)
-        self._take(len(line))
-        return line
-
-    def _take(self, size: int) -> None:
-        self.taken += size
-        if size < 0 or self.taken > LONGEST_PICKLE:
-            raise CheckpointError(
-                f"{self.path} is refused: the list of its contents is longer than {LONGEST_PICKLE:,} bytes, "
-                "and that of the largest published model has 0.2 million",
-                hint="the file was made wrongly or to exhaust memory; get it from a source you trust",
-            )
+    return file.tell()
 
 
 class _Walk:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -112,14 +113,18 @@ def available_memory() -> int | None:
 
 def packages() -> dict[str, str | None]:
     """Versions of the packages in ``PACKAGES``, None if not installed; the packages are not imported."""
-    versions: dict[str, str | None] = {}
-    for name in PACKAGES:
-        versions[name] = None
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
+    versions = {name: _version(name) for name in PACKAGES}
     if versions["torch"] is not None:
         versions["torch"] = torch_build()
     return versions
+
+
+@functools.cache  # it reads the whole description of a package
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def torch_build() -> str | None:

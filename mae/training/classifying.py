@@ -99,7 +99,8 @@ def make_classifier(
     with seeded(derive_seed(config.seed, "head")):
         model = ImageClassifier(architecture, classes, pool=config.pool, fc_norm=fc_norm, probe=probe)
         model.reset_head(head_std)
-    _take_fresh_encoder(model, architecture, config.seed)
+    if resumption.saved is None and (checkpoint is None or config.from_scratch):
+        _take_fresh_encoder(model, architecture, config.seed)
     notes: tuple[str, ...] = ()
     start = "fresh weights"
     if checkpoint is not None and not config.from_scratch:

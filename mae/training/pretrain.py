@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 from mae.checkpoints import load_checkpoint, load_weights
-from mae.data.decoding.image import check_channels
 from mae.data.sources.scan import ImageScan
 from mae.io.download import obeys_offline
 from mae.models import create_model
@@ -18,7 +17,7 @@ from mae.training.events import Event, PretrainResult, Started
 from mae.training.previews import held_out_images
 from mae.training.probes import find_probe_data
 from mae.training.resuming import Resumption
-from mae.training.run_folder import Logged, RunFolder
+from mae.training.run_folder import Logged
 from mae.training.tasks.pretrain import PretrainingTask
 
 
@@ -44,8 +43,8 @@ def pretrain(
         CheckpointError: ``init`` or the run's checkpoint cannot be used.
         TrainingError: Training failed, for instance because memory is full or the loss stays non-finite.
     """
-    check_channels(config.in_chans)
-    return _result(run_task(PRETRAINING, config, on_event, should_stop))
+    ended = run_task(PRETRAINING, config, on_event, should_stop)
+    return _result(ended, psnr_uses_original=config.norm_pix_loss)
 
 
 @obeys_offline
@@ -61,7 +60,6 @@ def plan_run(config: PretrainConfig, on_event: Callable[[Event], None] = lambda 
     Raises:
         MaeError: As ``pretrain``.
     """
-    check_channels(config.in_chans)
     return plan_task(PRETRAINING, config, on_event)
 
 
@@ -81,7 +79,7 @@ def _make(start: Start[PretrainConfig], found: ImageScan, resumption: Resumption
 PRETRAINING = TaskType("pretrain", _make)
 
 
-def _result(ended: Ended) -> PretrainResult:
+def _result(ended: Ended, *, psnr_uses_original: bool) -> PretrainResult:
     """The result of a pre-training run."""
     trainer, planned, position, logged = ended.trainer, ended.planned, ended.position, ended.logged
     train_loss = trainer.last_epoch.train_loss if trainer and trainer.last_epoch else logged.train_loss
@@ -94,7 +92,7 @@ def _result(ended: Ended) -> PretrainResult:
         train_loss=train_loss if train_loss is not None and math.isfinite(train_loss) else None,
         zero_prediction_loss=planned.zero_prediction_loss if planned else None,
         psnr=trainer.last_preview.psnr if trainer and trainer.last_preview else logged.psnr,
-        psnr_uses_original=planned.model.norm_pix_loss if planned else _has_normalised_target(ended.folder),
+        psnr_uses_original=psnr_uses_original,
         seconds=trainer.seconds if trainer else 0.0,
         stopped=trainer.stopped if trainer else False,
         data_wait=trainer.data_wait if trainer else None,
@@ -103,12 +101,6 @@ def _result(ended: Ended) -> PretrainResult:
         was_finished=trainer is None,
         **_measured(logged),
     )
-
-
-def _has_normalised_target(folder: RunFolder) -> bool:
-    """Whether a finished run predicted normalised patches."""
-    config = folder.read_config(PretrainConfig)
-    return config is not None and config.norm_pix_loss
 
 
 def _measured(logged: Logged) -> dict[str, Any]:

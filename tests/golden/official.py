@@ -8,6 +8,8 @@ agree. From ``mae`` only the sizes are used; the position embeddings have their 
 from __future__ import annotations
 
 import argparse
+import functools
+import math
 import zlib
 from typing import Any
 
@@ -73,7 +75,12 @@ def _block(prefix: str, dim: int) -> dict[str, tuple[int, ...]]:
 
 def weights(config: MAEConfig, seed: int = 7) -> dict[str, Tensor]:
     """The state dict of a full model."""
-    return {key: torch.from_numpy(_values(config, key, shape, seed)) for key, shape in shapes(config).items()}
+    return {key: torch.from_numpy(_kept(config, key, shape, seed).copy()) for key, shape in shapes(config).items()}
+
+
+def _kept(config: MAEConfig, key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Small tensors are drawn once; hundreds of tests ask for the same ones."""
+    return (_drawn if math.prod(shape) < 10**5 else _values)(config, key, shape, seed)
 
 
 def _values(config: MAEConfig, key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
@@ -89,6 +96,9 @@ def _values(config: MAEConfig, key: str, shape: tuple[int, ...], seed: int) -> n
     else:
         draw = draw / np.sqrt(np.prod(shape[1:]))
     return draw.astype(np.float32)
+
+
+_drawn = functools.cache(_values)
 
 
 def is_decoder(key: str) -> bool:

@@ -79,7 +79,7 @@ def test_nothing_is_run(name: str, container: str, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("name", code_pickles(Path("canary")))
 def test_torchs_own_wall_stands_behind_ours(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mae.checkpoints.container.check_pickle", lambda file, path: 0)
+    monkeypatch.setattr("mae.checkpoints.container.check_pickle", lambda pickled, path: 0)
     path = tmp_path / "file.pth"
     path.write_bytes(torch_zip(code_pickles(tmp_path / "canary")[name]))
     with pytest.raises(CheckpointError, match="damaged"):
