@@ -99,7 +99,7 @@ def config_from_shapes(shapes: Shapes, declared: Declared) -> ReadSizes:
     try:
         config = MAEConfig(**sizes)
     except ConfigError as error:
-        raise CheckpointError(f"the tensors' sizes do not fit together: {error.message}", hint=error.hint) from None
+        raise CheckpointError(f"the sizes do not fit together: {error.message}", hint=error.hint) from None
     _refuse_vast(config, sum(math.prod(shape) for shape in shapes.values()), has_decoder=decoder_dim is not None)
     return ReadSizes(config, tuple(notes), tuple(assumed))
 

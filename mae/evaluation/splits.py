@@ -32,7 +32,7 @@ class Labels:
         part: Index of each image's part in ``parts``, (N,) int64; all -1 if there are no parts.
         parts: Names of the folders above the class folders, such as ("test", "train"); empty if there are none.
         lost: Class folders without a readable image, with their part's name: ("train/cat",).
-        empty: The same for folders in which there is no image at all.
+        empty: The same for folders in which there is no image at all, and names of such parts: ("test", "train/cat").
         nested: Names of class folders that hold only folders.
     """
 
@@ -88,6 +88,8 @@ def read_labels(
     below = {_inside(str(path), roots) for path in folders if path.is_dir() and path not in roots}
     wrapper = next((parts[:depth] for parts in deep), ())
     empty = {parts[depth:] for parts in below if len(parts) == place + 1 and parts[:depth] == wrapper} - there - lost
+    parents = {parts[:length] for parts in deep for length in range(1, len(parts))}
+    bare = {parts[-1] for parts in below - parents if len(parts) <= place and _is_part(parts[-1])}
     part_names = tuple(sorted(tops)) if has_parts else ()
     part_number = {name: index for index, name in enumerate(part_names)}
     return Labels(
@@ -98,7 +100,7 @@ def read_labels(
         ),
         part_names,
         tuple(sorted(map("/".join, lost))),
-        tuple(sorted(map("/".join, empty))),
+        tuple(sorted({*map("/".join, empty), *bare})),
         tuple(name for name in classes if name not in flat),
     )
 
@@ -129,6 +131,10 @@ def _wrappers(names: Sequence[tuple[str, ...]]) -> int:
 def _one_of(tops: Iterable[str], wanted: Sequence[str]) -> str | None:
     by_lower = {top.lower(): top for top in tops}
     return next((by_lower[name] for name in wanted if name in by_lower), None)
+
+
+def _is_part(name: str) -> bool:
+    return name.lower() in (*TRAIN_NAMES, *TEST_NAMES, *VAL_NAMES)
 
 
 def make_split(source: ImageSource, labels: Labels, where: str, *, seed: int, test_share: float) -> Split:
@@ -213,7 +219,7 @@ def _given(source: ImageSource, labels: Labels, where: str, notes: tuple[str, ..
     unused = [name for name in labels.parts if name not in (train_name, test_name)]
     if unused:
         notes += (f"{where}: {', '.join(map(shown, unused))} is not used; the test images are {test_name}",)
-    empty = [one for one in labels.empty if one.partition("/")[0] in (train_name, test_name)]
+    empty = [one for one in labels.empty if "/" not in one or one.partition("/")[0] in (train_name, test_name)]
     return _split(labels, kept, train, test, (*notes, *_left_out(empty, where)))
 
 

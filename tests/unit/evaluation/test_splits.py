@@ -200,6 +200,16 @@ def test_class_folders_without_an_image_in_both_parts_are_named(tmp_path: Path) 
     assert split_of(tmp_path / "d").notes[1:] == ("d: no image in test/rare, train/rare; left out",)
 
 
+@pytest.mark.parametrize("filled", [("train",), ("test",), ("train", "val")])
+def test_parts_without_an_image_are_named(filled: tuple[str, ...], tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        (tmp_path / "d" / part / "red").mkdir(parents=True)
+    for part in filled:
+        class_folders(tmp_path / "d" / part, 3)
+    empty = "train" if filled == ("test",) else "test"
+    assert split_of(tmp_path / "d").notes[-1] == f"d: no image in {empty}; left out"
+
+
 def test_given_class_folders_without_an_image_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class_folders(tmp_path, 3)
     (tmp_path / "rare").mkdir()
