@@ -137,7 +137,15 @@ def _is_part(name: str) -> bool:
     return name.lower() in (*TRAIN_NAMES, *TEST_NAMES, *VAL_NAMES)
 
 
-def make_split(source: ImageSource, labels: Labels, where: str, *, seed: int, test_share: float) -> Split:
+def make_split(
+    source: ImageSource,
+    labels: Labels,
+    where: str,
+    *,
+    seed: int,
+    test_share: float,
+    default_share: float = EvaluateConfig.test_share,
+) -> Split:
     """Use the split of the folders, or draw a stratified one by the seed.
 
     Args:
@@ -145,6 +153,7 @@ def make_split(source: ImageSource, labels: Labels, where: str, *, seed: int, te
         labels: Labels from the folders.
         where: Name of the data for messages.
         seed, test_share: Seed of a drawn split, and fraction of each class that becomes test images.
+        default_share: The fraction that nobody asked for; another one gets a note where it has no effect.
 
     Raises:
         DataError: There are fewer than two class folders, or the parts have different classes.
@@ -153,7 +162,7 @@ def make_split(source: ImageSource, labels: Labels, where: str, *, seed: int, te
         raise DataError(f"{where}: there are no class folders", hint=LABELS_HINT)
     if labels.parts:
         idle = f"{where} has its own test images, so --test-share {test_share:g} has no effect"
-        notes = (idle,) if test_share != EvaluateConfig.test_share else ()
+        notes = (idle,) if test_share != default_share else ()
         return _given(source, labels, where, notes)
     _refuse_lost(labels.lost, where)
     _refuse_half_a_split(labels, where)

@@ -205,7 +205,7 @@ def _labelled(data: Path, most: int, seed: int, loader: _Loader) -> tuple[Labell
         scan = scan_images([data])
         source = scan.images
         labels = read_labels(source, [data], [one.path for one in scan.unreadable])
-        split = make_split(source, labels, shown(data), seed=seed, test_share=TEST_SHARE)
+        split = make_split(source, labels, shown(data), seed=seed, test_share=TEST_SHARE, default_share=TEST_SHARE)
     except DataError as error:
         raise DataError(f"--probe {error.message}", hint=error.hint) from None
     loader.ranks.check_same("images of --probe", (len(source), source.digest()))
