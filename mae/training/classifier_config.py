@@ -143,7 +143,7 @@ class ClassifierConfig(RunSettings):
             raise ConfigError("--variant and --init both set the sizes of the model", hint="drop one of them")
         if self.patch_size is not None and self.variant is None:
             raise ConfigError("--patch-size needs --from-scratch and --variant", hint="drop it")
-        if self.select == "last":
+        if self.resume is None and self.select == "last":  # a run that was begun with both goes on
             refuse_without_effect(self, "val_share", "with --select last, which holds no images out")
         self.check_ranges()
 
@@ -223,9 +223,9 @@ class FinetuneConfig(ClassifierConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.mixup and not self.cutmix:
+        if self.resume is None and not self.mixup and not self.cutmix:
             refuse_without_effect(self, "mixup_prob", "with --mixup 0 and --cutmix 0")
-        if not self.mixup or not self.cutmix:
+        if self.resume is None and (not self.mixup or not self.cutmix):
             refuse_without_effect(self, "mixup_switch_prob", "unless both --mixup and --cutmix are above 0")
         check_shard(self)
 

@@ -300,7 +300,9 @@ class RunFolder:
             return None
         settings = read_run_settings(self.path)
         check_command(self.path, settings, config_class.command)
-        return build_config(config_class, settings, source=str(path))
+        # As a resumed run: options that are refused for a new one only may be in it.
+        sources = dict.fromkeys(settings, str(path))
+        return build_config(config_class, {**settings, "resume": self.path}, source=sources)
 
     def write_config(self, settings: Mapping[str, Any]) -> None:
         """Write all settings, plain values by name, as a TOML file that repeats the run when given to ``--config``."""

@@ -122,6 +122,19 @@ def test_a_classifier_that_cannot_be_removed_is_named(
     assert path.read_bytes() == before
 
 
+def test_a_run_begun_with_options_that_are_refused_today_goes_on(
+    finetuning: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_effect = {"select": "last", "val_share": 0.2, "mixup": 0.0, "cutmix": 0.0, "mixup_prob": 0.5}
+    with monkeypatch.context() as earlier:
+        earlier.setattr("mae.training.classifier_config.refuse_without_effect", lambda *_: None)
+        older = dataclasses.replace(finetuning, **without_effect)
+        assert finetune(older, should_stop=lambda: True).stopped
+    with pytest.raises(ConfigError, match=r"--val-share .* has no effect with --select last"):
+        dataclasses.replace(older)
+    assert finetune(dataclasses.replace(older, resume=older.out)).epochs == older.epochs
+
+
 def test_a_read_only_run_folder_is_named(finetuning: FinetuneConfig) -> None:
     path = killed_before_another_schedule(finetuning)
     finetuning.out.chmod(0o555)
