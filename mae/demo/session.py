@@ -27,12 +27,12 @@ from mae.data.sources.scan import scan_images
 from mae.data.transforms import image_to_tensor, tensor_to_image
 from mae.demo.config import USUAL_LIMIT, DemoConfig
 from mae.errors import DataError
-from mae.evaluation.frozen import Computing, FrozenEncoder, View
+from mae.evaluation.frozen import FrozenEncoder, View
 from mae.io.download import obeys_offline
 from mae.masking import masking_from_order
 from mae.reconstruction.config import ReconstructConfig
 from mae.reconstruction.run import NORM_PIX_NOTE, FramedImage, Reconstructor
-from mae.system.device import resolve_device
+from mae.system.device import Computing, resolve_device
 
 KEPT_IMAGES = 16  # newest images that are kept in memory
 NEIGHBOURS = 6

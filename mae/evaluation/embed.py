@@ -14,7 +14,7 @@ from mae.data.sources.scan import scan_images
 from mae.errors import ConfigError
 from mae.evaluation.config import EmbedConfig
 from mae.evaluation.extract import Job, Progress, ViewExtractor, check_unreadable, extract
-from mae.evaluation.frozen import Computing, View, load_encoder
+from mae.evaluation.frozen import View, load_encoder
 from mae.evaluation.splits import read_labels
 from mae.evaluation.store import PartStore, content_digest, part_images
 from mae.evaluation.writing import Embedding, check_writable, write_embedding
@@ -22,7 +22,7 @@ from mae.io.download import obeys_offline
 from mae.io.files import refuse_input, refuse_place
 from mae.io.notebook import Drawn, Table
 from mae.io.text import shown, unfolded
-from mae.system.device import resolve_device, resolve_precision
+from mae.system.device import Computing, settle
 from mae.system.distributed import Ranks, ranks_from_environment
 
 
@@ -88,10 +88,7 @@ def embed(config: EmbedConfig, on_progress: Callable[[Progress], None] = lambda 
     check_writable(config.out)
     refuse_input(config.out, "--out", {"the checkpoint": [config.checkpoint or DEFAULT_RUN], "the data": config.data})
     ranks = ranks_from_environment()
-    device = resolve_device(config.device, ranks.local_rank)
-    precision = resolve_precision(config.precision, device)
-    ranks.join(device)
-    computing = Computing(device, ranks.gather(precision)[0])  # timings differ between processes
+    computing = settle(config.device, config.precision, ranks)
     result = _embed(config, computing, ranks, on_progress if ranks.first else lambda progress: None)
     ranks.leave()
     return result

@@ -23,7 +23,7 @@ from mae.evaluation.baselines import whiten
 from mae.evaluation.config import EvaluateConfig
 from mae.evaluation.extract import Progress, check_unreadable
 from mae.evaluation.features import FeatureSet, Kept, keep_features
-from mae.evaluation.frozen import Computing, FrozenEncoder, View, load_encoder, untrained_encoder
+from mae.evaluation.frozen import FrozenEncoder, View, load_encoder, untrained_encoder
 from mae.evaluation.gallery import make_gallery
 from mae.evaluation.knn import knn
 from mae.evaluation.linear import LinearResult, linear
@@ -45,7 +45,7 @@ from mae.evaluation.splits import Split, make_split, read_labels, stratified
 from mae.io.download import obeys_offline
 from mae.io.files import refuse_input, refuse_place, write_atomically
 from mae.io.text import shown, unfolded
-from mae.system.device import resolve_device, resolve_precision
+from mae.system.device import Computing, settle
 from mae.system.distributed import refuse_several
 
 FEW_TEST_IMAGES = 1000
@@ -71,8 +71,7 @@ def evaluate(config: EvaluateConfig, on_progress: Callable[[Progress], None] = l
     if config.report is not None:
         refuse_place(config.report, "--report")
         refuse_input(config.report, "--report", {"a checkpoint": config.checkpoint, "the data": [config.data]})
-    device = resolve_device(config.device)
-    computing = Computing(device, resolve_precision(config.precision, device))
+    computing = settle(config.device, config.precision)
     encoders = _encoders(config, computing)
     scan = scan_images([config.data], lambda files: on_progress(Progress("looking at files", files, 0)))
     labels = read_labels(scan.images, [config.data], [one.path for one in scan.unreadable], scan.looked_into)
@@ -84,7 +83,7 @@ def evaluate(config: EvaluateConfig, on_progress: Callable[[Progress], None] = l
     check_unreadable(skipped, len(features.used) + len(scan.unreadable), config.max_unreadable)
     _check_classes(split, features, shown(config.data))
     began = time.monotonic()
-    asked = _Probes(config, split, features, _probe_device(device), on_progress)
+    asked = _Probes(config, split, features, _probe_device(computing.device), on_progress)
     rows = asked.rows()
     headline = asked.headline()
     result = EvaluateResult(
@@ -94,7 +93,7 @@ def evaluate(config: EvaluateConfig, on_progress: Callable[[Progress], None] = l
         classes=split.classes,
         split="folders" if labels.parts else "seed",
         precision=computing.precision,
-        device=device.type,
+        device=computing.device.type,
         rows=tuple(rows),
         headline=headline,
         report=config.report,

@@ -16,9 +16,10 @@ from torch import Tensor
 from mae.data.eval_loader import EvalBatch, EvalDataset, eval_batches
 from mae.data.loader import loader_workers
 from mae.errors import CheckpointError, DataError
-from mae.evaluation.frozen import Computing, FrozenEncoder, View
+from mae.evaluation.frozen import FrozenEncoder, View
 from mae.evaluation.store import PartStore
 from mae.io.text import shown
+from mae.system.device import Computing
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,10 +22,11 @@ from mae.data.sources.base import ImageSource, Subset
 from mae.evaluation.baselines import PixelExtractor
 from mae.evaluation.config import EvaluateConfig
 from mae.evaluation.extract import Job, Progress, ViewExtractor, extract
-from mae.evaluation.frozen import Computing, FrozenEncoder, View
+from mae.evaluation.frozen import FrozenEncoder, View
 from mae.evaluation.splits import Split, stratified
 from mae.evaluation.store import VERSION, PartStore, content_digest
 from mae.io.download import cache_folder
+from mae.system.device import Computing
 
 PART_IMAGES = 512  # the same for all encoders, so that one pass over the images computes the features of all
 MOST_CACHED_BYTES = 20e9  # limit of the default folder; the least recently used features are deleted

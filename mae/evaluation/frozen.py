@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,7 +22,7 @@ from mae.errors import ConfigError
 from mae.io.text import shown
 from mae.mae import MaskedAutoencoder
 from mae.models import create_model
-from mae.system.device import autocast
+from mae.system.device import Computing, autocast
 from mae.system.seeding import derive_seed, seeded
 
 FINE_TUNED_NOTE = "it was fine-tuned with labels, so its features are not those of pre-training"
@@ -39,14 +38,6 @@ class View(NamedTuple):
     def name(self) -> str:
         """Name of the view in files and cache keys, for instance "mean-final"."""
         return f"{self.pool}-{self.norm}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Computing:
-    """Device and precision of the forward passes."""
-
-    device: torch.device
-    precision: str
 
 
 class FrozenEncoder:

@@ -27,7 +27,7 @@ from mae.io.download import obeys_offline
 from mae.io.files import refuse_input, refuse_place, write_atomically
 from mae.io.notebook import Drawn, Table
 from mae.io.text import shown, unfolded
-from mae.system.device import autocast, resolve_device, resolve_precision
+from mae.system.device import autocast, settle
 from mae.system.distributed import refuse_several
 
 MOST_KEPT = 50  # predictions in the result if all are written to a file
@@ -108,8 +108,8 @@ def predict(config: PredictConfig, on_progress: Callable[[Progress], None] = lam
     names, told = class_names(checkpoint)
     if not told:
         notes += (f"{shown(checkpoint.path)} has no class names, so classes are shown as numbers",)
-    device = resolve_device(config.device)
-    precision = resolve_precision(config.precision, device)
+    computing = settle(config.device, config.precision)
+    device = computing.device
     model = model.to(device)
     scan = scan_images(config.images, lambda files: on_progress(Progress("looking at files", files, 0)))
     if config.top_k > len(names):
@@ -128,7 +128,7 @@ def predict(config: PredictConfig, on_progress: Callable[[Progress], None] = lam
         for batch in eval_batches(dataset, batches, workers=workers):
             skipped.extend((unfolded(scan.images.name(index)), reason) for index, reason in batch.unreadable)
             if batch.indices:
-                with torch.inference_mode(), autocast(device, precision):
+                with torch.inference_mode(), autocast(device, computing.precision):
                     logits = model(normalise(batch.images.to(device, non_blocking=True))).float()
                 _refuse_not_finite(
                     checkpoint.path, logits, [unfolded(scan.images.name(index)) for index in batch.indices]

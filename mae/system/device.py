@@ -2,13 +2,43 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from mae.errors import ConfigError
+from mae.system.distributed import Ranks
 from mae.system.precision import choose_precision
 from mae.system.products import product_times
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Computing:
+    """Device and precision of a computation.
+
+    Attributes:
+        reason: Why ``auto`` is this precision; None if it was given.
+    """
+
+    device: torch.device
+    precision: str
+    reason: str | None = None
+
+
+def settle(device: str, precision: str, ranks: Ranks | None = None) -> Computing:
+    """Resolve ``auto``, and join the other processes, which all use the first one's precision, since timings vary.
+
+    Raises:
+        ConfigError: There is no such device, or it lacks the precision.
+    """
+    ranks = ranks or Ranks()
+    found = resolve_device(device, None if ranks.alone else ranks.local_rank)
+    resolved = resolve_precision(precision, found)
+    reason = precision_reason(found, resolved) if precision == "auto" else None
+    ranks.join(found)
+    return Computing(found, *ranks.gather((resolved, reason))[0])
 
 
 def resolve_device(name: str, index: int | None = None) -> torch.device:

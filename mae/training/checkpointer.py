@@ -215,11 +215,6 @@ class Checkpointer:
                 raise TrainingError(error.message) from None
 
 
-def finished_file(run: RunFolder, state: Path, position: Position) -> Path:
-    """The official checkpoint file of a run at a position, given its newest state, which may be sharded."""
-    return run.kept_checkpoint(position.epoch - 1) if state.suffix == SHARDS else state
-
-
 def newest_state(run: RunFolder) -> tuple[SavedState | None, tuple[str, ...]]:
     """The newest readable state (None if the run has none), and a message for each newer unreadable one.
 

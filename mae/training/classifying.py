@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,9 @@ from mae.io.text import shown
 from mae.models import create_model, variant_config
 from mae.models.classifier import ImageClassifier
 from mae.system.seeding import derive_seed, seeded
+from mae.training.checkpointer import SavedState
 from mae.training.classifier_config import ClassifierConfig
 from mae.training.engine import Ended
-from mae.training.resuming import Resumption
 from mae.training.run_folder import Position, RunFolder
 from mae.training.testing import TestResult, read_test_result
 
@@ -78,14 +77,14 @@ class ClassifierResult(Drawn):
 
 
 def make_classifier(
-    config: ClassifierConfig, classes: int, resumption: Resumption, head_std: float, *, fc_norm: bool, probe: bool
+    config: ClassifierConfig, classes: int, saved: SavedState | None, head_std: float, *, fc_norm: bool, probe: bool
 ) -> tuple[ImageClassifier, str, tuple[str, ...]]:
     """The model with its initial weights, the origin of these weights as text, and messages for the user.
 
     Raises:
         CheckpointError: The weights cannot be used.
     """
-    checkpoint = _checkpoint(config, resumption)
+    checkpoint = _checkpoint(config, saved)
     if checkpoint is None:
         sizes: dict[str, Any] = {"patch_size": config.patch_size} if config.patch_size else {}
         sizes |= {"num_heads": config.num_heads} if config.num_heads else {}
@@ -99,23 +98,23 @@ def make_classifier(
     with seeded(derive_seed(config.seed, "head")):
         model = ImageClassifier(architecture, classes, pool=config.pool, fc_norm=fc_norm, probe=probe)
         model.reset_head(head_std)
-    if resumption.saved is None and (checkpoint is None or config.from_scratch):
+    if saved is None and (checkpoint is None or config.from_scratch):
         _take_fresh_encoder(model, architecture, config.seed)
     notes: tuple[str, ...] = ()
     start = "fresh weights"
     if checkpoint is not None and not config.from_scratch:
         start = f"weights from {shown(checkpoint.path)}"
-        if resumption.saved is None:
+        if saved is None:
             notes = (*checkpoint.notes, *load_encoder(model, checkpoint))
     if probe:
         model.freeze_encoder()
     return model, start, notes
 
 
-def _checkpoint(config: ClassifierConfig, resumption: Resumption) -> Checkpoint | None:
+def _checkpoint(config: ClassifierConfig, saved: SavedState | None) -> Checkpoint | None:
     """The checkpoint that gives the sizes and, unless ``--from-scratch``, the weights; on resuming the saved state."""
-    if resumption.saved is not None:
-        return load_checkpoint(resumption.saved.path)
+    if saved is not None:
+        return load_checkpoint(saved.path)
     if config.from_scratch and config.variant is not None:
         return None
     if config.init is None:
@@ -145,21 +144,11 @@ def is_complete(folder: RunFolder, position: Position) -> bool:
 
 def result_of(ended: Ended) -> ClassifierResult:
     """The result of a run of ``finetune`` or ``linprobe``."""
-    trainer, position, logged = ended.trainer, ended.position, ended.logged
-    stopped = trainer.stopped if trainer else False
-    classifier = ended.folder.path / CLASSIFIER
-    train_loss = trainer.last_epoch.train_loss if trainer and trainer.last_epoch else logged.train_loss
+    logged = ended.folder.read_log(ended.position)
+    common, classifier = ended.common(logged), ended.folder.path / CLASSIFIER
     return ClassifierResult(
-        run=ended.folder.path,
-        checkpoint=classifier if classifier.exists() and not stopped else ended.checkpoint,
-        epochs=position.epoch,
-        steps=position.step,
-        train_loss=train_loss if train_loss is not None and math.isfinite(train_loss) else None,
+        **common,
+        checkpoint=classifier if classifier.exists() and not common["stopped"] else ended.checkpoint,
         held_out_accuracy=logged.best[0] if logged.best else None,
-        test=None if stopped else read_test_result(ended.folder.path),
-        seconds=trainer.seconds if trainer else 0.0,
-        stopped=stopped,
-        data_wait=trainer.data_wait if trainer else None,
-        first_data_wait=trainer.epochs[0].data_wait if trainer and trainer.epochs else None,
-        was_finished=trainer is None,
+        test=None if common["stopped"] else read_test_result(ended.folder.path),
     )

@@ -303,20 +303,6 @@ class PretrainConfig(RunSettings):
 _TELLING = {"mask_ratio": "pretrain", "layer_decay": "finetune", "trust_coefficient": "linprobe"}
 
 
-def check_command(run: Path, settings: Mapping[str, Any], command: str) -> None:
-    """Check that a run was started by the given command.
-
-    Raises:
-        ConfigError: It was started by another command.
-    """
-    whose = next((other for name, other in _TELLING.items() if name in settings), command)
-    if whose != command:
-        raise ConfigError(
-            f"{shown(run)} holds a run of maecli {whose}, not of maecli {command}",
-            hint=f"maecli {whose} --resume {typed(run)} resumes it; --out starts another run elsewhere",
-        )
-
-
 def is_run_config(path: Path) -> bool:
     """Whether a file holds the settings of a run of any training command."""
     try:
@@ -344,16 +330,14 @@ def settings_of_resumed(given: Mapping[str, Any], command: str = "pretrain") -> 
             f"--resume {shown(run)} continues in its own folder, not in --out {shown(given['out'])}",
             hint=f"omit --out; --init {typed(run / 'checkpoint-last.pth')} starts a new run from the weights",
         )
-    settings = read_run_settings(run)
-    check_command(run, settings, command)
-    return settings
+    return read_run_settings(run, command)
 
 
-def read_run_settings(run: Path) -> dict[str, Any]:
+def read_run_settings(run: Path, command: str) -> dict[str, Any]:
     """The settings in a run's folder, by name.
 
     Raises:
-        ConfigError: The folder has no readable settings.
+        ConfigError: The folder has no readable settings, or another command started the run.
     """
     if run.is_file():
         beside = f"--resume {typed(run.parent)} resumes the run in it; " if (run.parent / CONFIG_FILE).is_file() else ""
@@ -362,9 +346,16 @@ def read_run_settings(run: Path) -> dict[str, Any]:
             hint=f"{beside}--init {typed(run)} starts a new run from its weights",
         )
     try:
-        return read_toml(run / CONFIG_FILE, "--resume")
+        settings = read_toml(run / CONFIG_FILE, "--resume")
     except ConfigError as error:
         raise ConfigError(error.message, hint=error.hint or "--resume takes the folder of a run") from None
+    whose = next((other for name, other in _TELLING.items() if name in settings), command)
+    if whose != command:
+        raise ConfigError(
+            f"{shown(run)} holds a run of maecli {whose}, not of maecli {command}",
+            hint=f"maecli {whose} --resume {typed(run)} resumes it; --out starts another run elsewhere",
+        )
+    return settings
 
 
 def check_shard(config: Any) -> None:

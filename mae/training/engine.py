@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,23 +16,22 @@ from mae.data.decoding.jpeg import resolve_decoder
 from mae.data.sources.scan import ImageScan, scan_images
 from mae.errors import DataError
 from mae.io.download import is_offline
-from mae.io.files import refuse_inside
 from mae.io.text import typed
 from mae.io.urls import url_of
-from mae.system.device import precision_reason, resolve_device, resolve_precision
+from mae.system.device import settle
 from mae.system.distributed import Ranks, ranks_from_environment
 from mae.system.seeding import stream
-from mae.training.checkpointer import Checkpointer, finished_file, restore
+from mae.training.checkpointer import Checkpointer, restore
 from mae.training.classifier_config import RunConfig
 from mae.training.compiling import compile_if_it_pays, compiled_loss
 from mae.training.data_module import DataModule
 from mae.training.events import Event, Scanned, Started
 from mae.training.failures import explained
-from mae.training.identity import deciding_settings, run_identity
+from mae.training.identity import deciding_settings
 from mae.training.plan import TrainingPlan, make_plan
 from mae.training.resuming import Resumption, check_same_run, take_up
 from mae.training.run import Run, TrainingState
-from mae.training.run_folder import Logged, Position, RunFolder, holds_run
+from mae.training.run_folder import Logged, Position, RunFolder, open_run
 from mae.training.step import TrainingStep
 from mae.training.tasks.base import Task
 from mae.training.trackers import Trackers
@@ -53,23 +53,8 @@ class Start(Generic[Config]):
     device: torch.device
     on_event: Callable[[Event], None]
     should_stop: Callable[[], bool]
-    precision_reason: str | None = None  # why ``auto`` chose it; None if it was given
-
-    def plan(self, resumption: Resumption, task: Task) -> TrainingPlan:
-        """The plan of the run.
-
-        Raises:
-            ConfigError: The images or the model are not those of the resumed run.
-        """
-        plan = make_plan(
-            self.config,
-            len(task.images),
-            task.images.digest(),
-            processes=self.ranks.size,
-            global_batch_size=resumption.global_batch_size,
-        )
-        check_same_run(resumption, {**run_identity(plan), **task.identity()}, self.folder)
-        return plan
+    precision_reason: str | None  # why ``auto`` chose it; None if it was given
+    resumption: Resumption  # the state to resume from, the same for all processes
 
     def explained(self, error: RuntimeError | MemoryError) -> Exception:
         """A ``TrainingError`` with a hint for known errors of torch, else the error unchanged."""
@@ -81,14 +66,12 @@ class TaskType(Generic[Config]):
     """One kind of training.
 
     Attributes:
-        command: Its name on the command line.
         make: Makes the task from the settings and the images, before anything is written: the model with its initial
             weights, and everything else that the settings name, such as held-out images.
         is_complete: Whether a run whose last epoch is done has also written its other results.
     """
 
-    command: str
-    make: Callable[[Start[Config], ImageScan, Resumption], Task]
+    make: Callable[[Start[Config], ImageScan], Task]
     is_complete: Callable[[RunFolder, Position], bool] = lambda folder, position: True
 
 
@@ -99,26 +82,37 @@ class Ended:
     Attributes:
         folder: Folder of the run.
         position: Position of the run at its end.
-        checkpoint: Its newest state, or the official file if the state is sharded.
         planned, trainer: Plan and trainer of this call; None if the run was already complete.
     """
 
     folder: RunFolder
     position: Position
-    checkpoint: Path
     planned: Started | None = None
     trainer: Trainer | None = None
 
     @property
-    def logged(self) -> Logged:
-        """The values of the log up to the end."""
-        return self.folder.read_log(self.position)
+    def checkpoint(self) -> Path:
+        """The newest state, or the official file if the state is sharded."""
+        folder = self.folder
+        state = folder.states()[0] if folder.writes or self.trainer is None else folder.checkpoint
+        official = folder.finished_file(state, self.position)
+        return official if official.exists() else state
 
-    @property
-    def preview(self) -> Path | None:
-        """Path of the newest preview; None if there is none."""
-        preview = self.folder.preview(self.position.epoch)
-        return preview if preview.exists() else None
+    def common(self, logged: Logged) -> dict[str, Any]:
+        """The fields that the results of all tasks have, by name."""
+        trainer = self.trainer
+        train_loss = trainer.epochs[-1].train_loss if trainer and trainer.epochs else logged.train_loss
+        return {
+            "run": self.folder.path,
+            "epochs": self.position.epoch,
+            "steps": self.position.step,
+            "train_loss": train_loss if train_loss is not None and math.isfinite(train_loss) else None,
+            "seconds": trainer.seconds if trainer else 0.0,
+            "stopped": trainer.stopped if trainer else False,
+            "data_wait": trainer.data_wait if trainer else None,
+            "first_data_wait": trainer.epochs[0].data_wait if trainer and trainer.epochs else None,
+            "was_finished": trainer is None,
+        }
 
 
 def run_task(
@@ -136,7 +130,7 @@ def run_task(
         MaeError: As documented for the task's use case.
     """
     start = _start(config, on_event, should_stop)
-    ended = _train(kind, start, _resumption(start))
+    ended = _train(kind, start)
     start.ranks.leave()
     return ended
 
@@ -145,8 +139,7 @@ def plan_task(kind: TaskType[Config], config: Config, on_event: Callable[[Event]
     """Compute what ``run_task`` would do, up to its first step; nothing is written."""
     start = _start(config, on_event, lambda: False, writes=False)
     try:
-        resumption = _resumption(start)
-        _, planned = _prepare(start, resumption, kind.make(start, _scan(start, kind.command), resumption))
+        _, planned = _prepare(start, kind.make(start, _scan(start)))
     except (RuntimeError, MemoryError) as error:
         raise start.explained(error) from None
     start.ranks.leave()
@@ -160,55 +153,42 @@ def _start(
     *,
     writes: bool = True,
 ) -> Start[Config]:
-    """Resolve the settings and join the other processes."""
+    """Settle what the settings leave open, join the other processes, and find the state to resume from."""
     ranks = ranks_from_environment()
-    device = resolve_device(config.device, None if ranks.alone else ranks.local_rank)
-    config = dataclasses.replace(config, device=device.type, out=config.resume or config.out)
-    resume = config.resume is not None or (config.auto_resume and holds_run(config.out))
-    folder = RunFolder(config.out, resume=resume, writes=ranks.first and writes)
-    if not resume:
-        refuse_inside(config.out, "--out", [path for path in config.images_read() if url_of(path) is None])
-    recorded = folder.read_config(type(config)) if resume else None
+    folder, recorded = open_run(config, writes=ranks.first and writes)
     # A resumed run keeps the precision that ``auto`` chose. Its decoder may change: both give the same pixels.
     wanted = recorded.precision if recorded and config.precision == "auto" else config.precision
-    precision = resolve_precision(wanted, device)
-    reason = precision_reason(device, precision) if wanted == "auto" else None
-    ranks.join(device)
-    precision, reason = ranks.gather((precision, reason))[
-        0
-    ]  # timings differ between processes, so the first one decides
-    config = dataclasses.replace(config, precision=precision, decoder=resolve_decoder(config.decoder))
+    computing = settle(config.device, wanted, ranks)
+    config = dataclasses.replace(
+        config,
+        out=folder.path,
+        device=computing.device.type,
+        precision=computing.precision,
+        decoder=resolve_decoder(config.decoder),
+    )
     settings = recorded.as_plain() if recorded else None
-    return Start(config, folder, settings, ranks, device, on_event if ranks.first else _ignore, should_stop, reason)
+    resumption = take_up(folder, config, settings, ranks.size) if folder.resume else Resumption()
+    ranks.check_same("the saved step", resumption.position.step)
+    listener = on_event if ranks.first else lambda event: None
+    return Start(config, folder, settings, ranks, computing.device, listener, should_stop, computing.reason, resumption)
 
 
-def _ignore(event: Event) -> None:
-    pass
-
-
-def _resumption(start: Start[Any]) -> Resumption:
-    """The state to resume from, the same for all processes."""
-    found = take_up(start.folder, start.config, start.recorded, start.ranks.size) if start.folder.resume else None
-    resumption = found or Resumption()
-    start.ranks.check_same("the saved step", resumption.position.step)
-    return resumption
-
-
-def _train(kind: TaskType[Config], start: Start[Config], resumption: Resumption) -> Ended:
+def _train(kind: TaskType[Config], start: Start[Config]) -> Ended:
     """Prepare and train; if preparing fails, the new folder is removed."""
-    finished = start.ranks.gather(_is_finished(kind, start, resumption))[0]
+    resumption = start.resumption
+    finished = start.ranks.gather(_is_finished(kind, start))[0]
     if finished and not resumption.changed("data"):
-        return _ended(start.folder, resumption.position)
-    task = kind.make(start, _scan(start, kind.command), resumption)
+        return Ended(start.folder, resumption.position)
+    task = kind.make(start, _scan(start))
     if finished:
-        start.plan(resumption, task)  # refuses other images
-        return _ended(start.folder, resumption.position)
+        _plan(start, task)  # refuses other images
+        return Ended(start.folder, resumption.position)
     trainer: Trainer | None = None
     try:
         start.folder.make()  # only after everything named in the settings was found
         if resumption.saved:
             start.folder.set_aside_newer(resumption.saved.path)
-        trainer, planned = _prepare(start, resumption, task)
+        trainer, planned = _prepare(start, task)
         start.on_event(planned)
         if planned.probed is not None:
             trainer.note(planned.probed, planned.probed.step)
@@ -216,7 +196,7 @@ def _train(kind: TaskType[Config], start: Start[Config], resumption: Resumption)
         trainer.train()
         if not trainer.stopped:
             trainer.stopped = not task.finish(trainer.state.position)
-        return _ended(start.folder, trainer.state.position, planned, trainer)
+        return Ended(start.folder, trainer.state.position, planned, trainer)
     except BaseException as error:
         # A failed start leaves no folder; a run that is interrupted in its first step can be resumed.
         if trainer is None or (isinstance(error, Exception) and trainer.state.position == resumption.position):
@@ -229,27 +209,21 @@ def _train(kind: TaskType[Config], start: Start[Config], resumption: Resumption)
         start.folder.release()
 
 
-def _ended(
-    folder: RunFolder, position: Position, planned: Started | None = None, trainer: Trainer | None = None
-) -> Ended:
-    state = folder.states()[0] if folder.writes or trainer is None else folder.checkpoint
-    official = finished_file(folder, state, position)
-    return Ended(folder, position, official if official.exists() else state, planned, trainer)
-
-
-def _is_finished(kind: TaskType[Config], start: Start[Config], resumption: Resumption) -> bool:
+def _is_finished(kind: TaskType[Config], start: Start[Config]) -> bool:
     """Whether the run is complete, so that nothing is left to do."""
+    resumption = start.resumption
     if resumption.saved is None or resumption.warnings or resumption.changed("epochs"):
         return False
     position = resumption.position
     if position.epoch < start.config.epochs or not kind.is_complete(start.folder, position):
         return False
-    return finished_file(start.folder, resumption.saved.path, position).exists()
+    return start.folder.finished_file(resumption.saved.path, position).exists()
 
 
-def _prepare(start: Start[Any], resumption: Resumption, task: Task) -> tuple[Trainer, Started]:
+def _prepare(start: Start[Any], task: Task) -> tuple[Trainer, Started]:
     """Everything up to the first step."""
-    config, folder, ranks, position = start.config, start.folder, start.ranks, resumption.position
+    config, folder, ranks, resumption = start.config, start.folder, start.ranks, start.resumption
+    position = resumption.position
     settings = config.as_plain()
     if not folder.resume:
         folder.write_config(settings)  # before anything else, so that a run that is killed from here on can be resumed
@@ -260,8 +234,11 @@ def _prepare(start: Start[Any], resumption: Resumption, task: Task) -> tuple[Tra
             config.trackers(), folder.path, settings, position.step, offline=is_offline(), on_event=on_event
         )
         folder.when_released(trackers.close)
-    _check_images(start, task)
-    plan = start.plan(resumption, task)
+    folder.start_unreadable(task.unreadable)
+    found = len(task.images) + len(task.unreadable)
+    check_unreadable(len(task.unreadable), found, config.max_unreadable, folder)
+    ranks.check_same("images", (len(task.images), task.images.digest()))
+    plan = _plan(start, task)
     batch_size = plan.global_batch_size // ranks.size
     notes = _decoder_note(config.decoder)
     if resumption.other_processes(ranks.size):
@@ -307,7 +284,7 @@ def _prepare(start: Start[Any], resumption: Resumption, task: Task) -> tuple[Tra
         step,
         ranks,
         args=task.official_args(),
-        identity={**run_identity(plan), **task.identity(), **identity},
+        identity={**plan.identity(), **task.identity(), **identity},
         about=task.about(),
         minutes=config.save_minutes,
         keep_every=config.save_every,
@@ -343,7 +320,7 @@ def _prepare(start: Start[Any], resumption: Resumption, task: Task) -> tuple[Tra
         notes=(*task.notes, *notes),
         warnings=resumption.warnings,
         processes=ranks.size,
-        seconds_left=_seconds_left(run, resumption, logged),
+        seconds_left=resumption.seconds_left(plan, logged.images_per_second, ranks.size),
         changes=resumption.describe_changes(plan),
         classification=task.classification,
         probes=task.probes.plan if task.probes else None,
@@ -354,26 +331,21 @@ def _prepare(start: Start[Any], resumption: Resumption, task: Task) -> tuple[Tra
     return trainer, planned
 
 
-def _check_images(start: Start[Any], task: Task) -> None:
-    """Check that enough images are readable, and that all processes found the same images."""
-    start.folder.start_unreadable(task.unreadable)
-    found = len(task.images) + len(task.unreadable)
-    check_unreadable(len(task.unreadable), found, start.config.max_unreadable, start.folder)
-    start.ranks.check_same("images", (len(task.images), task.images.digest()))
+def _plan(start: Start[Any], task: Task) -> TrainingPlan:
+    """The plan of the run; images or a model that are not those of the resumed run are refused."""
+    images, resumption = task.images, start.resumption
+    plan = make_plan(
+        start.config,
+        len(images),
+        images.digest(),
+        processes=start.ranks.size,
+        global_batch_size=resumption.global_batch_size,
+    )
+    check_same_run(resumption, {**plan.identity(), **task.identity()}, start.folder)
+    return plan
 
 
-def _seconds_left(run: Run, resumption: Resumption, logged: Logged) -> float | None:
-    """Estimated seconds left of a resumed run, from the throughput in its log; None if that does not apply."""
-    changed = resumption.changed("device", "precision", "compile", "shard")
-    elsewhere = changed or resumption.other_processes(run.ranks.size)
-    if logged.images_per_second is None or elsewhere:
-        return None
-    position, plan = resumption.position, run.plan
-    batches = (plan.epochs - position.epoch) * plan.batches_per_epoch - position.batch
-    return batches * plan.global_batch_size / logged.images_per_second
-
-
-def _scan(start: Start[Any], command: str) -> ImageScan:
+def _scan(start: Start[Any]) -> ImageScan:
     """All images; the first process of each machine scans, and the others read the cached scan."""
     config, ranks = start.config, start.ranks
     if ranks.local_rank:
@@ -387,7 +359,7 @@ def _scan(start: Start[Any], command: str) -> ImageScan:
             raise
         where = typed(start.folder.path)
         raise DataError(
-            error.message, hint=f"if the images were moved: maecli {command} NEW_FOLDER --resume {where}"
+            error.message, hint=f"if the images were moved: maecli {config.command} NEW_FOLDER --resume {where}"
         ) from None
     if not ranks.local_rank:
         ranks.wait()

@@ -13,7 +13,6 @@ from mae.training.classifying import ClassifierResult, is_complete, make_classif
 from mae.training.engine import Start, TaskType, plan_task, run_task
 from mae.training.events import Event, Started
 from mae.training.labelled import divide
-from mae.training.resuming import Resumption
 from mae.training.tasks.finetune import HEAD_STD, FinetuneTask
 
 
@@ -60,15 +59,15 @@ def _resolved(config: FinetuneConfig) -> FinetuneConfig:
     return dataclasses.replace(config, augmenter=resolve_augmenter(config.augmenter))
 
 
-def _make(start: Start[FinetuneConfig], found: ImageScan, resumption: Resumption) -> FinetuneTask:
+def _make(start: Start[FinetuneConfig], found: ImageScan) -> FinetuneTask:
     """Make the fine-tuning task from settings and images, before anything is written."""
     config = start.config
     labelled = divide(found, config)
     model, origin, notes = make_classifier(
-        config, len(labelled.classes), resumption, HEAD_STD, fc_norm=config.pool == "mean", probe=False
+        config, len(labelled.classes), start.resumption.saved, HEAD_STD, fc_norm=config.pool == "mean", probe=False
     )
     check_policy(config.aa, model.config.in_chans)
     return FinetuneTask(config, found, labelled, model, origin, notes)
 
 
-FINETUNING = TaskType("finetune", _make, is_complete)
+FINETUNING = TaskType(_make, is_complete)

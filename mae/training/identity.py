@@ -113,17 +113,6 @@ def recorded_settings(identity: Mapping[str, Any], args: Any) -> dict[str, Any]:
     return {name: args[official] for name, official in _IN_ARGS.items() if isinstance(args.get(official), int | float)}
 
 
-def run_identity(plan: TrainingPlan) -> dict[str, Any]:
-    """The values on which the losses of any task depend, and which must not change on resuming."""
-    return {
-        "images": plan.images,
-        "images_digest": plan.images_digest,
-        "batch_size": plan.global_batch_size,  # the global batch size; saved states use this name
-        "accum_iter": plan.accum_iter,
-        "seed": plan.seed,
-    }
-
-
 def official_training_args(config: RunConfig, plan: TrainingPlan, ranks: Ranks) -> dict[str, Any]:
     """The settings that all official trainers have, under the names of their ``args``."""
     return {

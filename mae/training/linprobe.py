@@ -11,7 +11,6 @@ from mae.training.classifying import ClassifierResult, is_complete, make_classif
 from mae.training.engine import Start, TaskType, plan_task, run_task
 from mae.training.events import Event, Started
 from mae.training.labelled import divide
-from mae.training.resuming import Resumption
 from mae.training.tasks.linprobe import HEAD_STD, LinprobeTask
 
 
@@ -54,14 +53,14 @@ def plan_linprobe(config: LinprobeConfig, on_event: Callable[[Event], None] = la
     return plan_task(PROBING, config, on_event)
 
 
-def _make(start: Start[LinprobeConfig], found: ImageScan, resumption: Resumption) -> LinprobeTask:
+def _make(start: Start[LinprobeConfig], found: ImageScan) -> LinprobeTask:
     """Make the linear probing task from settings and images, before anything is written."""
     config = start.config
     labelled = divide(found, config)
     model, origin, notes = make_classifier(
-        config, len(labelled.classes), resumption, HEAD_STD, fc_norm=False, probe=True
+        config, len(labelled.classes), start.resumption.saved, HEAD_STD, fc_norm=False, probe=True
     )
     return LinprobeTask(config, found, labelled, model, origin, notes)
 
 
-PROBING = TaskType("linprobe", _make, is_complete)
+PROBING = TaskType(_make, is_complete)

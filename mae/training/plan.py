@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 from mae.errors import DataError
 from mae.models import VARIANTS, variant_config
@@ -78,6 +79,16 @@ class TrainingPlan:
     def total_steps(self) -> int:
         """Optimiser steps of the whole run."""
         return self.steps_per_epoch * self.epochs
+
+    def identity(self) -> dict[str, Any]:
+        """The values on which the losses of any task depend, and which must not change on resuming."""
+        return {
+            "images": self.images,
+            "images_digest": self.images_digest,
+            "batch_size": self.global_batch_size,  # the global batch size; saved states use this name
+            "accum_iter": self.accum_iter,
+            "seed": self.seed,
+        }
 
 
 def make_plan(

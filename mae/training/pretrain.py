@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +15,6 @@ from mae.training.engine import Ended, Start, TaskType, plan_task, run_task
 from mae.training.events import Event, PretrainResult, Started
 from mae.training.previews import held_out_images
 from mae.training.probes import find_probe_data
-from mae.training.resuming import Resumption
-from mae.training.run_folder import Logged
 from mae.training.tasks.pretrain import PretrainingTask
 
 
@@ -63,7 +60,7 @@ def plan_run(config: PretrainConfig, on_event: Callable[[Event], None] = lambda 
     return plan_task(PRETRAINING, config, on_event)
 
 
-def _make(start: Start[PretrainConfig], found: ImageScan, resumption: Resumption) -> PretrainingTask:
+def _make(start: Start[PretrainConfig], found: ImageScan) -> PretrainingTask:
     """Make the pre-training task from settings and images, before anything is written."""
     config = start.config
     held_out = held_out_images(config.val)
@@ -71,38 +68,26 @@ def _make(start: Start[PretrainConfig], found: ImageScan, resumption: Resumption
     with seeded(derive_seed(config.seed, "weights")):
         model = create_model(config.model_config())
     notes: tuple[str, ...] = ()
-    if resumption.saved is None and config.init is not None:
+    if start.resumption.saved is None and config.init is not None:
         notes = (f"weights from {config.init}", *load_weights(model, load_checkpoint(config.init)))
     return PretrainingTask(config, found, held_out, probe_data, model, (*notes, *probe_data.notes))
 
 
-PRETRAINING = TaskType("pretrain", _make)
+PRETRAINING = TaskType(_make)
 
 
 def _result(ended: Ended, *, psnr_uses_original: bool) -> PretrainResult:
     """The result of a pre-training run."""
-    trainer, planned, position, logged = ended.trainer, ended.planned, ended.position, ended.logged
-    train_loss = trainer.last_epoch.train_loss if trainer and trainer.last_epoch else logged.train_loss
+    trainer, logged = ended.trainer, ended.folder.read_log(ended.position)
+    preview = ended.folder.preview(ended.position.epoch)
+    measured: dict[str, Any] = {name: logged.probed.get(name) for name in ("val_loss", "knn", "linear", "rank_me")}
     return PretrainResult(
-        run=ended.folder.path,
+        **ended.common(logged),
         checkpoint=ended.checkpoint,
-        preview=ended.preview,
-        epochs=position.epoch,
-        steps=position.step,
-        train_loss=train_loss if train_loss is not None and math.isfinite(train_loss) else None,
-        zero_prediction_loss=planned.zero_prediction_loss if planned else None,
+        preview=preview if preview.exists() else None,
+        zero_prediction_loss=ended.planned.zero_prediction_loss if ended.planned else None,
         psnr=trainer.last_preview.psnr if trainer and trainer.last_preview else logged.psnr,
         psnr_uses_original=psnr_uses_original,
-        seconds=trainer.seconds if trainer else 0.0,
-        stopped=trainer.stopped if trainer else False,
-        data_wait=trainer.data_wait if trainer else None,
-        first_data_wait=trainer.epochs[0].data_wait if trainer and trainer.epochs else None,
-        cache_hits=trainer.last_epoch.cache_hits if trainer and trainer.last_epoch else None,
-        was_finished=trainer is None,
-        **_measured(logged),
+        cache_hits=trainer.epochs[-1].cache_hits if trainer and trainer.epochs else None,
+        **measured,
     )
-
-
-def _measured(logged: Logged) -> dict[str, Any]:
-    """The newest values of the held-out loss and the probes, by name."""
-    return {name: logged.probed.get(name) for name in ("val_loss", "knn", "linear", "rank_me")}

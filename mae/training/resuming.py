@@ -85,6 +85,14 @@ class Resumption:
         schedule = self.rescheduled(plan)
         return entry | ({"lr": schedule.lr, "lr_before": schedule.lr_before} if schedule else {})
 
+    def seconds_left(self, plan: TrainingPlan, images_per_second: float | None, processes: int) -> float | None:
+        """Estimated seconds left, from the throughput in the log; None if it is unknown, or was another machine's."""
+        elsewhere = self.changed("device", "precision", "compile", "shard") or self.other_processes(processes)
+        if images_per_second is None or elsewhere:
+            return None
+        batches = (plan.epochs - self.position.epoch) * plan.batches_per_epoch - self.position.batch
+        return batches * plan.global_batch_size / images_per_second
+
     def describe_changes(self, plan: TrainingPlan) -> tuple[str, ...]:
         """A sentence for the user about each kind of change."""
         notes = []
@@ -161,7 +169,7 @@ def check_same_run(resumption: Resumption, now: Mapping[str, Any], run: RunFolde
 
     Args:
         resumption: State to resume from.
-        now: Identity of the run now: ``run_identity`` and the task's ``identity``.
+        now: Identity of the run now: that of its plan, and the task's ``identity``.
         run: Its folder.
 
     Raises:

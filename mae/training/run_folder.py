@@ -21,13 +21,14 @@ from mae.checkpoints.run_states import SHARDS as SHARDS
 from mae.checkpoints.run_states import WHOLE as WHOLE
 from mae.data.sources.scan import Unreadable
 from mae.errors import ConfigError, TrainingError
-from mae.io.files import refuse_place, write_atomically
+from mae.io.files import refuse_inside, refuse_place, write_atomically
 from mae.io.locks import take_lock
 from mae.io.text import shown, typed
+from mae.io.urls import url_of
 from mae.options import build_config
 from mae.system.environment import ENVIRONMENT_FILE, environment
 from mae.training.classifier_config import ClassifierConfig
-from mae.training.config import CONFIG_FILE, PretrainConfig, check_command, is_run_config, read_run_settings
+from mae.training.config import CONFIG_FILE, PretrainConfig, is_run_config, read_run_settings
 
 # Names the process that holds the lock; not in the locked file, which no other process can read on Windows.
 _HOLDER = ".lock-holder"
@@ -278,6 +279,10 @@ class RunFolder:
         """Path of the checkpoint of an epoch, named as in the official trainer."""
         return self.path / f"checkpoint-{epoch}.pth"
 
+    def finished_file(self, state: Path, position: Position) -> Path:
+        """The official checkpoint file of the run at a position, given its newest state, which may be sharded."""
+        return self.kept_checkpoint(position.epoch - 1) if state.suffix == SHARDS else state
+
     def preview(self, epoch: int) -> Path:
         """Path of the preview after ``epoch`` epochs."""
         return self.path / "previews" / f"epoch-{epoch:04d}.png"
@@ -298,8 +303,7 @@ class RunFolder:
         path = self.path / CONFIG_FILE
         if not path.exists() and not self.path.is_file():
             return None
-        settings = read_run_settings(self.path)
-        check_command(self.path, settings, config_class.command)
+        settings = read_run_settings(self.path, config_class.command)
         # As a resumed run: options that are refused for a new one only may be in it.
         sources = dict.fromkeys(settings, str(path))
         return build_config(config_class, {**settings, "resume": self.path}, source=sources)
@@ -441,7 +445,22 @@ def _whole_lines(path: Path) -> list[str]:
 
 def holds_run(path: Path) -> bool:
     """Whether a folder holds a state that a run can resume from."""
-    return bool(RunFolder(path, resume=True).states())
+    return bool(run_states(path))
+
+
+def open_run(config: Config, *, writes: bool) -> tuple[RunFolder, Config | None]:
+    """The folder of a new or resumed run, and the settings that a resumed one has recorded; None if there are none.
+
+    Raises:
+        ConfigError: The folder cannot be used, or a new run's images lie in it.
+    """
+    path = config.resume or config.out
+    resume = config.resume is not None or (config.auto_resume and holds_run(path))
+    folder = RunFolder(path, resume=resume, writes=writes)
+    if resume:
+        return folder, folder.read_config(type(config))
+    refuse_inside(path, "--out", [one for one in config.images_read() if url_of(one) is None])
+    return folder, None
 
 
 def write_in_run(path: Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -55,11 +55,6 @@ class Trainer:
         self.last_preview: Previewed | None = None
 
     @property
-    def last_epoch(self) -> EpochDone | None:
-        """The newest epoch of this process; None before the first."""
-        return self.epochs[-1] if self.epochs else None
-
-    @property
     def data_wait(self) -> float | None:
         """Fraction of the time of these epochs spent waiting for images; None before the first."""
         seconds = sum(one.seconds for one in self.epochs)

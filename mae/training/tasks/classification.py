@@ -23,8 +23,8 @@ from mae.data.augment import Augmentation
 from mae.data.eval_loader import EvalDataset, eval_batches
 from mae.data.eval_transform import EvalTransform
 from mae.data.loader import Batch, loader_workers
-from mae.data.sources.base import ImageSource, Subset
-from mae.data.sources.scan import ImageScan, Unreadable
+from mae.data.sources.base import Subset
+from mae.data.sources.scan import ImageScan
 from mae.data.transforms import normalise
 from mae.errors import CheckpointError, TrainingError
 from mae.evaluation.extract import check_unreadable
@@ -36,14 +36,13 @@ from mae.models.registry import ENCODER_SIZES
 from mae.system.device import autocast
 from mae.system.seeding import stream
 from mae.training.classifier_config import ClassifierConfig
-from mae.training.events import Classification, Evaluating, FinalTest, Previewed, Validated
+from mae.training.events import Classification, Evaluating, FinalTest, Validated
 from mae.training.identity import official_training_args
 from mae.training.labelled import LabelledImages, Part
 from mae.training.parallel import is_sharded, whole
-from mae.training.plan import Advice
-from mae.training.probes import Probes
 from mae.training.run import Run
 from mae.training.run_folder import Position
+from mae.training.tasks.base import Task
 from mae.training.testing import TestResult, write_test_result
 
 TOP = 5
@@ -72,7 +71,7 @@ class Predictions(NamedTuple):
     unreadable: tuple[tuple[str, str], ...]
 
 
-class ClassificationTask(abc.ABC):
+class ClassificationTask(Task):
     """Base class of tasks that classify images.
 
     Args:
@@ -83,12 +82,6 @@ class ClassificationTask(abc.ABC):
         start: Origin of these weights, as text.
         notes: Messages for the user.
     """
-
-    command: str
-    images: ImageSource
-    unreadable: Sequence[Unreadable]
-    run: Run
-    probes: Probes | None = None
 
     def __init__(
         self,
@@ -104,12 +97,12 @@ class ClassificationTask(abc.ABC):
         self.unreadable, self.others = scan.unreadable, scan.others
         self.images = Subset(labelled.source, labelled.train.images)
         self.labels = torch.from_numpy(labelled.train.labels)
-        self.model: Any = model
+        self.model = model
         self.notes = (*labelled.notes, *notes)
         self.augmentation = self.make_augmentation()
         self.best: tuple[float, float] | None = None
-        self.classification: Classification | None = Classification(
-            command=self.command,
+        self.classification = Classification(
+            command=self.config.command,
             classes=labelled.classes,
             held_out=len(labelled.held_out),
             test_images=len(labelled.test),
@@ -123,30 +116,9 @@ class ClassificationTask(abc.ABC):
     def make_augmentation(self) -> Augmentation:
         """The augmentation of the training images."""
 
-    @abc.abstractmethod
-    def loss(self) -> nn.Module:
-        """As ``Task`` has it."""
-
-    @abc.abstractmethod
-    def make_optimizer(self, lr: float) -> torch.optim.Optimizer:
-        """As ``Task`` has it."""
-
-    @abc.abstractmethod
-    def inputs(self, position: Position, number: int, batch: Batch) -> tuple[Any, ...]:
-        """As ``Task`` has it."""
-
-    @abc.abstractmethod
-    def timing_inputs(self, count: int) -> tuple[Any, ...]:
-        """As ``Task`` has it."""
-
     def labels_of(self, batch: Batch) -> Tensor:
         """(B,): labels of the batch's images, some of which may replace unreadable ones."""
         return self.labels[list(batch.indices)]
-
-    @property
-    def clip_grad(self) -> float | None:
-        """None: gradients are not clipped."""
-        return None
 
     @property
     def zero_prediction_loss(self) -> float:
@@ -189,11 +161,11 @@ class ClassificationTask(abc.ABC):
 
     def replayed(self, inputs: list[tuple[Any, ...]]) -> dict[str, Any]:
         """The inputs of each batch, and the name of the task."""
-        return {"task": self.command, "inputs": [list(one) for one in inputs]}
+        return {"task": self.config.command, "inputs": [list(one) for one in inputs]}
 
     def identity(self) -> dict[str, Any]:
         """The model and the names of the classes."""
-        return {"model": repr(self.model.config), "classes": list(self.labelled.classes)}
+        return {**super().identity(), "classes": list(self.labelled.classes)}
 
     def about(self) -> dict[str, Any]:
         """Names of the classes, and the pooling before the head."""
@@ -209,18 +181,6 @@ class ClassificationTask(abc.ABC):
             "finetune": "" if config.from_scratch else str(config.init or ""),
             **official_training_args(config, self.run.plan, self.run.ranks),
         }
-
-    def advice(self, seconds: float) -> tuple[Advice, ...]:
-        """An empty tuple: the plan is not checked."""
-        return ()
-
-    def shows(self, epochs: int) -> bool:
-        """False: classification has no previews."""
-        return False
-
-    def preview(self, path: Path, epochs: int, *, write: bool) -> Previewed:
-        """Not implemented: classification has no previews."""
-        raise NotImplementedError
 
     def validate(self, done: Position) -> Validated | None:
         """Evaluate on the held-out images, and save the weights if this epoch is the best so far."""

@@ -45,7 +45,6 @@ class FinetuneLoss(nn.Module):
 class FinetuneTask(ClassificationTask):
     """Train the whole encoder with a head."""
 
-    command = "finetune"
     config: FinetuneConfig
 
     @property

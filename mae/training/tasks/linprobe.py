@@ -21,7 +21,6 @@ HEAD_STD = 0.01
 class LinprobeTask(ClassificationTask):
     """Train a head on the features of a frozen encoder."""
 
-    command = "linprobe"
     config: LinprobeConfig
 
     def make_augmentation(self) -> Augmentation:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,11 @@ from torch import Tensor, nn
 from mae.data.augment import Augmentation
 from mae.data.loader import Batch
 from mae.data.sources.base import ImageSource
-from mae.data.sources.scan import ImageScan, Unreadable
+from mae.data.sources.scan import ImageScan
 from mae.mae import MaskedAutoencoder
 from mae.system.seeding import stream
 from mae.training.config import PretrainConfig
-from mae.training.events import Classification, Previewed, Probed
+from mae.training.events import Previewed, Probed
 from mae.training.identity import official_args
 from mae.training.optim import make_optimizer
 from mae.training.parallel import PretrainingLoss
@@ -25,9 +24,10 @@ from mae.training.previews import Previews
 from mae.training.probes import ProbeData, Probes
 from mae.training.run import Run
 from mae.training.run_folder import Position
+from mae.training.tasks.base import Task
 
 
-class PretrainingTask:
+class PretrainingTask(Task):
     """Pre-training: predict the masked patches.
 
     Args:
@@ -39,14 +39,7 @@ class PretrainingTask:
         notes: Messages for the user about the initial weights.
     """
 
-    model: Any  # ``Task`` accepts any module
-    images: ImageSource
-    unreadable: Sequence[Unreadable]
-    classification: Classification | None = None
-    clip_grad: float | None = None
-    run: Run
     previews: Previews
-    probes: Probes | None = None
 
     def __init__(
         self,
@@ -102,14 +95,6 @@ class PretrainingTask:
         """Mask ratio and noise."""
         return {"mask_ratio": self.mask_ratio, "noise": torch.stack([noise for _, noise in inputs])}
 
-    def identity(self) -> dict[str, Any]:
-        """The model's config as text."""
-        return {"model": repr(self.model.config)}
-
-    def about(self) -> dict[str, Any]:
-        """Empty: a pre-training checkpoint needs only the sizes."""
-        return {}
-
     def official_args(self) -> dict[str, Any]:
         """The settings under the names of the official pre-training script."""
         return official_args(self.config, self.run.plan, self.run.ranks)
@@ -130,10 +115,6 @@ class PretrainingTask:
     def validate(self, done: Position) -> Probed | None:
         """Measure the held-out loss and the probes, if due."""
         return self.probes.measure(done.epoch + 1, done.step) if self.probes else None
-
-    def finish(self, position: Position) -> bool:
-        """True: nothing is left to do after the last epoch."""
-        return True
 
 
 def augmentation_of(config: PretrainConfig) -> Augmentation:

@@ -216,9 +216,10 @@ def test_compare_and_export_hold_logits_against_others(tmp_path: Path, pool: str
 @pytest.mark.parametrize("pool", ["mean", "cls"])
 def test_an_exported_encoder_has_no_head(tmp_path: Path, pool: str) -> None:
     from mae.checkpoints.classifiers import has_head
-    from mae.evaluation.frozen import Computing, load_encoder
+    from mae.evaluation.frozen import load_encoder
     from mae.exporting.config import ExportConfig
     from mae.exporting.run import export
+    from mae.system.device import Computing
 
     with seeded(4):
         model = ImageClassifier(MAEConfig(**SIZES | {"img_size": (16, 16)}), 4, pool=pool, fc_norm=pool == "mean")

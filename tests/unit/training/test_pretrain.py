@@ -208,7 +208,7 @@ def in_fp16(monkeypatch: pytest.MonkeyPatch, largest: float) -> list[float]:
         return loss
 
     monkeypatch.setattr(TrainingStep, "backward", overflowing)
-    monkeypatch.setattr("mae.training.engine.resolve_precision", lambda *_: "fp16")
+    monkeypatch.setattr("mae.system.device.resolve_precision", lambda *_: "fp16")
     monkeypatch.setattr("mae.training.engine._time_batch", lambda *_: 0.1)
     return tried
 

@@ -23,7 +23,7 @@ from mae.training import checkpointer as saving_module
 from mae.training.checkpointer import SavedState
 from mae.training.config import PretrainConfig
 from mae.training.events import Event, Started
-from mae.training.identity import ON_RESUME, OnResume, run_identity
+from mae.training.identity import ON_RESUME, OnResume
 from mae.training.plan import make_plan
 from mae.training.pretrain import pretrain
 from mae.training.resuming import Resumption, check_same_run, take_up
@@ -664,7 +664,7 @@ def test_of_two_models_the_sizes_that_differ_are_shown(config: PretrainConfig) -
     older = now.replace(", norm_pix_loss=True", "")
     assert grown != now != older
     run = RunFolder(config.out, resume=True)
-    same_model = {**run_identity(plan), "model": now}
+    same_model = {**plan.identity(), "model": now}
     check_same_run(Resumption(saved=saved_with(model=older, batch_size=2)), same_model, run)
     with pytest.raises(ConfigError) as refused:
         check_same_run(Resumption(saved=saved_with(model=grown, batch_size=2)), same_model, run)
