@@ -100,8 +100,8 @@ ARMS = {
     "growing": Arm(growing=True),
     "average": Arm(average=0.99),
 }
-# The encoder of all arms, at 32 pixels with patches of 4; with the decoder of "small", docs/cifar10.md trains it.
-DEPTH, WIDTH, HEADS, PATCH = 6, 192, 3, 4
+# The encoder of all arms; with patches of 4 at 32 pixels and the decoder of "small", docs/cifar10.md trains it.
+DEPTH, WIDTH, HEADS = 6, 192, 3
 
 
 def main() -> None:
@@ -112,6 +112,7 @@ def main() -> None:
     parser.add_argument("--arm", action="append", choices=ARMS, help="Default: all.")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--patch-size", type=int, default=4)
     parser.add_argument("--labelled", type=int, default=10_000, help="Images that teach the classifiers.")
     parser.add_argument("--held-out", type=int, default=5_000, help="Images that judge them.")
     parser.add_argument("--threads", type=int, default=1)
@@ -144,7 +145,7 @@ def surroundings(options: argparse.Namespace) -> dict[str, Any]:
         "data": options.data.name,
         "image_size": options.image_size,
         "threads": options.threads,
-        "encoder": {"depth": DEPTH, "width": WIDTH, "heads": HEADS, "patch": PATCH},
+        "encoder": {"depth": DEPTH, "width": WIDTH, "heads": HEADS, "patch": options.patch_size},
         "held_out_training_images": options.held_out,
         "labelled_training_images": options.labelled,
         "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()},
@@ -188,7 +189,7 @@ def run(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     held_out, unlabelled = order[: options.held_out], order[options.held_out :]
     labelled = unlabelled[: options.labelled]
     torch.manual_seed(seed)
-    model = make_model(arm, size)
+    model = make_model(arm, size, options.patch_size)
     trained = train(model, arm, images[unlabelled], 60 * options.minutes, torch.Generator().manual_seed(seed))
     features = [encode(model, images[chosen]) for chosen in (labelled, held_out)]
     truth, teaching = labels[held_out].numpy(), labels[labelled]
@@ -206,12 +207,12 @@ def run(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     }
 
 
-def make_model(arm: Arm, size: int) -> Any:
+def make_model(arm: Arm, size: int, patch_size: int) -> Any:
     """Fresh weights; torch's global seed decides them."""
     model = mae.create_model(
         "vit_tiny",
         img_size=size,
-        patch_size=PATCH,
+        patch_size=patch_size,
         depth=DEPTH,
         embed_dim=WIDTH,
         num_heads=HEADS,

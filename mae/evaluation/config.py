@@ -27,6 +27,12 @@ _LAYER: dict[str, Any] = {
     "default_text": "the last block",
     "panel": _ENCODER,
 }
+_LAST_BLOCKS: dict[str, Any] = {
+    "default": 1,
+    "help": "Concatenate the features of this many blocks, up to the last or --layer; DINO evaluates 4.",
+    "low": 1,
+    "panel": _ENCODER,
+}
 _CROP_PCT: dict[str, Any] = {
     "default": None,
     "help": "Fraction of each side that the centre crop keeps.",
@@ -73,6 +79,7 @@ class EmbedConfig:
         official=("cls_token", "global_pool"),
     )
     layer: int | None = option(**_LAYER)
+    last_blocks: int = option(**_LAST_BLOCKS)
     feature_norm: str = option(
         "final",
         "Whether to apply the encoder's final norm; k-NN accuracy can halve or double with it.",
@@ -92,6 +99,8 @@ class EmbedConfig:
     def __post_init__(self) -> None:
         if self.out.suffix.lower() not in FEATURE_FILES:
             raise ConfigError(f"--out {self.out}: the name must end in {', '.join(FEATURE_FILES)}")
+        if self.pool == "patches":
+            refuse_without_effect(self, "last_blocks", "with --pool patches")
         if self.pool == "patches" and self.out.suffix.lower() == ".csv":
             raise ConfigError(
                 f"--pool patches: a .csv file has one vector per image (--out {self.out})",
@@ -158,6 +167,7 @@ class EvaluateConfig:
     )
     seed: int = option(0, "Seed of splits, label fractions and initial weights.", low=0, panel=_PROBES)
     layer: int | None = option(**_LAYER)
+    last_blocks: int = option(**_LAST_BLOCKS)
     image_size: tuple[int, int] | None = shared_option("image_size", help=_IMAGE_SIZE_HELP, panel=_IMAGES)
     crop_pct: float | None = option(**_CROP_PCT)
     max_unreadable: float = shared_option("max_unreadable", panel=_IMAGES)
@@ -180,6 +190,10 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.report is not None and self.report.suffix.lower() not in REPORT_FILES:
             raise ConfigError(f"--report {self.report}: the name must end in .html or .htm")
+        if set(self.probe) == {"attentive"}:
+            refuse_without_effect(
+                self, "last_blocks", "with the attentive probe alone, which reads one block's patches"
+            )
         if "attentive" not in self.probe:
             refuse_without_effect(self, "tokens_gb", "without --probe attentive")
 

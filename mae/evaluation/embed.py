@@ -97,7 +97,9 @@ def embed(config: EmbedConfig, on_progress: Callable[[Progress], None] = lambda 
 def _embed(
     config: EmbedConfig, computing: Computing, ranks: Ranks, on_progress: Callable[[Progress], None]
 ) -> EmbedResult | None:
-    encoder = load_encoder(config.checkpoint, computing, image_size=config.image_size, layer=config.layer)
+    encoder = load_encoder(
+        config.checkpoint, computing, image_size=config.image_size, layer=config.layer, last_blocks=config.last_blocks
+    )
     view = View(config.pool, config.feature_norm)
     if not encoder.has(view):
         raise ConfigError(

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -149,12 +150,13 @@ def _write_page(
 def _encoders(config: EvaluateConfig, computing: Computing) -> list[tuple[str, FrozenEncoder]]:
     """The encoders of the checkpoints, and an untrained one for each architecture."""
     paths: list[Path | None] = list(dict.fromkeys(config.checkpoint)) or [None]
-    loaded = [load_encoder(path, computing, image_size=config.image_size, layer=config.layer) for path in paths]
+    blocks: dict[str, Any] = {"layer": config.layer, "last_blocks": config.last_blocks}
+    loaded = [load_encoder(path, computing, image_size=config.image_size, **blocks) for path in paths]
     encoders = [("checkpoint", encoder) for encoder in loaded]
     if config.references:
         architectures = {_encoder_sizes(encoder.config): encoder.config for encoder in reversed(loaded)}
         encoders += [
-            ("untrained", untrained_encoder(one, computing, layer=config.layer, seed=config.seed))
+            ("untrained", untrained_encoder(one, computing, **blocks, seed=config.seed))
             for one in reversed(architectures.values())
         ]
     return encoders
@@ -188,6 +190,8 @@ def _check_classes(split: Split, features: FeatureSet, where: str) -> None:
 
 def _small_print(config: EvaluateConfig, features: FeatureSet, classes: int) -> tuple[str, ...]:
     notes = []
+    if config.last_blocks > 1:
+        notes.append(f"features of encoders are those of {config.last_blocks} blocks side by side (--last-blocks)")
     if len(features.test) < FEW_TEST_IMAGES:
         notes.append(
             f"with {len(features.test):,} test images, smaller differences than the intervals may be chance; "

@@ -48,12 +48,14 @@ class FrozenEncoder:
         model: The model; its decoder is removed.
         computing: Device and precision.
         layer: Block whose output is used, from 1; None for the last.
+        last_blocks: Number of blocks, up to this one, whose pooled outputs stand side by side, as in DINO's linear
+            evaluation. Patch tokens are those of one block.
         fc_norm: (weight, bias) of the norm of a model fine-tuned on the mean of patches. It replaces the final norm,
             and is applied after pooling.
         notes: Messages for the user.
 
     Raises:
-        ConfigError: The model has no block of number ``layer``.
+        ConfigError: The model has no block of number ``layer``, or not so many.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class FrozenEncoder:
         computing: Computing,
         *,
         layer: int | None = None,
+        last_blocks: int = 1,
         fc_norm: tuple[Tensor, Tensor] | None = None,
         notes: tuple[str, ...] = (),
     ) -> None:
@@ -71,6 +74,11 @@ class FrozenEncoder:
         if layer is not None and layer > model.config.depth:
             raise ConfigError(f"--layer {layer}: {name} has {model.config.depth} blocks")
         self.layer = layer or model.config.depth
+        if last_blocks > self.layer:
+            raise ConfigError(
+                f"--last-blocks {last_blocks}: {name} has {self.layer} blocks{' up to --layer' * (layer is not None)}"
+            )
+        self.last_blocks = last_blocks
         self.notes = notes
         self.computing = computing
         model.decoder = nn.Identity()  # type: ignore[assignment] # an encoder-only file has no weights for it
@@ -93,15 +101,16 @@ class FrozenEncoder:
             "weights": self._digest(),
             "image_size": list(self.config.img_size),
             "layer": self.layer,
+            **({"last_blocks": self.last_blocks} if self.last_blocks > 1 else {}),
             "precision": self.computing.precision,
             # Devices round sums differently, in lower precisions by more.
             "device": self.computing.device.type,
         }
 
     def shape(self, view: View) -> tuple[int, ...]:
-        """Shape of one image's features: (D,), or (L, D) for patches."""
+        """Shape of one image's features: (D,), or (L, D) for patches; D is larger with ``last_blocks``."""
         width = self.config.embed_dim
-        return (self.config.num_patches, width) if view.pool == "patches" else (width,)
+        return (self.config.num_patches, width) if view.pool == "patches" else (self.last_blocks * width,)
 
     @torch.inference_mode()
     def views(self, imgs: Tensor, views: Iterable[View]) -> dict[View, Tensor]:
@@ -114,29 +123,34 @@ class FrozenEncoder:
         Returns:
             Features by view, float32 on the device: (B, D), or (B, L, D) for patches.
         """
+        found: dict[View, list[Tensor]] = {view: [] for view in views}
         with autocast(self.computing.device, self.computing.precision):
-            tokens = self._tokens(normalise(imgs.to(self.computing.device, non_blocking=True)))
-        tokens = tokens.float()
-        normed = None
-        found = {}
-        for view in views:
-            if view.norm == "none" or self.pools_first:
-                pooled = _pool(tokens, view.pool)
-                found[view] = self._norm(pooled) if view.norm == "final" else pooled
-                continue
-            normed = self._norm(tokens) if normed is None else normed
-            found[view] = _pool(normed, view.pool)
-        return found
+            outputs = self._outputs(normalise(imgs.to(self.computing.device, non_blocking=True)))
+        for number, output in enumerate(outputs, start=1):
+            tokens, normed = output.float(), None
+            for view, parts in found.items():
+                if view.pool == "patches" and number < len(outputs):
+                    continue
+                if view.norm == "none" or self.pools_first:
+                    pooled = _pool(tokens, view.pool)
+                    parts.append(self._norm(pooled) if view.norm == "final" else pooled)
+                    continue
+                normed = self._norm(tokens) if normed is None else normed
+                parts.append(_pool(normed, view.pool))
+        return {view: torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0] for view, parts in found.items()}
 
-    def _tokens(self, imgs: Tensor) -> Tensor:
-        """Output of the chosen block before the final norm: (B, C, H, W) -> (B, 1 + L, D)."""
+    def _outputs(self, imgs: Tensor) -> list[Tensor]:
+        """Outputs of the chosen blocks before the final norm, in order: (B, C, H, W) -> (B, 1 + L, D) each."""
         model = self._model
         patches = model.patch_embed(imgs) + model.pos_embed[:, 1:]  # (B, L, D)
         class_token = (model.cls_token + model.pos_embed[:, :1]).to(patches.dtype).expand(len(patches), -1, -1)
         x = torch.cat([class_token, patches], dim=1)  # (B, 1 + L, D)
-        for block in list(model.encoder.blocks)[: self.layer]:
+        outputs = []
+        for number, block in enumerate(list(model.encoder.blocks)[: self.layer], start=1):
             x = block(x)
-        return x
+            if number > self.layer - self.last_blocks:
+                outputs.append(x)
+        return outputs
 
     def _digest(self) -> str:
         digest = hashlib.blake2b(repr(self.config).encode(), digest_size=16)
@@ -163,12 +177,13 @@ def load_encoder(
     *,
     image_size: tuple[int, int] | None = None,
     layer: int | None = None,
+    last_blocks: int = 1,
 ) -> FrozenEncoder:
     """Load the encoder of a checkpoint; if ``path`` is None, that of ``load_checkpoint_or_default``.
 
     Raises:
         CheckpointError: The file is missing or has no usable encoder.
-        ConfigError: The encoder does not support the image size, or has no such layer.
+        ConfigError: The encoder does not support the image size, or has no such layer or fewer blocks.
     """
     checkpoint = load_checkpoint_or_default(path)
     name = shown(path or (BUILTIN if checkpoint.is_builtin else DEFAULT_RUN))
@@ -179,11 +194,21 @@ def load_encoder(
         notes += (f"{name}: {FINE_TUNED_NOTE}",)
         if "fc_norm.weight" in checkpoint.state:
             fc_norm = checkpoint.state["fc_norm.weight"], checkpoint.state["fc_norm.bias"]
-    return FrozenEncoder(name, model, computing, layer=layer, fc_norm=fc_norm, notes=(*checkpoint.notes, *notes))
+    return FrozenEncoder(
+        name,
+        model,
+        computing,
+        layer=layer,
+        last_blocks=last_blocks,
+        fc_norm=fc_norm,
+        notes=(*checkpoint.notes, *notes),
+    )
 
 
-def untrained_encoder(config: MAEConfig, computing: Computing, *, layer: int | None = None, seed: int) -> FrozenEncoder:
+def untrained_encoder(
+    config: MAEConfig, computing: Computing, *, layer: int | None = None, last_blocks: int = 1, seed: int
+) -> FrozenEncoder:
     """An untrained encoder of the given sizes, with the initial weights of ``pretrain`` with this seed."""
     with seeded(derive_seed(seed, "weights")):
         model = create_model(config)
-    return FrozenEncoder("untrained", model, computing, layer=layer)
+    return FrozenEncoder("untrained", model, computing, layer=layer, last_blocks=last_blocks)

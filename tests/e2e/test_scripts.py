@@ -42,14 +42,14 @@ def test_every_way_to_learn_runs(tmp_path: Path) -> None:
         folder.mkdir(exist_ok=True)
         pixels = stream.integers(0, 128, (16, 16, 3), dtype=np.uint8) + np.uint8(127 * (number % 2))
         Image.fromarray(pixels).save(folder / f"{number}.png")
-    options = argparse.Namespace(data=tmp_path, minutes=1e-5, image_size=16, labelled=60, held_out=20)
+    options = argparse.Namespace(data=tmp_path, minutes=1e-5, image_size=16, patch_size=4, labelled=60, held_out=20)
     found = learning.run(options, "cross", seed=0)
     assert found["linear"] > 0.8  # the accuracy without training
     assert (found["arm"], found["images_seen"]) == ("cross", 64)
     images, _ = learning.read(tmp_path, 16)
     for name in ("small", "muon", "half", "blocks", "growing", "average"):  # other names differ from these by numbers
         arm = learning.ARMS[name]
-        model = learning.make_model(arm, 16)
+        model = learning.make_model(arm, 16, 4)
         before = {name: value.clone() for name, value in model.named_parameters()}
         found = learning.train(model, arm, images, 1e-3, torch.Generator().manual_seed(0))
         assert found["loss"] < 10

@@ -93,6 +93,20 @@ def test_without_the_final_norm_and_from_an_inner_block(world: Path, tmp_path: P
         run(world, tmp_path / "f.npz", layer=3)
 
 
+def test_the_last_blocks_side_by_side(world: Path, tmp_path: Path) -> None:
+    for number in (1, 2):
+        run(world, tmp_path / f"{number}.npz", pool="cls", layer=number)
+    parts = [np.load(tmp_path / f"{number}.npz")["features"] for number in (1, 2)]
+    run(world, tmp_path / "both.npz", pool="cls", last_blocks=2)
+    np.testing.assert_allclose(np.load(tmp_path / "both.npz")["features"], np.concatenate(parts, axis=1), atol=1e-6)
+    with pytest.raises(ConfigError, match=r"--last-blocks 3: .* has 2 blocks$"):
+        run(world, tmp_path / "f.npz", last_blocks=3)
+    with pytest.raises(ConfigError, match=r"--last-blocks 2: .* has 1 blocks up to --layer"):
+        run(world, tmp_path / "f.npz", layer=1, last_blocks=2)
+    with pytest.raises(ConfigError, match="--last-blocks 2 has no effect with --pool patches"):
+        run(world, tmp_path / "f.npz", pool="patches", last_blocks=2)
+
+
 def test_every_format_holds_the_same(world: Path, tmp_path: Path) -> None:
     for ending in ("npz", "pt", "csv", "parquet"):
         run(world, tmp_path / f"f.{ending}")

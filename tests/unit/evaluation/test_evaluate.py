@@ -65,6 +65,15 @@ def row(result: EvaluateResult, kind: str, pool: str | None, norm: str | None = 
     return found
 
 
+def test_the_last_blocks_side_by_side(world: Path, whole: EvaluateResult) -> None:
+    both = run(world, probe=("linear", "attentive"), last_blocks=2)
+    assert [one.dimensions for one in both.rows if one.kind != "pixels"] == [64, 64, 64, 64, 32, 64, 64, 32]
+    assert any("2 blocks side by side" in note for note in both.notes)
+    assert row(both, "checkpoint", "patches").scores[-1] == row(whole, "checkpoint", "patches").scores[-1]
+    with pytest.raises(ConfigError, match="--last-blocks 2 has no effect with the attentive probe alone"):
+        run(world, probe=("attentive",), last_blocks=2)
+
+
 def test_what_is_asked_of_what(whole: EvaluateResult) -> None:
     """The checkpoint in four views and by attention, then the baselines."""
     seen = [(one.kind, one.pool, one.feature_norm) for one in whole.rows]
