@@ -174,7 +174,8 @@ def command_from(
             ),
             _keyword("verbose", bool, typer.Option("--verbose", help=_VERBOSE), False),
         ]
-        positionals = [p for p in parameters if p.name in _positional_names(config_class)]
+        names = {field.name for field in dataclasses.fields(config_class) if option_of(field).positional}
+        positionals = [p for p in parameters if p.name in names]
         rest = [p for p in parameters if p not in positionals]
         command.__signature__ = inspect.Signature(positionals + rest)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -221,10 +222,6 @@ def _as_typed(config: Any, name: str) -> str:
     items = value if isinstance(value, tuple) else (value,)
     words = (f"{item:g}" if isinstance(item, float) else str(item) for item in items)
     return f"{flag_name(name)} {('x' if declared.parse else ' ').join(words)}"
-
-
-def _positional_names(config_class: Any) -> set[str]:
-    return {field.name for field in dataclasses.fields(config_class) if option_of(field).positional}
 
 
 def _parameter(name: str, field: dataclasses.Field[Any], hint: Any) -> inspect.Parameter:

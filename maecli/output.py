@@ -6,13 +6,13 @@ prints the one value that a script wants. Notes, warnings, progress and errors a
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from mae.errors import ConfigError, MaeError, is_out_of_memory
-from mae.io.text import shown
+from mae.io.text import first_line, shown
 from maecli.streams import discard
 
 if TYPE_CHECKING:
@@ -113,6 +113,26 @@ class Output:
                 "--out - writes an image to standard output, which is a terminal here",
                 hint="redirect it with > grid.png, or pipe it into another program with |",
             )
+
+    def show(
+        self,
+        result: Any,
+        human: Callable[[Console, Any], None],
+        value: Any,
+        document: Callable[[Any], Any] | None = None,
+    ) -> None:
+        """Print the notes of a use case's result, the images that it skipped, and the result.
+
+        Args:
+            result: The result.
+            human: Prints it for people, to the given console.
+            value: What ``--quiet`` prints.
+            document: Makes the document of ``--json`` of it; ``as_document`` by default.
+        """
+        for note in getattr(result, "notes", ()):
+            self.note(note)
+        warn_skipped(self, getattr(result, "skipped", ()))
+        self.result(lambda: (document or as_document)(result), lambda console: human(console, result), value)
 
     def text(self, lines: str) -> None:
         """Print text for another program unchanged, neither wrapped nor coloured."""
@@ -223,6 +243,23 @@ def print_styled(lines: Iterable[Sequence[tuple[str, str]]]) -> None:
         sys.stdout.flush()
 
 
+def print_line(console: Console, line: str) -> None:
+    """Print a line as it is; the terminal wraps it."""
+    console.print(line, soft_wrap=True, markup=False)
+
+
+def plain_table(*left: str, right: Sequence[str] = (), **options: Any) -> Table:
+    """A table without lines, by the titles of its columns; those of ``right`` are aligned to the right."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2), pad_edge=False, **options)
+    for title in left:
+        table.add_column(title)
+    for title in right:
+        table.add_column(title, justify="right")
+    return table
+
+
 def fitted(console: Console, table: Table) -> RenderableType:
     """A table, or its cells line by line if the console is too narrow, so that no value is cut."""
     from rich.text import Text
@@ -318,10 +355,9 @@ def _show_bug(error: Exception, *, traceback_shown: bool) -> None:
 
     where = "what is above" if traceback_shown else _write_traceback(error)
     at = traceback.extract_tb(error.__traceback__)[-1]
-    first = (str(error).strip().splitlines() or [""])[0]
     show_error(
         MaeError(
-            f"{type(error).__name__}: {first} ({Path(at.filename).name}, line {at.lineno})",
+            f"{type(error).__name__}: {first_line(error)} ({Path(at.filename).name}, line {at.lineno})",
             hint=f"this is a bug in maecli, not in what you did: please report {where} and what `maecli doctor` says",
         )
     )
@@ -368,10 +404,22 @@ def _can_print(text: str) -> bool:
 
 
 def as_document(result: Any) -> dict[str, Any]:
-    """The fields of a use case's result as JSON values; paths become text."""
-    return {
-        name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(result).items()
-    }
+    """The fields of a use case's result as JSON values: paths become text, skipped files objects with the reason."""
+    document: dict[str, Any] = {field.name: _plain_value(getattr(result, field.name)) for field in fields(result)}
+    for name in ("skipped", "unreadable"):
+        if isinstance(document.get(name), list):
+            document[name] = [{"path": path, "reason": reason} for path, reason in document[name]]
+    return document
+
+
+def _plain_value(value: Any) -> Any:
+    if is_dataclass(value):
+        return {field.name: _plain_value(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {name: _plain_value(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_value(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _finite(value: Any) -> Any:

@@ -11,31 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 ERRORS = "maecli"
-_LIKE = {
-    "█": "#",
-    "▓": "=",
-    "▒": "+",
-    "░": ".",
-    "━": "-",
-    "╸": "-",
-    "╺": "-",
-    "─": "-",
-    "│": "|",
-    "–": "-",
-    "—": "-",
-    "‘": "'",
-    "’": "'",
-    "“": '"',
-    "”": '"',
-    "•": "*",
-    "·": ".",
-    "…": ".",
-    "×": "x",
-    "✗": "x",
-    "±": "~",
-    "≈": "~",
-    "µ": "u",
-}
+_LIKE = dict(zip("█▓▒░━╸╺─│–—‘’“”•·…×✗±≈µ", """#=+.----|--''""*..xx~~u""", strict=True))
 _BLOCKS = range(0x2580, 0x25A0)  # block elements, used in bars
 _BOXES = range(0x2500, 0x2580)  # box drawing characters
 _BYTES = range(0xDC80, 0xDD00)  # surrogates by which Python represents undecodable bytes of a path

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
-from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 from mae.evaluation.gallery import Gallery
-from mae.evaluation.results import (
-    EvaluateResult,
-    Headline,
-    Row,
-    Scores,
-    filled_columns,
-    percent,
-    row_name,
-    view_name,
-)
-from mae.reporting.render import LONGEST_TEXT, render
+from mae.evaluation.results import EvaluateResult, Headline, filled_columns, percent, row_cells, view_name
+from mae.reporting.render import LONGEST_TEXT, render, time_text
 
 MOST_CONFUSED = 30  # largest number of classes with a confusion matrix; else frequent confusions are listed
 MOST_CLASSES = 200  # rows of the table of classes
@@ -57,10 +46,9 @@ def page(result: EvaluateResult, gallery: Gallery, view: str, now: float) -> str
 
 
 def _standing(result: EvaluateResult, now: float) -> str:
-    time = datetime.datetime.fromtimestamp(now, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     return (
         f"{result.train_images:,} training and {result.test_images:,} test images, {len(result.classes):,} classes; "
-        f"frozen features, {result.precision} on {result.device}; made {time} by maecli evaluate"
+        f"frozen features, {result.precision} on {result.device}; made {time_text(now)} by maecli evaluate"
     )
 
 
@@ -78,7 +66,7 @@ def _table(result: EvaluateResult, number: int) -> dict[str, Any]:
     first = result.rows[0].scores[number]
     titles, rows = filled_columns(
         ("features", "numbers", *(f"k-NN, {k}" for k in ks), "linear", "attentive", "RankMe", "alpha"),
-        [_cells(row, row.scores[number], ks) for row in result.rows],
+        [row_cells(row, number, ks) for row in result.rows],
     )
     return {
         "caption": f"{first.label_fraction:g} of the labels, {first.train_images:,} images; accuracy in %, ± half of "
@@ -89,18 +77,6 @@ def _table(result: EvaluateResult, number: int) -> dict[str, Any]:
             for row, cells in zip(result.rows, rows, strict=True)
         ],
     }
-
-
-def _cells(row: Row, scores: Scores, ks: Sequence[int]) -> list[str]:
-    return [
-        row_name(row),
-        f"{row.dimensions:,}",
-        *(percent(scores.knn[k]) if scores.knn and k in scores.knn else "" for k in ks),
-        percent(scores.linear.test) if scores.linear else "",
-        percent(scores.attentive.test) if scores.attentive else "",
-        f"{row.rank_me:.1f}" if row.rank_me is not None else "",
-        f"{row.alpha_req:.2f}" if row.alpha_req is not None else "",
-    ]
 
 
 def _worst(headline: Headline) -> list[dict[str, Any]]:

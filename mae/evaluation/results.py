@@ -199,6 +199,20 @@ def row_name(row: Row) -> str:
     return f"{shown(row.subject)}, {view_name(row.pool, row.feature_norm)}"
 
 
+def row_cells(row: Row, number: int, ks: Sequence[int]) -> list[str]:
+    """The cells of a row in a table: name, length, accuracies with the label fraction of a number, and metrics."""
+    scores = row.scores[number]
+    return [
+        row_name(row),
+        f"{row.dimensions:,}",
+        *(percent(scores.knn[k]) if scores.knn and k in scores.knn else "" for k in ks),
+        percent(scores.linear.test) if scores.linear else "",
+        percent(scores.attentive.test) if scores.attentive else "",
+        f"{row.rank_me:.1f}" if row.rank_me is not None else "",
+        f"{row.alpha_req:.2f}" if row.alpha_req is not None else "",
+    ]
+
+
 def view_name(pool: str, norm: str) -> str:
     """Name of a view for tables and pages."""
     words = {"cls": "class token", "mean": "mean of patches", "patches": "patches"}

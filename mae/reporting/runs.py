@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,17 @@ def accuracies(runs: Sequence[RunSummary]) -> dict[str, str]:
     """Field name -> column title of the accuracies that at least one of the runs has."""
     named = {"knn": "k-NN", "linear": "linear", "test": "test"}
     return {name: title for name, title in named.items() if any(getattr(one, name) is not None for one in runs)}
+
+
+def summary_cells(one: RunSummary, measured: Iterable[str], of: str) -> tuple[str, ...]:
+    """Epochs, loss, PSNR, the accuracies of ``measured`` and images/s of a run as text; "-" for what is unknown.
+
+    ``of`` stands between the finished and the wanted epochs.
+    """
+    epochs = f"{one.epochs:,.4g}" + (f"{of}{one.wanted_epochs:,}" if one.wanted_epochs else "")
+    forms = {"loss": "{:.4f}", "psnr": "{:.1f} dB", **dict.fromkeys(measured, "{:.1%}"), "images_per_second": "{:,.0f}"}
+    values = ((getattr(one, name), form) for name, form in forms.items())
+    return (epochs, *("-" if value is None else form.format(value) for value, form in values))
 
 
 def runs(config: RunsConfig) -> RunsResult:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mae.reporting.curves import Curve, chart, thin, x_range_of
-from mae.reporting.page import PreviewImage, time_text, value_text
-from mae.reporting.render import SHARED, render
+from mae.reporting.page import PreviewImage, value_text
+from mae.reporting.render import SHARED, render, time_text
 from mae.reporting.run_log import RunLog
-from mae.reporting.runs import RunSummary, accuracies
+from mae.reporting.runs import RunSummary, accuracies, summary_cells
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -71,7 +71,7 @@ def comparison_page(
         SHARED / "runs.html",
         standing=f"{len(runs)} runs; page written {time_text(now)} by maecli report",
         titles=("state", "epochs", "loss", "PSNR", *measured.values(), "images/s"),
-        rows=[(one.summary.run, _row(one.summary, tuple(measured))) for one in runs],
+        rows=[(one.summary.run, (one.summary.state, *summary_cells(one.summary, measured, " of "))) for one in runs],
         charts=_charts(runs),
         names=[one.summary.run for one in runs],
         settings=list(settings.items())[:MOST_DIFFERING],
@@ -79,22 +79,6 @@ def comparison_page(
         previews=[(number, one.summary.run, one.preview) for number, one in enumerate(runs) if one.preview],
         notes=notes,
     )
-
-
-def _row(one: RunSummary, measured: Sequence[str]) -> tuple[str, ...]:
-    of = f" of {one.wanted_epochs:,}" if one.wanted_epochs else ""
-    return (
-        one.state,
-        f"{one.epochs:,.4g}{of}",
-        _known(one.loss, "{:.4f}"),
-        _known(one.psnr, "{:.1f} dB"),
-        *(_known(getattr(one, name), "{:.1%}") for name in measured),
-        _known(one.images_per_second, "{:,.0f}"),
-    )
-
-
-def _known(value: float | None, how: str) -> str:
-    return how.format(value) if value is not None else "-"
 
 
 def _charts(runs: Sequence[ComparedRun]) -> list[Markup]:

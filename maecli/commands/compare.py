@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -14,7 +12,7 @@ from mae.comparison.config import CompareConfig
 from mae.config import format_size
 from mae.io.text import shown
 from maecli.options import command_from
-from maecli.output import Output, fitted
+from maecli.output import Output, as_document, fitted, plain_table
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -49,25 +47,11 @@ def compare(config: CompareConfig, output: Output) -> None:
     for report in (result.official, result.checkpoint):
         for note in (*report.notes, *report.weights.notes) if report else ():
             output.note(note)
-    for note in result.notes:
-        output.note(note)
-    output.result(
-        lambda: {"equal": result.equal} | _document(result),
-        lambda console: _show(console, result),
-        result.verdict.split(":")[0],
+    output.show(
+        result, _show, result.verdict.split(":")[0], lambda result: {"equal": result.equal} | as_document(result)
     )
     if not result.equal:
         raise typer.Exit(1)
-
-
-def _document(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _document(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {name: _document(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_document(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 def _show(console: Console, result: CompareResult) -> None:
@@ -133,12 +117,7 @@ def _assumed(report: FileReport, name: str) -> str:
 
 
 def _groups_table(report: FileReport) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2), pad_edge=False)
-    table.add_column("part")
-    for title in ("tensors", "parameters", "rms", "largest"):
-        table.add_column(title, justify="right")
+    table = plain_table("part", right=("tensors", "parameters", "rms", "largest"))
     for group in report.weights.groups:
         table.add_row(
             group.name, str(group.tensors), f"{group.parameters:,}", f"{group.rms:.3g}", f"{group.largest:.3g}"
@@ -191,7 +170,6 @@ def _bar(relative: float, largest: float, tolerance: float) -> str:
 
 def _between_files(files: FilesReport) -> list[RenderableType]:
     from rich.markup import escape
-    from rich.table import Table
 
     lines: list[RenderableType] = [f"{files.equal} tensors are the same in both files, {len(files.differing)} differ"]
     for names, which in ((files.only_first, "first"), (files.only_second, "second")):
@@ -199,10 +177,7 @@ def _between_files(files: FilesReport) -> list[RenderableType]:
             shown = ", ".join(names[:4]) + (" ..." if len(names) > 4 else "")
             lines.append(f"only in the {which} file ({len(names)}): {escape(shown)}")
     if files.differing:
-        table = Table(box=None, padding=(0, 2), pad_edge=False)
-        table.add_column("differing tensor")
-        table.add_column("largest", justify="right")
-        table.add_column("relative", justify="right")
+        table = plain_table("differing tensor", right=("largest", "relative"))
         table.add_column("")
         for tensor in files.differing[:_MOST_TENSORS]:
             why = "rounding" if tensor.rounding else ""

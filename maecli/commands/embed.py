@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mae.evaluation.config import EmbedConfig
 from mae.io.text import shown
 from maecli.options import command_from
-from maecli.output import Output, as_document, warn_skipped
+from maecli.output import Output, print_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,24 +34,11 @@ def embed(config: EmbedConfig, output: Output) -> None:
         result = use_case(config, view)
     if result is None:  # not rank 0, which alone prints
         return
-    for note in result.notes:
-        output.note(note)
-    warn_skipped(output, result.skipped)
-    output.result(lambda: _document(result), lambda console: _show(console, result), result.out)
-
-
-def _document(result: EmbedResult) -> dict[str, Any]:
-    return {
-        **as_document(result),
-        "skipped": [{"path": name, "reason": reason} for name, reason in result.skipped],
-    }
+    output.show(result, _show, result.out)
 
 
 def _show(console: Console, result: EmbedResult) -> None:
     labels = f", {len(result.classes):,} classes" if result.classes else ", no class folders"
-    console.print(
-        f"{result.images:,} images{labels}; {' x '.join(f'{side:,}' for side in result.shape)} numbers each, "
-        f"{result.dtype}",
-        soft_wrap=True,
-    )
-    console.print(f"wrote {shown(result.out)}: {result.size_bytes / 1e6:,.1f} MB", soft_wrap=True, markup=False)
+    numbers = f"{' x '.join(f'{side:,}' for side in result.shape)} numbers each, {result.dtype}"
+    print_line(console, f"{result.images:,} images{labels}; {numbers}")
+    print_line(console, f"wrote {shown(result.out)}: {result.size_bytes / 1e6:,.1f} MB")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from mae.evaluation.config import EvaluateConfig
 from maecli.options import command_from
-from maecli.output import Output, as_document, warn_skipped
+from maecli.output import Output
 
 
 @command_from(EvaluateConfig)
@@ -28,13 +27,8 @@ def evaluate(config: EvaluateConfig, output: Output) -> None:
 
     with announce_downloads(output.download), CountingView(output) as view:
         result = use_case(config, view)
-    for note in result.notes:
-        output.note(note)
-    warn_skipped(output, result.skipped)
     first = result.headline.linear if result.headline else _first(result)
-    output.result(
-        lambda: _document(result), lambda console: show(console, result), f"{first.value:.4f}" if first else ""
-    )
+    output.show(result, show, f"{first.value:.4f}" if first else "")
 
 
 def _first(result: Any) -> Any:
@@ -43,11 +37,3 @@ def _first(result: Any) -> Any:
     if scores.knn:
         return scores.knn[min(scores.knn, key=lambda k: abs(k - 20))]
     return next((row.scores[-1].attentive.test for row in result.rows if row.scores[-1].attentive), None)
-
-
-def _document(result: Any) -> dict[str, Any]:
-    document = as_document(result)
-    document["report"] = str(result.report) if result.report else None
-    document["skipped"] = [{"path": name, "reason": reason} for name, reason in result.skipped]
-    document["rows"] = [dataclasses.asdict(row) for row in result.rows]
-    return document

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mae.exporting.config import GRAPHS, ExportConfig
 from mae.io.text import shown
 from maecli.options import command_from
-from maecli.output import Output, as_document
+from maecli.output import Output, print_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,32 +33,25 @@ def export(config: ExportConfig, output: Output) -> None:
 
     with announce_downloads(output.download), output.steps() as on_step:
         result = use_case(config, on_step)
-    for note in result.notes:
-        output.note(note)
-    output.result(lambda: as_document(result), lambda console: _show(console, result), result.out)
+    output.show(result, _show, result.out)
 
 
 def _show(console: Console, result: ExportResult) -> None:
-    _say(
+    graph = result.to in GRAPHS
+    print_line(
         console,
         f"wrote {shown(result.out)}: {result.tensors} tensors, {result.parameters:,} parameters, "
         f"{result.size_bytes / 1e6:,.1f} MB",
     )
-    read_back = "" if result.to in GRAPHS else "every tensor reads back bit for bit, and "
-    precision = result.dtype if result.to in GRAPHS else "float64"
-    _say(
+    read_back = "" if graph else "every tensor reads back bit for bit, and "
+    print_line(
         console,
         f"checked: {read_back}{result.checked_by} computes the same {result.output} "
-        f"(relative difference {result.difference:.1e} in {precision})",
+        f"(relative difference {result.difference:.1e} in {result.dtype if graph else 'float64'})",
     )
     if result.rounding is not None:
-        how = "computing in" if result.to in GRAPHS else "rounding the weights to"
-        _say(
+        print_line(
             console,
-            f"loss of accuracy: {how} {result.dtype} changes the {result.output} by {result.rounding:.2%} "
-            "(relative to their norm, on random images)",
+            f"loss of accuracy: {'computing in' if graph else 'rounding the weights to'} {result.dtype} changes the "
+            f"{result.output} by {result.rounding:.2%} (relative to their norm, on random images)",
         )
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, soft_wrap=True, markup=False)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mae.inspection.config import InspectConfig
 from mae.io.text import shown
 from maecli.options import command_from
-from maecli.output import Output, as_document
+from maecli.output import Output, plain_table, print_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,22 +33,13 @@ def inspect(config: InspectConfig, output: Output) -> None:
 
     with announce_downloads(output.download):
         result = use_case(config, lambda done, total: output.count(done, total, "images" if total else "files"))
-    output.result(lambda: _document(result), lambda console: _show(console, result), result.images)
-
-
-def _document(result: InspectResult) -> dict[str, object]:
-    document = as_document(result)
-    for name in ("sheet", "report"):
-        document[name] = str(document[name]) if document[name] else None
-    document["unreadable"] = [{"path": path, "reason": reason} for path, reason in result.unreadable]
-    return document
+    output.show(result, _show, result.images)
 
 
 def _show(console: Console, result: InspectResult) -> None:
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, show_header=False, padding=(0, 2), pad_edge=False)
+    table = plain_table(show_header=False)
     for title, value in result.rows():
         table.add_row(Text(title), Text(value))
     console.print(table)
@@ -61,4 +52,4 @@ def _show(console: Console, result: InspectResult) -> None:
     lines += [f"unreadable: {shown(path)}: {reason}" for path, reason in result.unreadable[:MOST_LISTED]]
     lines += [f"wrote {shown(path)}" for path in (result.sheet, result.report) if path]
     for line in lines:
-        console.print(line, soft_wrap=True, markup=False)
+        print_line(console, line)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mae.evaluation.config import PredictConfig
 from mae.io.text import shown
 from maecli.options import command_from
-from maecli.output import Output, fitted, warn_skipped
+from maecli.output import Output, as_document, fitted, plain_table, print_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,35 +32,22 @@ def predict(config: PredictConfig, output: Output) -> None:
 
     with announce_downloads(output.download), CountingView(output) as view:
         result = use_case(config, view)
-    for note in result.notes:
-        output.note(note)
-    warn_skipped(output, result.skipped)
     first = "\n".join(shown(one.classes[0][0]) for one in result.predictions)  # a line each
-    output.result(lambda: _document(result), lambda console: _show(console, result), result.out or first)
+    output.show(result, _show, result.out or first, _document)
 
 
 def _document(result: PredictResult) -> dict[str, Any]:
-    return {
-        "checkpoint": str(result.checkpoint),
-        "images": result.images,
-        "predictions": [
-            {
-                "image": one.image,
-                "classes": [{"class": name, "probability": share} for name, share in one.classes],
-            }
-            for one in result.predictions
-        ],
-        "out": str(result.out) if result.out else None,
-        "skipped": [{"path": name, "reason": reason} for name, reason in result.skipped],
-        "notes": list(result.notes),
-    }
+    predictions = [
+        {"image": one.image, "classes": [{"class": name, "probability": share} for name, share in one.classes]}
+        for one in result.predictions
+    ]
+    return as_document(result) | {"predictions": predictions}
 
 
 def _show(console: Console, result: PredictResult) -> None:
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, padding=(0, 2), pad_edge=False, show_header=False)
+    table = plain_table(show_header=False)
     table.add_column("image", overflow="fold")
     table.add_column("classes", overflow="fold")
     for one in result.predictions:
@@ -70,4 +57,4 @@ def _show(console: Console, result: PredictResult) -> None:
     if result.images > len(result.predictions):
         console.print(f"and {result.images - len(result.predictions):,} more")
     if result.out is not None:
-        console.print(f"wrote {shown(result.out)}", soft_wrap=True, markup=False)
+        print_line(console, f"wrote {shown(result.out)}")

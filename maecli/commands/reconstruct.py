@@ -8,7 +8,7 @@ from mae.io.text import shown
 from mae.reconstruction.config import ReconstructConfig
 from maecli.loading import without_collections
 from maecli.options import command_from
-from maecli.output import Output, fitted, warn_skipped
+from maecli.output import Output, as_document, fitted, plain_table, print_line, warn_skipped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,47 +35,27 @@ def reconstruct(config: ReconstructConfig, output: Output) -> None:
         output.check_takes_file()
     with announce_downloads(output.download):
         result = use_case(config, lambda done, total: output.count(done, total, "images"))
+    if result.page is None:
+        output.show(result, _show, result.out, _document)
+        return
     for note in result.notes:
         output.note(note)
     warn_skipped(output, result.skipped)
-    if result.page is not None:
-        output.file(result.page, lambda console: _show(console, result))
-    else:
-        output.result(lambda: _document(result), lambda console: _show(console, result), result.out)
+    output.file(result.page, lambda console: _show(console, result))
 
 
 def _document(result: ReconstructResult) -> dict[str, Any]:
-    return {
-        "out": str(result.out),
-        "checkpoint": str(result.checkpoint),
-        "variant": result.variant,
-        "norm_pix": result.norm_pix,
-        "norm_pix_source": result.norm_pix_source,
-        "images": [
-            {
-                "path": str(one.path),
-                "image_size": list(one.image_size),
-                "mask_ratio": one.mask_ratio,
-                "loss": one.loss,
-                "psnr_db": one.psnr,
-            }
-            for one in result.images
-        ],
-        "skipped": [{"path": str(path), "reason": reason} for path, reason in result.skipped],
-        "separate": [str(path) for path in result.separate],
-        "animation": str(result.animation) if result.animation else None,
-        "notes": list(result.notes),
-    }
+    document = as_document(result)
+    del document["image"], document["page"]
+    for one in document["images"]:
+        one["psnr_db"] = one.pop("psnr")
+    return document
 
 
 def _show(console: Console, result: ReconstructResult) -> None:
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, padding=(0, 2), pad_edge=False)
-    table.add_column("image")
-    for title in ("pixels", "masked", "loss", "PSNR dB"):
-        table.add_column(title, justify="right")
+    table = plain_table("image", right=("pixels", "masked", "loss", "PSNR dB"))
     for one in result.images:
         table.add_row(
             Text(shown(one.path.name)),
@@ -88,6 +68,6 @@ def _show(console: Console, result: ReconstructResult) -> None:
     target = "normalised patches" if result.norm_pix else "raw pixels"
     console.print(f"{result.variant or 'model'} predicts {target}; loss and PSNR are over masked patches")
     place = "the image to standard output" if result.page is not None else shown(str(result.out))
-    console.print(f"wrote {place}", soft_wrap=True, markup=False)
+    print_line(console, f"wrote {place}")
     if result.animation is not None:
-        console.print(f"wrote {shown(str(result.animation))}", soft_wrap=True, markup=False)
+        print_line(console, f"wrote {shown(str(result.animation))}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mae.io.text import shown
 from mae.reporting.config import ReportConfig
 from maecli.options import command_from
-from maecli.output import Output, as_document
+from maecli.output import Output, print_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,9 +32,7 @@ def report(config: ReportConfig, output: Output) -> None:
     from mae.reporting.run import report as use_case
 
     result = use_case(config)
-    for note in result.notes:
-        output.note(note)
-    output.result(lambda: as_document(result), lambda console: _show(console, result), result.out)
+    output.show(result, _show, result.out)
 
 
 def _show(console: Console, result: ReportResult | ComparisonResult) -> None:
@@ -52,9 +50,5 @@ def _show(console: Console, result: ReportResult | ComparisonResult) -> None:
 
         runs_table(console, result.runs)
         names = ", ".join(result.settings) or "none"
-        console.print(f"settings that differ: {names}", soft_wrap=True, markup=False)
-    console.print(
-        f"wrote {shown(result.out)}: {result.size_bytes / 1e6:.2f} MB, {result.images} images",
-        soft_wrap=True,
-        markup=False,
-    )
+        print_line(console, f"settings that differ: {names}")
+    print_line(console, f"wrote {shown(result.out)}: {result.size_bytes / 1e6:.2f} MB, {result.images} images")

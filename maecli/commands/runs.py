@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mae.reporting.config import RunsConfig
 from maecli.options import command_from
-from maecli.output import Output, as_document
+from maecli.output import Output
 
 
 @command_from(RunsConfig)
@@ -20,8 +20,5 @@ def runs(config: RunsConfig, output: Output) -> None:
     from maecli.views.runs import runs_table
 
     result = use_case(config)
-    output.result(
-        lambda: as_document(result),
-        lambda console: runs_table(console, result.runs),
-        "\n".join(str(config.folder / one.run) for one in result.runs),
-    )
+    paths = "\n".join(str(config.folder / one.run) for one in result.runs)
+    output.show(result, lambda console, _: runs_table(console, result.runs), paths)

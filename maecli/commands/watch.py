@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +40,7 @@ def _follow(config: WatchConfig, output: Output) -> RunLog:
     if config.once or log.finished:
         return log
     redraw = can_redraw(sys.stderr) and not output.quiet
-    with _Screen() if redraw else _Lines(output) as show:
+    with _screen() if redraw else nullcontext(output.say) as show:
         show(_text(config.run, log) if redraw else _line(log))
         while not log.finished:
             time.sleep(config.every)
@@ -48,31 +50,13 @@ def _follow(config: WatchConfig, output: Output) -> RunLog:
     return log
 
 
-class _Screen:
+@contextmanager
+def _screen() -> Iterator[Callable[[str], None]]:
     """A few lines that are redrawn in place."""
+    from rich.live import Live
 
-    def __enter__(self) -> Any:
-        from rich.live import Live
-
-        self.live = Live(console=make_console(sys.stderr), auto_refresh=False, transient=True)
-        self.live.start()
-        return lambda text: self.live.update(text, refresh=True)
-
-    def __exit__(self, *_: object) -> None:
-        self.live.stop()
-
-
-class _Lines:
-    """One new line per update."""
-
-    def __init__(self, output: Output) -> None:
-        self.output = output
-
-    def __enter__(self) -> Any:
-        return self.output.say
-
-    def __exit__(self, *_: object) -> None:
-        pass
+    with Live(console=make_console(sys.stderr), auto_refresh=False, transient=True) as live:
+        yield lambda text: live.update(text, refresh=True)
 
 
 def _size(run: Path) -> int:

@@ -178,9 +178,10 @@ class _Sheet:
             ("training", lambda one: one.measured.training_step),
         ):
             self.rows(timing, {f"{title}, {unit}": figure for unit, figure in rates.items()})
-        self.row("peak of training, GB", lambda one: _measured_peak(one.training.peak, _training_peak(one)))
-        self.row("peak of features, GB", lambda one: _measured_peak(one.inference_peak, _inference_peak(one)))
-        self.row("whole process, GB", _training_process)
+        self.row("peak of training, GB", lambda one: _peak(one.training.peak, one, "training_peak_bytes"))
+        self.row("peak of features, GB", lambda one: _peak(one.inference_peak, one, "inference_peak_bytes"))
+        process = {"whole process, GB": lambda found: _known_giga(found.training_process_bytes)}
+        self.rows(lambda one: one.measured, process)
 
 
 def _all_bars(console: Console, result: ProfileResult) -> list[Text]:
@@ -280,24 +281,16 @@ def _range(timing: Timing) -> str:
     return f"±{(timing.seconds_max - timing.seconds_min) / timing.seconds_median / 2:.0%}"
 
 
-def _training_peak(one: VariantProfile) -> int | None:
-    return one.measured.training_peak_bytes if one.measured else None
-
-
-def _inference_peak(one: VariantProfile) -> int | None:
-    return one.measured.inference_peak_bytes if one.measured else None
-
-
 def _process(one: VariantProfile) -> str | None:
     """Memory other than a step's tensors: Python, torch, freed memory kept by the heap, the copy for saving."""
     return None if one.training_process is None else _giga(one.training_process - one.training.peak)
 
 
-def _training_process(one: VariantProfile) -> str | None:
-    size = one.measured.training_process_bytes if one.measured else None
+def _known_giga(size: int | None) -> str | None:
     return None if size is None else _giga(size)
 
 
-def _measured_peak(estimate: int, measured: int | None) -> str | None:
-    """The measured peak, and the relative error of the estimate."""
+def _peak(estimate: int, one: VariantProfile, name: str) -> str | None:
+    """The measured peak, with the error of the estimate."""
+    measured: int | None = getattr(one.measured, name, None)
     return f"{_giga(measured)} ({estimate / measured - 1:+.0%})" if measured else None
