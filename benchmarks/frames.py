@@ -86,7 +86,7 @@ def shorter_side(image: Image.Image, side: int, patch_size: int) -> Frame:
 
 
 def model_psnr(image: Image.Image, checkpoint: Checkpoint, positions: str) -> float:
-    """Of one image's removed patches."""
+    """Of one image's masked patches."""
     model = model_for(checkpoint, image.size[::-1], positions)
     noise = torch.rand(1, model.config.num_patches, generator=torch.Generator().manual_seed(MASK_SEED))
     masking = random_masking(noise, MASK_RATIO)

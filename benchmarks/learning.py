@@ -76,7 +76,7 @@ class Arm:
     decoder_depth: int = 2
     decoder_width: int = 128
     decoder_heads: int = 4
-    predicted: float = 1.0  # of the removed patches
+    predicted: float = 1.0  # of the masked patches
     cross: bool = False
     muon: bool = False
     average: float = 0.0  # decay of the moving average per step
@@ -282,9 +282,9 @@ def pretraining_loss(model: Any, arm: Arm, pixels: Tensor, generator: torch.Gene
     if arm.predicted == 1 and not arm.cross:
         return model.pretraining_loss(pixels, arm.mask_ratio, noise)
     masking = masking_from_order(noise, round(rows * columns * (1 - arm.mask_ratio)))
-    removed = masking.ids_removed.shape[1]
+    removed = masking.ids_masked.shape[1]
     # Positions come in the order of the noise, so the first of the removed are a random part of them.
-    ids = masking.ids_removed[:, : round(removed * arm.predicted)]
+    ids = masking.ids_masked[:, : round(removed * arm.predicted)]
     patches = model.patchify(pixels)
     visible = model.patch_embed.embed(take_patches(patches, masking.ids_keep))
     latent = model._encode(visible + F.embedding(masking.ids_keep, model.pos_embed[0, 1:]))

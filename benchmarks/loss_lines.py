@@ -108,7 +108,7 @@ def main() -> None:
     imgs = read(args.images, args.image_size)
     rows = lines(imgs, args.patch_size)
     print(f"{len(imgs)} images, {args.image_size} px, patches of {args.patch_size}, {MASK_RATIO:.0%} removed")
-    print(f"{'prediction of a removed patch':40}{'raw':>8}{'normalised':>12}")
+    print(f"{'prediction of a masked patch':40}{'raw':>8}{'normalised':>12}")
     for rule, row in rows.items():
         print(f"{rule:40}{row['raw']:8.3f}" + (f"{row['normalised']:12.3f}" if "normalised" in row else ""))
     if args.out:

@@ -55,7 +55,7 @@ class MAEDecoder(nn.Module):
 
         Args:
             latent: (B, 1 + K, D), the encoder's output with its class token.
-            ids_restore: (B, L), index in [visible | removed] of each position of the image.
+            ids_restore: (B, L), index in [visible | masked] of each position of the image.
 
         Returns:
             (B, L, p * p * C) in reading order.
@@ -73,7 +73,7 @@ class MAEDecoder(nn.Module):
     def predict_removed(self, latent: Tensor, masking: Masking) -> Tensor:
         """Predict the masked patches only: the same values as ``forward``, with less computation.
 
-        Attention does not depend on the order of the tokens, so they stay in the order [class | visible | removed]. In
+        Attention does not depend on the order of the tokens, so they stay in the order [class | visible | masked]. In
         the first block, queries, keys and values of a mask token depend on its position only, so they are computed once
         for all images; the last block is computed for the masked patches only.
 
@@ -82,20 +82,20 @@ class MAEDecoder(nn.Module):
             masking: The mask of each image.
 
         Returns:
-            (B, L - K, p * p * C) in the order of ``masking.ids_removed``.
+            (B, L - K, p * p * C) in the order of ``masking.ids_masked``.
         """
         positions = self.decoder_pos_embed[0]  # (1 + L, E)
         class_id = masking.ids_keep.new_zeros(len(latent), 1)
         ids_visible = torch.cat([class_id, masking.ids_keep + 1], dim=1)
         visible = self.decoder_embed(latent) + F.embedding(ids_visible, positions)  # (B, 1 + K, E)
-        removed = self.mask_token[0] + positions[1:]  # (L, E)
+        masked = self.mask_token[0] + positions[1:]  # (L, E)
         x, seen = visible, visible.shape[1]
         for number, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             first_query = seen if number == len(self.blocks) - 1 else 0
             run = partial(run_block, activation_checkpointing=self.activation_checkpointing)
             if number == 0:
-                x = run(block.forward_shared, x, removed, masking.ids_removed, first_query)
+                x = run(block.forward_shared, x, masked, masking.ids_masked, first_query)
             else:
                 x = run(block, x, first_query)
         out: Tensor = self.pred(self.norm(x))

@@ -30,7 +30,7 @@ _OFFICIAL_PREFIXES = {
     "decoder.mask_token": "mask_token",
 }
 
-NOTHING_REMOVED = "the loss is over removed patches and the mask removes none; use a higher mask ratio"
+NOTHING_MASKED = "the loss is over masked patches and the mask has none; use a higher mask ratio"
 
 
 class MaskedAutoencoder(nn.Module):
@@ -137,13 +137,13 @@ class MaskedAutoencoder(nn.Module):
 
         Args:
             imgs: (B, C, H, W), normalised images.
-            mask_ratio: Fraction of the patches that is removed; at least one is removed and one kept.
+            mask_ratio: Fraction of the patches that is masked; at least one is masked and one visible.
             noise: (B, L); the lowest values stay visible. Drawn uniformly if None.
 
         Returns:
-            loss: Scalar, mean squared error over the removed patches.
+            loss: Scalar, mean squared error over the masked patches.
             pred: (B, L, p * p * C), the prediction for every patch.
-            mask: (B, L), 1 = removed.
+            mask: (B, L), 1 = masked.
 
         Raises:
             ValueError: A tensor of another shape than stated.
@@ -151,7 +151,7 @@ class MaskedAutoencoder(nn.Module):
         """
         latent, mask, ids_restore = self.forward_encoder(imgs, mask_ratio, noise)
         if latent.shape[1] == 1 + mask.shape[1]:
-            raise ValueError(NOTHING_REMOVED)
+            raise ValueError(NOTHING_MASKED)
         pred = self.forward_decoder(latent, ids_restore)
         return self.forward_loss(imgs, pred, mask), pred, mask
 
@@ -167,8 +167,8 @@ class MaskedAutoencoder(nn.Module):
 
         Returns:
             latent: (B, 1 + K, D), the class token first, then the visible patches by rising noise.
-            mask: (B, L), 1 = removed.
-            ids_restore: (B, L), where in [visible | removed] each position is found.
+            mask: (B, L), 1 = masked.
+            ids_restore: (B, L), where in [visible | masked] each position is found.
         """
         masking = self.draw_masking(imgs, mask_ratio, noise)
         return self.encode_visible(imgs, masking), masking.mask, masking.ids_restore
@@ -218,17 +218,17 @@ class MaskedAutoencoder(nn.Module):
         Args:
             imgs: (B, C, H, W), normalised images.
             pred: (B, L, p * p * C).
-            mask: (B, L), 1 = removed.
+            mask: (B, L), 1 = masked.
 
         Raises:
-            ValueError: No patch is removed, so there is nothing to average; on an accelerator the loss is nan.
+            ValueError: No patch is masked, so there is nothing to average; on an accelerator the loss is nan.
         """
-        removed = mask.sum()
+        masked = mask.sum()
         # On an accelerator this check would make the host wait; ``forward`` checks the mask ratio instead.
-        if removed.device.type == "cpu" and removed == 0:
-            raise ValueError(NOTHING_REMOVED)
+        if masked.device.type == "cpu" and masked == 0:
+            raise ValueError(NOTHING_MASKED)
         loss_per_patch = (pred - self.target(self.patchify(imgs))).square().mean(dim=-1)  # (B, L)
-        return (loss_per_patch * mask).sum() / removed
+        return (loss_per_patch * mask).sum() / masked
 
     def target(self, patches: Tensor) -> Tensor:
         """The decoder's target for the patches (..., p * p * C) of the images, of the same shape.
@@ -252,14 +252,14 @@ class MaskedAutoencoder(nn.Module):
         Args, Raises: As ``forward``.
         """
         masking = self.draw_masking(imgs, mask_ratio, noise)
-        if masking.ids_removed.shape[1] == 0:
-            raise ValueError(NOTHING_REMOVED)
+        if masking.ids_masked.shape[1] == 0:
+            raise ValueError(NOTHING_MASKED)
         patches = self.patchify(imgs)  # (B, L, p * p * C)
         visible = self.patch_embed.embed(take_patches(patches, masking.ids_keep))
         latent = self._encode(visible + F.embedding(masking.ids_keep, self.pos_embed[0, 1:]))
         pred = self.decoder.predict_removed(latent, masking)
         # Every image has the same number of masked patches, so the mean over all values equals the official mean.
-        target = self.target(take_patches(patches, masking.ids_removed))
+        target = self.target(take_patches(patches, masking.ids_masked))
         if pred.dtype in (torch.float16, torch.bfloat16):
             pred = pred.float()
         return (pred - target).square().mean()

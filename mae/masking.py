@@ -11,21 +11,21 @@ from mae.config import num_kept
 
 
 class Masking(NamedTuple):
-    """The masks of a batch: visible and removed (masked) patches of every image.
+    """The masks of a batch: visible and masked patches of every image.
 
     Attributes:
         ids_keep: (B, K) positions of the visible patches, in the order of the encoder's input.
-        ids_removed: (B, L - K) positions of the removed patches.
-        ids_restore: (B, L) index in [kept | removed] of each position of the image.
+        ids_masked: (B, L - K) positions of the masked patches.
+        ids_restore: (B, L) index in [kept | masked] of each position of the image.
     """
 
     ids_keep: Tensor
-    ids_removed: Tensor
+    ids_masked: Tensor
     ids_restore: Tensor
 
     @property
     def mask(self) -> Tensor:
-        """(B, L) float, 1 = removed, 0 = kept: the official model's mask."""
+        """(B, L) float, 1 = masked, 0 = kept: the official model's mask."""
         return (self.ids_restore >= self.ids_keep.shape[1]).float()
 
 

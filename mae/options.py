@@ -279,26 +279,19 @@ def _check(label: str, value: Any, hint: Any, declared: Option) -> Any:
 
 
 def _check_bounds(label: str, number: float, declared: Option) -> None:
-    wanted = []
     if isinstance(number, int) and abs(number) > LARGEST_INTEGER:
         raise ConfigError(f"{label} must be at most {declared.high or LARGEST_INTEGER:g}; got {brief(number)}")
     if not math.isfinite(number):
         raise ConfigError(f"{label} must be a finite number; got {number:g}")
-    good = True
-    if declared.low is not None:
-        wanted.append(f"at least {declared.low:g}")
-        good &= number >= declared.low
-    if declared.above is not None:
-        wanted.append(f"above {declared.above:g}")
-        good &= number > declared.above
-    if declared.high is not None:
-        wanted.append(f"at most {declared.high:g}")
-        good &= number <= declared.high
-    if declared.below is not None:
-        wanted.append(f"below {declared.below:g}")
-        good &= number < declared.below
-    if not good:
-        raise ConfigError(f"{label} must be {' and '.join(wanted)}; got {number:g}")
+    bounds = (
+        ("at least", operator.ge, declared.low),
+        ("above", operator.gt, declared.above),
+        ("at most", operator.le, declared.high),
+        ("below", operator.lt, declared.below),
+    )
+    wanted = [(f"{word} {bound:g}", is_within(number, bound)) for word, is_within, bound in bounds if bound is not None]
+    if not all(good for _, good in wanted):
+        raise ConfigError(f"{label} must be {' and '.join(words for words, _ in wanted)}; got {number:g}")
 
 
 def _coerce(label: str, value: Any, hint: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mae.checkpoints.dialects import CROSSMAE
 from mae.checkpoints.hub import OFFICIAL_BASE
@@ -55,10 +55,7 @@ def build_model(
     state, notes = fit_tables(checkpoint, config.grid, scaled_positions=scaled_positions)
     wanted = model.state_dict()
     state, ignored = _known(state, wanted)
-    missing, _, misshapen = compare_shapes(state, wanted)
-    refuse_misfit(checkpoint.path, missing, misshapen)
-    refuse_not_finite(checkpoint.path, state)
-    model.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)
+    fill(model, checkpoint.path, state, wanted)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     precisions = set(checkpoint.dtypes) - {"float32"}
@@ -93,10 +90,7 @@ def build_encoder(
     if _may_lack_norm(checkpoint):
         width = checkpoint.config.embed_dim
         state = {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)} | state
-    missing, _, misshapen = compare_shapes(state, wanted)
-    refuse_misfit(checkpoint.path, missing, misshapen)
-    refuse_not_finite(checkpoint.path, state)
-    model.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True, strict=False)
+    fill(model, checkpoint.path, state, wanted)
     return model.eval(), tuple(note for note in notes if not is_decoder(note))
 
 
@@ -210,6 +204,18 @@ def compare_shapes(
         if key in wanted and tensor.shape != wanted[key].shape
     ]
     return missing, unexpected, misshapen
+
+
+def fill(model: nn.Module, path: Path, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Give a model without storage the tensors of a file, in float32, after a check that the ``wanted`` ones fit.
+
+    Raises:
+        CheckpointError: Tensors are missing, misshapen or non-finite.
+    """
+    missing, _, misshapen = compare_shapes(state, wanted)
+    refuse_misfit(path, missing, misshapen)
+    refuse_not_finite(path, state)
+    model.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True, strict=False)
 
 
 def is_finite(tensor: Tensor) -> bool:

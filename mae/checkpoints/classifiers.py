@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae.checkpoints.build import compare_shapes, fit_tables, is_decoder, refuse_misfit, refuse_not_finite
+from mae.checkpoints.build import compare_shapes, fill, fit_tables, is_decoder, refuse_misfit, refuse_not_finite
 from mae.checkpoints.load import Checkpoint
 from mae.errors import CheckpointError
 from mae.io.text import shown, typed
@@ -84,11 +84,8 @@ def build_classifier(
             config, len(state["head.weight"]), pool=pool_of(checkpoint), fc_norm="fc_norm.weight" in state
         )
     wanted = model.state_dict()
-    missing, unexpected, misshapen = compare_shapes(state, wanted)
-    refuse_misfit(checkpoint.path, missing, misshapen)
-    state = {key: state[key] for key in wanted}
-    refuse_not_finite(checkpoint.path, state)
-    model.load_state_dict({key: tensor.float() for key, tensor in state.items()}, assign=True)
+    unexpected = [key for key in state if key not in wanted]
+    fill(model, checkpoint.path, {key: tensor for key, tensor in state.items() if key in wanted}, wanted)
     if unexpected:
         notes += (f"{len(unexpected)} tensors of the file stay unused, for instance {shown(unexpected[0], 80)}",)
     return model.eval(), tuple(note for note in notes if not is_decoder(note))
@@ -120,15 +117,11 @@ def load_encoder(model: ImageClassifier, checkpoint: Checkpoint) -> tuple[str, .
 
 def no_head(checkpoint: Checkpoint) -> CheckpointError:
     """The error for a file without a classification head."""
+    kind = "a masked autoencoder" if checkpoint.has_decoder else "an encoder alone"
     return CheckpointError(
-        f"{shown(checkpoint.path)} holds no classification head: it is {_kind_in_words(checkpoint)}, so it cannot name "
-        "classes",
+        f"{shown(checkpoint.path)} holds no classification head: it is {kind}, so it cannot name classes",
         hint=f"train one on labelled images: maecli finetune DATA --init {typed(checkpoint.path)}",
     )
-
-
-def _kind_in_words(checkpoint: Checkpoint) -> str:
-    return "a masked autoencoder" if checkpoint.has_decoder else "an encoder alone"
 
 
 def _told(checkpoint: Checkpoint) -> Mapping[str, Any]:

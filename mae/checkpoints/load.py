@@ -33,7 +33,7 @@ from mae.checkpoints.sizes import Declared, config_from_shapes, variant_of
 from mae.config import MAEConfig, format_size, parse_size
 from mae.errors import CheckpointError
 from mae.io.download import no_downloads
-from mae.io.text import a_few, shown
+from mae.io.text import a_few, first_line, shown
 
 _CROSSMAE_NOTE = (
     "a CrossMAE file: its encoder is read, but not its decoder, which attends to the encoder's tokens only; embed, "
@@ -248,8 +248,7 @@ def _read(path: Path, container: Container) -> Any:
             # Only the zip format can be mapped; a legacy pickle is read whole.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=container is Container.ZIP or None)
     except Exception as error:  # a damaged file can raise almost any exception in the unpickler
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path} is damaged: {shown(reason, 200)}", hint=GET_IT_AGAIN) from None
+        raise CheckpointError(f"{path} is damaged: {shown(first_line(error), 200)}", hint=GET_IT_AGAIN) from None
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

@@ -21,7 +21,8 @@ Place = tuple[str, int]  # name of a tensor, and number of the row, column or pi
 
 def find_copies(state: Mapping[str, Tensor]) -> list[Finding]:
     """Find blocks, tensors, rows, columns and parts of biases that are bit-identical to others in the file."""
-    matrices = {name: tensor.flatten(1) for name, tensor in state.items() if tensor.ndim > 1 and _is_weight(name)}
+    weights = {name: tensor for name, tensor in state.items() if not name.endswith(("_token", "pos_embed"))}
+    matrices = {name: tensor.flatten(1) for name, tensor in weights.items() if tensor.ndim > 1}
     vectors = {name: tensor for name, tensor in state.items() if tensor.ndim == 1}
     pieces = {name: tensor[: len(tensor) // _PIECE * _PIECE].view(-1, _PIECE) for name, tensor in vectors.items()}
     found = _pairs(matrices)
@@ -44,10 +45,6 @@ def find_copies(state: Mapping[str, Tensor]) -> list[Finding]:
                 continue
             findings.append(_described(what, one, other, places, tensors))
     return findings
-
-
-def _is_weight(name: str) -> bool:
-    return not name.endswith(("_token", "pos_embed"))
 
 
 def _pairs(tensors: Mapping[str, Tensor]) -> dict[tuple[str, str], list[tuple[int, int]]]:

@@ -74,8 +74,8 @@ def run_reference(
     x = stages["decoder norm"] = layer_norm(x, state, "decoder_norm.")
     pred = stages["prediction"] = linear(x, state, "decoder_pred.")[:, 1:]
     pixels = patches.flatten(2)  # a patch's vector is (row, column, channel)
-    stages["loss, pixels"] = loss(pred, pixels, order.removed)
-    stages["loss, normalised"] = loss(pred, standardised(pixels), order.removed)
+    stages["loss, pixels"] = loss(pred, pixels, order.masked)
+    stages["loss, normalised"] = loss(pred, standardised(pixels), order.masked)
     return stages
 
 
@@ -108,7 +108,7 @@ class Order:
     """Positions of the visible and the masked patches of each image."""
 
     kept: np.ndarray
-    removed: np.ndarray
+    masked: np.ndarray
 
 
 def keep_order(noise: Tensor, mask_ratio: float) -> Order:
@@ -170,9 +170,9 @@ def standardised(patches: Tensor) -> Tensor:
     return centred / torch.sqrt(variance + EPS)
 
 
-def loss(pred: Tensor, target: Tensor, removed: np.ndarray) -> Tensor:
+def loss(pred: Tensor, target: Tensor, masked: np.ndarray) -> Tensor:
     """The mean squared error of the masked patches, scalar."""
-    errors = [((pred[i, ids] - target[i, ids]) ** 2).mean(dim=1) for i, ids in enumerate(removed)]
+    errors = [((pred[i, ids] - target[i, ids]) ** 2).mean(dim=1) for i, ids in enumerate(masked)]
     return torch.cat(errors).mean()
 
 

@@ -217,7 +217,7 @@ class _Scene:
         self.mask_ratio = config.mask_ratio
         sizes.num_kept(config.mask_ratio)
         if sizes.num_kept(config.mask_ratio) == sizes.num_patches:
-            raise ConfigError(f"--mask-ratio {config.mask_ratio:g} removes no patch, so there is no loss to compare")
+            raise ConfigError(f"--mask-ratio {config.mask_ratio:g} masks no patch, so there is no loss to compare")
         if config.image is None:
             self.imgs = torch.randn(1, sizes.in_chans, *sizes.img_size, generator=stream)
         else:

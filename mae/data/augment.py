@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 import os
@@ -77,13 +78,14 @@ class JpegImage(NamedTuple):
         return decode_rows(self.data, self.header, rows, dct_scale, self.channels, self.decoder)
 
 
+@dataclasses.dataclass
 class Augmentation:
     """RandomResizedCrop (bicubic) and a horizontal flip.
 
     The crop's box is drawn as torchvision draws it. The pixels equal those of the official pipeline up to rounding,
     except that a large JPEG is decoded at a smaller size if the crop has more pixels than needed.
 
-    Args:
+    Attributes:
         image_size: Size of a crop in pixels, (rows, columns).
         in_chans: Channels.
         crop_scale: Smallest and largest fraction of an image's area that a crop covers.
@@ -92,21 +94,12 @@ class Augmentation:
         crop_ratio: Smallest and largest aspect ratio of a crop, columns / rows.
     """
 
-    def __init__(
-        self,
-        image_size: tuple[int, int],
-        in_chans: int,
-        crop_scale: tuple[float, float] = (0.2, 1.0),
-        hflip: bool = True,
-        decoder: str = "pillow",
-        crop_ratio: tuple[float, float] = RATIO,
-    ) -> None:
-        self.image_size = image_size
-        self.in_chans = in_chans
-        self.crop_scale = crop_scale
-        self.hflip = hflip
-        self.decoder = decoder
-        self.crop_ratio = crop_ratio
+    image_size: tuple[int, int]
+    in_chans: int
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    hflip: bool = True
+    decoder: str = "pillow"
+    crop_ratio: tuple[float, float] = RATIO
 
     def __call__(self, file: IO[bytes], name: str | Path, seed: int) -> Tensor:
         """Augment the image in an open file; (rows, columns, C) uint8.

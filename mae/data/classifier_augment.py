@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import importlib.util
 import random
@@ -16,7 +17,6 @@ from PIL import Image
 from torch import Tensor
 
 from mae.data.augment import Augmentation, FullImage, JpegImage
-from mae.data.crop import RATIO
 from mae.data.decoding.channels import MODES
 from mae.data.transforms import channel_statistics, normalise
 from mae.errors import ConfigError
@@ -62,35 +62,22 @@ def check_policy(policy: str, in_chans: int) -> None:
         )
 
 
+@dataclasses.dataclass
 class ClassifierAugmentation(Augmentation):
     """``Augmentation``, then RandAugment, and random erasing with normal noise in normalised images.
 
-    Args:
-        image_size, in_chans, crop_scale, hflip, decoder, crop_ratio: As for ``Augmentation``.
+    Attributes:
         policy: RandAugment policy in timm's notation, or "none".
         reprob: Probability of erasing a rectangle; if it is above 0, the returned images are normalised, float32.
         augmenter: "timm" or "torchvision"; from ``resolve_augmenter``.
     """
 
-    def __init__(
-        self,
-        image_size: tuple[int, int],
-        in_chans: int,
-        crop_scale: tuple[float, float] = (0.08, 1.0),
-        hflip: bool = True,
-        decoder: str = "pillow",
-        crop_ratio: tuple[float, float] = RATIO,
-        *,
-        policy: str = "none",
-        reprob: float = 0.0,
-        augmenter: str = "torchvision",
-    ) -> None:
-        super().__init__(image_size, in_chans, crop_scale, hflip, decoder, crop_ratio)
-        self.policy = policy
-        self.reprob = reprob
-        self.augmenter = augmenter
-        self._rand_augment: Callable[[Any], Any] | None = None
-        self._erase: Callable[[Tensor], Tensor] | None = None
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    policy: str = "none"
+    reprob: float = 0.0
+    augmenter: str = "torchvision"
+    _rand_augment: Callable[[Any], Any] | None = dataclasses.field(default=None, init=False, repr=False)
+    _erase: Callable[[Tensor], Tensor] | None = dataclasses.field(default=None, init=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the augmenters, which each loader process makes for itself."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
 
@@ -37,13 +38,13 @@ class EvalBatch(NamedTuple):
     unreadable: tuple[tuple[int, str], ...]
 
 
+@dataclasses.dataclass(eq=False)
 class EvalDataset(Dataset[EvalSample]):
     """Images of a source, resized and cropped to the model's image size; unreadable ones come with the reason."""
 
-    def __init__(self, source: ImageSource, transform: EvalTransform, in_chans: int) -> None:
-        self.source = source
-        self.transform = transform
-        self.in_chans = in_chans
+    source: ImageSource
+    transform: EvalTransform
+    in_chans: int
 
     def __len__(self) -> int:
         return len(self.source)
@@ -53,6 +54,11 @@ class EvalDataset(Dataset[EvalSample]):
             return EvalSample(index, self.transform(self.source.load(index, self.in_chans)), "")
         except ImageError as error:
             return EvalSample(index, None, error.reason)
+
+
+def in_batches(numbers: Sequence[int], size: int) -> list[Sequence[int]]:
+    """Divide numbers of images into batches of ``size``; the last one may be smaller."""
+    return [numbers[start : start + size] for start in range(0, len(numbers), size)]
 
 
 def eval_batches(

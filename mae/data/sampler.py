@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ class Draw(NamedTuple):
     image: int
 
 
+@dataclasses.dataclass(eq=False)
 class EpochBatches(Sampler[list[Draw]]):
     """Batches of every epoch's shuffled images, from any position of the run on.
 
@@ -29,7 +31,7 @@ class EpochBatches(Sampler[list[Draw]]):
 
     Several ranks share each batch: it does not depend on their number, and rank r takes the r-th of equal slices.
 
-    Args:
+    Attributes:
         images: Number of images.
         global_batch_size: Images per batch over all ranks, at most ``images``.
         epochs: Epochs of the whole run.
@@ -43,34 +45,22 @@ class EpochBatches(Sampler[list[Draw]]):
         ConfigError: The ranks cannot share a batch equally.
     """
 
-    def __init__(
-        self,
-        images: int,
-        global_batch_size: int,
-        epochs: int,
-        seed: int,
-        start_epoch: int = 0,
-        start_batch: int = 0,
-        *,
-        groups: Sequence[int] = (),
-        rank: int = 0,
-        world_size: int = 1,
-        turn: int = 0,
-    ) -> None:
-        if global_batch_size % world_size:
+    images: int
+    global_batch_size: int
+    epochs: int
+    seed: int
+    start_epoch: int = 0
+    start_batch: int = 0
+    groups: Sequence[int] = ()
+    rank: int = 0
+    world_size: int = 1
+    turn: int = 0
+
+    def __post_init__(self) -> None:
+        if self.global_batch_size % self.world_size:
             raise ConfigError(
-                f"a batch of {global_batch_size} images cannot be shared equally by {world_size} processes"
+                f"a batch of {self.global_batch_size} images cannot be shared equally by {self.world_size} processes"
             )
-        self.images = images
-        self.global_batch_size = global_batch_size
-        self.epochs = epochs
-        self.seed = seed
-        self.start_epoch = start_epoch
-        self.start_batch = start_batch
-        self.groups = groups
-        self.rank = rank
-        self.world_size = world_size
-        self.turn = turn
 
     def __iter__(self) -> Iterator[list[Draw]]:
         first, share = self.start_batch, self.global_batch_size // self.world_size

@@ -130,12 +130,12 @@ class DemoSession:
             patches = framed.config.num_patches
             if not all(0 <= patch < patches for patch in masked):
                 raise DataError(f"the image has patches 0 to {patches - 1}")
-            removed = torch.zeros(1, patches, device=self._device)
-            removed[0, list(masked)] = 1
-            kept = int((removed == 0).sum())
+            mask = torch.zeros(1, patches, device=self._device)
+            mask[0, list(masked)] = 1
+            kept = int((mask == 0).sum())
             if kept == 0:
                 raise DataError("at least one patch must be visible")
-            panels = self._reconstructor.reconstruct(framed, masking_from_order(removed, kept)).panels
+            panels = self._reconstructor.reconstruct(framed, masking_from_order(mask, kept)).panels
         return {
             "reconstruction": _data_uri(tensor_to_image(panels.with_visible)),
             "psnr": None if math.isnan(panels.psnr) else panels.psnr,

@@ -49,7 +49,6 @@ class AttentiveResult:
         predicted: Classes of the test images, (M,).
         lr, weight_decay: Settings of the head with the best accuracy on the held-out images.
         held_out: Accuracy on the held-out images, from 0 to 1; None if there were too few.
-        held_out_images: Number of held-out images.
         epochs: Number of training epochs.
     """
 
@@ -57,7 +56,6 @@ class AttentiveResult:
     lr: float
     weight_decay: float
     held_out: float | None
-    held_out_images: int
     epochs: int
 
 
@@ -155,8 +153,6 @@ def attentive(
     *,
     device: torch.device,
     seed: int = 0,
-    learning_rates: Sequence[float] = LEARNING_RATES,
-    weight_decays: Sequence[float] = WEIGHT_DECAYS,
     images_seen: int = IMAGES_SEEN,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> AttentiveResult:
@@ -168,11 +164,10 @@ def attentive(
         classes: Number of classes.
         device: Device of the heads.
         seed: Seed of weights, order and held-out images.
-        learning_rates, weight_decays: Grid of settings; there is one head for each pair.
         images_seen: Number of training images over all epochs; limited to 6 to 100 epochs.
         on_step: Called with the number of finished steps and the total.
     """
-    grid = [(lr, decay) for lr in learning_rates for decay in weight_decays]
+    grid = [(lr, decay) for lr in LEARNING_RATES for decay in WEIGHT_DECAYS]
     parts = tenths(labels, seed)[:1]
     held = parts[0] if parts else np.zeros(len(labels), dtype=bool)
     kept, asked = np.flatnonzero(~held), np.flatnonzero(held)
@@ -184,7 +179,7 @@ def attentive(
     else:
         best, held_out = 0, None
     predicted = _predict(heads, test, np.arange(len(test)))[:, best]
-    return AttentiveResult(predicted, *grid[best], held_out, len(asked), epochs)
+    return AttentiveResult(predicted, *grid[best], held_out, epochs)
 
 
 def _train(

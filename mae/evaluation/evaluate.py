@@ -18,7 +18,6 @@ from mae.data.eval_loader import EvalDataset
 from mae.data.eval_transform import EvalTransform
 from mae.data.sources.base import ImageSource, Subset
 from mae.data.sources.scan import ImageScan, scan_images
-from mae.errors import ConfigError, DataError
 from mae.evaluation.attentive import attentive
 from mae.evaluation.baselines import whiten
 from mae.evaluation.config import EvaluateConfig
@@ -28,12 +27,11 @@ from mae.evaluation.frozen import FrozenEncoder, View, load_encoder, untrained_e
 from mae.evaluation.gallery import make_gallery
 from mae.evaluation.knn import knn
 from mae.evaluation.linear import LinearResult, linear
-from mae.evaluation.metrics import accuracy, alpha_req, rank_me
+from mae.evaluation.metrics import accuracy, alpha_req, by_class, rank_me
 from mae.evaluation.page import page
 from mae.evaluation.results import (
     Accuracy,
     Attentive,
-    ClassAccuracy,
     EvaluateResult,
     Headline,
     Linear,
@@ -42,9 +40,9 @@ from mae.evaluation.results import (
     Seconds,
     view_name,
 )
-from mae.evaluation.splits import Split, make_split, read_labels, stratified
+from mae.evaluation.splits import Split, make_split, read_labels, refuse_unreadable_classes, stratified
 from mae.io.download import obeys_offline
-from mae.io.files import refuse_input, refuse_place, write_atomically
+from mae.io.files import refuse_input, refuse_place, write_output
 from mae.io.text import shown, unfolded
 from mae.system.device import Computing, settle
 from mae.system.distributed import refuse_several
@@ -82,7 +80,7 @@ def evaluate(config: EvaluateConfig, on_progress: Callable[[Progress], None] = l
     features_seconds = time.monotonic() - began
     skipped = _skipped(scan, features)
     check_unreadable(skipped, len(features.used) + len(scan.unreadable), config.max_unreadable)
-    _check_classes(split, features, shown(config.data))
+    refuse_unreadable_classes(split.classes, features.train_labels, features.test_labels, shown(config.data))
     began = time.monotonic()
     asked = _Probes(config, split, features, _probe_device(computing.device), on_progress)
     rows = asked.rows()
@@ -121,11 +119,7 @@ def _probe_device(device: torch.device) -> torch.device:
 def _write_page(
     path: Path, config: EvaluateConfig, source: ImageSource, features: FeatureSet, view: View, result: EvaluateResult
 ) -> None:
-    """Write the HTML page about one view of the first checkpoint.
-
-    Raises:
-        ConfigError: The page cannot be written.
-    """
+    """Write the HTML page about one view of the first checkpoint."""
     first = features.kept[0]
     assert first.encoder is not None
     frame = EvalTransform(first.encoder.config.img_size, config.crop_pct)
@@ -141,10 +135,7 @@ def _write_page(
         seed=config.seed,
     )
     document = page(result, gallery, view_name(view.pool, view.norm), time.time()).encode()
-    try:
-        write_atomically(path, lambda file: file.write(document))
-    except OSError as error:
-        raise ConfigError(f"--report {shown(path)}: {error.strerror}") from None
+    write_output(path, document, "--report")
 
 
 def _encoders(config: EvaluateConfig, computing: Computing) -> list[tuple[str, FrozenEncoder]]:
@@ -171,21 +162,6 @@ def _skipped(scan: ImageScan, features: FeatureSet) -> list[tuple[str, str]]:
     return [(str(one.path), one.reason) for one in scan.unreadable] + [
         (unfolded(scan.images.name(int(features.used[index]))), reason) for index, reason in bad
     ]
-
-
-def _check_classes(split: Split, features: FeatureSet, where: str) -> None:
-    """Check that every class has readable training and test images.
-
-    Raises:
-        DataError: A class has no readable training or test image.
-    """
-    for part, labels in (("training", features.train_labels), ("test", features.test_labels)):
-        counts = np.bincount(labels, minlength=len(split.classes))
-        if (counts == 0).any():
-            name = shown(split.classes[int(counts.argmin())])
-            raise DataError(
-                f"{where}: no {part} image of {name} can be read", hint="repair the images, or remove the folder"
-            )
 
 
 def _small_print(config: EvaluateConfig, features: FeatureSet, classes: int) -> tuple[str, ...]:
@@ -350,14 +326,7 @@ class _Probes:
         if self.best is None:
             return None
         truth, predicted = self.features.test_labels, self.best.result.predicted
-        confusion = np.zeros((self.classes, self.classes), dtype=np.int64)
-        np.add.at(confusion, (truth, predicted), 1)
-        classes = tuple(
-            ClassAccuracy(
-                name, int((truth == number).sum()), accuracy(predicted[truth == number], truth[truth == number])
-            )
-            for number, name in enumerate(self.split.classes)
-        )
+        classes, confusion = by_class(predicted, truth, self.split.classes)
         return Headline(
             subject=self.best.kept.name,
             pool=self.best.view.pool,
@@ -365,5 +334,5 @@ class _Probes:
             linear=self.best.test,
             mean_class_accuracy=sum(one.test.value for one in classes) / len(classes),
             classes=classes,
-            confusion=tuple(tuple(int(count) for count in row) for row in confusion),
+            confusion=confusion,
         )

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mae.data.eval_loader import EvalBatch, EvalDataset, eval_batches
+from mae.data.eval_loader import EvalBatch, EvalDataset, eval_batches, in_batches
 from mae.data.loader import loader_workers
 from mae.errors import CheckpointError, DataError
 from mae.evaluation.frozen import FrozenEncoder, View
@@ -129,11 +129,7 @@ def extract(
     if not wanted:
         return 0.0
     store = jobs[0].store
-    batches = [
-        store.indices(part)[start : start + batch_size]
-        for part in sorted(wanted)
-        for start in range(0, len(store.indices(part)), batch_size)
-    ]
+    batches = [batch for part in sorted(wanted) for batch in in_batches(store.indices(part), batch_size)]
     total = sum(len(batch) for batch in batches)
     total, done, seconds = total + kept, kept, 0.0
     on_progress(Progress(stage, done, total, kept))

@@ -38,13 +38,11 @@ class LinearResult:
         predicted: Classes of the test images, (M,).
         penalty: L2 penalty lambda of the mean loss, lambda / 2 |W|^2; scikit-learn's C is 1 / (lambda N).
         held_out: Accuracy on the training images held out to choose the penalty; None if there were too few.
-        held_out_images: Number of held-out images.
     """
 
     predicted: NDArray[np.int64]
     penalty: float
     held_out: float | None
-    held_out_images: int
 
 
 def linear(
@@ -69,13 +67,13 @@ def linear(
     """
     mean = train.mean(dim=0)
     scale = train.std(dim=0, correction=0).clamp_min(1e-6 * float(train.abs().max()) + 1e-12)
-    basis = _basis((train - mean) / scale)
-    features = basis.of((train - mean) / scale)
+    axes, spectrum = _principal_axes((train - mean) / scale)
+    features = (train - mean) / scale @ axes
     truth = torch.from_numpy(labels).to(train.device)
-    best, shown, held_out, images = _choose(features, truth, labels, classes, seed, penalties, basis.spectrum)
-    weight, bias = solve(features, truth, classes, [best], basis.spectrum, start=shown)
-    answers = basis.of((test - mean) / scale) @ weight[0] + bias[0]
-    return LinearResult(answers.argmax(dim=1).cpu().numpy(), best, held_out, images)
+    best, shown, held_out = _choose(features, truth, labels, classes, seed, penalties, spectrum)
+    weight, bias = solve(features, truth, classes, [best], spectrum, start=shown)
+    answers = (test - mean) / scale @ axes @ weight[0] + bias[0]
+    return LinearResult(answers.argmax(dim=1).cpu().numpy(), best, held_out)
 
 
 def tenths(labels: NDArray[np.int64], seed: int) -> list[NDArray[np.bool_]]:
@@ -108,14 +106,14 @@ def _choose(
     seed: int,
     penalties: Sequence[float],
     spectrum: Tensor,
-) -> tuple[float, tuple[Tensor, Tensor] | None, float | None, int]:
-    """The chosen penalty, its weights, its held-out accuracy, and the number of held-out images."""
+) -> tuple[float, tuple[Tensor, Tensor] | None, float | None]:
+    """The chosen penalty, its weights, and its held-out accuracy."""
     chosen = np.arange(len(labels))
     if len(labels) > MOST_TO_CHOOSE_BY:
         chosen = stratified(labels, MOST_TO_CHOOSE_BY / len(labels), seed, "choosing")
     parts = tenths(labels[chosen], seed)
     if not parts:
-        return sorted(penalties)[len(penalties) // 2], None, None, 0
+        return sorted(penalties)[len(penalties) // 2], None, None
     right, loss = np.zeros(len(penalties)), np.zeros(len(penalties))
     found: list[tuple[Tensor, Tensor]] = []
     for held in parts:
@@ -130,7 +128,7 @@ def _choose(
     padded = np.pad(right, 1, mode="edge")
     smooth = padded[:-2] + 2 * padded[1:-1] + padded[2:]
     best = max(range(len(penalties)), key=lambda number: (smooth[number], -loss[number]))
-    return penalties[best], found[best], float(right[best]) / images, images
+    return penalties[best], found[best], float(right[best]) / images
 
 
 def _solve_all(
@@ -149,27 +147,14 @@ def _solve_all(
     return found
 
 
-@dataclasses.dataclass(frozen=True)
-class _Basis:
-    """The principal axes of the features. The rotation keeps the L2 penalty and makes the curvature nearly diagonal.
+def _principal_axes(features: Tensor) -> tuple[Tensor, Tensor]:
+    """The principal axes of features with non-zero variance, (D, R), and the mean squares along them, (R,).
 
-    Attributes:
-        axes: (D, R), principal axes with non-zero variance.
-        spectrum: (R,), mean squares of the features along the axes.
+    Their rotation keeps the L2 penalty and makes the curvature nearly diagonal.
     """
-
-    axes: Tensor
-    spectrum: Tensor
-
-    def of(self, features: Tensor) -> Tensor:
-        """(N, D) -> (N, R)."""
-        return features @ self.axes
-
-
-def _basis(features: Tensor) -> _Basis:
     values, axes = torch.linalg.eigh((features.T @ features).double() / len(features))
     there = values > values[-1] * 1e-9
-    return _Basis(axes[:, there].to(features.dtype), values[there].to(features.dtype))
+    return axes[:, there].to(features.dtype), values[there].to(features.dtype)
 
 
 def solve(

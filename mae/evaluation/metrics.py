@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mae.evaluation.results import Accuracy
+from mae.evaluation.results import Accuracy, ClassAccuracy
 from mae.system.seeding import stream
 
 Z_95 = 1.959963984540054  # standard normal quantile of 97.5 %
@@ -25,8 +26,23 @@ def accuracy(predicted: NDArray[np.int64], truth: NDArray[np.int64]) -> Accuracy
     return Accuracy(right / total, low, high)
 
 
-def wilson(right: int, total: int, z: float = Z_95) -> tuple[float, float]:
-    """Wilson's score interval of the proportion ``right / total``; by default with 95 % confidence."""
+def by_class(
+    predicted: NDArray[np.int64], truth: NDArray[np.int64], classes: Sequence[str]
+) -> tuple[tuple[ClassAccuracy, ...], tuple[tuple[int, ...], ...]]:
+    """Accuracy of each class that has images, and the number of images by [true class][predicted class]."""
+    accuracies = []
+    for number, name in enumerate(classes):
+        own = truth == number
+        if own.any():
+            accuracies.append(ClassAccuracy(name, int(own.sum()), accuracy(predicted[own], truth[own])))
+    confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    np.add.at(confusion, (truth, predicted), 1)
+    return tuple(accuracies), tuple(map(tuple, confusion.tolist()))
+
+
+def wilson(right: int, total: int) -> tuple[float, float]:
+    """Wilson's score interval of the proportion ``right / total``, with 95 % confidence."""
+    z = Z_95
     share, weight = right / total, z * z / total
     centre = (share + weight / 2) / (1 + weight)
     half = z / (1 + weight) * math.sqrt(share * (1 - share) / total + weight / (4 * total))

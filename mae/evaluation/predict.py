@@ -15,7 +15,7 @@ from torch import Tensor
 from mae.checkpoints import load_checkpoint
 from mae.checkpoints.classifiers import build_classifier, class_names, has_head, no_head
 from mae.data.decoding.image import check_channels
-from mae.data.eval_loader import EvalDataset, eval_batches
+from mae.data.eval_loader import EvalDataset, eval_batches, in_batches
 from mae.data.eval_transform import EvalTransform
 from mae.data.loader import loader_workers
 from mae.data.sources.scan import scan_images
@@ -115,10 +115,7 @@ def predict(config: PredictConfig, on_progress: Callable[[Progress], None] = lam
     if config.top_k > len(names):
         notes += (f"--top-k {config.top_k}: the classifier has only {len(names):,} classes, so all are shown",)
     dataset = EvalDataset(scan.images, EvalTransform(model.config.img_size, config.crop_pct), model.config.in_chans)
-    batches = [
-        range(start, min(len(dataset), start + config.batch_size))
-        for start in range(0, len(dataset), config.batch_size)
-    ]
+    batches = in_batches(range(len(dataset)), config.batch_size)
     skipped = [(str(one.path), one.reason) for one in scan.unreadable]
     count = 0
 
@@ -148,11 +145,7 @@ def predict(config: PredictConfig, on_progress: Callable[[Progress], None] = lam
 
 
 def _refuse_not_finite(checkpoint: Path, logits: Tensor, names: Sequence[str]) -> None:
-    """Raise an error if a logit is non-finite.
-
-    Raises:
-        CheckpointError: A logit is non-finite.
-    """
+    """Raise an error if a logit is non-finite."""
     bad = (~logits.isfinite().all(dim=1)).nonzero().flatten().tolist()
     if bad:
         raise CheckpointError(
@@ -162,11 +155,7 @@ def _refuse_not_finite(checkpoint: Path, logits: Tensor, names: Sequence[str]) -
 
 
 def _write_table(out: Path, predictions: Iterable[Prediction]) -> list[Prediction]:
-    """Write all predictions to a table, and return the first ones.
-
-    Raises:
-        ConfigError: The table cannot be written.
-    """
+    """Write all predictions to a table, and return the first ones."""
     first: list[Prediction] = []
 
     def write(file: IO[bytes]) -> None:

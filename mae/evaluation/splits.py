@@ -19,6 +19,7 @@ from mae.system.seeding import stream
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing")
 VAL_NAMES = ("val", "valid", "validation")
+PART_NAMES = (*TRAIN_NAMES, *TEST_NAMES, *VAL_NAMES)
 LABELS_HINT = "labels are the names of folders: DATA/train/CLASS/image and DATA/test/CLASS/image, or DATA/CLASS/image"
 
 
@@ -89,7 +90,7 @@ def read_labels(
     wrapper = next((parts[:depth] for parts in deep), ())
     empty = {parts[depth:] for parts in below if len(parts) == place + 1 and parts[:depth] == wrapper} - there - lost
     parents = {parts[:length] for parts in deep for length in range(1, len(parts))}
-    bare = {parts[-1] for parts in below - parents if len(parts) <= place and _is_part(parts[-1])}
+    bare = {parts[-1] for parts in below - parents if len(parts) <= place and parts[-1].lower() in PART_NAMES}
     part_names = tuple(sorted(tops)) if has_parts else ()
     part_number = {name: index for index, name in enumerate(part_names)}
     return Labels(
@@ -133,10 +134,6 @@ def _one_of(tops: Iterable[str], wanted: Sequence[str]) -> str | None:
     return next((by_lower[name] for name in wanted if name in by_lower), None)
 
 
-def _is_part(name: str) -> bool:
-    return name.lower() in (*TRAIN_NAMES, *TEST_NAMES, *VAL_NAMES)
-
-
 def make_split(
     source: ImageSource,
     labels: Labels,
@@ -169,12 +166,25 @@ def make_split(
     return _drawn(source, labels, where, seed, test_share)
 
 
-def _refuse_lost(lost: Sequence[str], where: str) -> None:
-    """Raise an error if a class has no readable image, instead of leaving the class out.
+def refuse_unreadable_classes(
+    classes: Sequence[str], train_labels: NDArray[np.int64], test_labels: NDArray[np.int64], where: str
+) -> None:
+    """Check that every class has readable training and test images, given the labels of those that can be read.
 
     Raises:
-        DataError: A class has no readable image.
+        DataError: A class has none.
     """
+    for part, labels in (("training", train_labels), ("test", test_labels)):
+        counts = np.bincount(labels, minlength=len(classes))
+        if not counts.all():
+            name = shown(classes[int(counts.argmin())])
+            raise DataError(
+                f"{where}: no {part} image of {name} can be read", hint="repair the images, or remove the folder"
+            )
+
+
+def _refuse_lost(lost: Sequence[str], where: str) -> None:
+    """Raise an error if a class has no readable image, instead of leaving the class out."""
     if lost:
         raise DataError(
             f"{where}: no image of {a_few(lost)} can be read", hint="repair the images, or remove the folder"
@@ -186,12 +196,8 @@ def _left_out(empty: Sequence[str], where: str) -> tuple[str, ...]:
 
 
 def _refuse_half_a_split(labels: Labels, where: str) -> None:
-    """Raise an error if there is a ``train`` or a ``test`` folder of classes without its counterpart.
-
-    Raises:
-        DataError: Only one of the two exists.
-    """
-    part = _one_of(labels.nested, (*TRAIN_NAMES, *TEST_NAMES, *VAL_NAMES))
+    """Raise an error if there is a ``train`` or a ``test`` folder of classes without its counterpart."""
+    part = _one_of(labels.nested, PART_NAMES)
     if part is not None:
         others = [name for name in labels.classes if name != part]
         wanted = "test/ or val/" if part.lower() in TRAIN_NAMES else "train/"
@@ -280,17 +286,15 @@ def _refuse_few(kept: Sequence[int], labels: Labels, where: str) -> None:
         )
 
 
-def stratified(
-    labels: NDArray[np.int64], share: float, seed: int, purpose: str, *, least: int = 1
-) -> NDArray[np.int64]:
-    """Indices of a fraction of each class, at least ``least`` of each (or all of it), ascending.
+def stratified(labels: NDArray[np.int64], share: float, seed: int, purpose: str) -> NDArray[np.int64]:
+    """Indices of a fraction of each class, at least one of each, ascending.
 
     A smaller fraction with the same seed is a subset of a larger one.
     """
     chosen = []
     for number in np.unique(labels):
         own = np.flatnonzero(labels == number)
-        count = min(len(own), max(least, round(share * len(own))))
+        count = min(len(own), max(1, round(share * len(own))))
         chosen.append(own[_order(len(own), seed, purpose, str(number))][:count])
     return np.sort(np.concatenate(chosen))
 

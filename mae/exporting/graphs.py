@@ -19,6 +19,7 @@ from mae.data.transforms import channel_statistics
 from mae.errors import CheckpointError, ConfigError
 from mae.exporting.served import Served
 from mae.io.files import write_atomically
+from mae.io.text import first_line
 
 DATA_SUFFIX = ".data"  # suffix of the file with the weights of a large ONNX file
 LARGEST_ALONE = 1_800_000_000  # bytes of weights in an ONNX file without a second file; the format is limited to 2 GB
@@ -127,8 +128,8 @@ def _read_onnx(out: Path) -> Callable[[Tensor], Tensor]:
         options.log_severity_level = 3  # errors
         session = onnxruntime.InferenceSession(str(out), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has its own exception classes without a common base class
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"{out} is written, but onnxruntime cannot run it on a CPU: {reason[:200]}") from None
+        reason = first_line(error)[:200]
+        raise ConfigError(f"{out} is written, but onnxruntime cannot run it on a CPU: {reason}") from None
 
     def run(images: Tensor) -> Tensor:
         (result,) = session.run(None, {_INPUT: images.numpy()})

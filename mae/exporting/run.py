@@ -293,13 +293,13 @@ _WRITERS: dict[str, Callable[[Path, Mapping[str, Tensor], Checkpoint], Path]] = 
 
 
 def _check_bits(out: Path, wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> None:
-    changed = [key for key in wanted if key not in got or not _same_bits(wanted[key], got[key])]
+    changed = [
+        key
+        for key, tensor in wanted.items()
+        if key not in got or got[key].dtype != tensor.dtype or not torch.equal(got[key], tensor)
+    ]
     if changed or len(got) != len(wanted):
         raise MaeError(f"{out} is written, but reads back differently: {', '.join(changed[:4]) or 'more tensors'}")
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 @torch.no_grad()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mae.inspection.sheet import Tile
-from mae.reporting.render import render
+from mae.reporting.render import render, time_text
 
 if TYPE_CHECKING:
     from mae.inspection.run import InspectResult
@@ -25,11 +24,10 @@ def page(result: InspectResult, tiles: Sequence[Tile], now: float) -> str:
         tiles: Images to show.
         now: Time of writing, seconds since 1970.
     """
-    time = datetime.datetime.fromtimestamp(now, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     return render(
         Path(__file__).with_name("page.html"),
         name=", ".join(Path(one).name or one for one in result.data),
-        standing=f"made {time} by maecli inspect",
+        standing=f"made {time_text(now)} by maecli inspect",
         rows=result.rows(),
         shares=_shares(result),
         tiles=tiles,

@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mae.data.eval_loader import in_batches
 from mae.data.loader import Batches, loader_of
 from mae.data.sources.base import ImageSource
 from mae.data.sources.scan import ImageScan, scan_images
-from mae.errors import ConfigError
 from mae.inspection.config import InspectConfig
 from mae.inspection.facts import HASH_BYTES, Facts, FactsDataset, as_list
 from mae.inspection.page import page
 from mae.inspection.sheet import Tile, contact_sheet
-from mae.io.files import refuse_input, refuse_place, write_atomically
+from mae.io.files import refuse_input, refuse_place, write_output
 from mae.io.notebook import Drawn, Table
-from mae.io.text import shown, unfolded
+from mae.io.text import unfolded
 from mae.io.urls import public_name
 from mae.system.environment import usable_cores
 
@@ -165,34 +165,19 @@ def inspect(config: InspectConfig, on_progress: Callable[[int, int], None] = lam
         on_progress(tally.seen, len(scan.images))
     result = tally.result(config, time.monotonic() - begun)
     if config.sheet is not None:
-        _write("--sheet", config.sheet, contact_sheet(tally.tiles, config.sheet.suffix.lower()))
+        write_output(config.sheet, contact_sheet(tally.tiles, config.sheet.suffix.lower()), "--sheet")
     if config.report is not None:
-        _write("--report", config.report, page(result, tally.tiles, time.time()).encode())
+        write_output(config.report, page(result, tally.tiles, time.time()).encode(), "--report")
     return result
 
 
 def _looked_at(dataset: FactsDataset, workers: int | None) -> Iterator[list[Facts]]:
     if workers is None:
         workers = int(usable_cores() or 1) if len(dataset) > 4 * _AT_ONCE else 0
-    loader = loader_of(
-        dataset, _Chunks(len(dataset)), as_list, torch.Generator().manual_seed(0), workers=workers, pin_memory=False
-    )
+    chunks, generator = in_batches(range(len(dataset)), _AT_ONCE), torch.Generator().manual_seed(0)
+    loader = loader_of(dataset, chunks, as_list, generator, workers=workers, pin_memory=False)
     batches: Iterator[Any] = Batches(loader)
     return batches
-
-
-class _Chunks:
-    """All image numbers in order, in chunks that are made on demand."""
-
-    def __init__(self, images: int) -> None:
-        self.images = images
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for start in range(0, self.images, _AT_ONCE):
-            yield list(range(start, min(start + _AT_ONCE, self.images)))
-
-    def __len__(self) -> int:
-        return (self.images + _AT_ONCE - 1) // _AT_ONCE
 
 
 class _Tally:
@@ -303,13 +288,6 @@ def _sizes(sizes: NDArray[np.int32]) -> Sizes:
 def _evenly(images: int, count: int) -> list[int]:
     """At most ``count`` image numbers, evenly spaced."""
     return sorted({number * images // count for number in range(count)}) if count < images else list(range(images))
-
-
-def _write(flag: str, path: Path, content: bytes) -> None:
-    try:
-        write_atomically(path, lambda file: file.write(content))
-    except OSError as error:
-        raise ConfigError(f"{flag} {shown(path)}: {error.strerror or error}") from None
 
 
 def _low_high_middle(values: tuple[int, int, int]) -> tuple[int, int, int]:

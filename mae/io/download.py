@@ -137,12 +137,7 @@ def download(
 
 
 def _receive(what: str, url: str, part: Path, largest: int) -> None:
-    """Download the missing part of a file.
-
-    Raises:
-        DownloadError: The download failed permanently.
-        _PassingError: The download failed, but may succeed on another attempt.
-    """
+    """Download the missing part of a file."""
     have = part.stat().st_size if part.exists() else 0
     known = _tag_file(part).read_text() if have and _tag_file(part).exists() else ""
     headers = {"User-Agent": "maecli", "Accept-Encoding": "identity"}

@@ -143,6 +143,18 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         raise
 
 
+def write_output(path: Path, content: bytes, label: str) -> None:
+    """Write the file that an option names atomically.
+
+    Raises:
+        ConfigError: It cannot be written; ``label`` begins the message: the option, or "cannot write".
+    """
+    try:
+        write_atomically(path, lambda file: file.write(content))
+    except OSError as error:
+        raise ConfigError(f"{label} {shown(path)}: {error.strerror or error}") from None
+
+
 def resolve_target(path: Path) -> Path:
     """The file that is written for a path, with links followed.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mae.errors import ConfigError
-from mae.io.files import write_atomically
+from mae.io.files import write_output
 from mae.io.text import shown
 
 _PAGE = '<!doctype html><meta charset="utf-8"><title>{title}</title>{body}\n'
@@ -47,10 +47,7 @@ class DrawnPage(Drawn):
         if path.suffix.lower() not in (".html", ".htm"):
             raise ConfigError(f"path {shown(path)}: the name must end in .html or .htm")
         page = _PAGE.format(title=_text(self._table().title), body=self._repr_html_())
-        try:
-            write_atomically(path, lambda file: file.write(page.encode()))
-        except OSError as error:
-            raise ConfigError(f"cannot write {shown(path)}: {error.strerror or error}") from None
+        write_output(path, page.encode(), "cannot write")
         return path
 
 

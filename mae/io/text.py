@@ -44,3 +44,8 @@ def _escaped(character: str) -> str:
 def a_few(names: Sequence[str]) -> str:
     """The first four names, and "..." if there are more."""
     return ", ".join(shown(name, 80) for name in names[:4]) + (" ..." if len(names) > 4 else "")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; without a message the name of its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

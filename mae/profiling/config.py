@@ -100,7 +100,7 @@ class ProfileConfig:
             kept = model.num_kept(self.mask_ratio)
             if kept == model.num_patches:
                 raise ConfigError(
-                    f"--mask-ratio {self.mask_ratio:g} removes none of the {kept} patches of {name}",
+                    f"--mask-ratio {self.mask_ratio:g} masks none of the {kept} patches of {name}",
                     hint="the encoder without a mask is part of every profile",
                 )
         precision = self.assumed_precision

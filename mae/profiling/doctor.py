@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import mae
+from mae.io.text import first_line
 from mae.options import option
 from mae.system.environment import Machine, graphics_at_a_glance, graphics_cards, machine, packages
 
@@ -53,7 +54,7 @@ class Speed:
     images_per_second: float
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Diagnosis:
     """Result of ``doctor``; None for unknown or missing values.
 
@@ -74,17 +75,17 @@ class Diagnosis:
     machine: Machine
     packages: dict[str, str | None]
     torch_failure: str | None
-    gpus: tuple[dict[str, Any], ...]
-    device: str | None
-    precision: str | None
-    precision_reason: str | None
-    threads: int | None
+    gpus: tuple[dict[str, Any], ...] = ()
+    device: str | None = None
+    precision: str | None = None
+    precision_reason: str | None = None
+    threads: int | None = None
     locale: str
     encoding: str
     disk_free_bytes: int | None
     shared_memory_free_bytes: int | None
-    speed: Speed | None
-    warnings: tuple[str, ...]
+    speed: Speed | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def examine(config: DoctorConfig) -> Diagnosis:
@@ -95,17 +96,10 @@ def examine(config: DoctorConfig) -> Diagnosis:
         machine=machine(),
         packages=packages(),
         torch_failure=_failure_to_load("torch") or _failure_to_load("torchvision"),
-        gpus=(),
-        device=None,
-        precision=None,
-        precision_reason=None,
-        threads=None,
         locale=".".join(part or "C" for part in locale.getlocale()),
         encoding=f"{sys.stdout.encoding}, file names {sys.getfilesystemencoding()}",
         disk_free_bytes=_free(Path.cwd()),
         shared_memory_free_bytes=_free(Path("/dev/shm")),
-        speed=None,
-        warnings=(),
     )
     warnings = []
     if found.torch_failure is None:
@@ -129,16 +123,15 @@ def _failure_to_load(module: str) -> str | None:
 def _with_torch(found: Diagnosis) -> Diagnosis:
     import torch
 
-    from mae.system.device import precision_reason, resolve_device, resolve_precision
+    from mae.system.device import settle
 
-    device = resolve_device("auto")
-    precision = resolve_precision("auto", device)
+    computing = settle("auto", "auto")
     return dataclasses.replace(
         found,
         gpus=tuple(graphics_cards()),
-        device=device.type,
-        precision=precision,
-        precision_reason=precision_reason(device, precision),
+        device=computing.device.type,
+        precision=computing.precision,
+        precision_reason=computing.reason,
         threads=torch.get_num_threads(),
     )
 
@@ -223,5 +216,4 @@ def _free(folder: Path) -> int | None:
 
 def _without_home(error: Exception) -> str:
     """A message's first line, without paths and names."""
-    first = (str(error).strip().splitlines() or [""])[0]
-    return first.replace(str(Path.home()), "~")
+    return first_line(error).replace(str(Path.home()), "~")

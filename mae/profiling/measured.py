@@ -115,7 +115,7 @@ def measure_model(
     Args:
         config: The model's sizes.
         machine: From ``measure_machine``.
-        mask_ratio: Fraction of the patches that is removed.
+        mask_ratio: Fraction of the patches that is masked.
         batch: Images in a batch.
         repeats: Timed runs of each thing.
         operations: FLOPs per image of ``latency``, ``encode``, ``forward`` and ``training_step``.
@@ -184,12 +184,7 @@ def _timing(answer: dict[str, Any], operations: float, machine: MeasuredDevice) 
 
 
 def _ask(request: dict[str, Any]) -> dict[str, Any]:
-    """Send a request to a new process, and wait for its answer.
-
-    Raises:
-        ConfigError: This machine does not support the request.
-        TrainingError: The process ran out of memory, or failed otherwise.
-    """
+    """Send a request to a new process, and wait for its answer."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     if request["task"].endswith("_memory"):
         # Without it glibc keeps freed tensors for later and the resident size says little about live ones.

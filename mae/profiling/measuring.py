@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mae.config import MAEConfig
 from mae.errors import ConfigError, is_out_of_memory
+from mae.io.text import first_line
 from mae.mae import MaskedAutoencoder
 from mae.models import create_model
 from mae.system.device import PRECISIONS, autocast, resolve_device, resolve_precision
@@ -44,7 +45,7 @@ def main() -> None:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        answer = {"out_of_memory": _first_line(error)}
+        answer = {"out_of_memory": first_line(error)}
     sys.stdout.write(json.dumps(answer) + "\n")
 
 
@@ -243,10 +244,6 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 _TASKS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {

@@ -120,7 +120,7 @@ class ProfileResult(DrawnPage):
                 one.measured.training_step.images_per_second if one.measured and one.measured.training_step else None
             )
         return Table(
-            f"{format_size(self.image_size)} px, {self.mask_ratio:.0%} removed; batch {self.batch_size}, "
+            f"{format_size(self.image_size)} px, {self.mask_ratio:.0%} masked; batch {self.batch_size}, "
             f"{self.precision} on {self.device}",
             [(label, *(figure(one) for one in self.variants)) for label, figure in figures.items()],
             ("", *(one.variant for one in self.variants)),

@@ -2,7 +2,7 @@
 
 Against the official forward it embeds the visible patches only; projects the mask tokens' queries, keys and
 values in the decoder's first block once per batch; and in the decoder's last block, the prediction and the
-loss computes the removed patches only. Standard library only.
+loss computes the masked patches only. Standard library only.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ def own_compute(config: MAEConfig, kept: int, batch: int) -> dict[str, Compute]:
         batch: B, images in a batch; part of the work is done once for all of them.
     """
     width, ratio = config.decoder_embed_dim, config.mlp_ratio
-    patches, removed, last = config.num_patches, config.num_patches - kept, config.decoder_depth - 1
+    patches, masked, last = config.num_patches, config.num_patches - kept, config.decoder_depth - 1
     per_image = {
         **encoder_compute(config, embedded=kept, encoded=kept),
         "decoder.decoder_embed": linear(1 + kept, config.embed_dim, width),
         **blocks("decoder.blocks", config.decoder_depth, 1 + patches, width, ratio),
-        **_named(f"decoder.blocks.{last}", block_compute(removed, width, ratio)),
-        f"decoder.blocks.{last}.attn.qkv": linear(removed, width, width) + linear(1 + patches, width, 2 * width),
-        f"decoder.blocks.{last}.attn.products": attention(removed, 1 + patches, width),
+        **_named(f"decoder.blocks.{last}", block_compute(masked, width, ratio)),
+        f"decoder.blocks.{last}.attn.qkv": linear(masked, width, width) + linear(1 + patches, width, 2 * width),
+        f"decoder.blocks.{last}.attn.products": attention(masked, 1 + patches, width),
         "decoder.blocks.0.attn.qkv": linear(1 + kept, width, 3 * width),
-        "decoder.pred": linear(removed, width, config.patch_dim),
+        "decoder.pred": linear(masked, width, config.patch_dim),
     }
     whole = {name: compute * batch for name, compute in per_image.items()}
     whole["decoder.blocks.0.attn.qkv"] += linear(patches, width, 3 * width)
@@ -50,7 +50,7 @@ def own_tape(
         activation_checkpointing: Whether blocks keep their input only (``set_activation_checkpointing``).
     """
     tape = Tape(batch, precision, device)
-    patches, removed = config.num_patches, config.num_patches - kept
+    patches, masked = config.num_patches, config.num_patches - kept
     inner, heads, ratio = config.decoder_embed_dim, config.decoder_num_heads, config.mlp_ratio
 
     tape.linear(kept, config.patch_dim, config.embed_dim)
@@ -65,7 +65,7 @@ def own_tape(
     for number in range(config.decoder_depth):
         first = len(tape.steps)
         is_last = number == config.decoder_depth - 1
-        asked = removed if is_last else 1 + patches
+        asked = masked if is_last else 1 + patches
         if number == 0:
             tape.norm(1 + kept, inner)
             tape.linear(1 + kept, inner, 3 * inner, again=True)
@@ -85,10 +85,10 @@ def own_tape(
         tape.finish_block(asked, inner, ratio)
         if activation_checkpointing:
             tape.checkpoint_from(first, inputs)
-    tape.norm(removed, inner)
-    tape.linear(removed, inner, config.patch_dim)
+    tape.norm(masked, inner)
+    tape.linear(masked, inner, config.patch_dim)
 
-    predicted = batch * removed * config.patch_dim * FLOAT
+    predicted = batch * masked * config.patch_dim * FLOAT
     tape.steps.append(Step(kept=predicted, passing=4 * predicted))
     return tape
 

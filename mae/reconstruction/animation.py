@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from mae.errors import ConfigError
-from mae.io.files import write_atomically
+from mae.io.files import write_output
 from mae.reconstruction.config import ANIMATION_FORMATS
 
 FRAME_MILLISECONDS = 400
@@ -43,7 +43,4 @@ def write_animation(path: Path, frames: Sequence[Image.Image]) -> None:
     options = {"quality": 85} if kind == "WEBP" else {}
     file = io.BytesIO()
     pages[0].save(file, kind, save_all=True, append_images=pages[1:], duration=milliseconds, loop=0, **options)
-    try:
-        write_atomically(path, lambda target: target.write(file.getvalue()))
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from None
+    write_output(path, file.getvalue(), "cannot write")

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from mae.errors import ConfigError
-from mae.io.files import write_atomically
+from mae.io.files import write_output
 from mae.reconstruction.config import IMAGE_FORMATS
 
 MARGIN = 12
@@ -142,11 +142,7 @@ def write_image(path: Path, image: Image.Image) -> None:
     Raises:
         ConfigError: The file cannot be written.
     """
-    content = encode_image(image, IMAGE_FORMATS[path.suffix.lower()], path)
-    try:
-        write_atomically(path, lambda file: file.write(content))
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from None
+    write_output(path, encode_image(image, IMAGE_FORMATS[path.suffix.lower()], path), "cannot write")
 
 
 def encode_image(image: Image.Image, kind: str, name: str | Path) -> bytes:

@@ -70,17 +70,17 @@ def make_panels(
     mean, std = patch_statistics(patches)
     target = (patches - mean) / std if norm_pix else patches
     pixels = pred * std + mean if norm_pix else pred
-    removed = masking.mask.unsqueeze(-1)  # (B, L, 1)
-    visible = patches * (1 - removed)  # 0 is the mean colour
-    views = (patches, visible, pixels, visible + pixels * removed)
+    mask = masking.mask.unsqueeze(-1)  # (B, L, 1)
+    visible = patches * (1 - mask)  # 0 is the mean colour
+    views = (patches, visible, pixels, visible + pixels * mask)
     original, masked, reconstruction, with_visible = (
         denormalise(model.unpatchify(view)).clamp(0, 1).cpu() for view in views
     )
-    if masking.ids_removed.shape[1]:
-        weight = model.unpatchify(removed.expand_as(patches)).cpu() * (1 - FAINT_WEIGHT) + FAINT_WEIGHT
+    if masking.ids_masked.shape[1]:
+        weight = model.unpatchify(mask.expand_as(patches)).cpu() * (1 - FAINT_WEIGHT) + FAINT_WEIGHT
         faint = reconstruction * weight + (1 - weight)
-        errors = take_patches((pred - target).square(), masking.ids_removed).mean(dim=(1, 2)).tolist()
-        noise = take_patches(model.patchify((reconstruction - original).square()), masking.ids_removed.cpu())
+        errors = take_patches((pred - target).square(), masking.ids_masked).mean(dim=(1, 2)).tolist()
+        noise = take_patches(model.patchify((reconstruction - original).square()), masking.ids_masked.cpu())
         psnrs = [-10 * math.log10(max(value, 1e-12)) for value in noise.mean(dim=(1, 2)).tolist()]
     else:
         faint = reconstruction

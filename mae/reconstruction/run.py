@@ -225,7 +225,7 @@ class _Masked:
     """The panels of an image under one mask, and the fraction of masked patches."""
 
     panels: Panels
-    removed_share: float
+    masked_share: float
 
 
 class Reconstructor:
@@ -308,13 +308,13 @@ class Reconstructor:
             mask = crop_to(mask, size)
         rows, columns = image.config.grid
         shares = image_to_tensor(mask.resize((columns, rows), Image.Resampling.BOX)).float().flatten(1) / 255
-        removed = (shares > 0.5).float()  # (1, L)
-        kept = int((removed == 0).sum())
+        masked = (shares > 0.5).float()  # (1, L)
+        kept = int((masked == 0).sum())
         if kept == 0:
             raise DataError(f"{self.config.mask} masks every patch", hint=_MASK_HINT)
-        if kept == removed.shape[1]:
+        if kept == masked.shape[1]:
             raise DataError(f"{self.config.mask} masks no patch", hint=_MASK_HINT)
-        return masking_from_order(removed.to(self.device), kept)
+        return masking_from_order(masked.to(self.device), kept)
 
     def reconstruct(self, image: FramedImage, masking: Masking) -> _Masked:
         """Predict all patches and make the panels."""
@@ -329,7 +329,7 @@ class Reconstructor:
                 f"{kind}, so these are assumed (--norm-pix on or off overrides this)"
             )
         (panels,) = make_panels(model, image.imgs, masking, pred, norm_pix=self.norm_pix)
-        return _Masked(panels, masking.ids_removed.shape[1] / masking.ids_restore.shape[1])
+        return _Masked(panels, masking.ids_masked.shape[1] / masking.ids_restore.shape[1])
 
 
 def _looks_normalised(model: MaskedAutoencoder, imgs: Tensor, masking: Masking, pred: Tensor) -> bool:
@@ -337,12 +337,12 @@ def _looks_normalised(model: MaskedAutoencoder, imgs: Tensor, masking: Masking, 
 
     Uses masked patches only; if there are none, some are masked for this test.
     """
-    if not masking.ids_removed.shape[1]:
+    if not masking.ids_masked.shape[1]:
         noise = torch.rand(masking.ids_restore.shape, generator=torch.Generator().manual_seed(0))
         masking = random_masking(noise.to(imgs.device), DEFAULT_MASK_RATIO)
         pred = predict(model, imgs, masking)
-    patches = take_patches(model.patchify(imgs), masking.ids_removed)
-    pred = take_patches(pred, masking.ids_removed)
+    patches = take_patches(model.patchify(imgs), masking.ids_masked)
+    pred = take_patches(pred, masking.ids_masked)
     mean, std = patch_statistics(patches)
     normalised = (patches - mean) / std
     raw_error = (pred - patches).square().mean() / patches.var()
@@ -350,9 +350,9 @@ def _looks_normalised(model: MaskedAutoencoder, imgs: Tensor, masking: Masking, 
 
 
 def _result(path: Path, framed: FramedImage, shot: _Masked) -> ImageResult:
-    known = shot.removed_share > 0
+    known = shot.masked_share > 0
     loss, psnr = (shot.panels.loss, shot.panels.psnr) if known else (None, None)
-    return ImageResult(path, framed.img_size, shot.removed_share, loss, psnr)
+    return ImageResult(path, framed.img_size, shot.masked_share, loss, psnr)
 
 
 def _animated(path: Path, framed: FramedImage, reconstructor: Reconstructor, ratio: float) -> Row:
@@ -360,7 +360,7 @@ def _animated(path: Path, framed: FramedImage, reconstructor: Reconstructor, rat
     kept = max(1, int(framed.config.num_patches * (1 - ratio)))
     shot = reconstructor.reconstruct(framed, masking_from_order(reconstructor.noise(framed), kept))
     caption = _caption(path, [_result(path, framed, shot)])
-    return Row(_images_of([shot]), f"{caption}   masked {shot.removed_share:.0%}")
+    return Row(_images_of([shot]), f"{caption}   masked {shot.masked_share:.0%}")
 
 
 def _images_of(shots: Sequence[_Masked]) -> list[Image.Image]:
@@ -372,14 +372,14 @@ def _images_of(shots: Sequence[_Masked]) -> list[Image.Image]:
 
 def _titles(shots: Sequence[_Masked]) -> list[str]:
     if len(shots) == 1:
-        return [f"{title} {shots[0].removed_share:.0%}" if title == "masked" else title for title in TITLES]
-    return ["original", *(f"{word} {shot.removed_share:.0%}" for shot in shots for word in ("masked", "with visible"))]
+        return [f"{title} {shots[0].masked_share:.0%}" if title == "masked" else title for title in TITLES]
+    return ["original", *(f"{word} {shot.masked_share:.0%}" for shot in shots for word in ("masked", "with visible"))]
 
 
 def _notes(shots: Sequence[_Masked], *, norm_pix: bool) -> list[str]:
     """The notes at the bottom of the page."""
-    notes = [FAINT_NOTE] if len(shots) == 1 and shots[0].removed_share else []
-    notes += [NOTHING_MASKED_NOTE] if len(shots) == 1 and not shots[0].removed_share else []
+    notes = [FAINT_NOTE] if len(shots) == 1 and shots[0].masked_share else []
+    notes += [NOTHING_MASKED_NOTE] if len(shots) == 1 and not shots[0].masked_share else []
     return notes + [NORM_PIX_NOTE] * norm_pix
 
 
@@ -396,7 +396,7 @@ def _separate(stem: Path, shots: Sequence[_Masked]) -> dict[Path, Image.Image]:
     """The panels of an image by file path."""
     views = {"original": shots[0].panels.original}
     for shot in shots:
-        share = f"-{shot.removed_share:.0%}".rstrip("%") if len(shots) > 1 else ""
+        share = f"-{shot.masked_share:.0%}".rstrip("%") if len(shots) > 1 else ""
         for title, view in zip(TITLES[1:], shot.panels.views[1:], strict=True):
             views[f"{title.replace(' ', '-')}{share}"] = view
     return {stem.with_name(f"{stem.name}-{name}.png"): tensor_to_image(view) for name, view in views.items()}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mae.reporting.curves import Curve, chart, evenly, thin, x_range_of
-from mae.reporting.render import LONGEST_TEXT, SHARED, render
+from mae.reporting.render import LONGEST_TEXT, SHARED, render, time_text
 from mae.reporting.run_log import LoggedEpoch, RunLog
 
 if TYPE_CHECKING:
@@ -313,11 +312,6 @@ def figure_text(value: float) -> str:
 
 def _percent(share: float) -> str:
     return f"{share:.1%}" if math.isfinite(share) else "-"
-
-
-def time_text(seconds: float) -> str:
-    """Seconds since 1970 as a date and time."""
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _duration(seconds: float) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mae.data.decoding.image import load_image
 from mae.errors import ConfigError, DataError
-from mae.io.files import refuse_input, refuse_place, write_atomically
+from mae.io.files import refuse_input, refuse_place, write_output
 from mae.io.notebook import Drawn, Table
 from mae.io.text import shown
 from mae.reconstruction.animation import write_animation
@@ -136,7 +136,7 @@ def _report_one(config: ReportConfig, run: Path) -> ReportResult:
     document = page(shown(name), log, images, notes, last_line(run), time.time(), state).encode()
     if config.animate is not None:
         notes += [note for note in _animate(config.animate, log) if note not in notes]
-    _write(config.out, document)
+    write_output(config.out, document, "--out")
     return _result(config, len(document), log, len(images), notes)
 
 
@@ -155,7 +155,7 @@ def _report_many(config: ReportConfig) -> ComparisonResult:
     ]
     settings = differing_settings([log.config for log in logs])
     document = comparison_page(compared, settings, notes, now).encode()
-    _write(config.out, document)
+    write_output(config.out, document, "--out")
     return ComparisonResult(
         out=config.out,
         size_bytes=len(document),
@@ -164,13 +164,6 @@ def _report_many(config: ReportConfig) -> ComparisonResult:
         images=sum(one.preview is not None for one in compared),
         notes=tuple(notes),
     )
-
-
-def _write(out: Path, document: bytes) -> None:
-    try:
-        write_atomically(out, lambda file: file.write(document))
-    except OSError as error:
-        raise ConfigError(f"--out {out}: {error.strerror}") from None
 
 
 def _images(previews: Iterable[Preview], notes: list[str]) -> list[PreviewImage]:
@@ -185,11 +178,7 @@ def _images(previews: Iterable[Preview], notes: list[str]) -> list[PreviewImage]
 
 
 def _image(preview: Preview) -> PreviewImage:
-    """Decode an untrusted image and encode it again, so that the page contains only its pixels.
-
-    Raises:
-        DataError: The file cannot be read as an image.
-    """
+    """Decode an untrusted image and encode it again, so that the page contains only its pixels."""
     image = load_image(preview.path)
     image.thumbnail((_WIDEST, 4 * _WIDEST))
     file = io.BytesIO()
@@ -203,9 +192,6 @@ def _animate(path: Path, log: RunLog) -> list[str]:
 
     Returns:
         Messages about previews that could not be read.
-
-    Raises:
-        ConfigError: No preview can be read, or the file cannot be written.
     """
     frames, notes = [], []
     for number in evenly(len(log.previews), _MOST_FRAMES):

@@ -367,12 +367,7 @@ def _unreadable(path: Path, notes: list[str]) -> tuple[tuple[str, str], ...]:
 
 
 def _text(path: Path) -> str:
-    """The content of a small file.
-
-    Raises:
-        OSError: The file cannot be opened.
-        ValueError: It is not a regular file, is too large, or is not UTF-8.
-    """
+    """The content of a small file."""
     if path.exists() and not path.is_file():
         raise ValueError("it is not a regular file")
     with path.open("rb") as file:

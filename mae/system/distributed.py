@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mae.errors import ConfigError, DataError, TrainingError
+from mae.io.text import first_line
 
 # For a process that hangs; if one dies, its connections break, and the others notice at once.
 TIMEOUT = datetime.timedelta(minutes=10)
@@ -74,7 +75,7 @@ class Ranks:
             )
             self.control = dist.new_group(backend="gloo", timeout=STARTUP_TIMEOUT)
         except (RuntimeError, ValueError) as error:
-            raise TrainingError(f"process {self.rank} cannot reach the others: {_first_line(error)}") from None
+            raise TrainingError(f"process {self.rank} cannot reach the others: {first_line(error)}") from None
 
     def begin_training(self) -> None:
         """Use the short timeout from here on, since all processes now take the same steps.
@@ -169,7 +170,7 @@ class Ranks:
         """
         time.sleep(GRACE)
         return TrainingError(
-            f"process {self.rank} of {self.size} lost contact with another one: {_first_line(error)}",
+            f"process {self.rank} of {self.size} lost contact with another one: {first_line(error)}",
             hint="the process that failed first says why; --resume continues from the last checkpoint",
         )
 
@@ -205,7 +206,3 @@ def is_lost(error: Exception) -> bool:
 
 
 _LOST: Sequence[str] = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "Broken pipe")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -24,21 +24,9 @@ _FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile",
 PROC = Path("/proc")
 CGROUP = Path("/sys/fs/cgroup")
 PACKAGES = (
-    "torch",
-    "torchvision",
-    "numpy",
-    "pillow",
-    "simplejpeg",
-    "safetensors",
-    "pyarrow",
-    "tensorboard",
-    "timm",
-    "transformers",
-    "typer",
-    "rich",
-    "filelock",
-    "jinja2",
-)
+    "torch", "torchvision", "numpy", "pillow", "simplejpeg", "safetensors", "pyarrow", "tensorboard", "timm",
+    "transformers", "typer", "rich", "filelock", "jinja2",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,16 +151,16 @@ def environment() -> dict[str, Any]:
     """The hardware and versions that affect a run's speed and results, as plain values. Loads torch."""
     import torch
 
-    from mae.system.device import resolve_device, resolve_precision
+    from mae.system.device import settle
 
-    device = resolve_device("auto")
+    computing = settle("auto", "auto")
     return {
         "maecli": mae.__version__,
         "python": platform.python_version(),
         **dataclasses.asdict(machine()),
         "gpus": graphics_cards(),
-        "device": device.type,
-        "precision": resolve_precision("auto", device),
+        "device": computing.device.type,
+        "precision": computing.precision,
         "threads": torch.get_num_threads(),
         "packages": {name: version for name, version in packages().items() if version is not None},
     }

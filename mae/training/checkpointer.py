@@ -6,7 +6,6 @@ import dataclasses
 import math
 import threading
 import time
-import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 from mae.checkpoints import load_checkpoint
 from mae.checkpoints.save import checkpoint_document, save
 from mae.errors import CheckpointError, MaeError, TrainingError
-from mae.io.text import typed
+from mae.io.text import first_line, typed
 from mae.system.distributed import Ranks
 from mae.system.environment import available_memory
 from mae.training.identity import recorded_settings
@@ -43,46 +42,36 @@ class SavedState:
     settings: dict[str, Any]
 
 
+@dataclasses.dataclass
 class Checkpointer:
     """Writes a run's states in a background thread while training continues.
 
     The thread gets a copy of weights and moments, so that a file has the state of one step. A sharded model is
     written by all processes together, and training waits for it.
 
-    Args:
+    Attributes:
         run: Folder of the run.
         training_step: Model, optimiser and scaler.
         ranks: The processes that share the run; the first one writes, or each writes its shards.
         args: The run's options under their official names.
         identity: What must not change when the run is resumed.
-        about: Metadata of the checkpoint in addition to the model's sizes.
         minutes: Longest time between two states, in minutes.
-        keep_every: Epochs between two checkpoints that are never deleted (``checkpoint-EPOCH.pth``).
         keep_last: Number of the newest states to keep; older ones are deleted.
+        keep_every: Epochs between two checkpoints that are never deleted (``checkpoint-EPOCH.pth``).
+        about: Metadata of the checkpoint in addition to the model's sizes.
     """
 
-    def __init__(
-        self,
-        run: RunFolder,
-        training_step: TrainingStep,
-        ranks: Ranks,
-        *,
-        args: Mapping[str, Any],
-        identity: Mapping[str, Any],
-        about: Mapping[str, Any] = types.MappingProxyType({}),
-        minutes: float,
-        keep_every: int = 1,
-        keep_last: int,
-    ) -> None:
-        self.run = run
-        self.training_step = training_step
-        self.ranks = ranks
-        self.args = args
-        self.identity = identity
-        self.about = about
-        self.seconds = minutes * 60
-        self.keep_every = keep_every
-        self.keep_last = keep_last
+    run: RunFolder
+    training_step: TrainingStep
+    ranks: Ranks
+    args: Mapping[str, Any]
+    identity: Mapping[str, Any]
+    minutes: float
+    keep_last: int
+    keep_every: int = 1
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
         self._saved_at = time.monotonic()
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
@@ -93,7 +82,7 @@ class Checkpointer:
 
     def due(self) -> bool:
         """Whether it is time to save. Also true if writing failed; ``save`` then raises the error."""
-        return self._failure is not None or time.monotonic() - self._saved_at >= self.seconds
+        return self._failure is not None or time.monotonic() - self._saved_at >= 60 * self.minutes
 
     def save(self, position: Position, *, keep: bool = False, wait: bool = False) -> None:
         """Write the state at a position.
@@ -250,8 +239,8 @@ def restore(state: SavedState, training_step: TrainingStep) -> None:
     try:
         training_step.restore(checkpoint.state, checkpoint.optimizer or {}, checkpoint.scaler or {})
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{state.path} is damaged, or belongs to another model: {reason}") from None
+        message = f"{state.path} is damaged, or belongs to another model: {first_line(error)}"
+        raise CheckpointError(message) from None
 
 
 def _load(path: Path) -> SavedState:
@@ -285,11 +274,7 @@ _KINDS = {"images_digest": str, "seed": int, "model": str, "compiled": bool, "se
 
 
 def _identity(values: Any) -> dict[str, Any]:
-    """The validated identity of a state.
-
-    Raises:
-        ValueError: An entry has an invalid value.
-    """
+    """The validated identity of a state."""
     if not isinstance(values, dict) or "batch_size" not in values:
         raise ValueError(f"wanted a dict with batch_size as the run's identity; got {type(values).__name__}")
     identity = {_OLDER_NAMES.get(str(name), str(name)): value for name, value in values.items()}
@@ -301,11 +286,7 @@ def _identity(values: Any) -> dict[str, Any]:
 
 
 def _check_counts(position: Position, identity: Mapping[str, Any]) -> None:
-    """Check that a position's step follows from its epoch and batch.
-
-    Raises:
-        ValueError: Epoch, batch and step contradict each other.
-    """
+    """Check that a position's step follows from its epoch and batch."""
     if not {"images", "batch_size", "accum_iter"} <= set(identity):
         return
     batches = identity["images"] // identity["batch_size"]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from mae.config import shared_option
 from mae.errors import ConfigError
 from mae.options import Preset, option, option_of, refuse_without_effect
-from mae.training.config import PretrainConfig, RunSettings, check_shard
+from mae.training.config import PretrainConfig, RunSettings
 
 HEAD_POOLS = ("mean", "cls")
 _MODEL = "Model"
@@ -145,17 +145,7 @@ class ClassifierConfig(RunSettings):
             raise ConfigError("--patch-size needs --from-scratch and --variant", hint="drop it")
         if self.resume is None and self.select == "last":  # a run that was begun with both goes on
             refuse_without_effect(self, "val_share", "with --select last, which holds no images out")
-        self.check_ranges()
-
-    @property
-    def shard(self) -> bool:
-        """Whether to shard the model; an option of ``finetune`` only, since a linear probe trains only a small head."""
-        return False
-
-    @property
-    def activation_checkpointing(self) -> bool:
-        """Whether to use activation checkpointing; ``finetune`` only, since a frozen encoder keeps no activations."""
-        return False
+        self.check()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,7 +217,6 @@ class FinetuneConfig(ClassifierConfig):
             refuse_without_effect(self, "mixup_prob", "with --mixup 0 and --cutmix 0")
         if self.resume is None and (not self.mixup or not self.cutmix):
             refuse_without_effect(self, "mixup_switch_prob", "unless both --mixup and --cutmix are above 0")
-        check_shard(self)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 
 class Throughput:
@@ -17,15 +16,12 @@ class Throughput:
         self._window: list[tuple[float, int, float]] = [(time.monotonic(), 0, 0.0)]
         self._epoch = self._window[0]
 
-    def waiting(self) -> Throughput:
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
         """A context manager whose time counts as waiting."""
-        return self
-
-    def __enter__(self) -> None:
-        self._entered = time.monotonic()
-
-    def __exit__(self, *_: Any) -> None:
-        self._wait += time.monotonic() - self._entered
+        began = time.monotonic()
+        yield
+        self._wait += time.monotonic() - began
 
     @contextmanager
     def paused(self) -> Iterator[None]:

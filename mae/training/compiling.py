@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from mae.io.text import first_line
+
 TIMED_STEPS = 5
 LEAST_GAIN = 1.02  # smaller differences are measurement noise
 
@@ -30,8 +32,7 @@ def compile_if_it_pays(plain: nn.Module, run: Callable[[nn.Module], None]) -> tu
         compiled: nn.Module = torch.compile(plain)  # type: ignore[assignment]
         run(compiled)
     except Exception as error:  # for instance no C++ compiler, no Triton, or a full disk
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return plain, False, f"torch.compile failed, so the step is not compiled: {reason[:200]}"
+        return plain, False, f"torch.compile failed, so the step is not compiled: {first_line(error)[:200]}"
     took = time.monotonic() - began
     seconds: dict[str, list[float]] = {"plain": [], "compiled": []}
     run(plain)

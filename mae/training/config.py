@@ -38,6 +38,11 @@ def _names(value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word for item in items for word in item.replace(",", " ").split()))
 
 
+def _size(help: str, **bounds: float) -> Any:
+    """The option of a size of the architecture."""
+    return option(None, help, default_text="the variant's", panel=_ARCHITECTURE, **bounds)
+
+
 class RunSettings:
     """Base class of the settings of all training runs; the subclasses declare the options."""
 
@@ -48,23 +53,36 @@ class RunSettings:
     lr: float | None
     min_lr: float
     init: Path | None
+    compile: bool
+    precision: str
     tensorboard: bool
     log_to: tuple[str, ...]
 
-    def check_ranges(self) -> None:
+    @property
+    def shard(self) -> bool:
+        """Whether to shard the model; no option of a linear probe, which trains only a small head."""
+        return False
+
+    @property
+    def activation_checkpointing(self) -> bool:
+        """Whether to use activation checkpointing; no option of a linear probe, whose encoder keeps no activations."""
+        return False
+
+    def check(self) -> None:
         """Check settings against each other.
 
         Raises:
             ConfigError: Two of them contradict each other.
         """
-        if self.crop_scale[0] > self.crop_scale[1]:
-            low, high = self.crop_scale
-            raise ConfigError(f"--crop-scale {low:g} {high:g}: the first number must not be above the second")
-        if self.crop_ratio[0] > self.crop_ratio[1]:
-            low, high = self.crop_ratio
-            raise ConfigError(f"--crop-ratio {low:g} {high:g}: the first number must not be above the second")
+        for flag, (low, high) in (("--crop-scale", self.crop_scale), ("--crop-ratio", self.crop_ratio)):
+            if low > high:
+                raise ConfigError(f"{flag} {low:g} {high:g}: the first number must not be above the second")
         if self.lr is not None and self.min_lr > self.lr:
             raise ConfigError(f"--min-lr {self.min_lr:g} is above --lr {self.lr:g}")
+        if self.shard and self.precision == "fp16":
+            raise ConfigError("--shard cannot be combined with --precision fp16", hint="use --precision bf16")
+        if self.shard and self.compile:
+            raise ConfigError("--shard cannot be combined with --compile", hint="drop one of them")
 
     def images_read(self) -> tuple[Path, ...]:
         """Every folder, file and URL whose images the run reads, for training or for measuring."""
@@ -118,27 +136,13 @@ class PretrainConfig(RunSettings):
         None, "Initialise the weights from a checkpoint file, run folder, builtin or released name.", panel=_MODEL
     )
 
-    embed_dim: int | None = option(None, "Encoder width.", low=4, default_text="the variant's", panel=_ARCHITECTURE)
-    depth: int | None = option(None, "Encoder blocks.", low=1, default_text="the variant's", panel=_ARCHITECTURE)
-    num_heads: int | None = option(
-        None, "Encoder attention heads.", low=1, default_text="the variant's", panel=_ARCHITECTURE
-    )
-    decoder_embed_dim: int | None = option(
-        None, "Decoder width.", low=4, default_text="the variant's", panel=_ARCHITECTURE
-    )
-    decoder_depth: int | None = option(
-        None, "Decoder blocks.", low=1, default_text="the variant's", panel=_ARCHITECTURE
-    )
-    decoder_num_heads: int | None = option(
-        None, "Decoder attention heads.", low=1, default_text="the variant's", panel=_ARCHITECTURE
-    )
-    mlp_ratio: float | None = option(
-        None,
-        "Hidden width of a block's MLP over the block's width.",
-        above=0,
-        default_text="the variant's",
-        panel=_ARCHITECTURE,
-    )
+    embed_dim: int | None = _size("Encoder width.", low=4)
+    depth: int | None = _size("Encoder blocks.", low=1)
+    num_heads: int | None = _size("Encoder attention heads.", low=1)
+    decoder_embed_dim: int | None = _size("Decoder width.", low=4)
+    decoder_depth: int | None = _size("Decoder blocks.", low=1)
+    decoder_num_heads: int | None = _size("Decoder attention heads.", low=1)
+    mlp_ratio: float | None = _size("Hidden width of a block's MLP over the block's width.", above=0)
 
     mask_ratio: float = option(0.75, "Fraction of the patches that is masked.", above=0, below=1, panel=_RECIPE)
     epochs: int = option(800, "Total number of epochs (400 in the official script).", low=1, panel=_RECIPE)
@@ -275,11 +279,10 @@ class PretrainConfig(RunSettings):
     )
 
     def __post_init__(self) -> None:
-        self.model_config().num_kept(self.mask_ratio)
-        if self.model_config().num_kept(self.mask_ratio) == self.model_config().num_patches:
-            raise ConfigError(f"--mask-ratio {self.mask_ratio:g} removes no patch, so there is no loss to train on")
-        self.check_ranges()
-        check_shard(self)
+        model = self.model_config()
+        if model.num_kept(self.mask_ratio) == model.num_patches:
+            raise ConfigError(f"--mask-ratio {self.mask_ratio:g} masks no patch, so there is no loss to train on")
+        self.check()
 
     def images_read(self) -> tuple[Path, ...]:
         """As for any run, with held-out and labelled images."""
@@ -356,18 +359,6 @@ def read_run_settings(run: Path, command: str) -> dict[str, Any]:
             hint=f"maecli {whose} --resume {typed(run)} resumes it; --out starts another run elsewhere",
         )
     return settings
-
-
-def check_shard(config: Any) -> None:
-    """Check that ``--shard`` is not combined with settings that do not support it, for any task.
-
-    Raises:
-        ConfigError: ``--shard`` is combined with fp16 or ``--compile``.
-    """
-    if config.shard and config.precision == "fp16":
-        raise ConfigError("--shard cannot be combined with --precision fp16", hint="use --precision bf16")
-    if config.shard and config.compile:
-        raise ConfigError("--shard cannot be combined with --compile", hint="drop one of them")
 
 
 def _plain(value: Any) -> Any:

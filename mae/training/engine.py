@@ -15,7 +15,7 @@ from torch import nn
 from mae.data.decoding.jpeg import resolve_decoder
 from mae.data.sources.scan import ImageScan, scan_images
 from mae.errors import DataError
-from mae.io.download import is_offline
+from mae.io.download import is_offline, no_downloads
 from mae.io.text import typed
 from mae.io.urls import url_of
 from mae.system.device import settle
@@ -68,11 +68,13 @@ class TaskType(Generic[Config]):
     Attributes:
         make: Makes the task from the settings and the images, before anything is written: the model with its initial
             weights, and everything else that the settings name, such as held-out images.
+        settle: Settles what only this task's settings leave open.
         is_complete: Whether a run whose last epoch is done has also written its other results.
     """
 
     make: Callable[[Start[Config], ImageScan], Task]
     is_complete: Callable[[RunFolder, Position], bool] = lambda folder, position: True
+    settle: Callable[[Config], Config] = lambda config: config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,21 +131,28 @@ def run_task(
     Raises:
         MaeError: As documented for the task's use case.
     """
-    start = _start(config, on_event, should_stop)
-    ended = _train(kind, start)
-    start.ranks.leave()
-    return ended
+    with no_downloads(config.offline):
+        start = _start(kind.settle(config), on_event, should_stop)
+        ended = _train(kind, start)
+        start.ranks.leave()
+        return ended
 
 
-def plan_task(kind: TaskType[Config], config: Config, on_event: Callable[[Event], None]) -> Started:
-    """Compute what ``run_task`` would do, up to its first step; nothing is written."""
-    start = _start(config, on_event, lambda: False, writes=False)
-    try:
-        _, planned = _prepare(start, kind.make(start, _scan(start)))
-    except (RuntimeError, MemoryError) as error:
-        raise start.explained(error) from None
-    start.ranks.leave()
-    return planned
+def plan_task(
+    kind: TaskType[Config], config: Config, on_event: Callable[[Event], None] = lambda event: None
+) -> Started:
+    """Compute what ``run_task`` would do, up to its first step; nothing is written.
+
+    The data is scanned, the model built and one batch timed, so an error that would stop the run is raised here too.
+    """
+    with no_downloads(config.offline):
+        start = _start(kind.settle(config), on_event, lambda: False, writes=False)
+        try:
+            _, planned = _prepare(start, kind.make(start, _scan(start)))
+        except (RuntimeError, MemoryError) as error:
+            raise start.explained(error) from None
+        start.ranks.leave()
+        return planned
 
 
 def _start(

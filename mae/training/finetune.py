@@ -7,16 +7,14 @@ from collections.abc import Callable
 
 from mae.data.classifier_augment import check_policy, resolve_augmenter
 from mae.data.sources.scan import ImageScan
-from mae.io.download import obeys_offline
 from mae.training.classifier_config import FinetuneConfig
 from mae.training.classifying import ClassifierResult, is_complete, make_classifier, result_of
-from mae.training.engine import Start, TaskType, plan_task, run_task
-from mae.training.events import Event, Started
+from mae.training.engine import Start, TaskType, run_task
+from mae.training.events import Event
 from mae.training.labelled import divide
 from mae.training.tasks.finetune import HEAD_STD, FinetuneTask
 
 
-@obeys_offline
 def finetune(
     config: FinetuneConfig,
     on_event: Callable[[Event], None] = lambda event: None,
@@ -38,25 +36,7 @@ def finetune(
         CheckpointError: ``init`` or the run's checkpoint cannot be used.
         TrainingError: Training failed, for instance because memory is full or the loss stays non-finite.
     """
-    return result_of(run_task(FINETUNING, _resolved(config), on_event, should_stop))
-
-
-@obeys_offline
-def plan_finetune(config: FinetuneConfig, on_event: Callable[[Event], None] = lambda event: None) -> Started:
-    """Compute what ``finetune`` would do with the same settings, up to its first step; nothing is written.
-
-    Args:
-        config: All settings.
-        on_event: Called with each event on the way.
-
-    Raises:
-        MaeError: As ``finetune``.
-    """
-    return plan_task(FINETUNING, _resolved(config), on_event)
-
-
-def _resolved(config: FinetuneConfig) -> FinetuneConfig:
-    return dataclasses.replace(config, augmenter=resolve_augmenter(config.augmenter))
+    return result_of(run_task(FINETUNING, config, on_event, should_stop))
 
 
 def _make(start: Start[FinetuneConfig], found: ImageScan) -> FinetuneTask:
@@ -70,4 +50,8 @@ def _make(start: Start[FinetuneConfig], found: ImageScan) -> FinetuneTask:
     return FinetuneTask(config, found, labelled, model, origin, notes)
 
 
-FINETUNING = TaskType(_make, is_complete)
+def _settle(config: FinetuneConfig) -> FinetuneConfig:
+    return dataclasses.replace(config, augmenter=resolve_augmenter(config.augmenter))
+
+
+FINETUNING = TaskType(_make, is_complete, _settle)

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mae.data.sources.scan import ImageScan
-from mae.io.download import obeys_offline
 from mae.training.classifier_config import LinprobeConfig
 from mae.training.classifying import ClassifierResult, is_complete, make_classifier, result_of
-from mae.training.engine import Start, TaskType, plan_task, run_task
-from mae.training.events import Event, Started
+from mae.training.engine import Start, TaskType, run_task
+from mae.training.events import Event
 from mae.training.labelled import divide
 from mae.training.tasks.linprobe import HEAD_STD, LinprobeTask
 
 
-@obeys_offline
 def linprobe(
     config: LinprobeConfig,
     on_event: Callable[[Event], None] = lambda event: None,
@@ -37,20 +35,6 @@ def linprobe(
         TrainingError: Training failed, for instance because memory is full or the loss stays non-finite.
     """
     return result_of(run_task(PROBING, config, on_event, should_stop))
-
-
-@obeys_offline
-def plan_linprobe(config: LinprobeConfig, on_event: Callable[[Event], None] = lambda event: None) -> Started:
-    """Compute what ``linprobe`` would do with the same settings, up to its first step; nothing is written.
-
-    Args:
-        config: All settings.
-        on_event: Called with each event on the way.
-
-    Raises:
-        MaeError: As ``linprobe``.
-    """
-    return plan_task(PROBING, config, on_event)
 
 
 def _make(start: Start[LinprobeConfig], found: ImageScan) -> LinprobeTask:

@@ -53,23 +53,19 @@ class FailedStep(NamedTuple):
     exact: bool
 
 
+@dataclasses.dataclass
 class StepMonitor:
     """Reads losses and gradient norms, on an accelerator up to 20 steps late.
 
-    Args:
+    Attributes:
         run, state: Run context and state; the sums and counts of the position are updated here.
         throughput: Images per second and time spent waiting for data.
     """
 
-    def __init__(self, run: Run, state: TrainingState, throughput: Throughput) -> None:
-        self.run = run
-        self.state = state
-        self.throughput = throughput
-        self.pending: list[PendingStep] = []
-
-    def add(self, step: PendingStep) -> None:
-        """Add a step whose loss is not read yet."""
-        self.pending.append(step)
+    run: Run
+    state: TrainingState
+    throughput: Throughput
+    pending: list[PendingStep] = dataclasses.field(default_factory=list)  # steps whose losses are not read yet
 
     @property
     def due(self) -> bool:

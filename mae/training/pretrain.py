@@ -7,18 +7,16 @@ from typing import Any
 
 from mae.checkpoints import load_checkpoint, load_weights
 from mae.data.sources.scan import ImageScan
-from mae.io.download import obeys_offline
 from mae.models import create_model
 from mae.system.seeding import derive_seed, seeded
 from mae.training.config import PretrainConfig
-from mae.training.engine import Ended, Start, TaskType, plan_task, run_task
-from mae.training.events import Event, PretrainResult, Started
+from mae.training.engine import Ended, Start, TaskType, run_task
+from mae.training.events import Event, PretrainResult
 from mae.training.previews import held_out_images
 from mae.training.probes import find_probe_data
 from mae.training.tasks.pretrain import PretrainingTask
 
 
-@obeys_offline
 def pretrain(
     config: PretrainConfig,
     on_event: Callable[[Event], None] = lambda event: None,
@@ -42,22 +40,6 @@ def pretrain(
     """
     ended = run_task(PRETRAINING, config, on_event, should_stop)
     return _result(ended, psnr_uses_original=config.norm_pix_loss)
-
-
-@obeys_offline
-def plan_run(config: PretrainConfig, on_event: Callable[[Event], None] = lambda event: None) -> Started:
-    """Compute what ``pretrain`` would do with the same settings, up to its first step; nothing is written.
-
-    The data is scanned, the model built and one batch timed, so an error that would stop the run is raised here too.
-
-    Args:
-        config: All settings.
-        on_event: Called with each event on the way.
-
-    Raises:
-        MaeError: As ``pretrain``.
-    """
-    return plan_task(PRETRAINING, config, on_event)
 
 
 def _make(start: Start[PretrainConfig], found: ImageScan) -> PretrainingTask:

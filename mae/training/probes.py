@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mae.data.eval_loader import EvalDataset, eval_batches
+from mae.data.eval_loader import EvalDataset, eval_batches, in_batches
 from mae.data.eval_transform import EvalTransform
 from mae.data.loader import loader_workers
 from mae.data.sources.base import ImageSource, Subset
@@ -30,7 +30,7 @@ from mae.evaluation.knn import knn
 from mae.evaluation.linear import linear
 from mae.evaluation.metrics import rank_me
 from mae.evaluation.results import nearest_k
-from mae.evaluation.splits import Split, make_split, read_labels, stratified
+from mae.evaluation.splits import Split, make_split, read_labels, refuse_unreadable_classes, stratified
 from mae.io.text import shown
 from mae.mae import MaskedAutoencoder
 from mae.system.device import autocast
@@ -129,15 +129,9 @@ class _Loader:
             source: The images.
             chosen: Numbers of the images to decode.
             option: The option that names the source, for messages.
-
-        Raises:
-            DataError: Too many images are unreadable.
         """
         ranks = self.ranks
-        batches = [
-            range(start, min(start + self.batch_size, len(chosen))) for start in range(0, len(chosen), self.batch_size)
-        ]
-        own = batches[ranks.rank :: ranks.size]
+        own = in_batches(range(len(chosen)), self.batch_size)[ranks.rank :: ranks.size]
         dataset = EvalDataset(Subset(source, chosen), self.transform, self.in_chans)
         workers = min(self.workers, len(own)) if len(chosen) >= FEWEST_FOR_WORKERS else 0
         loaded = list(eval_batches(dataset, own, workers=workers)) if own else []
@@ -196,11 +190,7 @@ def find_probe_data(
 
 
 def _labelled(data: Path, most: int, seed: int, loader: _Loader) -> tuple[Labelled, Sequence[str]]:
-    """The images of ``--probe``, split into a training and a test part; the split is the same in every process.
-
-    Raises:
-        DataError: There are no images, or the classes of the parts differ.
-    """
+    """The images of ``--probe``, split into a training and a test part; the split is the same in every process."""
     try:
         scan = scan_images([data])
         source = scan.images
@@ -222,14 +212,7 @@ def _labelled(data: Path, most: int, seed: int, loader: _Loader) -> tuple[Labell
         of[~teaches],
         len(split.classes),
     )
-    for part, left in (("training", found.train_labels), ("test", found.test_labels)):
-        counts = np.bincount(left, minlength=found.classes)
-        if not counts.all():
-            name = shown(split.classes[int(counts.argmin())])
-            raise DataError(
-                f"--probe {shown(data)}: no {part} image of {name} can be read",
-                hint="repair the images, or remove the folder",
-            )
+    refuse_unreadable_classes(split.classes, found.train_labels, found.test_labels, f"--probe {shown(data)}")
     return found, (*split.notes, *notes)
 
 
@@ -243,27 +226,25 @@ def _bounded(split: Split, most: int, seed: int) -> tuple[NDArray[np.int64], NDA
     )
 
 
+@dataclasses.dataclass
 class Probes:
     """Measures a model on images that it is not trained on.
 
-    Args:
+    Attributes:
         model: The model on its device; it may be sharded.
         data: The images.
         ranks: The processes that share the run; all of them must call the same methods.
         precision: Precision of the forward passes.
         epochs: Total number of epochs of the run; after the last one everything is measured.
-
-    Attributes:
         plan: What is measured and how long it takes; None before ``begin``, or if nothing is measured.
     """
 
-    def __init__(self, model: MaskedAutoencoder, data: ProbeData, ranks: Ranks, *, precision: str, epochs: int) -> None:
-        self.model = model
-        self.data = data
-        self.ranks = ranks
-        self.precision = precision
-        self.epochs = epochs
-        self.plan: ProbePlan | None = None
+    model: MaskedAutoencoder
+    data: ProbeData
+    ranks: Ranks
+    precision: str
+    epochs: int
+    plan: ProbePlan | None = None
 
     def begin(self, epochs: float, step: int, logged: Logged) -> Probed | None:
         """Compute the plan; measure once, unless the log of a resumed run has the durations.

@@ -14,6 +14,7 @@ from mae.checkpoints import build_model, load_checkpoint
 from mae.checkpoints.classifiers import pool_of
 from mae.checkpoints.load import Checkpoint
 from mae.errors import CheckpointError
+from mae.io.text import first_line
 from mae.models.classifier import ImageClassifier
 from mae.system.device import resolve_device, resolve_precision
 from mae.training.config import ReplayConfig
@@ -79,8 +80,7 @@ def replay(config: ReplayConfig) -> Replay:
         model.to(device).train()
         passes = [_take(model, loss, kept["images"], inputs, precision) for precision in precisions]
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{config.file} is damaged: {reason}") from None
+        raise CheckpointError(f"{config.file} is damaged: {first_line(error)}") from None
     return Replay(kept["step"], kept["lr"], kept["loss"], tuple(kept["files"]), tuple(passes))
 
 

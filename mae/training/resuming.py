@@ -223,11 +223,7 @@ def _batch_change(saved: SavedState | None, known: int, now: int, processes: int
 
 
 def _check_not_shorter(position: Position, epochs: int, run: RunFolder, *, resume: bool) -> None:
-    """Refuse fewer epochs than were begun.
-
-    Raises:
-        ConfigError: There are fewer.
-    """
+    """Refuse fewer epochs than were begun."""
     begun = position.epoch + (position.batch > 0)
     if epochs < begun:
         done = f"{position.epoch} are done" + (" and one is under way" if position.batch else "")
@@ -239,11 +235,7 @@ def _check_not_shorter(position: Position, epochs: int, run: RunFolder, *, resum
 
 
 def _check_extended(longest: int, epochs: int, request: str, run: RunFolder) -> None:
-    """Refuse to shorten a run that was extended, when the command that started it is repeated.
-
-    Raises:
-        ConfigError: It would become shorter.
-    """
+    """Refuse to shorten a run that was extended, when the command that started it is repeated."""
     if epochs < longest:
         raise ConfigError(
             f"{request} with --epochs {epochs} would take back that it was extended to {longest}",

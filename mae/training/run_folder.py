@@ -134,19 +134,16 @@ class RunFolder:
             self._refuse_foreign()
 
     def _refuse_foreign(self) -> None:
-        """Refuse to overwrite a finished run's result or files that no run wrote; a killed run's settings are accepted.
-
-        Raises:
-            ConfigError: The folder holds such files.
-        """
+        """Refuse to overwrite a finished run's result or files that no run wrote; a killed run's settings may stay."""
         names = (CONFIG_FILE, ENVIRONMENT_FILE, LOG_FILE, CLASSIFIER, RESULT_FILE, "replay.pth")
         there = [name for name in names if (self.path / name).exists()]
-        if RESULT_FILE in there and is_run_config(self.path / CONFIG_FILE):
+        of_a_run = is_run_config(self.path / CONFIG_FILE)
+        if RESULT_FILE in there and of_a_run:
             raise ConfigError(
                 f"{shown(self.path)} holds the result of a run whose checkpoints were removed; it would be overwritten",
                 hint="give --out another folder",
             )
-        if there and not is_run_config(self.path / CONFIG_FILE):
+        if there and not of_a_run:
             raise ConfigError(
                 f"{shown(self.path / there[0])} was not written by a run and would be overwritten",
                 hint="give --out another folder, or move the file away",

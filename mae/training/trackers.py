@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 
 from mae.errors import ConfigError
 from mae.io.files import write_atomically
+from mae.io.text import first_line
 from mae.training.events import Event, ImageUnreadable, Previewed, Scanned, Started, Stepped, TrackerFailed
 
 PROJECT = "maecli"  # project or experiment name, unless the tracker's environment variables set one
@@ -93,12 +94,13 @@ class Trackers:
         if not isinstance(event, Scanned | Started | ImageUnreadable):
             self.step = int(getattr(event, "step", self.step))
             prefix = "step" if isinstance(event, Stepped) else "epoch"
-            values = {f"{prefix}/{name}": value for name, value in figures(event).items()}
+            values, step = {f"{prefix}/{name}": value for name, value in figures(event).items()}, self.step
+            path = event.path if isinstance(event, Previewed) else None
             for thread in self._threads:
                 if values:
-                    thread.put(_logging(values, self.step))
-                if isinstance(event, Previewed):
-                    thread.put(_drawing(event.path, self.step))
+                    thread.put(lambda tracker: tracker.log(values, step))
+                if path is not None:
+                    thread.put(lambda tracker: tracker.image(path, step))
         self._tell_failures()
         self.on_event(event)
 
@@ -106,7 +108,7 @@ class Trackers:
         """Wait until all trackers are done, at most 30 seconds."""
         end = time.monotonic() + SECONDS_TO_CLOSE
         for thread in self._threads:
-            thread.finish()
+            thread.put(None)
         for thread in self._threads:
             thread.join(end)
         self._tell_failures()
@@ -116,14 +118,6 @@ class Trackers:
         for thread in self._threads:
             if (failure := thread.new_failure()) is not None:
                 self.on_event(TrackerFailed(thread.tracker, failure))
-
-
-def _logging(values: Mapping[str, float], step: int) -> Callable[[Tracker], None]:
-    return lambda tracker: tracker.log(values, step)
-
-
-def _drawing(path: Path, step: int) -> Callable[[Tracker], None]:
-    return lambda tracker: tracker.image(path, step)
 
 
 def figures(event: Event) -> dict[str, float]:
@@ -149,17 +143,13 @@ class _TrackerThread:
         self._thread.start()
 
     def put(self, entry: Callable[[Tracker], None] | None) -> None:
-        """Enqueue an entry; ignored after a failure."""
+        """Enqueue an entry, or None as the end; ignored after a failure."""
         if self._failure is not None:
             return
         try:
             self._entries.put_nowait(entry)
         except queue.Full:
             self._failure = f"it is more than {MOST_WAITING:,} entries behind"
-
-    def finish(self) -> None:
-        """Enqueue the end."""
-        self.put(None)
 
     def join(self, end: float) -> None:
         """Wait until the queue is processed, or until a deadline."""
@@ -181,8 +171,7 @@ class _TrackerThread:
                 entry(tracker)
             tracker.close()
         except BaseException as error:  # wandb and mlflow may raise any exception, SystemExit included
-            first = (str(error).strip().splitlines() or [""])[0]
-            self._failure = f"{type(error).__name__}: {first[:200]}"
+            self._failure = f"{type(error).__name__}: {first_line(error)[:200]}"
 
 
 class TensorBoard:

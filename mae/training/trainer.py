@@ -115,7 +115,7 @@ class Trainer:
             here, batch=here.batch + micro_batches, step=here.step + 1, lr_sum=here.lr_sum + lr * micro_batches
         )
         self.state.position = after
-        self.monitor.add(PendingStep(here, after, lr, torch.stack(losses), norm, step.loss_scale))
+        self.monitor.pending.append(PendingStep(here, after, lr, torch.stack(losses), norm, step.loss_scale))
         if self.monitor.due:
             self.read_losses()
 

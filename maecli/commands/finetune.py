@@ -29,8 +29,8 @@ def finetune(config: FinetuneConfig, output: Output, *, dry_run: bool) -> None:
 
       maecli finetune --resume finetuned
     """
+    from mae.training.finetune import FINETUNING
     from mae.training.finetune import finetune as use_case
-    from mae.training.finetune import plan_finetune
     from maecli.views.training import run_training, show_classifier
 
-    run_training(config, output, use_case, plan_finetune if dry_run else None, show_classifier)
+    run_training(config, output, use_case, FINETUNING if dry_run else None, show_classifier)

@@ -29,8 +29,8 @@ def linprobe(config: LinprobeConfig, output: Output, *, dry_run: bool) -> None:
 
       maecli linprobe --resume probed
     """
+    from mae.training.linprobe import PROBING
     from mae.training.linprobe import linprobe as use_case
-    from mae.training.linprobe import plan_linprobe
     from maecli.views.training import run_training, show_classifier
 
-    run_training(config, output, use_case, plan_linprobe if dry_run else None, show_classifier)
+    run_training(config, output, use_case, PROBING if dry_run else None, show_classifier)

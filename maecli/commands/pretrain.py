@@ -41,8 +41,8 @@ def pretrain(config: PretrainConfig, output: Output, *, dry_run: bool) -> None:
 
       maecli pretrain --resume runs/base
     """
-    from mae.training.pretrain import plan_run
+    from mae.training.pretrain import PRETRAINING
     from mae.training.pretrain import pretrain as use_case
     from maecli.views.training import run_training, show_pretraining
 
-    run_training(config, output, use_case, plan_run if dry_run else None, show_pretraining)
+    run_training(config, output, use_case, PRETRAINING if dry_run else None, show_pretraining)

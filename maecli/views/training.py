@@ -11,7 +11,7 @@ import typer
 
 from mae.evaluation.results import percent
 from mae.io.text import a_few, shown, typed
-from maecli.output import Output, as_document, warn_skipped
+from maecli.output import Output, as_document, fitted, plain_table, print_line, warn_skipped
 from maecli.stopping import StopOnSignal
 from maecli.views.progress import TrainingView, duration, psnr_text, show_plan
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mae.training.classifying import ClassifierResult
-    from mae.training.events import PretrainResult, Started
+    from mae.training.engine import TaskType
+    from mae.training.events import PretrainResult
 
     Result = TypeVar("Result", bound=PretrainResult | ClassifierResult)
 
@@ -30,23 +31,25 @@ def run_training(
     config: Any,
     output: Output,
     train: Callable[..., Result],
-    plan: Callable[..., Started] | None,
+    planned: TaskType[Any] | None,
     show: Callable[[Result, Output], None],
 ) -> None:
-    """Train and show the result, or with ``plan`` show only the plan.
+    """Train and show the result, or show only the plan.
 
     Args:
         config: All settings.
         output: Output of the command.
         train: The training use case.
-        plan: The use case of ``--dry-run``; None to train.
+        planned: The kind of training whose plan ``--dry-run`` shows; None to train.
         show: Shows the result of training; called in rank 0 only.
     """
     from mae.checkpoints.hub import announce_downloads
 
-    if plan is not None:
+    if planned is not None:
+        from mae.training.engine import plan_task
+
         with announce_downloads(output.download), TrainingView(output) as view:
-            show_plan(plan(config, view), output)
+            show_plan(plan_task(planned, config, view), output)
         return
     stop = StopOnSignal()
     speaks = os.environ.get("RANK", "0") == "0"  # only rank 0 prints
@@ -129,7 +132,7 @@ def _show_classifier(console: Console, result: ClassifierResult) -> None:
     if result.test is not None:
         _show_test(console, result)
     _show_waiting(console, result)
-    console.print(f"checkpoint  {shown(result.checkpoint)}", soft_wrap=True, markup=False)
+    print_line(console, f"checkpoint  {shown(result.checkpoint)}")
 
 
 def _show_waiting(console: Console, result: PretrainResult | ClassifierResult) -> None:
@@ -139,10 +142,7 @@ def _show_waiting(console: Console, result: PretrainResult | ClassifierResult) -
 
 
 def _show_test(console: Console, result: ClassifierResult) -> None:
-    from rich.table import Table
     from rich.text import Text
-
-    from maecli.output import fitted
 
     test = result.test
     assert test is not None
@@ -153,10 +153,7 @@ def _show_test(console: Console, result: ClassifierResult) -> None:
         soft_wrap=True,
     )
     worst = sorted(test.classes, key=lambda one: one.test.value)[:MOST_CLASSES]
-    table = Table(box=None, padding=(0, 2), pad_edge=False)
-    table.add_column("class")
-    table.add_column("test images", justify="right")
-    table.add_column("accuracy, %", justify="right")
+    table = plain_table("class", right=("test images", "accuracy, %"))
     for one in worst:
         table.add_row(Text(shown(one.name, 40)), f"{one.test_images:,}", percent(one.test))
     console.print(fitted(console, table))

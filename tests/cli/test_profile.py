@@ -307,7 +307,7 @@ def test_really_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--gpus", "0"], "--gpus must be at least 1"),
         (["--price", "1"], "--price needs --gpu or --measure"),
         (["--csv", "--json"], "--csv and --json: choose one"),
-        (["--mask-ratio", "1e-17"], "--mask-ratio 1e-17 removes none of the 196 patches of vit_tiny"),
+        (["--mask-ratio", "1e-17"], "--mask-ratio 1e-17 masks none of the 196 patches of vit_tiny"),
     ],
 )
 def test_nonsense_is_one_line(arguments: list[str], message: str) -> None:

@@ -53,7 +53,7 @@ def test_a_mask_is_a_choice_of_the_lowest_noise(seed: int, batch: int, patches: 
         return
     masking = random_masking(noise, ratio)
     kept = num_kept(patches, ratio)
-    everything = torch.cat([masking.ids_keep, masking.ids_removed], dim=1)
+    everything = torch.cat([masking.ids_keep, masking.ids_masked], dim=1)
     assert masking.ids_keep.shape == (batch, kept)
     for row, values in zip(everything.tolist(), noise.tolist(), strict=True):
         assert row == sorted(range(patches), key=lambda position: (values[position], position))

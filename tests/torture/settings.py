@@ -66,7 +66,7 @@ FILES: dict[str, tuple[str | bytes, str]] = {
     "a size that no memory holds": ("image_size = 16000000", "16000000x16000000 pixels has 1,000,000,000,000 patches"),
     "a size of 400 digits": ("image_size = 1" + "0" * 400, "wanted pixels as S or HxW.* got a number of 1329 bits"),
     "a ratio that leaves no patch": ("mask_ratio = 0.9999", "leaves none of 196 patches visible"),
-    "a ratio that removes no patch": ("mask_ratio = 1e-17", "--mask-ratio .* removes no patch"),
+    "a ratio that masks no patch": ("mask_ratio = 1e-17", "--mask-ratio .* masks no patch"),
     "the smaller share last": ("crop_scale = [0.8, 0.2]", r"--crop-scale 0.8 0.2.* \(set in \S*settings.toml\)"),
     "an end above the peak": ("lr = 1e-4\nmin_lr = 1e-3", r"--min-lr 0.001 is above --lr .* \(set in \S*settings"),
     "the same name twice": ("epochs = 1\nepochs = 2", "is not TOML: Cannot overwrite a value"),

@@ -48,7 +48,7 @@ def test_plain_arguments_and_field_names() -> None:
     result = mae.profile("vit_tiny", "vit_base", batch_size=8, image_size=64)
     assert [one.variant for one in result.variants] == ["vit_tiny", "vit_base"]
     assert (result.batch_size, result.image_size) == (8, (64, 64))
-    with pytest.raises(ConfigError, match=r"^mask_ratio=1e-17 removes none of the 196 patches of vit_tiny"):
+    with pytest.raises(ConfigError, match=r"^mask_ratio=1e-17 masks none of the 196 patches of vit_tiny"):
         mae.profile("vit_tiny", mask_ratio=1e-17)
 
 

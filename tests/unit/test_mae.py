@@ -77,7 +77,7 @@ def test_shapes_that_do_not_fit_are_named() -> None:
         with pytest.raises(ConfigError, match="mask ratio"):
             model(torch.zeros(2, 3, 16, 24), mask_ratio=ratio)
     for function in (model, model.pretraining_loss):
-        with pytest.raises(ValueError, match="the mask removes none"):
+        with pytest.raises(ValueError, match="the mask has none"):
             function(torch.zeros(2, 3, 16, 24), mask_ratio=0.0)
     with pytest.raises(ValueError, match="got 32 and 5"):
         Attention(32, 5)
@@ -128,10 +128,10 @@ def test_masking_keeps_the_lowest_noise_and_says_where_everything_went() -> None
     noise = torch.tensor([[0.3, 0.1, 0.9, 0.1, 0.5], [0.5, 0.4, 0.3, 0.2, 0.1]])
     masking = random_masking(noise, 0.5)
     assert masking.ids_keep.tolist() == [[1, 3], [4, 3]]  # int(5 * 0.5) = 2; ties in reading order
-    assert masking.ids_removed.tolist() == [[0, 4, 2], [2, 1, 0]]
+    assert masking.ids_masked.tolist() == [[0, 4, 2], [2, 1, 0]]
     assert masking.mask.tolist() == [[1, 0, 1, 0, 1], [1, 1, 1, 0, 0]]
     tokens = torch.randn(2, 5, 3)
-    shuffled = torch.cat([take_patches(tokens, masking.ids_keep), take_patches(tokens, masking.ids_removed)], dim=1)
+    shuffled = torch.cat([take_patches(tokens, masking.ids_keep), take_patches(tokens, masking.ids_masked)], dim=1)
     assert torch.equal(take_patches(shuffled, masking.ids_restore), tokens)
     assert masking_from_order(torch.tensor([[1.0, 0.0, 1.0, 0.0]]), 2).mask.tolist() == [[1, 0, 1, 0]]
     with pytest.raises(ValueError, match=r"noise must be \(B, L\); got \(4,\)"):

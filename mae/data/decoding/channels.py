@@ -72,9 +72,6 @@ def _value_range(image: Image.Image, most: int | None) -> tuple[float, float]:
 
     Integers up to 65535 are scaled by 65535, or by the file's value of white, so that images of one scanner stay
     comparable; floats within [0, 1] are scaled by 1; other values are scaled from the image's minimum to its maximum.
-
-    Raises:
-        DataError: The image holds NaN or infinity.
     """
     low, high = np.inf, -np.inf
     for strip in _strips(image):

@@ -192,11 +192,7 @@ def _kind_of_member(file: IO[bytes], member: _Member) -> FileKind:
 
 
 def _read(file: IO[bytes], offset: int, size: int, check: int) -> bytes:
-    """Read the content of a member.
-
-    Raises:
-        ValueError: The member is truncated or damaged.
-    """
+    """Read the content of a member."""
     file.seek(offset)
     data = file.read(size)
     if len(data) < size:

@@ -71,7 +71,27 @@ class ImageSource(abc.ABC):
             return decode_image(file, self.name(index), in_chans, on_note)
 
 
-class Subset(ImageSource):
+class WrappedSource(ImageSource):
+    """A source whose images are those of other sources."""
+
+    @abc.abstractmethod
+    def locate(self, index: int) -> tuple[ImageSource, int]:
+        """The source that holds an image, and the image's number in it."""
+
+    def name(self, index: int) -> Path:
+        source, number = self.locate(index)
+        return source.name(number)
+
+    def open(self, index: int) -> IO[bytes]:
+        source, number = self.locate(index)
+        return source.open(number)
+
+    def prefetch(self, index: int) -> None:
+        source, number = self.locate(index)
+        source.prefetch(number)
+
+
+class Subset(WrappedSource):
     """Some images of a source, in the order given.
 
     Args:
@@ -86,13 +106,9 @@ class Subset(ImageSource):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def name(self, index: int) -> Path:
-        """Name of the image in the source."""
-        return self.source.name(int(self.indices[index]))
-
-    def open(self, index: int) -> IO[bytes]:
-        """Open the image in the source."""
-        return self.source.open(int(self.indices[index]))
+    def locate(self, index: int) -> tuple[ImageSource, int]:
+        """In the source."""
+        return self.source, int(self.indices[index])
 
     @property
     def groups(self) -> Sequence[int]:
@@ -110,10 +126,6 @@ class Subset(ImageSource):
         """The source's shared memory."""
         return self.source.memories
 
-    def prefetch(self, index: int) -> None:
-        """As the source does."""
-        self.source.prefetch(int(self.indices[index]))
-
     @property
     def is_remote(self) -> bool:
         """Whether the source is remote."""
@@ -124,7 +136,7 @@ class Subset(ImageSource):
         return hashlib.blake2b(self.source.digest().encode() + self.indices.tobytes(), digest_size=8).hexdigest()
 
 
-class JoinedSource(ImageSource):
+class JoinedSource(WrappedSource):
     """Several sources, concatenated."""
 
     def __init__(self, parts: Sequence[ImageSource]) -> None:
@@ -134,29 +146,15 @@ class JoinedSource(ImageSource):
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def _find(self, index: int) -> tuple[ImageSource, int]:
+    def locate(self, index: int) -> tuple[ImageSource, int]:
+        """In one of the parts."""
         part = bisect.bisect_right(self._starts, index) - 1
         return self.parts[part], index - self._starts[part]
-
-    def name(self, index: int) -> Path:
-        """Name of the image in its part."""
-        part, place = self._find(index)
-        return part.name(place)
-
-    def prefetch(self, index: int) -> None:
-        """As the part does."""
-        part, place = self._find(index)
-        part.prefetch(place)
 
     @property
     def is_remote(self) -> bool:
         """Whether any part is remote."""
         return any(part.is_remote for part in self.parts)
-
-    def open(self, index: int) -> IO[bytes]:
-        """As the part does."""
-        part, place = self._find(index)
-        return part.open(place)
 
     def digest(self) -> str:
         """Hash of the digests of all parts, in order."""

@@ -24,17 +24,9 @@ ATTEMPTS = 5
 FIRST_PAUSE = 1.0  # seconds after the first failed attempt; doubled after each further one
 ATTEMPT_SECONDS = 60.0  # time limit of one attempt
 _VERSIONS = (
-    "ETag",
-    "etag",
-    "VersionId",
-    "generation",
-    "md5Hash",
-    "LastModified",
-    "Last-Modified",
-    "mtime",
-    "blob_id",
+    "ETag", "etag", "VersionId", "generation", "md5Hash", "LastModified", "Last-Modified", "mtime", "blob_id",
     "updated",
-)
+)  # fmt: skip
 _PASSING = (408, 425, 429)  # status codes below 500 for which another attempt may succeed
 # botocore's errors about what the user has set; another attempt is of no use.
 _SETTINGS_ERRORS = ("NoCredentialsError", "ParamValidationError", "PartialCredentialsError", "ProfileNotFound")
@@ -322,11 +314,7 @@ def _status(error: Exception) -> int | None:
 
 
 def _within(seconds: float, ask: Callable[[], Value]) -> Value:
-    """Call a function with a time limit; a call that hangs remains in its thread.
-
-    Raises:
-        TimeoutError: The call takes longer than ``seconds``.
-    """
+    """Call a function with a time limit; a call that hangs remains in its thread."""
     answers: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
 
     def run() -> None:

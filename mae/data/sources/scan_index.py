@@ -31,11 +31,6 @@ def stamp(info: os.stat_result) -> list[int]:
     return [info.st_dev, info.st_ino, info.st_mtime_ns, info.st_ctime_ns, info.st_size]
 
 
-def settled(info: os.stat_result) -> bool:
-    """Whether the last change is long enough ago to rely on the times."""
-    return max(info.st_mtime_ns, info.st_ctime_ns) < time.time_ns() - SETTLED_NS
-
-
 def as_text(name: bytes) -> str:
     """A name of any bytes as text for JSON."""
     return name.decode("latin-1")
@@ -71,7 +66,7 @@ class ScanIndex:
     def put(self, path: bytes, info: os.stat_result, values: Any, files: int) -> None:
         """Cache a value for a folder or archive; ``files`` is the number of files that were examined for it."""
         self._changed += files
-        if settled(info):
+        if max(info.st_mtime_ns, info.st_ctime_ns) < time.time_ns() - SETTLED_NS:
             self._seen[as_text(path)] = [stamp(info), values]
 
     def save(self) -> None:

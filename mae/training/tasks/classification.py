@@ -20,7 +20,7 @@ from mae.checkpoints.load import load_checkpoint
 from mae.checkpoints.run_states import CLASSIFIER
 from mae.checkpoints.save import checkpoint_document, save
 from mae.data.augment import Augmentation
-from mae.data.eval_loader import EvalDataset, eval_batches
+from mae.data.eval_loader import EvalDataset, eval_batches, in_batches
 from mae.data.eval_transform import EvalTransform
 from mae.data.loader import Batch, loader_workers
 from mae.data.sources.base import Subset
@@ -28,8 +28,8 @@ from mae.data.sources.scan import ImageScan
 from mae.data.transforms import normalise
 from mae.errors import CheckpointError, TrainingError
 from mae.evaluation.extract import check_unreadable
-from mae.evaluation.metrics import accuracy
-from mae.evaluation.results import Accuracy, ClassAccuracy
+from mae.evaluation.metrics import accuracy, by_class
+from mae.evaluation.results import Accuracy
 from mae.io.text import shown
 from mae.models.classifier import ImageClassifier
 from mae.models.registry import ENCODER_SIZES
@@ -301,7 +301,7 @@ class ClassificationTask(Task):
         indices: list[int] = part.images[own].tolist()
         dataset = EvalDataset(source, EvalTransform(sizes.img_size, self.config.crop_pct), sizes.in_chans)
         size = max(1, self.run.plan.global_batch_size // self.run.ranks.size)
-        batches = [indices[start : start + size] for start in range(0, len(indices), size)]
+        batches = in_batches(indices, size)
         device = self.run.device
         workers, pin_memory = loader_workers(self.config.workers, device), device.type == "cuda"
         empty = torch.zeros(1, sizes.in_chans, *sizes.img_size, dtype=torch.uint8, device=device)
@@ -359,13 +359,7 @@ def places(logits: Tensor, labels: Tensor) -> Tensor:
 
 def test_result(answers: Predictions, classes: Sequence[str], epochs: int, chosen: int) -> TestResult:
     """Compute the test metrics from the predictions."""
-    per_class = []
-    for number, name in enumerate(classes):
-        own = answers.truth == number
-        if own.any():
-            per_class.append(ClassAccuracy(name, int(own.sum()), accuracy(answers.predicted[own], answers.truth[own])))
-    confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    np.add.at(confusion, (answers.truth, answers.predicted), 1)
+    per_class, confusion = by_class(answers.predicted, answers.truth, classes)
     top5: Accuracy | None = None
     if len(classes) > TOP:
         within = (answers.place < TOP).astype(np.int64)
@@ -378,8 +372,8 @@ def test_result(answers: Predictions, classes: Sequence[str], epochs: int, chose
         top5=top5,
         loss=answers.loss,
         mean_class_accuracy=sum(one.test.value for one in per_class) / len(per_class),
-        classes=tuple(per_class),
-        confusion=tuple(tuple(int(count) for count in row) for row in confusion),
+        classes=per_class,
+        confusion=confusion,
         skipped=answers.unreadable,
         untested=tuple(name for number, name in enumerate(classes) if number not in answers.truth),
     )

@@ -606,7 +606,7 @@ def test_options_that_cannot_work(tmp_path: Path) -> None:
         ({"out": tmp_path / "x.png"}, "needs --checkpoint"),
         ({"out": tmp_path / "x.tif", "checkpoint": path}, r"must end in \.png"),
         ({"out": tmp_path / "no/x.png", "checkpoint": path}, "there is no folder"),
-        ({"mask_ratio": 0.0}, "removes no patch"),
+        ({"mask_ratio": 0.0}, "masks no patch"),
     ):
         with pytest.raises(ConfigError, match=message):
             compared(path, **options)  # type: ignore[arg-type]

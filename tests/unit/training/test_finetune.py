@@ -22,8 +22,9 @@ from mae.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mae.models.classifier import ImageClassifier
 from mae.reporting.run_log import read_run
 from mae.training.classifier_config import FinetuneConfig
+from mae.training.engine import plan_task
 from mae.training.events import Evaluating, Event, FinalTest, Started, Validated
-from mae.training.finetune import finetune, plan_finetune
+from mae.training.finetune import FINETUNING, finetune
 from mae.training.run_folder import Position, RunFolder
 from mae.training.tasks.classification import ClassificationTask, places
 from mae.training.tasks.finetune import layer_groups
@@ -447,7 +448,7 @@ def test_a_run_does_not_write_among_its_images(finetuning: FinetuneConfig, insid
         finetune(dataclasses.replace(finetuning, out=out))
     assert sorted(finetuning.data[0].rglob("*")) == before
     with pytest.raises(ConfigError, match="whose images are read"):
-        plan_finetune(dataclasses.replace(finetuning, out=out))
+        plan_task(FINETUNING, dataclasses.replace(finetuning, out=out))
 
 
 def test_a_policy_that_is_none(finetuning: FinetuneConfig) -> None:
@@ -474,7 +475,7 @@ def test_other_classes_are_another_run(finetuning: FinetuneConfig, tmp_path: Pat
 
 
 def test_a_dry_run_writes_nothing(finetuning: FinetuneConfig) -> None:
-    started = plan_finetune(finetuning)
+    started = plan_task(FINETUNING, finetuning)
     assert started.classification is not None
     assert started.classification.classes == ("blue", "green", "red")
     assert started.zero_prediction_loss == pytest.approx(1.0986, abs=1e-4)

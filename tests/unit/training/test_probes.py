@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import time
@@ -30,8 +31,9 @@ from mae.system.distributed import Ranks
 from mae.system.seeding import seeded, stream
 from mae.training import probes as probes_module
 from mae.training.config import PretrainConfig
+from mae.training.engine import plan_task
 from mae.training.events import EpochDone, Event, Probed, ProbePlan, Started
-from mae.training.pretrain import plan_run, pretrain
+from mae.training.pretrain import PRETRAINING, pretrain
 from mae.training.previews import held_out_images
 from mae.training.probes import MASK_SEED, Probes, find_probe_data
 from mae.training.run_folder import Logged
@@ -50,7 +52,7 @@ def quick_fit(monkeypatch: pytest.MonkeyPatch) -> None:
         train: torch.Tensor, labels: NDArray[np.int64], test: torch.Tensor, classes: int, *, seed: int
     ) -> LinearResult:
         means = torch.stack([train[torch.from_numpy(labels == number)].mean(dim=0) for number in range(classes)])
-        return LinearResult(torch.cdist(test, means).argmin(dim=1).numpy(), 1.0, None, 0)
+        return LinearResult(torch.cdist(test, means).argmin(dim=1).numpy(), 1.0, None)
 
     monkeypatch.setattr(probes_module, "linear", fit)
 
@@ -307,7 +309,7 @@ def test_bad_data_is_found_before_the_first_step(measured: PretrainConfig, tmp_p
         config = dataclasses.replace(measured, probe=tmp_path / "no_such_folder")
     elif kind == "a class unreadable":
         config = dataclasses.replace(measured, max_unreadable=0.5)
-    for run in (pretrain, plan_run):
+    for run in (pretrain, functools.partial(plan_task, PRETRAINING)):
         with pytest.raises(DataError, match=named) as caught:
             run(config)
         assert "--probe" in caught.value.message

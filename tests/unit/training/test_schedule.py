@@ -69,7 +69,7 @@ def test_settings_that_cannot_work() -> None:
     for changes, message in (
         ({"image_size": (100, 100)}, "not a whole number of patches"),
         ({"mask_ratio": 0.999}, "leaves none"),
-        ({"mask_ratio": 1e-17}, "removes no patch"),
+        ({"mask_ratio": 1e-17}, "masks no patch"),
         ({"crop_scale": (0.9, 0.2)}, "--crop-scale"),
         ({"crop_ratio": (2.0, 1.0)}, "--crop-ratio"),
         ({"lr": 1e-3, "min_lr": 1e-2}, "--min-lr"),
