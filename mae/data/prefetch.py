@@ -40,9 +40,14 @@ class Prefetcher:
         self._room.release()
 
     def stop(self) -> None:
-        """Stop fetching."""
+        """Stop fetching.
+
+        The thread that draws the order ends before this returns, because a thread that is inside torch when the
+        interpreter ends would abort the process. The others may still wait for the network.
+        """
         self._stopped.set()
         self._room.release()
+        self._threads[0].join()
 
     def _walk(self, batches: Iterable[list[Draw]]) -> None:
         for batch in batches:

@@ -110,7 +110,7 @@ class Checkpointer:
                 write(state)
                 self.check()
             else:
-                self._thread = threading.Thread(target=write, args=(state,), daemon=True)
+                self._thread = threading.Thread(target=write, args=(state,), daemon=True, name="checkpoint")
                 self._thread.start()
         if wait:
             self.finish()
@@ -126,6 +126,14 @@ class Checkpointer:
             self._thread.join()
             self._thread = None
         self.check()
+
+    def close(self) -> None:
+        """Wait until the pending state is written, and raise no error.
+
+        A thread that is inside torch when the interpreter ends would abort the process.
+        """
+        if self._thread is not None:
+            self._thread.join()
 
     def check(self) -> None:
         """Raise the error of the writing thread, if any."""

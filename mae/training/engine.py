@@ -299,6 +299,7 @@ def _prepare(start: Start[Any], task: Task) -> tuple[Trainer, Started]:
         keep_every=config.save_every,
         keep_last=config.keep_last,
     )
+    folder.when_released(checkpointer.close)
     trainer = Trainer(run, TrainingState(step, position), task, data, checkpointer)
 
     step_seconds = _time_batch(step, task, batch_size)

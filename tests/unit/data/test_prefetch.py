@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mae.data.prefetch import Prefetcher
@@ -64,3 +64,19 @@ def test_it_can_be_stopped() -> None:
     prefetcher = Prefetcher(Source(), BATCHES, ahead=1)
     prefetcher.stop()
     until(lambda: not any(thread.name.startswith("prefetch") for thread in threading.enumerate()))
+
+
+def test_nothing_draws_the_order_any_more_once_it_is_stopped() -> None:
+    drawing, drawn = threading.Event(), threading.Event()
+
+    def batches() -> Iterator[list[Draw]]:
+        drawing.set()
+        time.sleep(0.3)  # torch shuffles an epoch
+        drawn.set()
+        yield from BATCHES
+
+    prefetcher = Prefetcher(Source(), batches(), ahead=1)
+    assert drawing.wait(10)
+    prefetcher.stop()
+    assert drawn.is_set()
+    assert not any(thread.name == "prefetch order" for thread in threading.enumerate())

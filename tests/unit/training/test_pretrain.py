@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -414,6 +415,30 @@ def test_what_a_killed_run_left_half_written_is_removed(config: PretrainConfig) 
     (config.out / ".log.jsonl.1234.tmp").write_bytes(b"half")
     pretrain(config)
     assert not list(config.out.glob(".*.tmp"))
+
+
+def test_a_run_that_fails_first_completes_the_state_that_is_being_written(
+    config: PretrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread inside torch when the interpreter ends would abort the process."""
+    failed = threading.Event()
+    write = saving_module.save
+
+    def slow(path: Path, document: Any) -> None:
+        assert failed.wait(30)
+        time.sleep(0.3)
+        write(path, document)
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Stepped) and event.step == 4:
+            failed.set()
+            raise DataError("gone")
+
+    monkeypatch.setattr(saving_module, "save", slow)
+    with pytest.raises(DataError, match="gone"):
+        pretrain(dataclasses.replace(config, save_every=1), listen)
+    assert not any(thread.name == "checkpoint" for thread in threading.enumerate())
+    assert load_checkpoint(config.out / "checkpoint-last.pth").extra["maecli"]["position"]["step"] == 3
 
 
 def test_training_goes_on_while_a_state_is_written(
