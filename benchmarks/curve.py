@@ -1,4 +1,4 @@
-"""A run's loss over its epochs as a plain SVG, from its ``log.jsonl``.
+"""A run's loss over its epochs as a plain SVG, from its ``log.jsonl``; a run that continues another follows it.
 
 python benchmarks/curve.py run/log.jsonl --out docs/images/loss.svg
 """
@@ -70,11 +70,11 @@ def draw(epochs: list[dict[str, float]], nothing_learnt: float | None) -> str:
 def main() -> None:
     """Read, draw, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("log", type=Path)
+    parser.add_argument("log", type=Path, nargs="+")
     parser.add_argument("--nothing-learnt", type=float, help="Draw this line, too.")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    args.out.write_text(draw(read(args.log), args.nothing_learnt))
+    args.out.write_text(draw([epoch for log in args.log for epoch in read(log)], args.nothing_learnt))
     print(f"wrote {args.out}")
 
 

@@ -21,4 +21,18 @@ PRESETS: dict[str, Preset] = {
             "warmup_epochs": 5.0,
         },
     ),
+    "fast": Preset(
+        "useful features within an hour",
+        {
+            "variant": "vit_tiny",
+            "decoder_embed_dim": 128,
+            "decoder_depth": 1,
+            "decoder_num_heads": 4,
+            "crop_scale": (0.5, 1.0),
+            "batch_size": 64,
+            "lr": 1.5e-3,
+            "epochs": 20,
+            "warmup_epochs": 1.0,
+        },
+    ),
 }

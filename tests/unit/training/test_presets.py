@@ -28,7 +28,7 @@ def test_a_preset_is_a_copy() -> None:
 
 
 def test_no_such_preset() -> None:
-    with pytest.raises(ConfigError, match="--preset must be one of small; got 'smal'") as caught:
+    with pytest.raises(ConfigError, match="--preset must be one of small, fast; got 'smal'") as caught:
         preset_values("smal", PRESETS)
     assert caught.value.hint == "did you mean small?"
 
