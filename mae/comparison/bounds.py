@@ -39,7 +39,8 @@ def _zeros(one: Measures, fellows: Sequence[Measures]) -> Iterator[Finding]:
         if unit.is_matrix or unit.is_norm_weight or unit.role.endswith("_token"):
             yield Finding(unit.label, "all zeros", _UNUSUAL, True)
         elif is_bias and fellows and not _most(fellows, lambda other: other.constant == 0):
-            yield Finding(unit.label, "all zeros", f"in the other blocks their size is about {_rms(fellows)}", True)
+            size = math.exp(_usual([other.level for other in fellows]))
+            yield Finding(unit.label, "all zeros", f"in the other blocks their size is about {size:.2g}", True)
     elif one.zero_rows and not _most(fellows, lambda other: other.zero_rows > 0):
         yield Finding(unit.label, f"{one.zero_rows} of its {one.shape[0]} rows are zeros", _UNUSUAL, True)
     elif one.zero_columns and not _most(fellows, lambda other: other.zero_columns > 0):
@@ -173,10 +174,6 @@ def _most(fellows: Sequence[Measures], has: Callable[[Measures], bool]) -> bool:
 
 def _usual(numbers: Sequence[float]) -> float:
     return float(np.median(numbers)) if numbers else 0.0
-
-
-def _rms(fellows: Sequence[Measures]) -> str:
-    return f"{math.exp(_usual([other.level for other in fellows])):.2g}"
 
 
 # In order of priority: the first rule with a finding explains the tensor best.

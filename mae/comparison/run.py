@@ -240,7 +240,8 @@ def _computations(
     model = build_usable(checkpoint)
     loaded = model.state_dict()
     known = {key: tensor for key, tensor in checkpoint.state.items() if key in loaded}
-    lost = [key for key, tensor in known.items() if not _arrived(tensor, loaded[key])]
+    there = [key for key in known if not loaded[key].is_meta]
+    lost = [key for key in there if not torch.equal(known[key].float(), loaded[key])]
     del loaded
     single = _own(model, checkpoint, scene)
     on_step("computing in float64")
@@ -278,10 +279,6 @@ def _own(model: MaskedAutoencoder, checkpoint: Checkpoint, scene: _Scene) -> dic
             classifier = build_classifier(checkpoint)[0].to(model.cls_token.dtype)
             stages["logits"] = classifier(scene.imgs.to(model.cls_token.dtype))
     return stages
-
-
-def _arrived(tensor: Tensor, loaded: Tensor) -> bool:
-    return loaded.is_meta or torch.equal(tensor.float(), loaded)
 
 
 def _references(asked: str, checkpoint: Checkpoint) -> tuple[list[str], list[str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
-import math
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,7 +19,7 @@ from mae.reporting.config import SUFFIXES, ReportConfig
 from mae.reporting.curves import MOST_POINTS, evenly
 from mae.reporting.page import PreviewImage, page
 from mae.reporting.run_log import Preview, RunLog, read_run
-from mae.reporting.runs import RunSummary, last_line, run_state, summary_of
+from mae.reporting.runs import RunSummary, finite, last_line, run_state, summary_of
 from mae.reporting.side_by_side import ComparedRun, comparison_page, differing_settings, short_names
 
 _WIDEST = 1200  # largest width of an image on the page, pixels
@@ -219,19 +218,15 @@ def _result(config: ReportConfig, size: int, log: RunLog, images: int, notes: li
         finished=log.finished,
         logged_steps=len(log.steps),
         thinned_by=max(1, -(-len(log.steps) // MOST_POINTS)),
-        first_loss=_known(first.loss) if first else None,
-        last_loss=_known(last.loss) if last else None,
-        psnr=_known(log.previews[-1].psnr) if log.previews else None,
-        images_per_second=_known(last.images_per_second) if last else None,
-        data_wait=_known(last.data_wait) if last else None,
-        first_data_wait=_known(first.data_wait) if first else None,
+        first_loss=finite(first.loss) if first else None,
+        last_loss=finite(last.loss) if last else None,
+        psnr=finite(log.previews[-1].psnr) if log.previews else None,
+        images_per_second=finite(last.images_per_second) if last else None,
+        data_wait=finite(last.data_wait) if last else None,
+        first_data_wait=finite(first.data_wait) if first else None,
         images=images,
         unreadable=len(log.unreadable),
         environment_recorded=bool(log.environment),
         animation=config.animate,
         notes=tuple(notes),
     )
-
-
-def _known(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -169,7 +169,8 @@ def last_loss(log: RunLog) -> float | None:
     return next((loss for loss in losses if math.isfinite(loss)), None)
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """The value; None if it is NaN or infinite."""
     return value if math.isfinite(value) else None
 
 
@@ -223,9 +224,9 @@ def summary_of(run: Path, log: RunLog, now: float) -> RunSummary:
         wanted_epochs=log.wanted_epochs,
         loss=last_loss(log),
         psnr=psnr[-1] if psnr else None,
-        knn=_finite(log.newest("knn")),
-        linear=_finite(log.newest("linear")),
-        test=_finite(log.test.accuracy) if log.test else None,
+        knn=finite(log.newest("knn")),
+        linear=finite(log.newest("linear")),
+        test=finite(log.test.accuracy) if log.test else None,
         images_per_second=next((rate for rate in rates if math.isfinite(rate)), None),
         seconds_left=None if log.finished else log.seconds_left(),
         last_line=last_line(run),

@@ -39,18 +39,14 @@ def profile(config: ProfileConfig, output: Output) -> None:
     if config.csv:
         output.text(_csv(result))
         return
-    output.result(lambda: _document(result), lambda console: _show(console, result), _totals(result))
+    steps = "\n".join(str(one.compute.training_step) for one in result.variants)  # FLOPs for an image, a line each
+    output.result(lambda: _document(result), lambda console: _show(console, result), steps)
 
 
 def _show(console: Any, result: ProfileResult) -> None:
     from maecli.views.profile import show_profile
 
     show_profile(console, result)
-
-
-def _totals(result: ProfileResult) -> str:
-    """FLOPs of a training step per image, one line per variant."""
-    return "\n".join(str(one.compute.training_step) for one in result.variants)
 
 
 def _document(result: ProfileResult) -> dict[str, Any]:

@@ -107,7 +107,6 @@ class Subset(WrappedSource):
         return len(self.indices)
 
     def locate(self, index: int) -> tuple[ImageSource, int]:
-        """In the source."""
         return self.source, int(self.indices[index])
 
     @property
@@ -123,12 +122,10 @@ class Subset(WrappedSource):
 
     @property
     def memories(self) -> Sequence[SharedMemory]:
-        """The source's shared memory."""
         return self.source.memories
 
     @property
     def is_remote(self) -> bool:
-        """Whether the source is remote."""
         return self.source.is_remote
 
     def digest(self) -> str:
@@ -147,13 +144,11 @@ class JoinedSource(WrappedSource):
         return self._starts[-1]
 
     def locate(self, index: int) -> tuple[ImageSource, int]:
-        """In one of the parts."""
         part = bisect.bisect_right(self._starts, index) - 1
         return self.parts[part], index - self._starts[part]
 
     @property
     def is_remote(self) -> bool:
-        """Whether any part is remote."""
         return any(part.is_remote for part in self.parts)
 
     def digest(self) -> str:
@@ -170,7 +165,6 @@ class JoinedSource(WrappedSource):
 
     @property
     def memories(self) -> Sequence[SharedMemory]:
-        """The shared memory of all parts."""
         return [memory for part in self.parts for memory in part.memories]
 
 

@@ -50,11 +50,9 @@ class ImagePaths(ImageSource, Sequence[Path]):
         return Path(os.fsdecode(os.path.join(folder, self._names[start : int(self._ends[index])])))
 
     def name(self, index: int) -> Path:
-        """Path of the file."""
         return self[index]
 
     def open(self, index: int) -> IO[bytes]:
-        """Open the file."""
         return open_image(self[index])
 
     def digest(self) -> str:

@@ -204,15 +204,12 @@ class _Ranges(io.RawIOBase):
         self._at = 0
 
     def readable(self) -> bool:
-        """Always True."""
         return True
 
     def seekable(self) -> bool:
-        """Always True."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Set the position."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._remote.size}[whence]
         if base + offset < 0:
             raise ValueError("negative seek position")
@@ -220,7 +217,6 @@ class _Ranges(io.RawIOBase):
         return self._at
 
     def tell(self) -> int:
-        """The position."""
         return self._at
 
     def readinto(self, buffer: Any) -> int:

@@ -57,7 +57,6 @@ class RemoteArchiveSource(ArchiveSource):
 
     @property
     def is_remote(self) -> bool:
-        """Always True."""
         return True
 
     def _stamp(self, path: Path) -> list[int]:
@@ -93,7 +92,6 @@ class RemoteTableSource(TableSource):
 
     @property
     def is_remote(self) -> bool:
-        """Always True."""
         return True
 
     def _open(self, number: int) -> Any:
