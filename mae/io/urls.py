@@ -5,23 +5,40 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, urlsplit
 
 # ``Path`` reduces the double slash of a URL to one, and an absolute path has the current folder before it.
-_URL = re.compile(r"(?:^|/)([a-z][a-z0-9+.-]+):/+([^/].*)$", re.DOTALL)
+_URL = re.compile(r"(?:^|/)([a-zA-Z][a-zA-Z0-9+.-]+):/+([^/].*)$", re.DOTALL)
+_WEB = ("http", "https")  # only these have ports and fragments; ``#`` is a part of other stores' names
 
 
 def url_of(source: Path) -> str | None:
-    """The URL of a source; None if it is a local path."""
+    """The URL of a source, with its scheme in lower case; None if it is a local path."""
     # Path.exists raises an error if a name is too long.
     match = None if os.path.exists(source) else _URL.search(str(source))  # noqa: PTH110
-    return f"{match[1]}://{match[2]}" if match else None
+    return f"{match[1].lower()}://{match[2]}" if match else None
+
+
+def split_url(url: str) -> tuple[str, SplitResult]:
+    """Credentials of a URL, such as ``user:password``, and the parts of the URL without them.
+
+    A password may hold ``/``, ``?`` or ``#``, although they should be written as ``%2F``, ``%3F`` and ``%23``.
+    """
+    scheme, _, rest = url.partition("://")
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    user, at, _ = authority.rpartition("@")
+    _, colon, port = authority.rpartition(":")
+    if colon and not authority.endswith("]") and not (scheme in _WEB and (at or port.isdigit() or not port)):
+        user, at, _ = rest.rpartition("@")
+        user = user if at else authority
+    rest = rest[len(user) + len(at) :]
+    return user, urlsplit(f"{scheme}://{rest}", allow_fragments=scheme in _WEB)
 
 
 def public_url(url: str) -> str:
     """A URL without user, password, query and fragment, which may give access."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    _, parts = split_url(url)
+    return f"{parts.scheme}://{parts.netloc}{parts.path}"
 
 
 def public_name(source: Path) -> str:
@@ -32,8 +49,8 @@ def public_name(source: Path) -> str:
 
 def without_secrets(text: str, url: str) -> str:
     """Remove the secrets of ``url`` from a message that may quote the URL or a part of it."""
-    parts = urlsplit(url)
-    for secret in (parts.query, parts.fragment, parts.netloc.rpartition("@")[0], parts.password or ""):
+    user, parts = split_url(url)
+    for secret in (parts.query, parts.fragment, user, user.partition(":")[2]):
         if len(secret) > 3:
             text = text.replace(secret, "...")
     return re.sub(r"\?[^\s'\")]*", "?...", text)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from mae.data.block_cache import BLOCK_BYTES, BlockCache
 from mae.errors import ConfigError, DataError, MaeError
 from mae.io.download import cache_folder
 from mae.io.text import shown
-from mae.io.urls import public_url, without_secrets
+from mae.io.urls import public_url, split_url, without_secrets
 
 DEFAULT_CACHE_BYTES = 20 * 10**9
 BUFFER_BYTES = 1 << 16  # buffer of an open object
@@ -31,6 +32,9 @@ _PASSING = (408, 425, 429)  # status codes below 500 for which another attempt m
 # botocore's errors about what the user has set; another attempt is of no use.
 _SETTINGS_ERRORS = ("NoCredentialsError", "ParamValidationError", "PartialCredentialsError", "ProfileNotFound")
 _BESIDE_THE_EXTRA = {"gs": " gcsfs", "gcs": " gcsfs"}  # by scheme, packages that are needed besides the extra
+# By scheme of the stores whose URLs have no user and password, where credentials are read from.
+_STORES = dict.fromkeys(("s3", "s3a"), "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use ~/.aws")
+_STORES |= dict.fromkeys(("gs", "gcs"), "set GOOGLE_APPLICATION_CREDENTIALS") | {"hf": "set HF_TOKEN"}
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 Value = TypeVar("Value")
 
@@ -171,7 +175,9 @@ class RemoteObject:
             reason = f"the server answers {status}" if status else f"{words or type(error).__name__}"[:300]
         after = f", after {attempts} attempts" if attempts > 1 else ""
         hint = None
-        if isinstance(error, _TooMuchError):
+        if isinstance(error, FileNotFoundError) and "*" in self.name:
+            hint = "* is not expanded in a URL; train-{0000..0099}.tar names a hundred shards"
+        elif isinstance(error, _TooMuchError):
             hint = "the server seems to ignore byte ranges: download the file first"
         elif _status(error) in (401, 403) and urlsplit(self.url).scheme in ("http", "https"):
             hint = "is the URL complete? Its signature is never kept: maecli pretrain URL --resume RUN gives it again"
@@ -238,11 +244,16 @@ def remote_cache(most_bytes: int | None = None) -> BlockCache:
 
 def suffix_of(url: str) -> str:
     """Suffix of a URL's path in lower case, such as ``.tar``."""
-    return os.path.splitext(unquote(urlsplit(url).path))[1].lower()
+    return os.path.splitext(unquote(split_url(url)[1].path))[1].lower()
 
 
 def _check_address(url: str, name: str) -> None:
-    parts = urlsplit(url)
+    user, parts = split_url(url)
+    if user and (parts.scheme in _STORES or re.search("[/?#]", user)):
+        raise RemoteError(
+            f"{shown(name)}: the credentials before @ in the URL cannot be used",
+            hint=_STORES.get(parts.scheme, "write / as %2F, ? as %3F and # as %23 in a password"),
+        )
     if parts.scheme == "http" and parts.hostname not in _LOCAL_HOSTS:
         raise RemoteError(
             f"{shown(name)}: http is refused, because the data could be changed on its way",

@@ -109,7 +109,8 @@ def remote_objects(urls: Sequence[str], cache_bytes: int | None) -> list[RemoteO
         if suffix_of(url) not in SUFFIXES:
             raise RemoteError(
                 f"{shown(public_url(url))}: by URL only {', '.join(SUFFIXES)} are read",
-                hint="s3://bucket/train-{0000..0099}.tar names a hundred shards",
+                hint="s3://bucket/train-{0000..0099}.tar names a hundred shards; copy a folder, also that of a "
+                "litdata data set, to this machine first",
             )
     if is_offline():
         raise RemoteError(

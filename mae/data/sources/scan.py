@@ -20,7 +20,7 @@ from mae.data.sources.scan_index import ScanIndex
 from mae.errors import DataError
 from mae.io.download import no_downloads
 from mae.io.text import shown
-from mae.io.urls import public_url, url_of
+from mae.io.urls import public_name, public_url, url_of
 
 MOST_NAMES = 100_000  # that a name with braces may stand for
 _BRACES = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}|\{([^{}]*,[^{}]*)\}")
@@ -77,7 +77,12 @@ def scan_images(
     paths: list[Path] = []
     urls: list[str] = []
     for source in sources:
-        if url := url_of(source):
+        if (url := url_of(source)) and url.startswith("file://"):
+            local = "/" + url.removeprefix("file://")
+            raise DataError(
+                f"{shown(source)}: a file on this machine is given by its path", hint=f"give {shown(local)}"
+            )
+        if url:
             urls += expand_names(url)
         else:
             paths += expand_braces(source)
@@ -150,7 +155,9 @@ def expand_names(pattern: str) -> list[str]:
         return [pattern]
     total = math.prod(_count(match) for match in _BRACES.finditer(pattern))
     if total > MOST_NAMES:
-        raise DataError(f"{shown(pattern)} stands for {total:,} names; at most {MOST_NAMES:,} are read")
+        raise DataError(
+            f"{shown(public_name(Path(pattern)))} stands for {total:,} names; at most {MOST_NAMES:,} are read"
+        )
     return list(_expanded(pattern))
 
 

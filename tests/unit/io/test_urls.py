@@ -12,6 +12,7 @@ from mae.io.urls import public_name, public_url, url_of, without_secrets
 def test_what_is_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert url_of(Path("s3://bucket/a.tar")) == "s3://bucket/a.tar"
     assert url_of(Path("https://host/a.tar?x=1").absolute()) == "https://host/a.tar?x=1"
+    assert url_of(Path("S3://Bucket/A.tar")) == "s3://Bucket/A.tar"
     assert url_of(Path("photos")) is None
     assert url_of(Path("x" * 5000)) is None
     monkeypatch.chdir(tmp_path)
@@ -28,3 +29,33 @@ def test_no_secret_is_shown() -> None:
     said = without_secrets(f"403, url='{url}' (me:pass-word) ?X-Amz-Signature=other", url)
     for secret in ("abcdef", "pass-word", "other"):
         assert secret not in said
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(f"s3://KEY:{secret}@bucket/a.tar" for secret in ("secret", "se/cret", "se#cr?et", "12/cret", "a@b/cret")),
+        *(f"https://KEY:{secret}@bucket/a.tar" for secret in ("secret", "se/cret", "se#cr?et")),
+    ],
+)
+def test_no_password_is_shown_whatever_it_holds(url: str) -> None:
+    scheme, secret = url.split("://")[0], url.split("KEY:")[1].removesuffix("@bucket/a.tar")
+    assert public_url(url) == f"{scheme}://bucket/a.tar"
+    said = without_secrets(f"{url} {secret} KEY:{secret}", url)
+    assert said.replace("...", "").split() == [f"{scheme}://@bucket/a.tar"]
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("s3://KEY:secret", "s3://"),
+        ("s3://bucket/a#1.tar", "s3://bucket/a#1.tar"),
+        ("s3://bucket/a@2.tar", "s3://bucket/a@2.tar"),
+        ("hf://datasets/me/photos@main/a.tar", "hf://datasets/me/photos@main/a.tar"),
+        ("https://host:8443/a@2.tar", "https://host:8443/a@2.tar"),
+        ("https://[::1]:80/a@2.tar", "https://[::1]:80/a@2.tar"),
+        ("http://[::1]/a@2.tar", "http://[::1]/a@2.tar"),
+    ],
+)
+def test_public_names_of_unusual_urls(url: str, name: str) -> None:
+    assert public_url(url) == name

@@ -350,9 +350,50 @@ def test_offline_and_other_refusals(server: Server) -> None:
         ("https://host/x.jpg", "by URL only .tar, .zip, .parquet are read"),
         ("http://example.invalid/x.tar", "http is refused"),
         ("nonsense://host/x.tar", "nonsense"),
+        ("file:///photos/x.tar", "a file on this machine is given by its path"),
+        ("s3://KEY:se/cret@bucket/x.tar", "s3://bucket/x.tar: the credentials before @ in the URL cannot be used"),
+        ("https://me:se/cret@host/x.tar", "https://host/x.tar: the credentials before @ in the URL cannot be used"),
+        ("s3://bucket/optimized", "copy a folder, also that of a litdata data set, to this machine first"),
+        (server.url("train-*.tar"), "* is not expanded in a URL"),
     ):
-        with pytest.raises(DataError, match=re.escape(words)):
+        with pytest.raises(DataError) as caught:
             scan_images([Path(name)])
+        said = f"{caught.value.message} {caught.value.hint}"
+        assert words in said
+        assert "cret" not in said
+
+
+@pytest.mark.parametrize(("seed", "share"), [(0, 0.2), (1, 0.8)])
+def test_random_faults_change_no_weight(
+    seed: int, share: float, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends with the weights of a run without faults, or with an error that names the object."""
+    make_models_small(monkeypatch)
+    monkeypatch.setattr(mae.data.sources.remote, "ATTEMPT_SECONDS", 0.5)
+    monkeypatch.setattr(mae.data.sources.remote_sources, "GROUP_BYTES", 2000)
+    server.files["rest.zip"] = write_zip(tmp_path / "x.zip", CONTENT).read_bytes()
+    urls = (Path(server.url("train-{00..02}.tar")), Path(server.url("rest.zip")))
+    config = dataclasses.replace(small_config(tmp_path, tmp_path / "whole"), data=urls, epochs=1)
+    pretrain(config)
+    shutil.rmtree(tmp_path / "cache")
+    rng = np.random.default_rng(seed)
+    kinds = ["503", "500", "429", "break", "drop"]
+    for faults, these in ((server.faults, [*kinds, "short", "all"]), (server.info_faults, kinds)):
+        faults += [str(rng.choice(these)) if rng.random() < share else "" for _ in range(400)]
+    faulty = dataclasses.replace(config, out=tmp_path / "faulty", workers=1)
+    failure = ""
+    try:
+        pretrain(faulty)
+    except RemoteError as error:
+        failure = error.message
+    assert len(server.faults) < 400
+    server.faults.clear()
+    server.info_faults.clear()
+    if failure:
+        assert re.match(rf"{server.url('')}(train-0[0-2]\.tar|rest\.zip) cannot be read: ", failure)
+    else:
+        assert same(weights(config.out), weights(faulty.out))
+    assert bool(failure) == (share > 0.5)
 
 
 def test_training_is_the_same_as_from_files_and_goes_on_exactly(
