@@ -5,6 +5,7 @@ Everywhere else, keys have the names of the official release.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_WRAPPERS = ("model", "state_dict", "module", "model_state_dict")
+_WRAPPERS = ("model", "state_dict", "module", "model_state_dict", "target_encoder")  # the last one is I-JEPA's
 _PREFIXES = ("module.", "_orig_mod.", "model.", "encoder.")
 _DEEPEST = 8  # largest nesting of wrappers and prefixes; a file may contain itself
 
@@ -45,6 +46,10 @@ _HF_OTHERS = {
 
 # Keys by which other kinds or layouts of masked autoencoders are recognised.
 _FOREIGN = {
+    "modality_encoders.": "a data2vec 2.0 model",
+    "head.probe": "a SigLIP model",
+    "class_embedding": "a CLIP model",
+    "vision_model.": "a CLIP-like or SigLIP-like model",
     "encoder_to_decoder.": "the MAE-pytorch or VideoMAE layout",
     "to_patch_embedding": "the vit-pytorch layout",
     "encoder.pos_embedding": "the vit-pytorch layout",
@@ -65,6 +70,8 @@ _OTHER_ENCODERS = {
     ".gamma_1": "a model with LayerScale, such as BEiT",
     "layer_scale1": "a model with LayerScale, such as DINOv2 in transformers",
     ".q_norm.": "a model that normalises queries and keys",
+    "attn_pool.": "a model with attention pooling, such as SigLIP",
+    ".mlp.ffn_ln.": "an EVA-02 model",
     ".mlp.w12.": "a model with SwiGLU blocks, such as DINOv2 giant",
     "encoder_to_decoder.": "a MAE-pytorch model",
     "decoder.0.": "a SimMIM model",
@@ -187,7 +194,13 @@ def other_encoder(state: Mapping[str, Tensor]) -> str | None:
         return None  # a model of video, which the sizes tell
     if token is not None and token.ndim == 3 and token.shape[1] > 1:
         return f"a Pixio model, or another one with {token.shape[1]} class tokens"
-    return next((name for sign, name in _OTHER_ENCODERS.items() if any(sign in key for key in state)), None)
+    if found := next((name for sign, name in _OTHER_ENCODERS.items() if any(sign in key for key in state)), None):
+        return found
+    table = state.get("pos_embed")
+    without_token = token is None and table is not None and table.ndim == 3 and math.isqrt(table.shape[1]) ** 2
+    if without_token and without_token == table.shape[1] and not any(key.startswith("decoder_") for key in state):
+        return "a model without a class token, such as I-JEPA"
+    return None
 
 
 def is_crossmae(keys: Mapping[str, Any]) -> bool:

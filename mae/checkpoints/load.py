@@ -193,7 +193,10 @@ def _load(path: Path, num_heads: int | None, decoder_num_heads: int | None) -> C
         grid=_grid(state),
     )
     if not {"patch_embed.proj.weight", "cls_token"} & set(state):
-        raise CheckpointError(f"{path} is not a masked autoencoder that can be read: {_what_it_holds(tensors)}")
+        raise CheckpointError(
+            f"{path} is not a masked autoencoder that can be read: {_what_it_holds(tensors)}",
+            hint="the model's own code, timm or transformers read it" if foreign_layout(tensors) else None,
+        )
     if (other := other_encoder(state)) is not None:
         raise CheckpointError(
             f"{path} is {other}, whose encoder is not the official one",

@@ -377,6 +377,12 @@ def without(*parts: str) -> dict[str, Tensor]:
             without("mask_token") | {"encoder.rel_pos_bias.relative_position_bias_table": torch.zeros(732, 12)},
             "a BEiT or SimMIM model",
         ),
+        (without("mask_token") | {"encoder.attn_pool.latent": torch.zeros(1, 1, 128)}, "such as SigLIP"),
+        (without("mask_token") | {"encoder.blocks.0.mlp.ffn_ln.weight": torch.zeros(128)}, "an EVA-02 model"),
+        (
+            without("mask_token", "cls_token", "pos_embed") | {"encoder.pos_embed": torch.zeros(1, 16, 128)},
+            "a model without a class token, such as I-JEPA",
+        ),
     ],
 )
 def test_models_whose_keys_begin_like_ours_are_named(state: dict[str, Tensor], name: str, tmp_path: Path) -> None:
@@ -385,6 +391,21 @@ def test_models_whose_keys_begin_like_ours_are_named(state: dict[str, Tensor], n
     with pytest.raises(CheckpointError, match=name) as caught:
         read(tmp_path, {"model": state})
     assert caught.value.hint is not None
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("modality_encoders.IMAGE.extra_tokens", "a data2vec 2.0 model"),
+        ("visual.class_embedding", "a CLIP model"),
+        ("vision_model.head.probe", "a SigLIP model"),
+    ],
+)
+def test_other_vision_towers_are_named(key: str, name: str, tmp_path: Path) -> None:
+    from mae.errors import CheckpointError
+
+    with pytest.raises(CheckpointError, match=f"its keys are those of {name}"):
+        read(tmp_path, {"model": {key: torch.zeros(1, 1, 128)}})
 
 
 def test_pixio_in_transformers_names(tmp_path: Path) -> None:
