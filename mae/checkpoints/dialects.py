@@ -197,8 +197,9 @@ def other_encoder(state: Mapping[str, Tensor]) -> str | None:
     if found := next((name for sign, name in _OTHER_ENCODERS.items() if any(sign in key for key in state)), None):
         return found
     table = state.get("pos_embed")
-    without_token = token is None and table is not None and table.ndim == 3 and math.isqrt(table.shape[1]) ** 2
-    if without_token and without_token == table.shape[1] and not any(key.startswith("decoder_") for key in state):
+    if token is not None or table is None or table.ndim != 3 or any(key.startswith("decoder_") for key in state):
+        return None
+    if math.isqrt(table.shape[1]) ** 2 == table.shape[1]:
         return "a model without a class token, such as I-JEPA"
     return None
 
