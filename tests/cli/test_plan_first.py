@@ -108,7 +108,11 @@ def test_what_is_typed_wins_over_a_file_and_that_over_the_preset(photos: Path, h
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["{photos}", "--preset", "smal"], 2, "--preset must be one of small, fast; got 'smal'\nhint: did you mean small?"),
+        (
+            ["{photos}", "--preset", "smal"],
+            2,
+            "--preset must be one of small, fast; got 'smal'\nhint: did you mean small?",
+        ),
         (
             ["{photos}", "--preset", "small", "--min-lr", "1"],
             2,
