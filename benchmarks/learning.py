@@ -291,7 +291,7 @@ def pretraining_loss(model: Any, arm: Arm, pixels: Tensor, generator: torch.Gene
     if arm.cross:
         prediction = predict_by_cross_attention(model.decoder, latent, masking.ids_keep, ids)
     else:
-        prediction = model.decoder.predict_removed(latent, Masking(masking.ids_keep, ids, masking.ids_restore))
+        prediction = model.decoder.predict_masked(latent, Masking(masking.ids_keep, ids, masking.ids_restore))
     return (prediction - model.target(take_patches(patches, ids))).square().mean()
 
 

@@ -70,7 +70,7 @@ class MAEDecoder(nn.Module):
         out: Tensor = self.pred(self.norm(x))[:, 1:]  # without the class token's prediction
         return out
 
-    def predict_removed(self, latent: Tensor, masking: Masking) -> Tensor:
+    def predict_masked(self, latent: Tensor, masking: Masking) -> Tensor:
         """Predict the masked patches only: the same values as ``forward``, with less computation.
 
         Attention does not depend on the order of the tokens, so they stay in the order [class | visible | masked]. In

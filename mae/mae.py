@@ -247,7 +247,7 @@ class MaskedAutoencoder(nn.Module):
         """The loss of ``forward``, with the same gradients and less computation; scalar.
 
         Only the visible patches are embedded, and only the masked ones are predicted (see
-        ``MAEDecoder.predict_removed``). The loss is computed in float32 or a wider type.
+        ``MAEDecoder.predict_masked``). The loss is computed in float32 or a wider type.
 
         Args, Raises: As ``forward``.
         """
@@ -257,7 +257,7 @@ class MaskedAutoencoder(nn.Module):
         patches = self.patchify(imgs)  # (B, L, p * p * C)
         visible = self.patch_embed.embed(take_patches(patches, masking.ids_keep))
         latent = self._encode(visible + F.embedding(masking.ids_keep, self.pos_embed[0, 1:]))
-        pred = self.decoder.predict_removed(latent, masking)
+        pred = self.decoder.predict_masked(latent, masking)
         # Every image has the same number of masked patches, so the mean over all values equals the official mean.
         target = self.target(take_patches(patches, masking.ids_masked))
         if pred.dtype in (torch.float16, torch.bfloat16):

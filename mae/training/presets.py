@@ -22,7 +22,7 @@ PRESETS: dict[str, Preset] = {
         },
     ),
     "fast": Preset(
-        "useful features within an hour",
+        "small models and little time",
         {
             "variant": "vit_tiny",
             "decoder_embed_dim": 128,

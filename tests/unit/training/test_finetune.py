@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import functools
 import json
 import os
@@ -136,12 +137,16 @@ def test_a_run_begun_with_options_that_are_refused_today_goes_on(
     assert finetune(dataclasses.replace(older, resume=older.out)).epochs == older.epochs
 
 
-def test_a_read_only_run_folder_is_named(finetuning: FinetuneConfig) -> None:
+def test_a_read_only_run_folder_is_named(finetuning: FinetuneConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     path = killed_before_another_schedule(finetuning)
     finetuning.out.chmod(0o555)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
     try:
-        if os.access(finetuning.out, os.W_OK):
-            pytest.skip("permission bits have no effect for this user")
+        if os.access(finetuning.out, os.W_OK):  # for root, who ignores permission bits, the first write is refused
+            monkeypatch.setattr("mae.training.run_folder.take_lock", refuse)
         with pytest.raises(ConfigError, match="run: Permission denied"):
             finetune(dataclasses.replace(finetuning, resume=finetuning.out, epochs=4))
         assert path.exists()
