@@ -110,7 +110,7 @@ def test_a_test_past_its_time_ends_with_its_processes(tmp_path: Path) -> None:
     )
     words = ["-m", "pytest", "-q", "--rootdir", tmp_path, "-c", ROOT / "pyproject.toml", "-p", "tests.conftest"]
     began = time.monotonic()
-    done = finish(fork(*words, "-p", "no:cacheprovider", "--timeout", "1", tmp_path / "test_endless.py"))
+    done = finish(fork(*words, "-n", "0", "-p", "no:cacheprovider", "--timeout", "1", tmp_path / "test_endless.py"))
     assert done.returncode == 1
     assert "Timeout (>1.0s)" in done.stdout
     assert time.monotonic() - began < 60
