@@ -6,7 +6,7 @@ import dataclasses
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -212,14 +212,14 @@ class Checkpointer:
                 raise TrainingError(error.message) from None
 
 
-def newest_state(run: RunFolder) -> tuple[SavedState | None, tuple[str, ...]]:
-    """The newest readable state (None if the run has none), and a message for each newer unreadable one.
+def newest_state(states: Iterable[Path]) -> tuple[SavedState | None, tuple[str, ...]]:
+    """The newest readable one of a run's states (None if there are none), and a message for each newer unreadable one.
 
     Raises:
-        CheckpointError: The run has states, but none of them can be read.
+        CheckpointError: There are states, but none of them can be read.
     """
     broken: list[CheckpointError] = []
-    for path in run.states():
+    for path in states:
         try:
             state = _load(path)
         except CheckpointError as error:

@@ -87,7 +87,7 @@ def _roll_back(run: Run, state: TrainingState, data: DataModule, checkpointer: C
     """Restore the newest saved state and continue with another image order; False if there is no state."""
     checkpointer.finish()
     run.ranks.wait()
-    saved, _ = newest_state(run.folder)
+    saved, _ = newest_state(run.folder.states())
     if saved is None:
         return False
     run.folder.set_aside_newer(saved.path)

@@ -139,7 +139,7 @@ def take_up(run: RunFolder, config: RunConfig, recorded: Mapping[str, Any] | Non
         CheckpointError: No state can be read.
     """
     request = f"{'--resume' if config.resume is not None else '--auto-resume:'} {shown(run.path)}"
-    saved, warnings = newest_state(run)
+    saved, warnings = newest_state(run.states())
     if saved is None and recorded is None:
         raise ConfigError(
             f"{request}: there is no checkpoint-last.pth and no config.toml in it", hint="give a run's folder"

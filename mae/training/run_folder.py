@@ -109,11 +109,8 @@ class RunFolder:
 
     Args:
         path: The folder; ``make`` creates it.
-        resume: Whether the folder holds the run to resume; otherwise it must not hold a run.
+        resume: Whether the folder holds the run to resume.
         writes: Whether this process writes files; only one process of a run does.
-
-    Raises:
-        ConfigError: The folder holds a run, and ``resume`` is false.
     """
 
     def __init__(self, path: Path, *, resume: bool, writes: bool = True) -> None:
@@ -124,30 +121,6 @@ class RunFolder:
         self._unlock: Callable[[], None] | None = None
         self._made: list[Path] = []
         self._closing: list[Callable[[], None]] = []
-        refuse_place(path, "--out", folder=True)
-        if not resume and self.states():
-            raise ConfigError(
-                f"{path} already holds a run",
-                hint=f"resume it with --resume {typed(path)} (or --auto-resume), or start another with --out FOLDER",
-            )
-        if not resume:
-            self._refuse_foreign()
-
-    def _refuse_foreign(self) -> None:
-        """Refuse to overwrite a finished run's result or files that no run wrote; a killed run's settings may stay."""
-        names = (CONFIG_FILE, ENVIRONMENT_FILE, LOG_FILE, CLASSIFIER, RESULT_FILE, "replay.pth")
-        there = [name for name in names if (self.path / name).exists()]
-        of_a_run = is_run_config(self.path / CONFIG_FILE)
-        if RESULT_FILE in there and of_a_run:
-            raise ConfigError(
-                f"{shown(self.path)} holds the result of a run whose checkpoints were removed; it would be overwritten",
-                hint="give --out another folder",
-            )
-        if there and not of_a_run:
-            raise ConfigError(
-                f"{shown(self.path / there[0])} was not written by a run and would be overwritten",
-                hint="give --out another folder, or move the file away",
-            )
 
     def make(self) -> None:
         """Create the folder if it does not exist, and lock it.
@@ -440,24 +413,44 @@ def _whole_lines(path: Path) -> list[str]:
     return lines if not lines or lines[-1].endswith("\n") else lines[:-1]
 
 
-def holds_run(path: Path) -> bool:
-    """Whether a folder holds a state that a run can resume from."""
-    return bool(run_states(path))
-
-
 def open_run(config: Config, *, writes: bool) -> tuple[RunFolder, Config | None]:
     """The folder of a new or resumed run, and the settings that a resumed one has recorded; None if there are none.
 
     Raises:
-        ConfigError: The folder cannot be used, or a new run's images lie in it.
+        ConfigError: The folder cannot be used: a new run would overwrite another run or its own images.
     """
     path = config.resume or config.out
-    resume = config.resume is not None or (config.auto_resume and holds_run(path))
+    refuse_place(path, "--out", folder=True)
+    states = run_states(path)
+    resume = config.resume is not None or (config.auto_resume and bool(states))
     folder = RunFolder(path, resume=resume, writes=writes)
     if resume:
         return folder, folder.read_config(type(config))
+    if states:
+        raise ConfigError(
+            f"{path} already holds a run",
+            hint=f"resume it with --resume {typed(path)} (or --auto-resume), or start another with --out FOLDER",
+        )
+    _refuse_foreign(path)
     refuse_inside(path, "--out", [one for one in config.images_read() if url_of(one) is None])
     return folder, None
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Refuse to overwrite a finished run's result or files that no run wrote; a killed run's settings may stay."""
+    names = (CONFIG_FILE, ENVIRONMENT_FILE, LOG_FILE, CLASSIFIER, RESULT_FILE, "replay.pth")
+    there = [name for name in names if (path / name).exists()]
+    of_a_run = is_run_config(path / CONFIG_FILE)
+    if RESULT_FILE in there and of_a_run:
+        raise ConfigError(
+            f"{shown(path)} holds the result of a run whose checkpoints were removed; it would be overwritten",
+            hint="give --out another folder",
+        )
+    if there and not of_a_run:
+        raise ConfigError(
+            f"{shown(path / there[0])} was not written by a run and would be overwritten",
+            hint="give --out another folder, or move the file away",
+        )
 
 
 def write_in_run(path: Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mae.checkpoints.run_states import run_states
 from mae.training.config import PretrainConfig, settings_of_resumed
 from mae.training.presets import PRESETS
 from maecli.options import command_from
@@ -18,12 +19,8 @@ SWITCHES = {"dry_run": "Print the plan of the run with warnings, and stop; nothi
 
 def written_config(config: PretrainConfig | ClassifierConfig) -> Path | None:
     """The config.toml that a new run writes; None for a resumed run, which has it already."""
-    if config.auto_resume:
-        from mae.training.run_folder import holds_run
-
-        if holds_run(config.out):
-            return None
-    return None if config.resume else config.out / "config.toml"
+    resumed = config.resume or (config.auto_resume and run_states(config.out))
+    return None if resumed else config.out / "config.toml"
 
 
 @command_from(

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from mae.checkpoints import load_checkpoint
+from mae.checkpoints.run_states import run_states
 from mae.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mae.io.locks import take_lock
 from mae.io.toml import read_toml
@@ -447,7 +448,7 @@ def test_a_state_whose_fields_are_damaged_is_passed_over(parted: PretrainConfig,
     newest = parted.out / "checkpoint-last.pth"
     shutil.copy(newest, parted.out / "checkpoint-last-1.pth")
     rewrite(newest, lambda document: SPOILT[what](document["maecli"]))
-    state, warnings = saving_module.newest_state(RunFolder(parted.out, resume=True))
+    state, warnings = saving_module.newest_state(run_states(parted.out))
     assert state is not None
     assert (state.path.name, state.position.step) == ("checkpoint-last-1.pth", 4)
     assert len(warnings) == 1
@@ -463,7 +464,7 @@ def test_shards_whose_fields_are_damaged_are_passed_over(parted: PretrainConfig,
     shards.mkdir()
     (shards / ".metadata").write_bytes(b"")
     (shards / "about.json").write_text(json.dumps(about))
-    state, warnings = saving_module.newest_state(RunFolder(parted.out, resume=True))
+    state, warnings = saving_module.newest_state(run_states(parted.out))
     assert state is not None
     assert state.path.name == "checkpoint-last-1.pth"
     assert f"{shards} is damaged" in warnings[0]
@@ -646,7 +647,7 @@ def test_a_batch_is_that_of_all_processes(
     config: PretrainConfig, monkeypatch: pytest.MonkeyPatch, batch_size: int, processes: int, refused: str
 ) -> None:
     state = saved_with()
-    monkeypatch.setattr("mae.training.resuming.newest_state", lambda run: (state, ()))
+    monkeypatch.setattr("mae.training.resuming.newest_state", lambda states: (state, ()))
     now = dataclasses.replace(config, batch_size=batch_size, resume=config.out)
     if refused:
         with pytest.raises(ConfigError, match=refused):
