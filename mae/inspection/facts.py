@@ -17,6 +17,7 @@ from mae.data.decoding.image import decode_image
 from mae.data.sources.base import ImageSource
 
 HASH_BYTES = 16
+DEEP = ("grey, 16 bits", "grey, 32 bits")  # channels of integers that are scaled to 8 bits
 _THUMBNAIL = 192  # pixels of its longer side
 _JPEG_QUALITY = 80
 
@@ -31,7 +32,7 @@ _CHANNELS = {
     "RGBA": "RGB + alpha",
     "CMYK": "CMYK",
     "YCbCr": "YCbCr",
-    "I": "grey, 32 bits",
+    "I": DEEP[1],
     "F": "grey, floating point",
 }
 
@@ -42,11 +43,13 @@ class Decoded(NamedTuple):
     Attributes:
         mean, square: Mean and mean square of the pixels (0 to 1) of each RGB channel, (3,).
         thumbnail: Thumbnail as JPEG; empty if none is needed.
+        brightest: Highest of the 256 levels in any channel.
     """
 
     mean: NDArray[np.float64]
     square: NDArray[np.float64]
     thumbnail: bytes
+    brightest: int
 
 
 class Facts(NamedTuple):
@@ -137,7 +140,7 @@ def _digest(file: IO[bytes]) -> bytes:
 
 
 def _channels(image: Image.Image) -> str:
-    return "grey, 16 bits" if image.mode.startswith("I;16") else _CHANNELS.get(image.mode, image.mode)
+    return DEEP[0] if image.mode.startswith("I;16") else _CHANNELS.get(image.mode, image.mode)
 
 
 def _decoded(image: Image.Image, drawn: bool) -> Decoded:
@@ -148,7 +151,8 @@ def _decoded(image: Image.Image, drawn: bool) -> Decoded:
     if drawn:
         image.thumbnail((_THUMBNAIL, _THUMBNAIL))
         image.save(file, "JPEG", quality=_JPEG_QUALITY)
-    return Decoded(shares @ values, shares @ values**2, file.getvalue())
+    brightest = int(np.flatnonzero(histogram.any(axis=0))[-1])
+    return Decoded(shares @ values, shares @ values**2, file.getvalue(), brightest)
 
 
 def as_list(facts: list[Facts]) -> list[Facts]:

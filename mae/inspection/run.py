@@ -18,7 +18,7 @@ from mae.data.loader import Batches, loader_of
 from mae.data.sources.base import ImageSource
 from mae.data.sources.scan import ImageScan, scan_images
 from mae.inspection.config import InspectConfig
-from mae.inspection.facts import HASH_BYTES, Facts, FactsDataset, as_list
+from mae.inspection.facts import DEEP, HASH_BYTES, Facts, FactsDataset, as_list
 from mae.inspection.page import page
 from mae.inspection.sheet import Tile, contact_sheet
 from mae.io.files import refuse_input, refuse_place, write_output
@@ -32,6 +32,7 @@ MOST_NAMES = 10  # of one group
 MOST_UNREADABLE = 1000  # that are named
 MOST_SIZES = 10
 USUAL_SIDE = 224  # pixels of a training crop
+FEW_LEVELS = 64  # of 256
 _AT_ONCE = 64  # images handed from one process to another
 
 
@@ -83,6 +84,8 @@ class InspectResult(Drawn):
         duplicate_groups: The largest groups of equal files.
         decoded: Number of images that were decoded in full.
         mean, std: Mean and std of each RGB channel over the decoded images, for pixels from 0 to 1.
+        deep_levels: Number of the 256 grey levels that the decoded images of 16 and 32 bits reach after scaling to 8
+            bits; None if there are no such images.
         seconds: Duration in seconds.
         sheet, report: The written contact sheet and page; None if not requested.
     """
@@ -102,6 +105,7 @@ class InspectResult(Drawn):
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     seconds: float
+    deep_levels: int | None = None
     sheet: Path | None = None
     report: Path | None = None
 
@@ -126,6 +130,9 @@ class InspectResult(Drawn):
         if self.mean is not None and self.std is not None:
             figures = (" ".join(f"{value:.3f}" for value in values) for values in (self.mean, self.std))
             rows.append(("mean, std (R G B)", ", ".join(figures)))
+        if self.deep_levels is not None:
+            little = "; apply a window and save 8-bit images" if self.deep_levels <= FEW_LEVELS else ""
+            rows.append(("16 bits scaled to 8", f"{self.deep_levels} of 256 grey levels used{little}"))
         rows.append(("decoded in full", _share(self.decoded, self.images)))
         return rows
 
@@ -202,6 +209,7 @@ class _Tally:
         self.channels: Counter[str] = Counter()
         self.size_bytes = self.seen = self.decoded = 0
         self.sums = np.zeros((2, 3))
+        self.deep_levels: int | None = None
         self.tiles: list[Tile] = []
 
     def add(self, facts: Iterable[Facts]) -> None:
@@ -222,6 +230,8 @@ class _Tally:
             if one.decoded is not None:
                 self.decoded += 1
                 self.sums += one.decoded.mean, one.decoded.square
+                if one.channels in DEEP:
+                    self.deep_levels = max(self.deep_levels or 0, one.decoded.brightest + 1)
                 if one.number in self.shown_images:
                     name = unfolded(self.source.name(one.number))
                     self.tiles.append(Tile(name, one.width, one.height, one.decoded.thumbnail))
@@ -247,6 +257,7 @@ class _Tally:
             mean=tuple(mean.tolist()) if self.decoded else None,
             std=tuple(np.sqrt(np.maximum(square - mean**2, 0)).tolist()) if self.decoded else None,
             seconds=seconds,
+            deep_levels=self.deep_levels,
             sheet=config.sheet,
             report=config.report,
         )

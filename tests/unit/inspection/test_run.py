@@ -201,3 +201,15 @@ def test_a_number_of_images_for_no_sheet_is_refused(photos: Path, tmp_path: Path
     with pytest.raises(ConfigError, match="--images 9 is the number of images on a contact sheet or page"):
         InspectConfig((photos,), images=9)
     assert InspectConfig((photos,), sheet=tmp_path / "a.jpg").drawn == 48
+
+
+@pytest.mark.parametrize(("white", "levels", "told"), [(4095, 17, True), (65535, 256, False)])
+def test_a_scan_of_few_grey_levels_is_told(tmp_path: Path, white: int, levels: int, told: bool) -> None:
+    """12-bit values in a 16-bit file are a sixteenth of its range."""
+    ramp = np.linspace(0, white, 32 * 32).reshape(32, 32).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "scan.png")
+    Image.new("RGB", (32, 32), "white").save(tmp_path / "photo.png")  # no matter how bright the others are
+    result = inspect(InspectConfig(data=(tmp_path,), workers=0))
+    assert result.deep_levels == levels
+    (row,) = (value for title, value in result.rows() if title == "16 bits scaled to 8")
+    assert ("apply a window" in row) is told
