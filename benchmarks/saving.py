@@ -26,7 +26,8 @@ from mae.system.device import resolve_device, resolve_precision
 from mae.system.distributed import Ranks
 from mae.training.checkpointer import Checkpointer
 from mae.training.config import PretrainConfig
-from mae.training.run_folder import Position, RunFolder
+from mae.training.position import Position
+from mae.training.run_folder import RunFolder
 from mae.training.step import TrainingStep
 
 WAYS = ("none", "thread", "waiting")

@@ -21,7 +21,8 @@ from mae.system.distributed import Ranks
 from mae.system.environment import available_memory
 from mae.training.identity import recorded_settings
 from mae.training.parallel import is_shard, whole
-from mae.training.run_folder import SHARDS, WHOLE, Position, RunFolder, link_or_copy
+from mae.training.position import Position
+from mae.training.run_folder import SHARDS, WHOLE, RunFolder, link_or_copy
 from mae.training.step import TrainingStep
 
 

@@ -21,7 +21,8 @@ from mae.system.seeding import derive_seed, seeded
 from mae.training.checkpointer import SavedState
 from mae.training.classifier_config import ClassifierConfig
 from mae.training.engine import Ended
-from mae.training.run_folder import Position, RunFolder
+from mae.training.position import Position
+from mae.training.run_folder import RunFolder
 from mae.training.testing import TestResult, read_test_result
 
 
@@ -144,7 +145,7 @@ def is_complete(folder: RunFolder, position: Position) -> bool:
 
 def result_of(ended: Ended) -> ClassifierResult:
     """The result of a run of ``finetune`` or ``linprobe``."""
-    logged = ended.folder.read_log(ended.position)
+    logged = ended.folder.log.read(ended.position)
     common, classifier = ended.common(logged), ended.folder.path / CLASSIFIER
     return ClassifierResult(
         **common,

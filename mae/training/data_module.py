@@ -17,7 +17,7 @@ from mae.data.shared_memory import IS_SHARED
 from mae.data.sources.base import ImageSource
 from mae.system.distributed import Ranks
 from mae.training.plan import TrainingPlan
-from mae.training.run_folder import Position
+from mae.training.position import Position
 
 LOADED_AHEAD = 4  # batches that each loader process prepares ahead
 BATCHES_AHEAD = 16  # further batches whose files are fetched ahead

@@ -28,10 +28,12 @@ from mae.training.data_module import DataModule
 from mae.training.events import Event, Scanned, Started
 from mae.training.failures import explained
 from mae.training.identity import deciding_settings
+from mae.training.log import Logged
 from mae.training.plan import TrainingPlan, make_plan
+from mae.training.position import Position
 from mae.training.resuming import Resumption, check_same_run, take_up
 from mae.training.run import Run, TrainingState
-from mae.training.run_folder import Logged, Position, RunFolder, open_run
+from mae.training.run_folder import RunFolder, open_run
 from mae.training.step import TrainingStep
 from mae.training.tasks.base import Task
 from mae.training.trackers import Trackers
@@ -243,9 +245,9 @@ def _prepare(start: Start[Any], task: Task) -> tuple[Trainer, Started]:
             config.trackers(), folder.path, settings, position.step, offline=is_offline(), on_event=on_event
         )
         folder.when_released(trackers.close)
-    folder.start_unreadable(task.unreadable)
+    folder.unreadable.start(task.unreadable)
     found = len(task.images) + len(task.unreadable)
-    check_unreadable(len(task.unreadable), found, config.max_unreadable, folder)
+    check_unreadable(len(task.unreadable), found, config.max_unreadable, folder.unreadable)
     ranks.check_same("images", (len(task.images), task.images.digest()))
     plan = _plan(start, task)
     batch_size = plan.global_batch_size // ranks.size
@@ -303,14 +305,14 @@ def _prepare(start: Start[Any], task: Task) -> tuple[Trainer, Started]:
     trainer = Trainer(run, TrainingState(step, position), task, data, checkpointer)
 
     step_seconds = _time_batch(step, task, batch_size)
-    logged = folder.read_log(position)
-    folder.start_log(position)
+    logged = folder.log.read(position)
+    folder.log.cut(position)
     if folder.resume:
         if start.recorded != settings:
             folder.write_config(settings)
         entry = resumption.log_entry(plan)
         if entry is not None and entry not in logged.changes:  # the killed run may have logged it
-            folder.log(entry)
+            folder.log.add(entry)
     probed = task.probes.begin(run.epochs_at(position), position.step, logged) if task.probes else None
     planned = Started(
         config=config,

@@ -1,8 +1,13 @@
-"""Errors of torch that end a run, explained to the user."""
+"""Errors of torch and of the file system that end a run, explained to the user."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
 from mae.errors import TrainingError, is_out_of_memory
+from mae.io.files import write_atomically
 from mae.system.distributed import Ranks, is_lost
 
 
@@ -22,3 +27,15 @@ def explained(error: RuntimeError | MemoryError, ranks: Ranks, *, activation_che
     if isinstance(error, RuntimeError) and not ranks.alone and is_lost(error):
         return ranks.lost(error)
     return error
+
+
+def write_in_run(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """``write_atomically``, with its OSError as a ``TrainingError``.
+
+    Raises:
+        TrainingError: The file cannot be written, for instance because the disk is full.
+    """
+    try:
+        write_atomically(path, write)
+    except OSError as error:
+        raise TrainingError(f"cannot write {path}: {error.strerror or error}") from None

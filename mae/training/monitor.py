@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mae.training.clock import Throughput
 from mae.training.events import Stepped, StepSkipped
+from mae.training.position import Position
 from mae.training.run import Run, TrainingState
-from mae.training.run_folder import Position
 
 # Reading a loss makes the host wait for the accelerator, so losses are read in groups there.
 STEPS_BETWEEN_READS = 20
@@ -116,7 +116,7 @@ class StepMonitor:
         stepped = Stepped(self.run.epochs_at(step.after), step.after.step, loss, norm, step.lr, rate, wait)
         self.run.on_event(stepped)
         if self.run.config.log_every and stepped.step % self.run.config.log_every == 0:
-            self.run.folder.log(
+            self.run.folder.log.add(
                 {
                     "step": stepped.step,
                     "epoch": round(stepped.epoch, 4),
@@ -136,4 +136,4 @@ class StepMonitor:
         in_a_row = self.state.position.in_a_row
         event = StepSkipped(self.run.epochs_at(step.after), step.after.step, loss, norm, step.lr, in_a_row)
         self.run.on_event(event)
-        self.run.folder.log({**dataclasses.asdict(event), "epoch": round(event.epoch, 4), "left_out": True})
+        self.run.folder.log.add({**dataclasses.asdict(event), "epoch": round(event.epoch, 4), "left_out": True})

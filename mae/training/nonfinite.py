@@ -19,8 +19,8 @@ from mae.training.checkpointer import Checkpointer, newest_state, restore
 from mae.training.data_module import DataModule
 from mae.training.events import RolledBack
 from mae.training.monitor import LEAST_LOSS_SCALE, FailedStep
+from mae.training.position import Position
 from mae.training.run import Run, TrainingState
-from mae.training.run_folder import Position
 from mae.training.tasks.base import Task
 
 MOST_ROLLBACKS = 3
@@ -95,8 +95,8 @@ def _roll_back(run: Run, state: TrainingState, data: DataModule, checkpointer: C
     turn = state.position.turn + 1
     state.position = dataclasses.replace(saved.position, turn=turn, in_a_row=0)
     data.seek(state.position)
-    run.folder.start_log(state.position)
-    run.folder.log({"rolled_back_to": saved.path.name, "step": state.position.step, "turn": turn})
+    run.folder.log.cut(state.position)
+    run.folder.log.add({"rolled_back_to": saved.path.name, "step": state.position.step, "turn": turn})
     run.on_event(RolledBack(saved.path, state.position.step, turn))
     run.ranks.wait()
     return True

@@ -60,7 +60,7 @@ PRETRAINING = TaskType(_make)
 
 def _result(ended: Ended, *, psnr_uses_original: bool) -> PretrainResult:
     """The result of a pre-training run."""
-    trainer, logged = ended.trainer, ended.folder.read_log(ended.position)
+    trainer, logged = ended.trainer, ended.folder.log.read(ended.position)
     preview = ended.folder.preview(ended.position.epoch)
     measured: dict[str, Any] = {name: logged.probed.get(name) for name in ("val_loss", "knn", "linear", "rank_me")}
     return PretrainResult(

@@ -17,7 +17,7 @@ from mae.mae import MaskedAutoencoder
 from mae.masking import random_masking
 from mae.reconstruction.grid import Row, draw_grid
 from mae.reconstruction.panels import FAINT_NOTE, TITLES, make_panels, predict
-from mae.training.run_folder import write_in_run
+from mae.training.failures import write_in_run
 
 PREVIEW_IMAGES = 4
 BASELINE_IMAGES = 32

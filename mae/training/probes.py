@@ -38,8 +38,8 @@ from mae.system.distributed import Ranks
 from mae.system.seeding import stream
 from mae.training.config import PretrainConfig
 from mae.training.events import Probed, ProbePlan
+from mae.training.log import Logged
 from mae.training.previews import MASK_SEED, evenly_chosen
-from mae.training.run_folder import Logged
 
 MOST_VAL_IMAGES = 512
 LEAST_VAL_IMAGES = 16  # or a tenth of the training images, if more; then validation adds a few per cent to an epoch

@@ -14,7 +14,8 @@ from mae.training.checkpointer import SavedState, newest_state
 from mae.training.classifier_config import RunConfig
 from mae.training.identity import OnResume, on_resume
 from mae.training.plan import TrainingPlan
-from mae.training.run_folder import Position, RunFolder
+from mae.training.position import Position
+from mae.training.run_folder import RunFolder
 
 # Set by the command that resumes, or compared separately.
 _NOT_COMPARED = ("out", "auto_resume", "batch_size")

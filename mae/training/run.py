@@ -11,7 +11,8 @@ from mae.system.distributed import Ranks
 from mae.training.classifier_config import RunConfig
 from mae.training.events import Event
 from mae.training.plan import TrainingPlan
-from mae.training.run_folder import Position, RunFolder
+from mae.training.position import Position
+from mae.training.run_folder import RunFolder
 from mae.training.step import TrainingStep
 
 

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
-import math
 import os
 import shutil
 import socket
-import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, TypeGuard, TypeVar
+from typing import IO, Any, TypeVar
 
 import tomli_w
 
 from mae.checkpoints.run_states import CLASSIFIER, STATE, run_states, state_slot
 from mae.checkpoints.run_states import SHARDS as SHARDS
 from mae.checkpoints.run_states import WHOLE as WHOLE
-from mae.data.sources.scan import Unreadable
-from mae.errors import ConfigError, TrainingError
+from mae.errors import ConfigError
 from mae.io.files import refuse_inside, refuse_place, write_atomically
 from mae.io.locks import take_lock
 from mae.io.text import shown, typed
@@ -29,79 +25,18 @@ from mae.options import build_config
 from mae.system.environment import ENVIRONMENT_FILE, environment
 from mae.training.classifier_config import ClassifierConfig
 from mae.training.config import CONFIG_FILE, PretrainConfig, is_run_config, read_run_settings
+from mae.training.failures import write_in_run
+from mae.training.log import LOG_FILE, Log
+from mae.training.position import Position
+from mae.training.unreadable_table import UnreadableTable
 
 # Names the process that holds the lock; not in the locked file, which no other process can read on Windows.
 _HOLDER = ".lock-holder"
-UNREADABLE_FILE = "unreadable.tsv"
 RESULT_FILE = "result.json"  # test result of finetune and linprobe
-_UNREADABLE_HEAD = "file\treason\n"
-LOG_FILE = "log.jsonl"
 # Files that are written before the first step and removed if the start fails. The list of unreadable images stays,
 # since it may be the reason.
 _OF_A_START = (CONFIG_FILE, ENVIRONMENT_FILE, LOG_FILE, "previews", "tensorboard", "wandb", "mlflow", ".trackers.json")
 Config = TypeVar("Config", bound=PretrainConfig | ClassifierConfig)
-_PROBED = ("val_loss", "knn", "linear", "rank_me", "val_seconds", "probe_seconds")
-_PACE_OF = 9  # newest epochs, or logged steps, whose median throughput is taken
-
-
-@dataclasses.dataclass(frozen=True)
-class Position:
-    """Progress of a run.
-
-    Attributes:
-        epoch: The current epoch, from 0.
-        batch: Finished batches of this epoch, always whole optimiser steps.
-        step: Finished optimiser steps of the whole run.
-        loss_sum, lr_sum: Sums over the epoch's batches, so that a resumed epoch reports the same mean.
-        left_out: Number of the epoch's batches whose step was skipped; they are not part of the means.
-        in_a_row: Number of consecutive skipped steps up to this position.
-        turn: Number of rollbacks; each one changes the order of the images.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    loss_sum: float = 0.0
-    lr_sum: float = 0.0
-    left_out: int = 0
-    in_a_row: int = 0
-    turn: int = 0
-
-    @classmethod
-    def from_plain(cls, values: Any) -> Position:
-        """Parse the position of a saved state; missing entries (older versions) are 0.
-
-        Raises:
-            ValueError: An entry has an invalid value.
-        """
-        kinds = {field.name: type(field.default) for field in dataclasses.fields(cls)}
-        if not isinstance(values, dict) or not {"epoch", "batch", "step"} <= set(values) <= set(kinds):
-            raise ValueError("wanted a dict with epoch, batch and step as the position")
-        for name, value in values.items():
-            if type(value) not in (int, kinds[name]) or not 0 <= value < math.inf:
-                raise ValueError(f"{name} has an invalid value")
-        return cls(**values)
-
-
-@dataclasses.dataclass(frozen=True)
-class Logged:
-    """Values of a run's log up to a position; missing values are None.
-
-    Attributes:
-        train_loss: Loss of the last finished epoch.
-        psnr: PSNR of the last preview, dB.
-        images_per_second: Median throughput of the last epochs, or of the last steps before the first epoch is done.
-        changes: Entries about settings that were changed on resuming.
-        best: Held-out accuracy and negative held-out loss of the best epoch.
-        probed: The newest probe values by name, and their durations in seconds.
-    """
-
-    train_loss: float | None
-    psnr: float | None
-    images_per_second: float | None
-    changes: tuple[dict[str, Any], ...]
-    best: tuple[float, float] | None = None
-    probed: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 class RunFolder:
@@ -117,7 +52,8 @@ class RunFolder:
         self.path = path
         self.resume = resume
         self.writes = writes
-        self._reported: set[str] = set()
+        self.log = Log(path, writes=writes)
+        self.unreadable = UnreadableTable(path, resume=resume, writes=writes)
         self._unlock: Callable[[], None] | None = None
         self._made: list[Path] = []
         self._closing: list[Callable[[], None]] = []
@@ -298,120 +234,6 @@ class RunFolder:
             text = json.dumps(environment(), indent=2) + "\n"
             write_in_run(self.path / ENVIRONMENT_FILE, lambda file: file.write(text.encode()))
 
-    def start_log(self, position: Position) -> None:
-        """Remove the log lines of steps after ``position``, from which the run resumes."""
-        log = self.path / LOG_FILE
-        if not self.writes or not log.exists():
-            return
-        kept = "".join(line + "\n" for line, _ in self._logged(position)).encode()
-        write_in_run(log, lambda file: file.write(kept))
-
-    def read_log(self, position: Position) -> Logged:
-        """Values of the log up to a position."""
-        known: dict[str, float] = {}
-        paces: dict[bool, list[float]] = {True: [], False: []}
-        changes = []
-        best: tuple[float, float] | None = None
-        for _, entry in self._logged(position):
-            known |= {name: entry[name] for name in ("train_loss", "psnr", *_PROBED) if _is_number(entry.get(name))}
-            if _is_number(pace := entry.get("images_per_second")) and pace > 0:
-                of_epochs = paces["train_loss" in entry]
-                of_epochs.append(pace)
-                del of_epochs[:-_PACE_OF]
-            if "changed" in entry:
-                changes.append(entry)
-                best = None if "classifier" in entry["changed"] else best  # its weights were removed
-            accuracy, loss = entry.get("val_accuracy"), entry.get("val_loss")
-            if entry.get("best") is True and _is_number(accuracy) and _is_number(loss):
-                best = (accuracy, -loss)
-        newest = paces[True] or paces[False]
-        return Logged(
-            known.get("train_loss"),
-            known.get("psnr"),
-            statistics.median(newest) if newest else None,
-            tuple(changes),
-            best,
-            {name: known[name] for name in _PROBED if name in known},
-        )
-
-    def _logged(self, position: Position) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Lines of the log up to a position, as text and parsed."""
-        try:
-            text = (self.path / LOG_FILE).read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return
-        for line in text.splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:  # a line that was cut off when the run was killed
-                continue
-            if not isinstance(entry, dict):
-                continue
-            name, end = ("epoch", position.epoch - 1) if "train_loss" in entry else ("step", position.step)
-            if not _is_number(at := entry.get(name, 0)) or at <= end:
-                yield line, entry
-
-    def log(self, entry: dict[str, Any]) -> None:
-        """Append one object to ``log.jsonl``; non-finite numbers become null, as JSON has none."""
-        if not self.writes:
-            return
-        values = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in entry.items()
-        }
-        try:
-            with (self.path / LOG_FILE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(values) + "\n")
-        except OSError as error:
-            raise TrainingError(f"{self.path / LOG_FILE}: {error.strerror}") from None
-
-    def start_unreadable(self, files: Sequence[Unreadable]) -> None:
-        """Start ``unreadable.tsv``, the list of unreadable images with reasons; a resumed run keeps its lines."""
-        if not self.writes:
-            return
-        path = self.path / UNREADABLE_FILE
-        lines = _whole_lines(path)[1:] if self.resume else []
-        self._reported = {line.partition("\t")[0] for line in lines}
-        lines += self._unreported(files)
-        if lines:
-            write_in_run(path, lambda file: file.write("".join([_UNREADABLE_HEAD, *lines]).encode()))
-        else:
-            with contextlib.suppress(OSError):
-                path.unlink()
-
-    def report_unreadable(self, files: Sequence[Unreadable]) -> None:
-        """Add unreadable images to ``unreadable.tsv``.
-
-        Lines are appended without flushing to disk: with a hundred thousand unreadable images, rewriting the file for
-        each would take days.
-        """
-        if not self.writes or not (lines := self._unreported(files)):
-            return
-        path = self.path / UNREADABLE_FILE
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write("".join(lines if file.tell() else [_UNREADABLE_HEAD, *lines]))
-        except OSError as error:
-            raise TrainingError(f"{path}: {error.strerror}") from None
-
-    def _unreported(self, files: Sequence[Unreadable]) -> list[str]:
-        """The lines of ``unreadable.tsv`` for the files that are not in it yet."""
-        lines = []
-        for bad in files:
-            if (name := shown(bad.path)) not in self._reported:
-                self._reported.add(name)
-                lines.append(f"{name}\t{bad.reason}\n")
-        return lines
-
-
-def _whole_lines(path: Path) -> list[str]:
-    """The complete lines of a text file; an empty list if it does not exist."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    except OSError:
-        return []
-    return lines if not lines or lines[-1].endswith("\n") else lines[:-1]
-
 
 def open_run(config: Config, *, writes: bool) -> tuple[RunFolder, Config | None]:
     """The folder of a new or resumed run, and the settings that a resumed one has recorded; None if there are none.
@@ -453,18 +275,6 @@ def _refuse_foreign(path: Path) -> None:
         )
 
 
-def write_in_run(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """``write_atomically``, with its OSError as a ``TrainingError``.
-
-    Raises:
-        TrainingError: The file cannot be written, for instance because the disk is full.
-    """
-    try:
-        write_atomically(path, write)
-    except OSError as error:
-        raise TrainingError(f"cannot write {path}: {error.strerror or error}") from None
-
-
 def link_or_copy(source: Path, target: Path) -> None:
     """Create a hard link to a file, or a copy if the file system has no links."""
     target.unlink(missing_ok=True)
@@ -485,7 +295,3 @@ def _remove(path: Path) -> None:
     else:
         with contextlib.suppress(OSError):
             path.unlink()
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mae.evaluation.results import Accuracy, ClassAccuracy
-from mae.training.run_folder import RESULT_FILE, write_in_run
+from mae.training.failures import write_in_run
+from mae.training.run_folder import RESULT_FILE
 
 
 @dataclasses.dataclass(frozen=True)

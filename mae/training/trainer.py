@@ -14,8 +14,8 @@ from mae.training.events import EpochDone, Previewed, Probed, Validated
 from mae.training.failures import explained
 from mae.training.monitor import PendingStep, StepMonitor
 from mae.training.nonfinite import give_up
+from mae.training.position import Position
 from mae.training.run import Run, TrainingState
-from mae.training.run_folder import Position
 from mae.training.tasks.base import Task
 from mae.training.unreadable import UnreadableFiles
 
@@ -75,9 +75,8 @@ class Trainer:
                 if self.epoch_is_done():
                     self.finish_epoch()
         except RuntimeError as error:
-            self.stopped = (
-                self.run.ranks.alone and self.run.should_stop()
-            )  # Ctrl-C reaches the whole process group and may end loader processes first
+            # Ctrl-C reaches the whole process group and may end loader processes first.
+            self.stopped = self.run.ranks.alone and self.run.should_stop()
             if not self.stopped:
                 raise self.explained(error) from error
         self.finish()
@@ -161,7 +160,9 @@ class Trainer:
         self.loaded = self.cached = 0
         self.epochs.append(epoch)
         entry = dataclasses.asdict(epoch)
-        self.run.folder.log({name: value for name, value in entry.items() if name != "cache_hits" or value is not None})
+        self.run.folder.log.add(
+            {name: value for name, value in entry.items() if name != "cache_hits" or value is not None}
+        )
         self.run.on_event(epoch)
 
     def validate(self, done: Position) -> None:
@@ -174,7 +175,7 @@ class Trainer:
     def note(self, validated: Validated | Probed, step: int) -> None:
         """Log a validation or probe result."""
         entry = {**dataclasses.asdict(validated), "step": step}
-        self.run.folder.log({name: value for name, value in entry.items() if value is not None})
+        self.run.folder.log.add({name: value for name, value in entry.items() if value is not None})
         self.run.on_event(validated)
 
     def preview(self, done: Position, finished: int) -> None:
@@ -182,7 +183,7 @@ class Trainer:
         folder = self.run.folder
         self.last_preview = self.task.preview(folder.preview(finished), finished, write=folder.writes)
         drawn = dataclasses.asdict(self.last_preview)
-        folder.log({"preview": drawn.pop("path").name, "epoch": done.epoch, "step": done.step, **drawn})
+        folder.log.add({"preview": drawn.pop("path").name, "epoch": done.epoch, "step": done.step, **drawn})
         self.run.on_event(self.last_preview)
 
     def save(self, *, keep: bool = False, wait: bool = False) -> None:

@@ -9,7 +9,7 @@ from mae.errors import DataError
 from mae.io.text import shown
 from mae.training.events import ImageUnreadable
 from mae.training.run import Run
-from mae.training.run_folder import UNREADABLE_FILE, RunFolder
+from mae.training.unreadable_table import UnreadableTable
 
 NAMES_IN_AN_ERROR = 3
 
@@ -41,8 +41,10 @@ class UnreadableFiles:
             self.run.on_event(ImageUnreadable(bad.path, bad.reason))
         if not self.run.ranks.alone:
             self._to_share += new
-        self.run.folder.report_unreadable(new)
-        check_unreadable(len(self.known), self.run.plan.images, self.run.config.max_unreadable, self.run.folder)
+        self.run.folder.unreadable.add(new)
+        check_unreadable(
+            len(self.known), self.run.plan.images, self.run.config.max_unreadable, self.run.folder.unreadable
+        )
 
     def share(self) -> None:
         """Exchange the unreadable files between the processes, so that one report lists all of them."""
@@ -66,11 +68,11 @@ class UnreadableFiles:
         raise DataError(
             f"none of {len(tried)} images in a row can be read: {named}{more}",
             hint=f"check that their disk is still mounted; all names and reasons are in "
-            f"{self.run.folder.path / UNREADABLE_FILE}",
+            f"{self.run.folder.unreadable.path}",
         )
 
 
-def check_unreadable(bad: int, images: int, allowed: float, folder: RunFolder) -> None:
+def check_unreadable(bad: int, images: int, allowed: float, table: UnreadableTable) -> None:
     """Stop the run if too many images are unreadable.
 
     Raises:
@@ -79,5 +81,5 @@ def check_unreadable(bad: int, images: int, allowed: float, folder: RunFolder) -
     if bad > allowed * images:
         raise DataError(
             f"{bad} of {images} images are unreadable, more than --max-unreadable {allowed:g}",
-            hint=f"their names and the reasons are in {folder.path / UNREADABLE_FILE}",
+            hint=f"their names and the reasons are in {table.path}",
         )

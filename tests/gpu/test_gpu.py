@@ -32,8 +32,9 @@ from mae.system.device import PRECISIONS, resolve_device, resolve_precision
 from mae.system.distributed import Ranks
 from mae.training.checkpointer import Checkpointer
 from mae.training.config import PretrainConfig
+from mae.training.position import Position
 from mae.training.pretrain import pretrain
-from mae.training.run_folder import Position, RunFolder
+from mae.training.run_folder import RunFolder
 from mae.training.sharded import restore_shards, write_shards
 from mae.training.step import TrainingStep
 from tests.distributed.test_ranks import RECIPE, SMALL, TORCHRUN, steps

@@ -28,7 +28,8 @@ from mae.training.labelled import Part
 from mae.training.lars import LARS
 from mae.training.mixing import drop_path_scales
 from mae.training.optim import adamw
-from mae.training.run_folder import Position, RunFolder
+from mae.training.position import Position
+from mae.training.run_folder import RunFolder
 from mae.training.step import TrainingStep
 from mae.training.tasks import classification
 from mae.training.tasks.classification import ClassificationLoss

@@ -16,9 +16,9 @@ from mae.data.sources.base import ImageSource
 from mae.data.sources.scan import Unreadable
 from mae.training.events import Classification, Previewed, Probed, Validated
 from mae.training.plan import Advice
+from mae.training.position import Position
 from mae.training.probes import Probes
 from mae.training.run import Run
-from mae.training.run_folder import Position
 
 
 class Task(abc.ABC):

@@ -40,8 +40,8 @@ from mae.training.events import Classification, Evaluating, FinalTest, Validated
 from mae.training.identity import official_training_args
 from mae.training.labelled import LabelledImages, Part
 from mae.training.parallel import is_sharded, whole
+from mae.training.position import Position
 from mae.training.run import Run
-from mae.training.run_folder import Position
 from mae.training.tasks.base import Task
 from mae.training.testing import TestResult, write_test_result
 
@@ -135,8 +135,8 @@ class ClassificationTask(Task):
         self.run = run
         if not run.folder.resume:
             sizes = {name: getattr(self.model.config, name) for name in ENCODER_SIZES}
-            run.folder.log({"step": 0, "model": sizes})
-        self.best = run.folder.read_log(position).best
+            run.folder.log.add({"step": 0, "model": sizes})
+        self.best = run.folder.log.read(position).best
         path = run.folder.path / CLASSIFIER
         lost = run.ranks.gather(path.exists() and self._is_of_another_schedule(path, position))[0]
         if lost:
@@ -148,7 +148,7 @@ class ClassificationTask(Task):
             if run.folder.writes:
                 _remove(path)
                 epochs = position.epoch + position.batch / run.plan.batches_per_epoch
-                run.folder.log(
+                run.folder.log.add(
                     {"epoch": epochs, "step": position.step, "changed": {"classifier": ["saved", "removed"]}}
                 )
 
@@ -250,7 +250,7 @@ class ClassificationTask(Task):
             write_test_result(run.folder.path, result)
         top1 = result.top1
         tested = FinalTest(chosen - 1, top1.value, top1.low, top1.high, len(answers.truth))
-        run.folder.log({**dataclasses.asdict(tested), "step": position.step})
+        run.folder.log.add({**dataclasses.asdict(tested), "step": position.step})
         run.on_event(tested)
         run.ranks.wait()
         return True

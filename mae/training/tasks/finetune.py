@@ -15,7 +15,7 @@ from mae.models.classifier import ImageClassifier
 from mae.training.classifier_config import FinetuneConfig
 from mae.training.mixing import Mix, draw_mix, drop_path_scales, mix_images, targets
 from mae.training.optim import adamw
-from mae.training.run_folder import Position
+from mae.training.position import Position
 from mae.training.tasks.classification import ClassificationTask
 
 HEAD_STD = 2e-5

@@ -12,7 +12,7 @@ from mae.data.classifier_augment import ClassifierAugmentation
 from mae.data.loader import Batch
 from mae.training.classifier_config import LinprobeConfig
 from mae.training.lars import LARS
-from mae.training.run_folder import Position
+from mae.training.position import Position
 from mae.training.tasks.classification import ClassificationLoss, ClassificationTask
 
 HEAD_STD = 0.01

@@ -20,10 +20,10 @@ from mae.training.identity import official_args
 from mae.training.optim import make_optimizer
 from mae.training.parallel import PretrainingLoss
 from mae.training.plan import Advice, check_plan
+from mae.training.position import Position
 from mae.training.previews import Previews
 from mae.training.probes import ProbeData, Probes
 from mae.training.run import Run
-from mae.training.run_folder import Position
 from mae.training.tasks.base import Task
 
 

@@ -15,7 +15,7 @@ from mae.system.distributed import Ranks
 from mae.training.config import PretrainConfig
 from mae.training.data_module import DataModule
 from mae.training.plan import make_plan
-from mae.training.run_folder import Position
+from mae.training.position import Position
 from mae.training.tasks.pretrain import augmentation_of
 
 

@@ -26,7 +26,8 @@ from mae.training.classifier_config import FinetuneConfig
 from mae.training.engine import plan_task
 from mae.training.events import Evaluating, Event, FinalTest, Started, Validated
 from mae.training.finetune import FINETUNING, finetune
-from mae.training.run_folder import Position, RunFolder
+from mae.training.position import Position
+from mae.training.run_folder import RunFolder
 from mae.training.tasks.classification import ClassificationTask, places
 from mae.training.tasks.finetune import layer_groups
 from mae.training.testing import read_test_result
@@ -96,11 +97,11 @@ def test_after_a_removed_classifier_the_choice_begins_again_even_if_killed_at_on
     path = killed_before_another_schedule(finetuning)
     run = RunFolder(finetuning.out, resume=True)
     position = Position(epoch=1, batch=2, step=4)
-    assert run.read_log(position).best is not None
+    assert run.log.read(position).best is not None
     longer = dataclasses.replace(finetuning, resume=finetuning.out, epochs=4)
     finetune(longer, *stop_after(0))
     assert not path.exists()
-    assert run.read_log(position).best is None
+    assert run.log.read(position).best is None
 
 
 def test_a_classifier_that_cannot_be_removed_is_named(

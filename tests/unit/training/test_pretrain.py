@@ -22,8 +22,7 @@ from mae.data.sampler import EpochBatches
 from mae.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mae.options import build_config
 from mae.training import checkpointer as saving_module
-from mae.training import monitor
-from mae.training import run_folder as run_folder_module
+from mae.training import failures, monitor
 from mae.training.config import PretrainConfig, ReplayConfig
 from mae.training.events import EpochDone, Event, ImageUnreadable, RolledBack, Started, Stepped, StepSkipped
 from mae.training.parallel import PretrainingLoss
@@ -497,7 +496,7 @@ def test_a_full_disk_keeps_the_last_state(config: PretrainConfig, monkeypatch: p
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("mae.io.files.os.fsync", full)
-    monkeypatch.setattr("mae.training.run_folder.RunFolder.start_log", lambda self, position: None)
+    monkeypatch.setattr("mae.training.log.Log.cut", lambda self, position: None)
     monkeypatch.setattr("mae.training.run_folder.RunFolder.write_environment", lambda self: None)
     monkeypatch.setattr("mae.training.previews.Previews.draw", lambda self, path, epoch, write: 0.0)
     with pytest.raises(TrainingError, match=r"checkpoint-last\.pth: No space left"):
@@ -523,14 +522,14 @@ def test_too_little_room_is_said_before_a_checkpoint_is_written(
 def test_a_full_disk_is_named_whatever_was_being_written(
     config: PretrainConfig, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    write = run_folder_module.write_atomically
+    write = failures.write_atomically
 
     def full(path: Path, content: Callable[[Any], object]) -> None:
         if path.name == name:
             raise OSError(28, "No space left on device")
         write(path, content)
 
-    monkeypatch.setattr(run_folder_module, "write_atomically", full)
+    monkeypatch.setattr(failures, "write_atomically", full)
     with pytest.raises(TrainingError, match=rf"{name}: No space left"):
         pretrain(config)
 

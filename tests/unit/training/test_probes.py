@@ -33,10 +33,10 @@ from mae.training import probes as probes_module
 from mae.training.config import PretrainConfig
 from mae.training.engine import plan_task
 from mae.training.events import EpochDone, Event, Probed, ProbePlan, Started
+from mae.training.log import Logged
 from mae.training.pretrain import PRETRAINING, pretrain
 from mae.training.previews import held_out_images
 from mae.training.probes import MASK_SEED, Probes, find_probe_data
-from mae.training.run_folder import Logged
 from tests.unit.evaluation.small import class_folders
 from tests.unit.training.small import logged, same, stop_after, weights
 

@@ -26,9 +26,10 @@ from mae.training.config import PretrainConfig
 from mae.training.events import Event, Started
 from mae.training.identity import ON_RESUME, OnResume
 from mae.training.plan import make_plan
+from mae.training.position import Position
 from mae.training.pretrain import pretrain
 from mae.training.resuming import Resumption, check_same_run, take_up
-from mae.training.run_folder import Position, RunFolder
+from mae.training.run_folder import RunFolder
 from mae.training.step import TrainingStep
 from tests.unit.training.small import logged, make_images, make_models_small, same, small_config, stop_after, weights
 
@@ -559,8 +560,8 @@ def test_lines_that_no_run_wrote_do_not_end_a_resume(parted: PretrainConfig) -> 
     with (parted.out / "log.jsonl").open("a") as log:
         log.write('[1, 2]\n7\n{"step": "five", "train_loss": "x", "epoch": null}\n{"images_per_second": "fast"}\n{"x"')
     run = RunFolder(parted.out, resume=True)
-    assert run.read_log(Position(epoch=1, batch=2, step=4)).train_loss is not None
-    run.start_log(Position(epoch=1, batch=2, step=4))
+    assert run.log.read(Position(epoch=1, batch=2, step=4)).train_loss is not None
+    run.log.cut(Position(epoch=1, batch=2, step=4))
     assert '{"x"' not in (parted.out / "log.jsonl").read_text()
 
 
