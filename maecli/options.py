@@ -28,6 +28,7 @@ from mae.options import (
     preset_values,
     refuse_both,
 )
+from mae.training.classifier_config import commands_with, refuse_other_command
 from maecli.completion import completion_of
 from maecli.output import Output
 
@@ -131,6 +132,8 @@ def command_from(
                 values = current_names(config_class, given)
                 from_file = current_names(config_class, read_toml(config_file, "--config") if config_file else {})
                 preset = values.pop("preset", from_file.pop("preset", None)) if presets else None
+                if config_file:
+                    refuse_other_command(from_file, config_file, config_class.command)
                 refuse_both(config_class, values)
                 from_run = current_names(config_class, saved(values))
                 if preset is not None and from_run:
@@ -188,12 +191,14 @@ def command_from(
 
 
 def hint_for_unknown(command: Any, option: str) -> str | None:
-    """A hint for an option of the official scripts that this command does not have; None for other options."""
+    """A hint for an option of the official scripts, or of a training command, that this command lacks; or None."""
     config_class = getattr(command.callback, "config_class", None)
     here = named_here(config_class, option) if config_class is not None else None
     if here is None:
         name = option.lstrip("-").replace("-", "_")
-        return NOT_NEEDED.get(getattr(config_class, "__name__", ""), {}).get(name)
+        hint = NOT_NEEDED.get(getattr(config_class, "__name__", ""), {}).get(name)
+        others = commands_with([name])
+        return hint or (f"it is an option of {' and '.join(others)}" if others else None)
     declared = option_of(here)
     if declared.positional:
         return f"{option} is an argument here, not an option: maecli {command.name} {declared.metavar}: {declared.help}"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from mae.config import shared_option
 from mae.errors import ConfigError
+from mae.io.text import a_few, shown, typed
 from mae.options import Preset, option, option_of, refuse_without_effect
 from mae.training.config import PretrainConfig, RunSettings
 
@@ -224,6 +226,7 @@ class LinprobeConfig(ClassifierConfig):
     """The official recipe as defaults (Paper: Appendix A.1, Table 10; the official FINETUNE.md)."""
 
     command: ClassVar[str] = "linprobe"
+    least_batch: ClassVar[int] = 2
 
     pool: str = option(
         "cls",
@@ -234,6 +237,9 @@ class LinprobeConfig(ClassifierConfig):
     )
     epochs: int = _as_in_pretraining("epochs", default=90, help="Total number of epochs.")
     warmup_epochs: float = _as_in_pretraining("warmup_epochs", default=10.0)
+    batch_size: int = _as_in_pretraining(
+        "batch_size", low=least_batch, help="Images per batch, in each process; at least 2, for the batch norm."
+    )
     base_lr: float = _as_in_pretraining(
         "base_lr", default=0.1, help="Learning rate per 256 images: lr = base-lr x effective batch / 256."
     )
@@ -244,6 +250,31 @@ class LinprobeConfig(ClassifierConfig):
 
 
 RunConfig = PretrainConfig | ClassifierConfig  # the settings of a run of any command
+_CONFIGS = (PretrainConfig, FinetuneConfig, LinprobeConfig)
+
+
+def commands_with(names: Iterable[str]) -> list[str]:
+    """The training commands that have all of these settings, such as ``["maecli finetune"]``."""
+    wanted = set(names)
+    return [f"maecli {one.command}" for one in _CONFIGS if wanted <= {field.name for field in dataclasses.fields(one)}]
+
+
+def refuse_other_command(settings: Mapping[str, Any], file: Path, command: str) -> None:
+    """Check that the settings in a file are not those of another training command.
+
+    Raises:
+        ConfigError: This command lacks some of them, and another one has them all.
+    """
+    (own,) = ({field.name for field in dataclasses.fields(one)} for one in _CONFIGS if one.command == command)
+    foreign = [name for name in settings if name not in own]
+    if foreign and (others := commands_with(settings)):
+        raise ConfigError(
+            f"{shown(file)} holds settings of {' or '.join(others)}, which maecli {command} does not have: "
+            f"{a_few(foreign)}",
+            hint=f"type {others[0]} --config {typed(file)}, or remove them; "
+            f"--init RUN starts {command} from the weights of another run",
+        )
+
 
 # The fine-tuning preset was chosen by short runs, see docs/finetune.md; the probing preset was not tuned.
 FINETUNE_PRESETS: dict[str, Preset] = {

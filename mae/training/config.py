@@ -47,6 +47,7 @@ class RunSettings:
     """Base class of the settings of all training runs; the subclasses declare the options."""
 
     command: ClassVar[str]
+    least_batch: ClassVar[int] = 1  # images of a batch in each process
     data: tuple[Path, ...]
     crop_scale: tuple[float, float]
     crop_ratio: tuple[float, float]

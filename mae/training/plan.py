@@ -108,8 +108,9 @@ def make_plan(
     warnings = []
     size = global_batch_size or config.batch_size * processes
     if images < size:
-        if images < processes:
-            raise DataError(f"{images} images are too few for {processes} processes")
+        if images < config.least_batch * processes:
+            each = "" if config.least_batch == 1 else f" with at least {config.least_batch} images each"
+            raise DataError(f"{images} images are too few for {processes} processes{each}")
         divisible = images - images % processes
         warnings.append(f"{images} images do not fill a batch of {size}; the batch is {divisible}")
         size = divisible

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
+import tomli_w
 
+from mae.training.classifier_config import FinetuneConfig, LinprobeConfig
+from mae.training.config import PretrainConfig
 from tests.cli.at_terminal import run_at
 from tests.processes import finish, start_python
 
@@ -136,6 +140,36 @@ def test_a_file_with_the_official_names(tmp_path: Path) -> None:
         assert seen.code == 2
         assert f"unknown option '{name}' in" in seen.err
         assert f"hint: the official {name} is {ours} here" in seen.err
+
+
+RUNS = {
+    "pretrain": (PretrainConfig(data=(Path("photos"),)), "in_chans"),
+    "finetune": (FinetuneConfig(data=(Path("photos"),)), "layer_decay"),
+    "linprobe": (LinprobeConfig(data=(Path("photos"),)), "momentum"),
+}
+
+
+@pytest.mark.parametrize(("of", "given_to"), list(itertools.permutations(RUNS, 2)))
+def test_the_settings_of_another_training_command(of: str, given_to: str, tmp_path: Path) -> None:
+    config, own = RUNS[of]
+    file = tmp_path / "settings.toml"
+    for settings in (config.as_plain(), {own: 1}):  # a run's file, and one line by hand
+        file.write_text(tomli_w.dumps({name: value for name, value in settings.items() if value is not None}))
+        seen = run_at(given_to, "photos", "--config", file)
+        assert (seen.code, seen.out) == (2, "")
+        error, hint = seen.err.splitlines()
+        assert f"{file} holds settings of maecli {of}, which maecli {given_to} does not have: " in error
+        assert hint.startswith(f"hint: type maecli {of} --config {file}, or remove them; --init RUN starts {given_to}")
+    assert error.endswith(f": {own}")
+
+
+def test_an_option_of_another_training_command() -> None:
+    assert run_at("linprobe", "photos", "--betas", "0.9", "0.95").err.splitlines() == [
+        "error: there is no option --betas",
+        "hint: it is an option of maecli pretrain and maecli finetune",
+    ]
+    assert "option of maecli finetune" in run_at("pretrain", "photos", "--layer-decay", "0.75").err
+    assert "option of maecli finetune" in run_at("evaluate", "photos", "--mixup", "0.8").err
 
 
 def test_no_torch_is_loaded_for_an_answer() -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mae.errors import ConfigError, DataError
 from mae.options import build_config, preset_values
+from mae.training.classifier_config import LinprobeConfig
 from mae.training.config import PretrainConfig
 from mae.training.plan import Advice, check_plan, make_plan
 from mae.training.presets import PRESETS
@@ -91,3 +93,13 @@ def test_days_on_a_cpu() -> None:
     many = found(15, images=10**6)
     assert many is not None
     assert "--preset" not in many.options
+
+
+def test_the_batch_norm_of_a_linear_probe_gets_two_images() -> None:
+    with pytest.raises(ConfigError, match="--batch-size must be at least 2; got 1"):
+        build_config(LinprobeConfig, {"data": ["flowers"], "batch_size": 1})
+    probing = LinprobeConfig(data=(Path("flowers"),), batch_size=4)
+    assert make_plan(probing, 4, processes=2).global_batch_size == 4
+    with pytest.raises(DataError, match="3 images are too few for 2 processes with at least 2 images each"):
+        make_plan(probing, 3, processes=2)
+    assert make_plan(config(), 3, processes=2).global_batch_size == 2
