@@ -6,10 +6,10 @@ stages under the names of ``mae.comparison.reference``.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,11 @@ def hugging_face_config(config: MAEConfig) -> dict[str, Any]:
     }
 
 
+def widest_dtype(state: Mapping[str, Tensor]) -> torch.dtype:
+    """The number format that holds every tensor exactly; transformers rounds all to that of the first tensor."""
+    return functools.reduce(torch.promote_types, (tensor.dtype for tensor in state.values()))
+
+
 @torch.no_grad()
 def run_transformers(
     state: Mapping[str, Tensor], config: MAEConfig, imgs: Tensor, noise: Tensor, mask_ratio: float
@@ -68,7 +73,9 @@ def run_transformers(
     """Run transformers' ViTMAE on masked images, and return the outputs of its stages by name."""
     # Its forward pass computes the loss; with normalised targets the comparison covers more code.
     settings = hugging_face_config(config.replace(norm_pix_loss=True)) | {"mask_ratio": mask_ratio}
-    model = load_transformers(None, settings=settings, state=to_hugging_face(state))
+    widest = widest_dtype(state)
+    exact = {name: tensor.to(widest) for name, tensor in to_hugging_face(state).items()}
+    model = load_transformers(None, settings=settings, state=exact)
     encoder, decoder = model.vit, model.decoder
     layers = encoder.layers if hasattr(encoder, "layers") else encoder.encoder.layer
     outputs = {"patch embedding": encoder.embeddings.patch_embeddings, "visible tokens": encoder.embeddings}
@@ -174,7 +181,7 @@ def timm_model(config: MAEConfig, *, classes: int = 0, pool: str = "cls", fc_nor
             num_classes=classes,
             global_pool="avg" if pool == "mean" else "token",
             fc_norm=fc_norm,
-            norm_layer=partial(nn.LayerNorm, eps=LAYER_NORM_EPS),
+            norm_layer=functools.partial(nn.LayerNorm, eps=LAYER_NORM_EPS),
         )
 
 

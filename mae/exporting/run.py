@@ -25,7 +25,14 @@ from mae.checkpoints.classifiers import (
 from mae.checkpoints.dialects import to_hugging_face
 from mae.checkpoints.run_states import CLASSIFIER, run_states
 from mae.checkpoints.save import save, save_safetensors
-from mae.comparison.libraries import hugging_face_config, is_installed, load_transformers, timm_logits, timm_model
+from mae.comparison.libraries import (
+    hugging_face_config,
+    is_installed,
+    load_transformers,
+    timm_logits,
+    timm_model,
+    widest_dtype,
+)
 from mae.comparison.stages import TOLERANCES
 from mae.errors import CheckpointError, ConfigError, MaeError
 from mae.exporting.config import ENDINGS, GRAPHS, ExportConfig
@@ -261,6 +268,7 @@ def _write_timm(out: Path, state: Mapping[str, Tensor], checkpoint: Checkpoint) 
 def _write_hugging_face(out: Path, state: Mapping[str, Tensor], checkpoint: Checkpoint) -> Path:
     settings = {"model_type": "vit_mae", "architectures": ["ViTMAEForPreTraining"], "mask_ratio": _MASK_RATIO}
     settings |= hugging_face_config(checkpoint.config) | {"hidden_act": "gelu", "qkv_bias": True}
+    settings["dtype"] = str(widest_dtype(state)).removeprefix("torch.")
     try:
         out.mkdir(parents=True, exist_ok=True)
         text = json.dumps(settings, indent=2) + "\n"

@@ -29,6 +29,8 @@ COMMANDS = {
     "compare by the reference's older name": "compare --official builtin --reference builtin",
     "compare with a second file": "compare --official builtin --checkpoint builtin --reference paper",
     "pretrain": f"pretrain images --init builtin --out trained {TRAIN}",
+    "finetune": "finetune images --init builtin --epochs 1 --warmup-epochs 0 --augmenter torchvision --workers 0 "
+    "--device cpu",
 }
 
 

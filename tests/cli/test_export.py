@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 import mae.exporting.run
 from mae.checkpoints import load_checkpoint, save_checkpoint
 from mae.checkpoints.build import build_usable
+from mae.comparison.config import CompareConfig
+from mae.comparison.run import compare
 from mae.errors import ConfigError, MaeError
 from mae.exporting.config import GRAPHS, TARGETS, ExportConfig
 from mae.exporting.run import export
@@ -110,6 +112,18 @@ def test_transformers_loads_it_with_nothing_missing_and_predicts_the_same(path: 
     assert torch.equal(theirs.mask, mask)
     assert torch.allclose(theirs.logits, pred, atol=1e-5)
     assert torch.allclose(theirs.loss, loss, rtol=1e-5)
+
+
+def test_transformers_rounds_no_tensor_of_a_file_in_two_number_formats(tmp_path: Path) -> None:
+    """Float16 with float32 position embeddings, as the built-in weights; transformers gives all tensors one format."""
+    pytest.importorskip("transformers")
+    state = {key: tensor if key.endswith("pos_embed") else tensor.half() for key, tensor in WEIGHTS.items()}
+    torch.save({"model": state}, tmp_path / "file.pth")
+    result = export(ExportConfig(checkpoint=tmp_path / "file.pth", to="hf", **HEADS))
+    assert result.difference < 1e-12
+    assert json.loads((result.out / "config.json").read_text())["dtype"] == "float32"
+    compared = compare(CompareConfig(official=tmp_path / "file.pth", reference="transformers", **HEADS))
+    assert compared.equal
 
 
 def test_timm_loads_it_and_gives_the_same_features(path: Path) -> None:
