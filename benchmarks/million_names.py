@@ -1,6 +1,7 @@
 """How long training takes to start from a million images by URL, and the memory of reading all of them once.
 
     python benchmarks/million_names.py [--images 1000000] [--out benchmarks/results/million_names.json]
+    python benchmarks/million_names.py --images 200000 --epochs 3 --cache-gb 0.2 --starts 0 --out FILE
 
 A server in its own process serves shards in which every image is the same JPEG of 16 x 16 pixels at a different
 position; their bytes are generated on request. The index of the shards is written as a first scan would write it.
@@ -8,12 +9,14 @@ position; their bytes are generated on request. The index of the shards is writt
 Start: from the start of ``maecli pretrain`` to the line of its first step in ``log.jsonl``, with a tiny model, for
 the given number of images and for a thousand. Memory: one epoch in the order of training, read by byte ranges through
 the cache by one loader process, which reads each image's name and bytes and does not decode them; sampled during the
-epoch.
+epoch. ``--epochs`` and ``--cache-gb`` show whether memory levels off: ``allocated`` is what the process has asked for
+and not given back, ``kept_free`` what the C library keeps for the next request.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import http.server
 import io
 import json
@@ -45,7 +48,7 @@ from mae.data.sources.remote_sources import INDEX_VERSION
 from mae.data.sources.scan import scan_images
 from mae.io.download import cache_folder
 
-SHARDS, BATCH, SAMPLES, CACHE_GB = 8, 64, 10, 1
+SHARDS, BATCH, SAMPLES = 8, 64, 10  # samples in an epoch
 READ_AT_ONCE = 500  # images of an epoch's batch
 TINY = [
     "--variant", "vit_tiny", "--embed-dim", "48", "--depth", "1", "--num-heads", "2", "--decoder-embed-dim", "48",
@@ -139,6 +142,26 @@ def megabytes(process: int | str = "self") -> dict[str, float]:
     return {"resident": found["VmRSS"], "anonymous": found["RssAnon"]}
 
 
+class MallInfo(ctypes.Structure):
+    """What glibc's ``mallinfo2`` returns, in bytes."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks",
+                     "keepcost")
+    ]  # fmt: skip
+
+
+def of_the_allocator() -> dict[str, float]:
+    """Megabytes that this process has allocated in C, and that the C library keeps free; empty without glibc 2.33."""
+    mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo2 is None:
+        return {}
+    mallinfo2.restype = MallInfo
+    info = mallinfo2()
+    return {"allocated": (info.uordblks + info.hblkhd) / 1e6, "kept_free": info.fordblks / 1e6}
+
+
 class Bytes(Dataset[int]):
     """Names and bytes of images; an item is how many bytes they are."""
 
@@ -153,27 +176,28 @@ class Bytes(Dataset[int]):
         return sizes
 
 
-def epoch(urls: list[str], images: int) -> dict[str, Any]:
-    """Read every image once, in the order of training."""
+def read_all(urls: list[str], images: int, epochs: int, cache_gb: float) -> dict[str, Any]:
+    """Read every image once per epoch, in the order of training."""
     before = megabytes()
     begun = time.monotonic()
-    source = scan_images([Path(url) for url in urls], cache_bytes=CACHE_GB * 10**9).images
+    source = scan_images([Path(url) for url in urls], cache_bytes=int(cache_gb * 10**9)).images
     scanned, with_index = time.monotonic() - begun, megabytes()
     if len(source) != images:
         raise SystemExit(f"{len(source)} images by the index, not {images}")
 
     def order() -> EpochBatches:
-        return EpochBatches(images, READ_AT_ONCE, 1, 0, groups=source.groups)
+        return EpochBatches(images, READ_AT_ONCE, epochs, 0, groups=source.groups)
 
     generator = torch.Generator()
     batches: Any = Batches(loader_of(Bytes(source), order(), len, generator, workers=1, pin_memory=False))
     prefetcher = Prefetcher(source, order(), 20)
     samples, read, begun = [], 0, time.monotonic()
-    steps = images // READ_AT_ONCE
+    steps = images // READ_AT_ONCE * epochs
     for number in range(steps + 1):
-        if number and (number in (10, steps) or number % (steps // SAMPLES) == 0):
+        if number and (number in (10, steps) or number % (steps // epochs // SAMPLES) == 0):
             loader = megabytes(batches.workers[0].pid)
-            samples.append({"images": read, "training_process": megabytes(), "loader_process": loader})
+            own = megabytes() | of_the_allocator()
+            samples.append({"images": read, "training_process": own, "loader_process": loader})
             print(f"{read:,} images: {megabytes()['resident']:.0f} + {loader['resident']:.0f} MB", flush=True)
         if number < steps:
             prefetcher.advance()
@@ -193,6 +217,8 @@ def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("--images", type=int, default=1_000_000)
     cli.add_argument("--starts", type=int, default=3)
+    cli.add_argument("--epochs", type=int, default=1)
+    cli.add_argument("--cache-gb", type=float, default=1.0)
     cli.add_argument("--out", type=Path, default=Path("benchmarks/results/million_names.json"))
     options = cli.parse_args()
     torch.set_num_threads(1)
@@ -223,7 +249,9 @@ def main() -> None:
             "image_bytes": size,
             "index_bytes": index_bytes,
             "seconds_to_first_step": starts,
-            "epoch": epoch(urls, options.images // SHARDS * SHARDS),
+            "epochs": options.epochs,
+            "cache_gb": options.cache_gb,
+            "epoch": read_all(urls, options.images // SHARDS * SHARDS, options.epochs, options.cache_gb),
         }
         server.terminate()
     options.out.write_text(json.dumps(result, indent=2) + "\n")

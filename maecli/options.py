@@ -16,6 +16,7 @@ from mae.errors import ConfigError
 from mae.io.files import refuse_input
 from mae.io.text import shown
 from mae.io.toml import read_toml
+from mae.io.urls import public_name
 from mae.options import (
     Option,
     Preset,
@@ -272,7 +273,8 @@ def _tell(config: Any, output: Output) -> None:
     """With ``--verbose``, print all settings, defaults included."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        words = [str(item) for item in value] if isinstance(value, tuple) else [str(value)]
+        items = value if isinstance(value, tuple) else (value,)
+        words = [public_name(item) if isinstance(item, Path) else str(item) for item in items]
         output.detail(f"{field.name} = {' '.join(words[:9])}{' ...' if len(words) > 9 else ''}")
 
 

@@ -29,6 +29,8 @@ from mae.demo.config import USUAL_LIMIT, DemoConfig
 from mae.errors import DataError
 from mae.evaluation.frozen import FrozenEncoder, View
 from mae.io.download import obeys_offline
+from mae.io.text import shown as escaped
+from mae.io.urls import public_name
 from mae.masking import masking_from_order
 from mae.reconstruction.config import ReconstructConfig
 from mae.reconstruction.run import NORM_PIX_NOTE, FramedImage, Reconstructor
@@ -185,7 +187,7 @@ class _Gallery:
         if batch:
             features.append(self._features(batch))
         if not features:
-            raise DataError(f"{config.data}: none of the images can be decoded")
+            raise DataError(f"{escaped(public_name(config.data))}: none of the images can be decoded")
         self._all = torch.cat(features)
 
     def __len__(self) -> int:

@@ -175,7 +175,7 @@ def _embed(
         classes=labels.classes,
         kept=kept,
         skipped=tuple(skipped),
-        notes=encoder.notes,
+        notes=(*encoder.notes, *scan.images.warnings),
     )
 
 

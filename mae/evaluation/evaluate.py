@@ -44,6 +44,7 @@ from mae.evaluation.splits import Split, make_split, read_labels, refuse_unreada
 from mae.io.download import obeys_offline
 from mae.io.files import refuse_input, refuse_place, write_output
 from mae.io.text import shown, unfolded
+from mae.io.urls import public_name
 from mae.system.device import Computing, settle
 from mae.system.distributed import refuse_several
 
@@ -73,20 +74,21 @@ def evaluate(config: EvaluateConfig, on_progress: Callable[[Progress], None] = l
     computing = settle(config.device, config.precision)
     encoders = _encoders(config, computing)
     scan = scan_images([config.data], lambda files: on_progress(Progress("looking at files", files, 0)))
+    data = Path(public_name(config.data))
     labels = read_labels(scan.images, [config.data], [one.path for one in scan.unreadable], scan.looked_into)
-    split = make_split(scan.images, labels, shown(config.data), seed=config.seed, test_share=config.test_share)
+    split = make_split(scan.images, labels, shown(data), seed=config.seed, test_share=config.test_share)
     began = time.monotonic()
     features, notes = keep_features(config, scan.images, split, encoders, computing, on_progress)
     features_seconds = time.monotonic() - began
     skipped = _skipped(scan, features)
     check_unreadable(skipped, len(features.used) + len(scan.unreadable), config.max_unreadable)
-    refuse_unreadable_classes(split.classes, features.train_labels, features.test_labels, shown(config.data))
+    refuse_unreadable_classes(split.classes, features.train_labels, features.test_labels, shown(data))
     began = time.monotonic()
     asked = _Probes(config, split, features, _probe_device(computing.device), on_progress)
     rows = asked.rows()
     headline = asked.headline()
     result = EvaluateResult(
-        data=config.data,
+        data=data,
         train_images=len(features.train),
         test_images=len(features.test),
         classes=split.classes,
@@ -100,6 +102,7 @@ def evaluate(config: EvaluateConfig, on_progress: Callable[[Progress], None] = l
         skipped=tuple(skipped),
         notes=(
             *split.notes,
+            *scan.images.warnings,
             *dict.fromkeys(note for _, encoder in encoders for note in encoder.notes),
             *notes,
             *_small_print(config, features, len(split.classes)),

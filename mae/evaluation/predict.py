@@ -112,6 +112,7 @@ def predict(config: PredictConfig, on_progress: Callable[[Progress], None] = lam
     device = computing.device
     model = model.to(device)
     scan = scan_images(config.images, lambda files: on_progress(Progress("looking at files", files, 0)))
+    notes += tuple(scan.images.warnings)
     if config.top_k > len(names):
         notes += (f"--top-k {config.top_k}: the classifier has only {len(names):,} classes, so all are shown",)
     dataset = EvalDataset(scan.images, EvalTransform(model.config.img_size, config.crop_pct), model.config.in_chans)

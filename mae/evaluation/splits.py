@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mae.data.sources.archive import ARCHIVE_SUFFIXES
 from mae.data.sources.base import ImageSource
 from mae.errors import DataError
 from mae.evaluation.config import EvaluateConfig
 from mae.io.text import a_few, shown
+from mae.io.urls import public_name, url_of
 from mae.system.seeding import stream
 
 TRAIN_NAMES = ("train", "training")
@@ -69,6 +71,7 @@ def read_labels(
     If there are both a ``train`` and a ``test`` or ``val`` folder, the classes are the folders in these. Else the
     classes are the uppermost folders that do not contain all images. Deeper folders are not examined.
     """
+    roots = [Path(public_name(root)) for root in roots]
     names = [_inside(str(source.name(index)), roots) for index in range(len(source))]
     given = [root for root in roots if root.is_dir()]
     if len(given) > 1 and all(len(parts) == 1 for parts in names):  # the given folders are the class folders
@@ -114,9 +117,9 @@ def _inside(name: str, roots: Sequence[Path]) -> tuple[str, ...]:
             above = ""
         if name.startswith(above) and name != above:
             return tuple(part for part in name[len(above) :].split("/") if part not in ("", "."))
-    path = Path(name)  # in an archive that was given by a pattern or a URL: relative to the archive's file
+    path = Path(name)  # in an archive that was given by a pattern: relative to the archive's file
     for parent in path.parents:
-        if parent.is_file():
+        if parent.is_file() or (parent.suffix.lower() in ARCHIVE_SUFFIXES and url_of(parent)):
             return path.relative_to(parent).parts
     return (path.name,)
 

@@ -88,6 +88,7 @@ class InspectResult(Drawn):
             bits; None if there are no such images.
         seconds: Duration in seconds.
         sheet, report: The written contact sheet and page; None if not requested.
+        notes: Messages for the user.
     """
 
     data: tuple[str, ...]
@@ -108,6 +109,7 @@ class InspectResult(Drawn):
     deep_levels: int | None = None
     sheet: Path | None = None
     report: Path | None = None
+    notes: tuple[str, ...] = ()
 
     def rows(self) -> list[tuple[str, str]]:
         """The rows of the table: title and value."""
@@ -260,6 +262,7 @@ class _Tally:
             deep_levels=self.deep_levels,
             sheet=config.sheet,
             report=config.report,
+            notes=tuple(self.source.warnings),
         )
 
     def _duplicates(self, good: NDArray[np.bool_]) -> tuple[int, tuple[DuplicateGroup, ...]]:

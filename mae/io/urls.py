@@ -9,6 +9,7 @@ from urllib.parse import SplitResult, urlsplit
 
 # ``Path`` reduces the double slash of a URL to one, and an absolute path has the current folder before it.
 _URL = re.compile(r"(?:^|/)([a-zA-Z][a-zA-Z0-9+.-]+):/+([^/].*)$", re.DOTALL)
+_ADDRESS = re.compile(r"(localhost|[0-9.]+|\[[0-9a-fA-F:.]*\])(:[0-9]*)?")  # of a machine, perhaps with a port
 _WEB = ("http", "https")  # only these have ports and fragments; ``#`` is a part of other stores' names
 
 
@@ -22,15 +23,17 @@ def url_of(source: Path) -> str | None:
 def split_url(url: str) -> tuple[str, SplitResult]:
     """Credentials of a URL, such as ``user:password``, and the parts of the URL without them.
 
-    A password may hold ``/``, ``?`` or ``#``, although they should be written as ``%2F``, ``%3F`` and ``%23``.
+    A password may hold ``/``, ``?``, ``#`` or ``@``, although they should be written as ``%2F``, ``%3F``, ``%23`` and
+    ``%40``. So everything before the last ``@`` counts as credentials if a ``:`` stands before the path, except after
+    the port of an address in digits: ``https://name:12/a@b`` can be a password, ``https://127.0.0.1:12/a@b`` not.
     """
     scheme, _, rest = url.partition("://")
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
     user, at, _ = authority.rpartition("@")
-    _, colon, port = authority.rpartition(":")
-    if colon and not authority.endswith("]") and not (scheme in _WEB and (at or port.isdigit() or not port)):
+    if ":" in authority and not (scheme in _WEB and _ADDRESS.fullmatch(authority)):
         user, at, _ = rest.rpartition("@")
-        user = user if at else authority
+        if not at and not (scheme in _WEB and re.search(":[0-9]*$", authority)):
+            user = authority
     rest = rest[len(user) + len(at) :]
     return user, urlsplit(f"{scheme}://{rest}", allow_fragments=scheme in _WEB)
 

@@ -330,7 +330,7 @@ def _prepare(start: Start[Any], task: Task) -> tuple[Trainer, Started]:
         first_epoch=position.epoch,
         first_step=position.step,
         notes=(*task.notes, *notes),
-        warnings=resumption.warnings,
+        warnings=(*resumption.warnings, *task.images.warnings),
         processes=ranks.size,
         seconds_left=resumption.seconds_left(plan, logged.images_per_second, ranks.size),
         changes=resumption.describe_changes(plan),

@@ -107,7 +107,7 @@ class Started:
         zero_prediction_loss: Loss of predicting zero on the preview images, or of guessing classes.
         step_seconds: Measured time of one batch's forward and backward pass, without loading.
         first_epoch, first_step: Position of a resumed run.
-        warnings: Messages about newer states that could not be read and were skipped.
+        warnings: Messages about newer states that could not be read and were skipped, and about the images' source.
         processes: Number of processes of the run.
         advice: Settings of a new run that are likely to give a poor result, and what to use instead.
         seconds_left: Estimate for a resumed run from the throughput in its log; None if unknown.

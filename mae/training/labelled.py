@@ -13,6 +13,7 @@ from mae.data.sources.scan import ImageScan
 from mae.errors import DataError
 from mae.evaluation.splits import make_split, read_labels, stratified
 from mae.io.text import shown
+from mae.io.urls import public_name
 from mae.system.seeding import stream
 from mae.training.classifier_config import ClassifierConfig
 
@@ -59,7 +60,7 @@ def divide(scan: ImageScan, config: ClassifierConfig) -> LabelledImages:
     Raises:
         DataError: There are fewer than two class folders, or the parts have different classes.
     """
-    where = ", ".join(map(shown, config.data))
+    where = ", ".join(shown(public_name(path)) for path in config.data)
     labels = read_labels(scan.images, config.data, [one.path for one in scan.unreadable], scan.looked_into)
     split = make_split(scan.images, labels, where, seed=config.seed, test_share=config.test_share)
     train, test = Part(split.train, split.train_labels), Part(split.test, split.test_labels)

@@ -32,6 +32,7 @@ from mae.evaluation.metrics import rank_me
 from mae.evaluation.results import nearest_k
 from mae.evaluation.splits import Split, make_split, read_labels, refuse_unreadable_classes, stratified
 from mae.io.text import shown
+from mae.io.urls import public_name
 from mae.mae import MaskedAutoencoder
 from mae.system.device import autocast
 from mae.system.distributed import Ranks
@@ -191,11 +192,12 @@ def find_probe_data(
 
 def _labelled(data: Path, most: int, seed: int, loader: _Loader) -> tuple[Labelled, Sequence[str]]:
     """The images of ``--probe``, split into a training and a test part; the split is the same in every process."""
+    where = shown(public_name(data))
     try:
         scan = scan_images([data])
         source = scan.images
         labels = read_labels(source, [data], [one.path for one in scan.unreadable])
-        split = make_split(source, labels, shown(data), seed=seed, test_share=TEST_SHARE, default_share=TEST_SHARE)
+        split = make_split(source, labels, where, seed=seed, test_share=TEST_SHARE, default_share=TEST_SHARE)
     except DataError as error:
         raise DataError(f"--probe {error.message}", hint=error.hint) from None
     loader.ranks.check_same("images of --probe", (len(source), source.digest()))
@@ -212,7 +214,7 @@ def _labelled(data: Path, most: int, seed: int, loader: _Loader) -> tuple[Labell
         of[~teaches],
         len(split.classes),
     )
-    refuse_unreadable_classes(split.classes, found.train_labels, found.test_labels, f"--probe {shown(data)}")
+    refuse_unreadable_classes(split.classes, found.train_labels, found.test_labels, f"--probe {where}")
     return found, (*split.notes, *notes)
 
 

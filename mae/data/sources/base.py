@@ -65,6 +65,11 @@ class ImageSource(abc.ABC):
         """Whether ``prefetch`` does anything."""
         return False
 
+    @property
+    def warnings(self) -> Sequence[str]:
+        """Messages for the user about what cannot be checked while the source is read."""
+        return ()
+
     def load(self, index: int, in_chans: int, on_note: Callable[[str], None] | None = None) -> Image.Image:
         """Decode an image; see ``decode_image``."""
         with self.open(index) as file:
@@ -128,6 +133,10 @@ class Subset(WrappedSource):
     def is_remote(self) -> bool:
         return self.source.is_remote
 
+    @property
+    def warnings(self) -> Sequence[str]:
+        return self.source.warnings
+
     def digest(self) -> str:
         """Hash of the source's digest and the chosen numbers."""
         return hashlib.blake2b(self.source.digest().encode() + self.indices.tobytes(), digest_size=8).hexdigest()
@@ -155,6 +164,10 @@ class JoinedSource(WrappedSource):
         """Hash of the digests of all parts, in order."""
         text = " ".join(part.digest() for part in self.parts)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        return [warning for part in self.parts for warning in part.warnings]
 
     @property
     def groups(self) -> Sequence[int]:

@@ -18,6 +18,7 @@ from mae.data.sources.paths import ImagePaths
 from mae.data.sources.scan import expand_braces, holds_many, scan_images
 from mae.errors import ConfigError
 from mae.io.text import shown
+from mae.io.urls import public_name
 from mae.options import STANDARD_STREAM
 
 TRIES = 10  # files of a folder that are tried for each wanted image
@@ -86,7 +87,8 @@ class GivenImages:
             self.skipped += [(bad.path, bad.reason) for bad in scan.unreadable]
             self._groups.append((scan.images, min(limit, found), False))
             if found > limit:
-                self.notes.append(f"{shown(path)}: {limit:,} of {found:,} images; --limit {found} shows all")
+                where = shown(public_name(path))
+                self.notes.append(f"{where}: {limit:,} of {found:,} images; --limit {found} shows all")
         for place in places:
             if place not in many:
                 folder, name = os.path.split(os.fsencode(place))

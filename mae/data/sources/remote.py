@@ -252,8 +252,15 @@ def _check_address(url: str, name: str) -> None:
     if user and (parts.scheme in _STORES or re.search("[/?#]", user)):
         raise RemoteError(
             f"{shown(name)}: the credentials before @ in the URL cannot be used",
-            hint=_STORES.get(parts.scheme, "write / as %2F, ? as %3F and # as %23 in a password"),
+            hint=_STORES.get(
+                parts.scheme, "write / as %2F, ? as %3F, # as %23 and @ as %40 in a password, and @ as %40 after it"
+            ),
         )
+    _check_encrypted(url, name)
+
+
+def _check_encrypted(url: str, name: str) -> None:
+    parts = split_url(url)[1]
     if parts.scheme == "http" and parts.hostname not in _LOCAL_HOSTS:
         raise RemoteError(
             f"{shown(name)}: http is refused, because the data could be changed on its way",
@@ -265,7 +272,7 @@ async def _check_redirect(session: Any, context: Any, redirect: Any) -> None:
     """Refuse redirects from https to http."""
     target = redirect.response.headers.get("Location", "")
     if urlsplit(target).scheme:
-        _check_address(target, public_url(target))
+        _check_encrypted(target, public_url(target))
 
 
 def _file_system(url: str, name: str) -> tuple[Any, str]:

@@ -59,6 +59,11 @@ class RemoteArchiveSource(ArchiveSource):
     def is_remote(self) -> bool:
         return True
 
+    @property
+    def warnings(self) -> Sequence[str]:
+        """A warning if changes of an object may not be noticed."""
+        return _unwatched(self._objects)
+
     def _stamp(self, path: Path) -> list[int]:
         return []  # not needed, because each read checks that the object has not changed
 
@@ -93,6 +98,11 @@ class RemoteTableSource(TableSource):
     @property
     def is_remote(self) -> bool:
         return True
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """A warning if changes of an object may not be noticed."""
+        return _unwatched(self._objects)
 
     def _open(self, number: int) -> Any:
         return self._objects[number].open()
@@ -137,6 +147,17 @@ def list_objects(
                 on_file()
             found.append((remote, listing))
         return found
+
+
+def _unwatched(objects: Sequence[RemoteObject]) -> Sequence[str]:
+    names = [shown(remote.name) for remote in objects if not remote.has_version]
+    if not names:
+        return ()
+    which = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1:,} more"
+    return (
+        f"{which}: the server gives neither an ETag nor a date, so a change of the content that keeps its size is not "
+        "noticed",
+    )
 
 
 def _listing(remote: RemoteObject) -> ArchiveListing:

@@ -35,7 +35,8 @@ def test_no_secret_is_shown() -> None:
     "url",
     [
         *(f"s3://KEY:{secret}@bucket/a.tar" for secret in ("secret", "se/cret", "se#cr?et", "12/cret", "a@b/cret")),
-        *(f"https://KEY:{secret}@bucket/a.tar" for secret in ("secret", "se/cret", "se#cr?et")),
+        *(f"https://KEY:{secret}@bucket/a.tar" for secret in ("secret", "se/cret", "se#cr?et", "/cret", "a@b/cret")),
+        *(f"https://KEY:{secret}@bucket/a.tar" for secret in ("12/cret", "12?cret", "12#cret", "12/a@b/c")),
     ],
 )
 def test_no_password_is_shown_whatever_it_holds(url: str) -> None:
@@ -49,10 +50,16 @@ def test_no_password_is_shown_whatever_it_holds(url: str) -> None:
     ("url", "name"),
     [
         ("s3://KEY:secret", "s3://"),
+        ("s3://12:34/cret@bucket/a.tar", "s3://bucket/a.tar"),
         ("s3://bucket/a#1.tar", "s3://bucket/a#1.tar"),
         ("s3://bucket/a@2.tar", "s3://bucket/a@2.tar"),
         ("hf://datasets/me/photos@main/a.tar", "hf://datasets/me/photos@main/a.tar"),
-        ("https://host:8443/a@2.tar", "https://host:8443/a@2.tar"),
+        ("https://host:8443/a@2.tar", "https://2.tar"),  # host:8443/a could be a user and a password
+        ("https://host:8443/a%402.tar", "https://host:8443/a%402.tar"),
+        ("https://host/a@2.tar", "https://host/a@2.tar"),
+        ("https://host:8443/a.tar", "https://host:8443/a.tar"),
+        ("https://127.0.0.1:80/a@2.tar", "https://127.0.0.1:80/a@2.tar"),
+        ("http://localhost:80/a@2.tar", "http://localhost:80/a@2.tar"),
         ("https://[::1]:80/a@2.tar", "https://[::1]:80/a@2.tar"),
         ("http://[::1]/a@2.tar", "http://[::1]/a@2.tar"),
     ],

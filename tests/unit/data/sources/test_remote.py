@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")
@@ -23,11 +24,17 @@ import mae.data.sources.remote
 import mae.data.sources.remote_sources
 from mae.data.block_cache import BlockCache
 from mae.data.sources.base import Subset
+from mae.data.sources.given import GivenImages
 from mae.data.sources.remote import RemoteError, RemoteObject
 from mae.data.sources.scan import scan_images
 from mae.errors import DataError
+from mae.evaluation.splits import read_labels
+from mae.training.classifier_config import FinetuneConfig, LinprobeConfig
+from mae.training.engine import plan_task
 from mae.training.events import Event, Stepped
-from mae.training.pretrain import pretrain
+from mae.training.labelled import divide
+from mae.training.pretrain import PRETRAINING, pretrain
+from maecli.app import app
 from tests.unit.data.sources.test_base import CONTENT, contents, write_tar, write_zip
 from tests.unit.training.small import logged, make_models_small, same, small_config, stop_after, weights
 
@@ -258,6 +265,52 @@ def test_without_a_version_nothing_is_kept_for_another_run(server: Server, tmp_p
     assert again != data
     assert new in again
     assert list((tmp_path / "cache").rglob("remote-*.json")) == []
+
+
+def test_a_server_without_versions_is_named_before_the_first_step(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_models_small(monkeypatch)
+    server.files["rest.zip"] = write_zip(tmp_path / "x.zip", CONTENT).read_bytes()
+    shards, rest = (Path(server.url(name)) for name in ("train-{00..02}.tar", "rest.zip"))
+    events: list[Event] = []
+    config = small_config(tmp_path, tmp_path / "run")
+    plan_task(PRETRAINING, dataclasses.replace(config, data=(shards,)), events.append)
+    assert scan_images([shards, local(server, tmp_path / "here")[0]]).images.warnings == []
+    server.tag = ""
+    started = plan_task(PRETRAINING, dataclasses.replace(config, data=(shards,)), events.append)
+    (warning,) = started.warnings
+    assert warning.startswith(f"{server.url('train-00.tar')} and 2 more: the server gives neither an ETag nor a date")
+    assert Subset(scan_images([rest, tmp_path / "x.zip"]).images, np.array([0])).warnings == [
+        warning.replace(f"{server.url('train-00.tar')} and 2 more", server.url("rest.zip"))
+    ]
+    seen = CliRunner().invoke(app, ["inspect", f"{shards}", "--json"])
+    assert warning in " ".join(seen.stderr.split())
+    assert json.loads(seen.stdout)["notes"] == [warning]
+
+
+def test_no_signature_is_shown(server: Server, tmp_path: Path) -> None:
+    server.files["flat.tar"] = write_tar(
+        tmp_path / "x", {Path(name).name: data for name, data in CONTENT.items()}
+    ).read_bytes()
+    server.signature = "sig=very-secret"
+    for name in ("train-{00..02}.tar", "train-00.tar", "flat.tar"):
+        url = Path(server.url(f"{name}?sig=very-secret"))
+        scan = scan_images([url])
+        classes = () if name == "flat.tar" else ("class_0", "class_1")
+        assert read_labels(scan.images, [url]).classes == classes  # although the names of images have no signature
+        assert GivenImages([url], 2).notes == [
+            f"{server.url(name)}: 2 of {len(scan.images)} images; --limit {len(scan.images)} shows all"
+        ]
+    for config in (FinetuneConfig, LinprobeConfig):
+        with pytest.raises(DataError, match=re.escape(f"{server.url('flat.tar')}: there are no class folders")):
+            divide(scan, config(data=(url,)))
+    with pytest.raises(DataError, match=re.escape(f"--probe {server.url('flat.tar')}: there are no class folders")):
+        plan_task(PRETRAINING, dataclasses.replace(small_config(tmp_path, tmp_path / "run"), data=(url,), probe=url))
+    seen = CliRunner().invoke(app, ["inspect", f"{url}", "--verbose"])
+    assert seen.exit_code == 0
+    assert f"data = {server.url('flat.tar')}" in seen.stderr
+    assert "very-secret" not in seen.output
 
 
 def test_chosen_images_are_fetched_ahead_and_group_by_group(server: Server, tmp_path: Path) -> None:
