@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mae.checkpoints.builtin import BUILTIN
 from mae.checkpoints.dialects import CROSSMAE
 from mae.checkpoints.hub import OFFICIAL_BASE
 from mae.checkpoints.load import Checkpoint, load_checkpoint
@@ -292,8 +293,9 @@ def _no_decoder(checkpoint: Checkpoint) -> CheckpointError:
     example = f"for instance {OFFICIAL_BASE}/visualize/mae_visualize_vit_{size}.pth"
     if checkpoint.kind == "fine-tuned":
         start = checkpoint.args.get("finetune")  # the weights that it was trained from
-        known = f"those that it was trained from, {typed(str(start))}, or " if start else ""
-        example = f"{known}the built-in ones, builtin"
+        others = start and start != BUILTIN
+        known = f"those that it was trained from, {typed(str(start))}, or" if others else "for instance"
+        example = f"{known} the built-in ones, builtin"
     return CheckpointError(
         f"{checkpoint.path} holds an encoder only: the decoder (mask_token, decoder_embed, decoder_blocks, "
         "decoder_norm, decoder_pred) is missing, so it cannot reconstruct an image",

@@ -119,8 +119,8 @@ def no_head(checkpoint: Checkpoint) -> CheckpointError:
     """The error for a file without a classification head."""
     kind = "a masked autoencoder" if checkpoint.has_decoder else "an encoder alone"
     return CheckpointError(
-        f"{shown(checkpoint.path)} holds no classification head: it is {kind}, so it cannot name classes",
-        hint=f"train one on labelled images: maecli finetune DATA --init {typed(checkpoint.path)}",
+        f"{shown(checkpoint.named)} holds no classification head: it is {kind}, so it cannot name classes",
+        hint=f"train one on labelled images: maecli finetune DATA --init {typed(checkpoint.named)}",
     )
 
 

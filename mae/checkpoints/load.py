@@ -96,6 +96,11 @@ class Checkpoint:
         return self.path.parent == builtin_folder()
 
     @property
+    def named(self) -> Path:
+        """What a user types for it: ``builtin`` for the built-in weights, else its path."""
+        return Path(BUILTIN) if self.is_builtin else self.path
+
+    @property
     def dtypes(self) -> tuple[str, ...]:
         """The tensors' types, for instance ("float32",)."""
         return tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in self.state.values()}))

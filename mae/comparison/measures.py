@@ -24,6 +24,7 @@ _BLOCK = re.compile(r"((?:decoder_)?blocks)\.(\d+)\.(.+)")
 THIRDS = ("queries", "keys", "values")
 _CACHED = 65_536  # values that fit into the processor's cache
 _MANTISSA = (1 << 23) - 1
+_BITS_LOST = (13, 16)  # of the mantissa, in float16 and in bfloat16
 ROUNDING = 1 / 128  # relative rounding of bfloat16
 _TINY = 1e-300
 
@@ -301,6 +302,20 @@ def _as_bfloat16(values: Array) -> Array:
     return ((bits + np.uint32(1 << 15)) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
+def _hardly_changed(ones: Array, shared: Array) -> int:
+    """The low bits that a shorter type lacks, if a row holds numbers of that type that were changed by little.
+
+    A few steps of training with a tiny gradient do so, all in one direction: these bits are then little above zero, or
+    little below a whole unit, so the two highest of them are all zeros or all ones. One stuck bit does not look so.
+    """
+    found = 0
+    for lost in _BITS_LOST:
+        top = np.int32(3 << (lost - 2))
+        if (((ones & top) == 0) | ((shared & top) == top)).any():
+            found = (1 << lost) - 1
+    return found
+
+
 def _stuck(unit: Unit) -> str | None:
     """Describe a bit that never changes in a matrix, or in one of its rows, other than low bits lost by rounding.
 
@@ -319,6 +334,7 @@ def _stuck(unit: Unit) -> str | None:
     used = any_one & _MANTISSA
     # Low bits that are all zero come from rounding to a shorter type.
     changing = ~((used & -used) - 1) if used else ~_MANTISSA
+    changing &= ~_hardly_changed(ones, shared)
     if rows * columns >= 4096 and (frozen := (~any_one | all_ones) & (_MANTISSA | 7 << 23) & changing):
         return f"bit {frozen.bit_length() - 1} of its numbers never changes"
     looked_at = (_MANTISSA | (3 << 23 if columns >= 128 else 0)) & changing

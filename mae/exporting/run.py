@@ -13,7 +13,6 @@ from torch import Tensor
 
 from mae.checkpoints import Checkpoint, load_checkpoint
 from mae.checkpoints.build import build_usable, is_decoder
-from mae.checkpoints.builtin import BUILTIN
 from mae.checkpoints.classifiers import (
     about_classes,
     build_classifier,
@@ -120,8 +119,7 @@ def export(config: ExportConfig, on_step: Callable[[str], None] = lambda step: N
     _refuse_misfit(config.to, checkpoint)
     if config.to in GRAPHS:
         refuse_missing(config.to)
-    beside = Path(BUILTIN) if checkpoint.is_builtin else checkpoint.path
-    out = config.out or beside.with_name(f"{beside.stem}{ENDINGS[config.to]}")
+    out = config.out or checkpoint.named.with_name(f"{checkpoint.named.stem}{ENDINGS[config.to]}")
     refuse_place(out, "--out", folder=config.to == "hf")
     for file in [out / name for name in _HUGGING_FACE_FILES] if config.to == "hf" else [out]:
         refuse_input(file, "--out", _inputs(checkpoint), folders=[checkpoint.path])

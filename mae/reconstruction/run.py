@@ -38,10 +38,9 @@ from mae.system.device import resolve_device
 
 ANIMATED_RATIOS = tuple(number / 20 for number in range(1, 20))
 _MASK_HINT = "white patches are masked, black patches stay visible"
-NORM_PIX_NOTE = (
-    "These weights predict normalised patches: the brightness and contrast of all patches, also of masked ones, are "
-    "taken from the original."
-)
+_OF_ORIGINAL = "the brightness and contrast of all patches, also of masked ones, are taken from the original."
+NORM_PIX_NOTE = f"These weights predict normalised patches: {_OF_ORIGINAL}"
+NORM_PIX_ON_NOTE = f"With --norm-pix on, {_OF_ORIGINAL}"
 NOTHING_MASKED_NOTE = (
     "No patch was masked, so there is no loss and no PSNR. The reconstruction shows predictions of visible patches, "
     "which are not trained."
@@ -166,7 +165,8 @@ def reconstruct(
         raise DataError(
             "none of the images can be decoded", hint=f"{shown(given.skipped[0][0])}: {given.skipped[0][1]}"
         )
-    notes = _notes(shots, norm_pix=bool(reconstructor.norm_pix))
+    original = NORM_PIX_ON_NOTE if reconstructor.norm_pix_source == "option" else NORM_PIX_NOTE
+    notes = [*_notes(shots), *([original] if reconstructor.norm_pix else [])]
     page = draw_grid(_titles(shots), rows, " ".join(notes))
     content = encode_image(page, config.kind, "the page") if config.to_stream else None
     written = [path.resolve() for path in (out, config.animate) if path is not None]
@@ -239,6 +239,12 @@ class Reconstructor:
         self.mask = None if config.mask is None else load_image(config.mask, 1)
         self.norm_pix: bool | None = {"on": True, "off": False, "auto": checkpoint.norm_pix_loss}[config.norm_pix]
         self.norm_pix_source = "option" if config.norm_pix != "auto" else "checkpoint"
+        stated = checkpoint.norm_pix_loss
+        if stated is not None and stated != self.norm_pix:
+            self.notes.append(
+                f"the checkpoint says that it predicts {_target(stated)}; with --norm-pix {config.norm_pix} its "
+                f"predictions are taken for {_target(not stated)}, and neither image nor PSNR is what it learnt"
+            )
         self.size = config.image_size or checkpoint.config.img_size
         self.resizes = self._shows_whole_images() if config.resize is None else config.resize
         self._newest: tuple[tuple[int, int], MaskedAutoencoder] | None = None
@@ -323,10 +329,9 @@ class Reconstructor:
         if self.norm_pix is None:
             self.norm_pix = _looks_normalised(model, image.imgs, masking, pred)
             self.norm_pix_source = "inferred"
-            kind = "normalised patches" if self.norm_pix else "raw pixels"
             self.notes.append(
                 "the file does not say what its decoder predicts; its predictions are closer to "
-                f"{kind}, so these are assumed (--norm-pix on or off overrides this)"
+                f"{_target(self.norm_pix)}, so these are assumed (--norm-pix on or off overrides this)"
             )
         (panels,) = make_panels(model, image.imgs, masking, pred, norm_pix=self.norm_pix)
         return _Masked(panels, masking.ids_masked.shape[1] / masking.ids_restore.shape[1])
@@ -376,11 +381,14 @@ def _titles(shots: Sequence[_Masked]) -> list[str]:
     return ["original", *(f"{word} {shot.masked_share:.0%}" for shot in shots for word in ("masked", "with visible"))]
 
 
-def _notes(shots: Sequence[_Masked], *, norm_pix: bool) -> list[str]:
+def _target(norm_pix: bool) -> str:
+    return "normalised patches" if norm_pix else "raw pixels"
+
+
+def _notes(shots: Sequence[_Masked]) -> list[str]:
     """The notes at the bottom of the page."""
     notes = [FAINT_NOTE] if len(shots) == 1 and shots[0].masked_share else []
-    notes += [NOTHING_MASKED_NOTE] if len(shots) == 1 and not shots[0].masked_share else []
-    return notes + [NORM_PIX_NOTE] * norm_pix
+    return notes + [NOTHING_MASKED_NOTE] * (len(shots) == 1 and not shots[0].masked_share)
 
 
 def _caption(path: Path, results: Sequence[ImageResult]) -> str:

@@ -94,7 +94,7 @@ def _tiles(log: RunLog) -> dict[str, str]:
         **_against_zero_prediction(log, loss),
         "loss of the first epoch": figure_text(first.loss) if first else "-",
         **({f"PSNR, masked patches{_help(log)}": f"{psnr[-1]:.1f} dB" if psnr else "-"} if of_pixels else {}),
-        "steps": f"{log.steps[-1].step:,}+" if log.steps and not log.finished else _steps(log),
+        "steps": _steps(log),
         "images/s": figure_text(_mean(one.images_per_second for one in log.epochs[-20:])),
         "waiting for images": _percent(_mean(one.data_wait for one in log.epochs[-20:])),
         **({"waiting in the first epoch": _percent(first.data_wait)} if first and len(log.epochs) > 1 else {}),
@@ -297,7 +297,10 @@ def value_text(value: Any, depth: int = 3) -> str:
 
 
 def _steps(log: RunLog) -> str:
-    return f"{log.steps[-1].step:,}" if log.steps else "-"
+    """The last step that the log names, with a plus where more were taken."""
+    logged = log.steps[-1] if log.steps else None
+    more = not log.finished or (logged and logged.step == log.last_step and logged.epoch < log.epochs_done)
+    return f"{log.last_step:,}{'+' if more else ''}" if log.last_step else "-"
 
 
 def _mean(values: Iterable[float]) -> float:

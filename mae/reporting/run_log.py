@@ -124,6 +124,7 @@ class RunLog:
         validations: Validations of a fine-tuning or linear probing run, in order, one per epoch.
         test: Test result of a finished fine-tuning or linear probing run; else None.
         model: Encoder sizes by name of a fine-tuning or linear probing run, NaN if not a number; else empty.
+        last_step: Number of the last step that any line names; not every step has a line.
     """
 
     steps: tuple[LoggedStep, ...]
@@ -142,6 +143,7 @@ class RunLog:
     validations: tuple[LoggedValidation, ...] = ()
     test: LoggedTest | None = None
     model: dict[str, float] = dataclasses.field(default_factory=dict)
+    last_step: int = 0
 
     @property
     def command(self) -> str:
@@ -225,6 +227,7 @@ def read_run(run: Path) -> RunLog:
         validations=tuple(books.validations[epoch] for epoch in sorted(books.validations)),
         test=books.test,
         model=books.model,
+        last_step=books.last_step,
     )
 
 
@@ -242,12 +245,15 @@ class _LogState:
         self.rollbacks = 0
         self.changes: list[LoggedChange] = []
         self.model: dict[str, float] = {}
+        self.last_step = 0
         self.other = 0
         self.broken = 0
 
     def add(self, entry: dict[str, Any]) -> None:
         epoch, step = _number(entry.get("epoch")), _number(entry.get("step"))
         rates = (_number(entry.get("images_per_second")), _number(entry.get("data_wait")))
+        if 0 <= step < 1e15:
+            self.last_step = max(self.last_step, int(step))
         if "train_loss" in entry and 0 <= epoch < 1e9:
             done = int(epoch) + 1
             loss, lr = _number(entry["train_loss"]), _number(entry.get("train_lr"))

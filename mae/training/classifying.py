@@ -104,7 +104,7 @@ def make_classifier(
     notes: tuple[str, ...] = ()
     start = "fresh weights"
     if checkpoint is not None and not config.from_scratch:
-        start = f"weights from {shown(checkpoint.path)}"
+        start = f"weights from {shown(checkpoint.named)}"
         if saved is None:
             notes = (*checkpoint.notes, *load_encoder(model, checkpoint))
     if probe:

@@ -14,7 +14,7 @@ from mae.io.text import shown, typed
 from mae.io.toml import read_toml
 from mae.io.urls import public_url, url_of
 from mae.models import variant_config
-from mae.options import option, option_of
+from mae.options import option, option_of, refuse_without_effect
 
 CONFIG_FILE = "config.toml"
 TRACKERS = ("tensorboard", "wandb", "mlflow")
@@ -283,6 +283,9 @@ class PretrainConfig(RunSettings):
         model = self.model_config()
         if model.num_kept(self.mask_ratio) == model.num_patches:
             raise ConfigError(f"--mask-ratio {self.mask_ratio:g} masks no patch, so there is no loss to train on")
+        if self.resume is None and self.probe is None:  # a run that was begun with them goes on
+            for name in ("probe_every", "probe_images"):
+                refuse_without_effect(self, name, "without --probe")
         self.check()
 
     def images_read(self) -> tuple[Path, ...]:

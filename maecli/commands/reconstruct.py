@@ -66,7 +66,8 @@ def _show(console: Console, result: ReconstructResult) -> None:
         )
     console.print(fitted(console, table))
     target = "normalised patches" if result.norm_pix else "raw pixels"
-    console.print(f"{result.variant or 'model'} predicts {target}; loss and PSNR are over masked patches")
+    taken = "is taken to predict" if result.norm_pix_source == "option" else "predicts"
+    console.print(f"{result.variant or 'model'} {taken} {target}; loss and PSNR are over masked patches")
     place = "the image to standard output" if result.page is not None else shown(str(result.out))
     print_line(console, f"wrote {place}")
     if result.animation is not None:

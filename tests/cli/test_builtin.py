@@ -81,6 +81,19 @@ def test_a_command_says_what_is_damaged(name: str, place: Path) -> None:
     assert "Traceback" not in said
 
 
+def test_messages_name_them_as_they_are_typed(place: Path) -> None:
+    write_builtin(place / "weights")
+    refused = typed("predict images --checkpoint builtin")
+    assert refused.exit_code == 4
+    error, hint = refused.stderr.splitlines()
+    assert error.startswith("error: builtin holds no classification head")
+    assert hint.endswith(": maecli finetune DATA --init builtin")
+    begun = typed("linprobe images --init builtin --batch-size 4 --epochs 1 --warmup-epochs 0 --workers 0 --device cpu")
+    assert "weights from builtin" in begun.stderr
+    refused = typed("reconstruct images/a/0.png --checkpoint probed --out grid.png")
+    assert refused.stderr.splitlines()[1] == "hint: use weights with a decoder, for instance the built-in ones, builtin"
+
+
 def test_the_result_names_the_file(place: Path) -> None:
     write_builtin(place / "weights")
     result = typed(COMMANDS["reconstruct by default"], "--json")

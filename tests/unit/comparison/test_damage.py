@@ -278,3 +278,22 @@ def test_rates() -> None:
                 assert named >= 0.75, kind
             elif kind in SUSPICIOUS:
                 assert found > 0.6, kind
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_numbers_of_a_shorter_type_that_training_hardly_changed_have_no_stuck_bit(dtype: torch.dtype) -> None:
+    name = "blocks.0.mlp.fc1.weight"
+    fresh = 0.02 * torch.randn(96, 64, generator=torch.Generator().manual_seed(0))
+    top = {torch.float16: 12, torch.bfloat16: 15}[dtype]  # highest bit of the mantissa that the type lacks
+
+    def stuck(tensor: torch.Tensor) -> list[str | None]:
+        return [measure(unit).stuck for unit in units_of({name: tensor})]
+
+    rounded = fresh.to(dtype).float()
+    for step in (1 + 2.0**-top / 8, 1 - 2.0**-top / 8):
+        some = fresh.clone()
+        some[7] = rounded[7] * step  # a row that a tiny gradient changed, among others
+        some[8] = rounded[8] * (1 + 3 * (step - 1))  # by more than a quarter of a unit, but in one direction
+        assert stuck(some) == stuck(rounded * step) == [None]
+    fresh[7] = (fresh[7].view(torch.int32) | 1 << top).view(torch.float32)
+    assert stuck(fresh) == [f"bit {top} of its numbers never changes in 1 of 96 rows, the first 7"]

@@ -155,6 +155,8 @@ def test_what_the_decoder_predicts(config: ReconstructConfig, tmp_path: Path) ->
         result = reconstruct(dataclasses.replace(config, checkpoint=weights, norm_pix=override))
         assert (result.norm_pix, result.norm_pix_source) == (expected, source)
         assert any("taken from the original" in note for note in result.notes) == expected
+        assert any("These weights predict" in note for note in result.notes) == (stated and override == "auto")
+        assert any(f"with --norm-pix {override} its" in note for note in result.notes) == (source == "option")
 
 
 def test_a_silent_file_is_asked_by_its_predictions(config: ReconstructConfig, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mae.errors import ConfigError, DataError
+from mae.reporting.page import _steps
 from mae.reporting.run_log import LONGEST_LINE, read_run
 from tests.unit.reporting.runs import epoch_line, step_line, write_run
 
@@ -73,6 +75,17 @@ def test_lines_of_other_kinds_are_counted(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     log = read_run(tmp_path)
     assert (log.other_lines, log.steps, log.epochs) == (4, (), ())
+
+
+def test_the_last_step_may_have_no_line_of_its_own(tmp_path: Path) -> None:
+    log = read_run(write_run(tmp_path / "run", done=4, epochs=4, steps_per_epoch=9, log_every=4))
+    assert (log.steps[-1].step, log.last_step) == (36, 36)
+    run = write_run(tmp_path / "other", done=4, epochs=4, steps_per_epoch=9, log_every=5)
+    log = read_run(run)
+    assert (log.steps[-1].step, log.last_step) == (35, 36)  # by the preview after the last epoch
+    assert _steps(log) == "36"
+    assert _steps(dataclasses.replace(log, last_step=35)) == "35+"
+    assert _steps(read_run(write_run(tmp_path / "begun", done=2, epochs=4, log_every=4))) == "16+"
 
 
 def test_steps_that_were_left_out_and_rollbacks_are_counted(tmp_path: Path) -> None:

@@ -29,6 +29,14 @@ def test_sizes_are_the_variants_unless_given() -> None:
         PretrainConfig(data=(Path(),), variant="vit_tiny", embed_dim=100)
 
 
+def test_options_of_a_probe_that_there_is_not() -> None:
+    for name in ("probe_every", "probe_images"):
+        with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} 5 has no effect without --probe"):
+            build_config(PretrainConfig, {"data": ["photos"], name: 5})
+        assert build_config(PretrainConfig, {"data": ["photos"], "probe": "flowers", name: 5})
+        assert build_config(PretrainConfig, {"data": ["photos"], "resume": "run", name: 5})  # as it was begun
+
+
 @pytest.mark.parametrize(("sizes", "name"), [({}, "mae_vit_tiny_patch16"), ({"depth": 3}, "custom")])
 def test_a_checkpoint_names_the_official_model_where_it_is_one(sizes: dict[str, int], name: str) -> None:
     config = PretrainConfig(data=(Path(),), variant="vit_tiny", **sizes)  # type: ignore[arg-type]
