@@ -302,7 +302,7 @@ def _as_bfloat16(values: Array) -> Array:
     return ((bits + np.uint32(1 << 15)) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
-def _hardly_changed(ones: Array, shared: Array) -> int:
+def _hardly_changed(ones: NDArray[np.int32], shared: NDArray[np.int32]) -> int:
     """The low bits that a shorter type lacks, if a row holds numbers of that type that were changed by little.
 
     A few steps of training with a tiny gradient do so, all in one direction: these bits are then little above zero, or
