@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import http.server
 import json
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pytest
 
 pytest.importorskip("fsspec")
@@ -25,8 +28,11 @@ import mae.data.sources.remote
 from mae.data.sources.remote import RemoteError
 from mae.data.sources.scan import scan_images
 from mae.errors import ConfigError
+from mae.training.pretrain import pretrain
 from tests.processes import end_all, start_python
-from tests.unit.data.sources.test_base import CONTENT, contents, write_tar
+from tests.unit.data.sources.test_base import CONTENT, contents, write_parquet, write_tar
+from tests.unit.data.sources.test_remote import FAULT_SEEDS
+from tests.unit.training.small import make_models_small, same, small_config, weights
 
 START_SECONDS = 60.0
 
@@ -80,6 +86,115 @@ def test_shards_in_a_bucket(bucket: object, tmp_path: Path) -> None:
         contents(scan.images)
     with pytest.raises(RemoteError, match=r"s3://photos/none\.tar cannot be read: there is no such object"):
         scan_images([Path("s3://photos/none.tar")])
+
+
+class Faulty:
+    """moto's WSGI application; the next answers fail as ``faults`` say, and those to HEAD as ``info_faults`` say."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.faults: list[str] = []
+        self.info_faults: list[str] = []
+
+    def __call__(self, environ: Any, start_response: Any) -> Any:
+        faults = self.info_faults if environ["REQUEST_METHOD"] == "HEAD" else self.faults
+        fault = faults.pop(0) if faults and environ["REQUEST_METHOD"] in ("HEAD", "GET") else ""
+        if fault.isdigit():
+            start_response(f"{fault} fault", [("Content-Length", "0")])
+            return [b""]
+        if fault == "drop":
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+        if fault not in ("short", "break"):
+            return self.app(environ, start_response)
+        answered: list[Any] = []
+        body = b"".join(self.app(environ, lambda *answer: answered.append(answer)))
+        status, headers, *_ = answered[0]
+        part = body[: len(body) // 2]
+        if fault == "short":
+            headers = [(name, str(len(part)) if name.lower() == "content-length" else value) for name, value in headers]
+        start_response(status, headers)
+        return self.broken(part) if fault == "break" else [part]
+
+    @staticmethod
+    def broken(part: bytes) -> Iterator[bytes]:
+        yield part
+        raise ConnectionAbortedError
+
+
+def random_faults(seed: int, share: float) -> list[list[str]]:
+    """Faults of answers to GET and to HEAD."""
+    rng = np.random.default_rng(seed)
+    kinds = ["503", "500", "429", "drop"]
+    return [
+        [str(rng.choice(these)) if rng.random() < share else "" for _ in range(600)]
+        for these in ([*kinds, "break", "short"], kinds)
+    ]
+
+
+@pytest.fixture
+def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
+    """Moto's S3 server in a thread, with a bucket of two tar files and a Parquet file."""
+    for package in ("s3fs", "moto.server", "pyarrow"):
+        pytest.importorskip(package)
+    from botocore.session import get_session
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
+
+    app = Faulty(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    monkeypatch.setattr("werkzeug.serving.WSGIRequestHandler.log", lambda *_: None)
+    monkeypatch.setattr(server, "handle_error", lambda *_: None)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    settings = {"ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}", "DEFAULT_REGION": "us-east-1"}
+    for name, value in (settings | {"ACCESS_KEY_ID": "any", "SECRET_ACCESS_KEY": "any"}).items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("MAECLI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(mae.data.sources.remote, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)  # beside our own attempts, with pauses
+    monkeypatch.setattr("botocore.retryhandler.delay_exponential", lambda **_: 0.0)
+    monkeypatch.setattr(mae.data.sources.remote, "BLOCK_BYTES", 4000)
+    monkeypatch.setattr(mae.data.sources.remote, "BUFFER_BYTES", 100)
+    client = get_session().create_client("s3")
+    client.create_bucket(Bucket="photos")
+    names = sorted(CONTENT)
+    for number in range(3):
+        part = {name: CONTENT[name] for name in names[number::3]}
+        path = write_tar(tmp_path / "x", part) if number else write_parquet(tmp_path / "x", part, rows=2)
+        client.put_object(
+            Bucket="photos", Key=f"part-{number}.{'tar' if number else 'parquet'}", Body=path.read_bytes()
+        )
+    yield app
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_random_faults_of_a_store_change_no_weight(
+    faulty: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run ends with the weights of a run without faults, or with an error that names the object."""
+    make_models_small(monkeypatch)
+    urls = (Path("s3://photos/part-{1..2}.tar"), Path("s3://photos/part-0.parquet"))
+    config = dataclasses.replace(small_config(tmp_path, tmp_path / "whole"), data=urls, epochs=1)
+    pretrain(config)
+    for seed in FAULT_SEEDS:
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        share = 0.9 if seed % 2 else 0.15
+        faulty.faults, faulty.info_faults = random_faults(seed, share)
+        run = dataclasses.replace(config, out=tmp_path / f"faulty-{seed}", workers=1 if seed % 4 == 0 else 0)
+        failure = ""
+        try:
+            pretrain(run)
+        except RemoteError as error:
+            failure = error.message
+        assert len(faulty.faults) + len(faulty.info_faults) < 1200
+        faulty.faults, faulty.info_faults = [], []
+        if failure:
+            assert re.match(r"s3://photos/part-([12]\.tar|0\.parquet) cannot be read: ", failure)
+        else:
+            assert same(weights(config.out), weights(run.out))
+        assert bool(failure) == (share > 0.5)
 
 
 class Store(http.server.BaseHTTPRequestHandler):
