@@ -16,6 +16,8 @@ def follows_formula(table: Tensor, grid: tuple[int, int]) -> bool:
     """Whether a table (1, 1 + rows * columns, D) is the sine-cosine table, up to the rounding of its type."""
     if table.ndim != 3 or table.shape[:2] != (1, 1 + grid[0] * grid[1]) or table.shape[2] % 4:
         return False
+    if not table.is_floating_point():  # quantised
+        return False
     width = table.shape[2]
     off = (table.float() - sincos_2d(width, grid)).abs().max()
     return bool(off < LIKE_FORMULA + torch.finfo(table.dtype).eps)

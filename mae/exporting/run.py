@@ -40,6 +40,7 @@ from mae.exporting.served import served
 from mae.io.download import obeys_offline
 from mae.io.files import refuse_input, refuse_place, write_atomically
 from mae.io.notebook import Drawn, Table
+from mae.io.text import a_few
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _BATCHES = (1, 3)  # images that a graph is run on
@@ -126,6 +127,8 @@ def export(config: ExportConfig, on_step: Callable[[str], None] = lambda step: N
     if config.to == "onnx":
         refuse_input(data_file(out), "--out", _inputs(checkpoint), folders=[checkpoint.path])
     build_usable(checkpoint)  # refuses a broken file before anything is written
+    if config.dtype == "fp16":
+        _refuse_overflow(checkpoint, decoder=config.to in ("official", "hf", "safetensors"))
     result = (_export_graph if config.to in GRAPHS else _export_state)(config, checkpoint, out, on_step)
     tolerance = GRAPH_TOLERANCES[_DTYPES[config.dtype or "fp32"]] if config.to in GRAPHS else TOLERANCES["float64"]
     if not result.difference <= tolerance:
@@ -228,6 +231,19 @@ def _inputs(checkpoint: Checkpoint) -> dict[str, list[Path]]:
         "the checkpoint's config.json": beside,
         "a saved state of the same run": [*run_states(run), run / CLASSIFIER],
     }
+
+
+def _refuse_overflow(checkpoint: Checkpoint, *, decoder: bool) -> None:
+    """Refuse weights, without the decoder's if that is not written, that would become infinite in fp16."""
+    most = torch.finfo(torch.float16).max
+    written = [(key, tensor) for key, tensor in checkpoint.state.items() if decoder or not is_decoder(key)]
+    large = [key for key, tensor in written if tensor.numel() and tensor.abs().max() > most]
+    if large:
+        raise ConfigError(
+            f"--dtype fp16: {a_few(large)} {'hold' if len(large) > 1 else 'holds'} values above {most:,.0f}, the "
+            "largest in fp16",
+            hint="use --dtype fp32, or bf16 in another format than onnx",
+        )
 
 
 def _refuse_misfit(to: str, checkpoint: Checkpoint) -> None:

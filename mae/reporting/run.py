@@ -117,6 +117,7 @@ def report(config: ReportConfig) -> ReportResult | ComparisonResult:
         DataError: A folder does not exist.
         ConfigError: A folder is not a run folder, or the page cannot be written.
     """
+    refuse_place(config.out, "--out")
     for run in config.run:
         kept = [path for path in run.rglob("*") if path.is_file() and path.suffix.lower() not in SUFFIXES]
         refuse_input(config.out, "--out", {"a file of the run": kept})

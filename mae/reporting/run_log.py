@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mae.errors import ConfigError, DataError
+from mae.io.text import shown, typed
 from mae.models.registry import ENCODER_SIZES
 from mae.system.environment import ENVIRONMENT_FILE
 
@@ -24,6 +25,7 @@ MOST_LINES = 2_000_000  # lines of steps, epochs and probes that are kept; they 
 LONGEST_FILE = 2**22  # bytes of another text file in the folder
 _LARGEST = 1e30  # largest value; larger ones would overflow the scale of a chart
 _LONGEST_VALUE = 40  # characters of the value of a changed setting
+_FILES = {"log.jsonl", "config.toml"}  # of which every run has at least one
 _SETTING = re.compile(r"[a-z_]{1,40}")
 _PREVIEW = re.compile(r"epoch-(\d{1,9})\.png")
 
@@ -192,16 +194,24 @@ def read_run(run: Path) -> RunLog:
         DataError: The folder does not exist or cannot be read.
         ConfigError: It is not a run folder.
     """
+    hint = "give a run folder, as in `pretrain --out`"
+    if run.is_file():
+        beside = _FILES & {path.name for path in run.parent.iterdir()}
+        raise DataError(
+            f"{shown(run)} is a file; wanted the folder of a run",
+            hint=f"it lies in the folder of a run: {typed(run.parent)}" if beside else hint,
+        )
     if not run.is_dir():
-        raise DataError(f"{run}: no such folder", hint="give a run folder, as in `pretrain --out`")
+        raise DataError(f"{shown(run)}: no such folder", hint=hint)
     try:
         names = {path.name for path in run.iterdir()}
     except OSError as error:
-        raise DataError(f"{run}: {error.strerror}") from None
-    if not names & {"log.jsonl", "config.toml"}:
+        raise DataError(f"{shown(run)}: {error.strerror}") from None
+    if not names & _FILES:
+        inside = next((path.parent for path in sorted(run.glob("*/log.jsonl"))), None)
         raise ConfigError(
-            f"{run} is not a run folder: it has neither log.jsonl nor config.toml",
-            hint="give a run folder, as in `pretrain --out`",
+            f"{shown(run)} is not a run folder: it has neither log.jsonl nor config.toml",
+            hint=hint if inside is None else f"`maecli runs {typed(run)}` lists the runs in it",
         )
     notes: list[str] = []
     books = _LogState()

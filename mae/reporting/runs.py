@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -105,7 +106,8 @@ def runs(config: RunsConfig) -> RunsResult:
         DataError: There is no such folder, or no run in it.
     """
     if not config.folder.is_dir():
-        raise DataError(f"{shown(config.folder)}: no such folder", hint="give a folder that contains runs")
+        what = " is a file; a folder is wanted" if config.folder.is_file() else ": no such folder"
+        raise DataError(f"{shown(config.folder)}{what}", hint="give a folder that contains runs")
     now = time.time()
     found = [_summary(config.folder, path, now) for path in find_runs(config.folder)]
     if not found:
@@ -143,10 +145,12 @@ def run_state(run: Path, log: RunLog, now: float) -> str:
     """
     if log.finished:
         return "finished"
-    try:
-        holder = _HOLDER.match((run / ".lock-holder").read_text(encoding="utf-8", errors="replace")[:400])
-    except OSError:
-        holder = None
+    named = run / ".lock-holder"
+    holder = None
+    with contextlib.suppress(OSError):
+        if named.is_file():  # opening a pipe might never end
+            with named.open(encoding="utf-8", errors="replace") as file:
+                holder = _HOLDER.match(file.read(400))
     if holder is None:
         return "stopped"
     if holder[2] == socket.gethostname() and os.name == "posix":
@@ -175,6 +179,8 @@ def finite(value: float) -> float | None:
 
 
 def _lives(process: int) -> bool:
+    if process < 1:  # a group of processes, which always exists
+        return False
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple, Protocol
 
 from mae.errors import ConfigError
 from mae.io.files import write_atomically
-from mae.io.text import first_line
 from mae.training.events import Event, ImageUnreadable, Previewed, Scanned, Started, Stepped, TrackerFailed
 
 PROJECT = "maecli"  # project or experiment name, unless the tracker's environment variables set one
@@ -171,7 +170,7 @@ class _TrackerThread:
                 entry(tracker)
             tracker.close()
         except BaseException as error:  # wandb and mlflow may raise any exception, SystemExit included
-            self._failure = f"{type(error).__name__}: {first_line(error)[:200]}"
+            self._failure = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 class TensorBoard:

@@ -175,6 +175,17 @@ def test_other_number_formats_and_what_they_cost(dtype: str, most: float, path: 
     assert again.rounding is None  # it had that format
 
 
+def test_values_that_fp16_does_not_hold(tmp_path: Path) -> None:
+    document = official.checkpoint(TINY)
+    for name, key in (("decoder.pth", "decoder_embed.bias"), ("encoder.pth", "norm.bias")):
+        weights = {**document["model"], key: torch.full_like(document["model"][key], -70_000.0)}
+        torch.save({**document, "model": weights}, tmp_path / name)
+    for name, to in (("encoder.pth", "timm"), ("encoder.pth", "torch-export"), ("decoder.pth", "official")):
+        with pytest.raises(ConfigError, match=r"--dtype fp16: \w+\.bias holds values above 65,504"):
+            export(ExportConfig(checkpoint=tmp_path / name, to=to, dtype="fp16", **HEADS))
+    assert export(ExportConfig(checkpoint=tmp_path / "decoder.pth", to="encoder", dtype="fp16", **HEADS)).rounding
+
+
 def test_refusals(tmp_path: Path, path: Path) -> None:
     torch.save(official.checkpoint(TINY, "encoder"), tmp_path / "encoder.pth")
     rectangle = TINY.replace(img_size=(32, 48))

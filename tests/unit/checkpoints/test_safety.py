@@ -178,6 +178,9 @@ def test_integer_weights_are_named(tmp_path: Path) -> None:
     torch.save(document, path)
     with pytest.raises(CheckpointError, match=r"blocks\.1\.mlp\.fc2\.weight is int8; weights must be floats"):
         load_checkpoint(path)
+    torch.save({"model": {key: tensor.to(torch.int8) for key, tensor in document["model"].items()}}, path)
+    with pytest.raises(CheckpointError, match=r"\w+ is int8; weights must be floats"):  # the position table too
+        load_checkpoint(path)
 
 
 @pytest.mark.parametrize("number", ["float8_e4m3fn", "float8_e5m2"])

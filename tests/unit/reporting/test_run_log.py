@@ -155,6 +155,18 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
         read_run(tmp_path / "none")
     with pytest.raises(ConfigError, match="is not a run folder"):
         read_run(tmp_path)
+    run = write_run(tmp_path / "runs" / "\x1b[31m")
+    with pytest.raises(DataError, match=r"log\.jsonl is a file; wanted the folder of a run") as of_the_run:
+        read_run(run / "log.jsonl")
+    with pytest.raises(DataError, match="is a file; wanted the folder of a run") as of_no_run:
+        read_run(run / "previews" / "epoch-0003.png")
+    with pytest.raises(ConfigError, match="is not a run folder") as above:
+        read_run(run.parent)
+    assert above.value.hint == f"`maecli runs {run.parent}` lists the runs in it"
+    assert of_the_run.value.hint is not None
+    assert of_the_run.value.hint.endswith(r"/runs/\x1b[31m'")
+    assert of_no_run.value.hint == "give a run folder, as in `pretrain --out`"
+    assert "\x1b" not in of_the_run.value.message + of_no_run.value.message
 
 
 def test_what_was_measured_beside_the_training(tmp_path: Path) -> None:

@@ -89,10 +89,14 @@ def test_whether_it_lives(tmp_path: Path) -> None:
     assert state(f"process {ended.pid} on {here}\n") == "stopped"
     assert state("process 1 on another-machine\n") == "training"
     assert state("nonsense") == "stopped"
+    assert state(f"process 0 on {here}") == "stopped"  # to the system, process 0 is every process of the group
     old = (run / "log.jsonl").stat().st_mtime - FRESH_SECONDS - 1
     os.utime(run / "log.jsonl", (old, old))
     assert state("process 1 on another-machine\n") == "unknown"
     assert state(f"process {os.getpid()} on {here}\n") == "training"
+    (run / ".lock-holder").unlink()
+    os.mkfifo(run / ".lock-holder")
+    assert runs(RunsConfig(folder=tmp_path)).runs[0].state == "stopped"  # and not waiting for someone to write
 
 
 def test_the_command(tmp_path: Path) -> None:
@@ -108,3 +112,5 @@ def test_the_command(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, ["runs", str(tmp_path / "empty")]).exit_code == 3
     with pytest.raises(DataError, match="no such folder"):
         runs(RunsConfig(folder=tmp_path / "none"))
+    with pytest.raises(DataError, match=r"log\.jsonl is a file; a folder is wanted"):
+        runs(RunsConfig(folder=tmp_path / "one" / "log.jsonl"))

@@ -121,5 +121,9 @@ def test_the_command_and_too_many(tmp_path: Path) -> None:
     assert "settings that differ: none" in seen.stdout
     document = json.loads(CliRunner().invoke(app, ["report", str(one), str(other), "--out", str(out), "--json"]).stdout)
     assert [run["run"] for run in document["runs"]] == ["one", "other"]
+    for place, words in ((tmp_path / "no" / "x.html", "there is no folder"), (tmp_path / "d.html", "is a folder")):
+        (tmp_path / "d.html").mkdir(exist_ok=True)
+        with pytest.raises(ConfigError, match=words):
+            report(ReportConfig(run=(one, other), out=place))
     with pytest.raises(ConfigError, match="at most"):
         ReportConfig(run=(one,) * (MOST_COMPARED + 1))

@@ -183,7 +183,7 @@ def test_one_that_fails_is_said_once_and_stops_nothing(tmp_path: Path, with_trac
     seen = track("tensorboard", tmp_path)
     assert no_failure([event for event in seen if not isinstance(event, TrackerFailed)])
     assert [event for event in seen if isinstance(event, TrackerFailed)] == [
-        TrackerFailed("tensorboard", "SystemExit: the server")
+        TrackerFailed("tensorboard", "SystemExit: the server is gone")
     ]
 
 
