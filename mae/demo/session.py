@@ -79,7 +79,7 @@ class DemoSession:
     def describe(self) -> dict[str, Any]:
         """The description of the model for the page."""
         config = self.checkpoint.config
-        name = self.checkpoint.variant or "a model"
+        name = "the built-in weights" if self.checkpoint.is_builtin else self.checkpoint.variant or "a model"
         return {
             "model": f"{name}: images of about {format_size(config.img_size)} pixels, patches of {config.patch_size}",
             "mask_ratio": DEFAULT_MASK_RATIO,

@@ -53,8 +53,8 @@ def test_probes_that_were_not_run_have_no_column(world: Path) -> None:
 
 def test_shares_of_labels_make_a_table_each(world: Path) -> None:
     seen = run_at(*words(world, "--label-fraction", "0.5 1"))
-    assert "0.5 of the labels: 12 images" in seen.out
-    assert "1 of the labels: 24 images" in seen.out
+    assert "50 % of the labels: 12 images" in seen.out
+    assert "100 % of the labels: 24 images" in seen.out
     narrow = run_at(*words(world), columns=40)
     assert "k-NN" in narrow.out
     assert "…" not in narrow.out
