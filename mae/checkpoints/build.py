@@ -18,6 +18,7 @@ from mae.errors import CheckpointError
 from mae.io.text import a_few, typed
 from mae.mae import MaskedAutoencoder
 from mae.models import create_model
+from mae.options import flag_name
 from mae.pos_embed import resize_table, sincos_2d
 
 _TABLES = ("pos_embed", "decoder_pos_embed")
@@ -132,8 +133,8 @@ def load_weights(model: MaskedAutoencoder, checkpoint: Checkpoint) -> tuple[str,
         kind = "fine-tuned" if checkpoint.kind == "fine-tuned" else f"of {checkpoint.dialect}"
         notes += (f"the file is {kind} and has no final encoder norm: that norm starts fresh",)
         missing = [key for key in missing if not key.startswith("norm.")]
-    other_sizes = _other_sizes(checkpoint, model.config)
-    refuse_misfit(checkpoint.path, missing, misshapen, other_sizes)
+    other_sizes, as_options = _other_sizes(checkpoint, model.config)
+    refuse_misfit(checkpoint.named, missing, misshapen, f"{other_sizes}; type {as_options}" if other_sizes else None)
     refuse_not_finite(checkpoint.path, state)
     notes += (other_sizes,) if other_sizes else ()  # the number of heads does not show in the shapes
     model.load_state_dict(state, strict=False)
@@ -246,18 +247,23 @@ def refuse_not_finite(path: Path, state: Mapping[str, Tensor]) -> None:
         )
 
 
-def _other_sizes(checkpoint: Checkpoint, wanted: MAEConfig) -> str | None:
-    """Message about sizes in which a file's model differs from the model it is loaded into; None if they agree.
+def _other_sizes(checkpoint: Checkpoint, wanted: MAEConfig) -> tuple[str, str]:
+    """Message about sizes in which a file's model differs from the model it is loaded into, and the options for them.
 
-    Image size and target do not matter for loading, and decoder sizes only if the file has a decoder.
+    Both are empty if they agree. Image size and target do not matter for loading, and decoder sizes only if the file
+    has a decoder.
     """
-    told = [
-        f"{name} is {ours:g} here and {theirs:g} in the file"
+    differing = [
+        (name, ours, theirs)
         for name, ours, theirs in wanted.differences(checkpoint.config)
         if name not in ("img_size", "norm_pix_loss", *checkpoint.assumed)
         and (checkpoint.has_decoder or not is_decoder(name))
     ]
-    return f"the file's model has other sizes: {', '.join(told)}" if told else None
+    if not differing:
+        return "", ""
+    told = ", ".join(f"{name} is {ours:g} here and {theirs:g} in the file" for name, ours, theirs in differing)
+    as_options = " ".join(f"{flag_name(name)} {theirs:g}" for name, _, theirs in differing)
+    return f"the file's model has other sizes: {told}", as_options
 
 
 def refuse_misfit(

@@ -69,8 +69,8 @@ def _table(result: EvaluateResult, number: int) -> dict[str, Any]:
         [row_cells(row, number, ks) for row in result.rows],
     )
     return {
-        "caption": f"{first.label_fraction * 100:.3g} % of the labels, {first.train_images:,} images; accuracy in %, ± half of "
-        "its 95 % interval",
+        "caption": f"{first.label_fraction * 100:.3g} % of the labels, {first.train_images:,} images; accuracy in %, "
+        "± half of its 95 % interval",
         "titles": titles,
         "rows": [
             {"reference": row.kind != "checkpoint", "cells": cells}

@@ -45,7 +45,8 @@ def _table(console: Console, result: EvaluateResult, number: int) -> None:
     share = result.rows[0].scores[number]
     if len(result.rows[0].scores) > 1:
         console.print()
-        console.print(Text(f"{share.label_fraction * 100:.3g} % of the labels: {share.train_images:,} images", style="bold"))
+        labels = f"{share.label_fraction * 100:.3g} % of the labels: {share.train_images:,} images"
+        console.print(Text(labels, style="bold"))
     titles, rows = filled_columns(
         ("features", "numbers", f"k-NN ({result.shown_k})", "linear", "attentive", "RankMe", "alpha"),
         [row_cells(row, number, [result.shown_k]) for row in result.rows],

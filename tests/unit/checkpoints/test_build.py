@@ -168,7 +168,7 @@ def test_a_refusal_names_the_sizes_that_differ_and_no_other(path: Path) -> None:
         load_weights(create_model(TINY.replace(depth=4, decoder_embed_dim=32)), load_checkpoint(path))
     assert refused.value.hint == (
         "the file's model has other sizes: depth is 4 here and 3 in the file, "
-        "decoder_embed_dim is 32 here and 64 in the file"
+        "decoder_embed_dim is 32 here and 64 in the file; type --depth 3 --decoder-embed-dim 64"
     )
 
 
