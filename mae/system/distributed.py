@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -99,21 +100,24 @@ class Ranks:
         self.wait()  # no process closes a connection that another one still needs
         dist.destroy_process_group()
 
-    def ask(self, *flags: bool) -> tuple[bool, ...]:
-        """For each flag, whether it was set in any process at the previous call.
+    @contextlib.contextmanager
+    def ask(self, flags: Callable[[], Sequence[bool]]) -> Iterator[Sequence[bool]]:
+        """A context manager that gives, for each flag, whether it was set in any process at the end of the last block.
 
-        The result is one call late, so that no step waits for communication; with a single process it is immediate.
+        The result is one block late, so that no step waits for communication; with a single process it is immediate.
+        The flags are read at the block's end, after what was done because of them.
         """
         if self.alone:
-            return flags
-        answer = tuple(False for _ in flags)
-        if self._asked is not None:
+            yield flags()
+            return
+        if self._asked is None:
+            yield [False for _ in flags()]
+        else:
             work, tensor = self._asked
             work.wait()
-            answer = tuple(bool(flag) for flag in tensor.tolist())
-        tensor = torch.tensor([float(flag) for flag in flags])
+            yield [bool(flag) for flag in tensor.tolist()]
+        tensor = torch.tensor([float(flag) for flag in flags()])
         self._asked = (dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.control, async_op=True), tensor)
-        return answer
 
     def wait(self) -> None:
         """Wait until all processes have reached this point."""

@@ -86,9 +86,9 @@ class Trainer:
         """Whether to take another step; saves the state if it is due."""
         if self.state.position.epoch >= self.run.plan.epochs:
             return False
-        self.stopped, due = self.run.ranks.ask(self.run.should_stop(), self.checkpointer.due())
-        if due and not self.stopped:
-            self.save()
+        with self.run.ranks.ask(lambda: (self.run.should_stop(), self.checkpointer.due())) as (self.stopped, due):
+            if due and not self.stopped:
+                self.save()
         return not self.stopped and self.state.position.epoch < self.run.plan.epochs
 
     def step(self) -> None:

@@ -1,0 +1,56 @@
+"""When the loop saves."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from mae.system.distributed import Ranks
+from mae.training.position import Position
+from mae.training.trainer import Trainer
+
+
+class Saver:
+    """A checkpointer that is due from a step on until it saves; with ``always`` at every step."""
+
+    def __init__(self, *, always: bool) -> None:
+        self.always = always
+        self.is_due = always
+        self.saved: list[int] = []
+
+    def due(self) -> bool:
+        return self.is_due
+
+    def save(self, position: Position, **_: Any) -> None:
+        self.saved.append(position.step)
+        self.is_due = self.always
+
+
+@pytest.mark.parametrize(
+    ("processes", "always", "saved"),
+    [(1, False, [3]), (2, False, [4]), (1, True, [0, 1, 2, 3, 4, 5, 6, 7]), (2, True, [1, 2, 3, 4, 5, 6, 7])],
+)
+def test_a_state_that_is_due_is_saved_once(
+    processes: int, always: bool, saved: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several processes hear of it a step later, and must not save again because it was still due until then."""
+    monkeypatch.setattr(dist, "all_reduce", lambda *_, **__: SimpleNamespace(wait=lambda: None))
+    run: Any = SimpleNamespace(
+        ranks=Ranks(0, processes),
+        plan=SimpleNamespace(epochs=1),
+        should_stop=lambda: False,
+        device=torch.device("cpu"),
+    )
+    state: Any = SimpleNamespace(position=Position())
+    saver, task, data = Saver(always=always), SimpleNamespace(unreadable=()), SimpleNamespace()
+    trainer = Trainer(run, state, task, data, saver)  # type: ignore[arg-type]
+    for step in range(8):
+        saver.is_due = saver.is_due or step == 3
+        assert trainer.should_continue()
+        state.position = dataclasses.replace(state.position, step=step + 1)
+    assert saver.saved == saved
