@@ -53,14 +53,18 @@ class Prefetcher:
         for batch in batches:
             self._room.acquire()
             for draw in batch:
-                while not self._stopped.is_set():
-                    with contextlib.suppress(queue.Full):
-                        self._images.put(draw.image, timeout=0.5)
-                        break
+                self._put(draw.image)
             if self._stopped.is_set():
                 return
         for _ in range(THREADS):
-            self._images.put(None)
+            self._put(None)
+
+    def _put(self, index: int | None) -> None:
+        """Wait for room in the queue, unless fetching is stopped: then nothing is taken from it any more."""
+        while not self._stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                self._images.put(index, timeout=0.5)
+                return
 
     def _fetch(self) -> None:
         while not self._stopped.is_set():

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mae.data.prefetch import Prefetcher
+from mae.data.prefetch import THREADS, Prefetcher
 from mae.data.sampler import Draw
 from mae.data.sources.base import ImageSource
 from mae.errors import DataError
@@ -80,3 +80,25 @@ def test_nothing_draws_the_order_any_more_once_it_is_stopped() -> None:
     prefetcher.stop()
     assert drawn.is_set()
     assert not any(thread.name == "prefetch order" for thread in threading.enumerate())
+
+
+def test_it_can_be_stopped_when_everything_waits_for_a_slow_network() -> None:
+    """The order is drawn to its end and the queue is full: nobody makes room in it any more."""
+    asked, answered = threading.Semaphore(0), threading.Event()
+
+    class Slow(Source):
+        def prefetch(self, index: int) -> None:
+            asked.release()
+            answered.wait(10)
+
+    batch = [Draw(0, number) for number in range(THREADS + 4 * THREADS)]
+    prefetcher = Prefetcher(Slow(), [batch], ahead=1)
+    for _ in range(THREADS):
+        assert asked.acquire(timeout=10)
+    until(prefetcher._images.full)
+    stopping = threading.Thread(target=prefetcher.stop, daemon=True)
+    stopping.start()
+    until(prefetcher._stopped.is_set)
+    answered.set()
+    stopping.join(5)
+    assert not stopping.is_alive()
