@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -112,12 +113,17 @@ def read_into(folder: Path, tensors: dict[str, Tensor], process_group: Any = Non
             load(tensors, storage_reader=ShardReader(folder), process_group=process_group, no_dist=alone)
     except CheckpointError:
         raise
-    except Exception as error:  # torch wraps the errors of all processes in an error of its own
-        cause = next((one for one in getattr(error, "failures", {}).values()), (error,))[0]
+    except (Exception, CheckpointException) as error:
+        cause = first_cause(error)
         if isinstance(cause, CheckpointError):
             raise cause from None
         reason = (str(cause).strip().splitlines() or [type(cause).__name__])[-1]
         raise CheckpointError(f"{folder} is damaged: {reason}") from None
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """The first error of a process, if torch has wrapped those of all processes in an error, which is no Exception."""
+    return next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
 
 
 def read_whole(folder: Path) -> dict[str, Any]:

@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from mae.checkpoints.sharded import ABOUT, read_about, read_into
+from mae.checkpoints.sharded import ABOUT, first_cause, read_about, read_into
 from mae.io.files import write_atomically
+from mae.io.text import first_line
 from mae.system.distributed import Ranks
 from mae.training.step import TrainingStep
 
@@ -32,7 +34,11 @@ def write_shards(folder: Path, training_step: TrainingStep, about: Mapping[str, 
     ranks.wait()
     state = training_step.state()
     tensors = _by_name(state["model"], state["optimizer"]["state"])
-    save(tensors, storage_writer=FileSystemWriter(folder), process_group=ranks.control)
+    try:
+        save(tensors, storage_writer=FileSystemWriter(folder), process_group=ranks.control)
+    except CheckpointException as error:
+        cause = first_cause(error)
+        raise cause if isinstance(cause, OSError) else OSError(first_line(cause)) from None
     if ranks.first:
         config = dataclasses.asdict(training_step.model.config)
         plain = {**about, "config": config, "param_groups": state["optimizer"]["param_groups"]}

@@ -88,6 +88,16 @@ def test_a_run_in_shards_is_put_together(run: Path) -> None:
     assert first_value(mae.from_pretrained(run)) == 1
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+def test_shards_whose_numbers_are_damaged_are_passed_over(run: Path) -> None:
+    write_shards(run / "checkpoint-last.dcp", model_of(3.0))
+    (part,) = (run / "checkpoint-last.dcp").glob("*.distcp")
+    part.write_bytes(bytes(part.stat().st_size))
+    checkpoint = load_checkpoint(run)
+    assert first_value(checkpoint) == 1
+    assert f"{run}/checkpoint-last.dcp is damaged: " in checkpoint.notes[0]
+
+
 def test_a_broken_newest_state_is_passed_over_aloud(run: Path) -> None:
     (run / "checkpoint-last.pth").write_bytes((run / "checkpoint-9.pth").read_bytes()[:2000])
     checkpoint = load_checkpoint(run)
