@@ -55,6 +55,10 @@ class EvalDataset(Dataset[EvalSample]):
         except ImageError as error:
             return EvalSample(index, None, error.reason)
 
+    def is_readable(self, index: int) -> bool:
+        """Whether an image can be read; decodes it."""
+        return self[index].image is not None
+
 
 def in_batches(numbers: Sequence[int], size: int) -> list[Sequence[int]]:
     """Divide numbers of images into batches of ``size``; the last one may be smaller."""

@@ -124,9 +124,8 @@ def _embed(
     ranks.check_same("the images", settings["data"])
     if ranks.first:
         store.open("--out")
-    ranks.wait()
-    missing = store.missing()
-    ranks.wait()  # no process writes a part before all have listed the missing parts
+    # The first process lists the missing parts, and no process writes one before that.
+    missing = ranks.gather(store.missing(dataset.is_readable) if ranks.first else [])[0]
     mine = missing[ranks.rank :: ranks.size]
     kept = len(dataset) - sum(len(store.indices(part)) for part in missing)
     extract(

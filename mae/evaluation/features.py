@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ from mae.evaluation.store import VERSION, PartStore, content_digest
 from mae.io.download import cache_folder
 from mae.system.device import Computing
 
+MOST_OPEN = 128  # files of patch tokens that are open at once; a process may usually open 1,024, or 256 on a Mac
 PART_IMAGES = 512  # the same for all encoders, so that one pass over the images computes the features of all
 MOST_CACHED_BYTES = 20e9  # limit of the default folder; the least recently used features are deleted
 
@@ -119,7 +121,7 @@ class PatchTokens:
             own = slice(store.indices(part).start, store.indices(part).stop)
             self._row[own] = np.cumsum(there[own]) - 1
         self.there = there
-        self._arrays = [store.read(part, name) for part in store.parts]
+        self._read = functools.lru_cache(MOST_OPEN)(lambda part: store.read(part, name))
 
     def of(self, images: NDArray[np.int64]) -> ChosenTokens:
         """The patch tokens of some images, given by index into ``used``, in their order."""
@@ -127,11 +129,12 @@ class PatchTokens:
 
     def take(self, images: NDArray[np.int64]) -> Tensor:
         """Patch tokens of some images, (B, L, D) float16."""
-        out = np.empty((len(images), *self._arrays[0].shape[1:]), self._arrays[0].dtype)
+        first = self._read(0)
+        out = np.empty((len(images), *first.shape[1:]), first.dtype)
         parts = self._part[images]
         for part in np.unique(parts):
             places = np.flatnonzero(parts == part)
-            out[places] = self._arrays[part][self._row[images[places]]]
+            out[places] = self._read(int(part))[self._row[images[places]]]
         return torch.from_numpy(out)
 
 
@@ -187,13 +190,13 @@ def keep_features(
         for kind, encoder in group:
             one, extractor = _encoder_job(config, kind, encoder, top, shared, with_patches)
             kept.append(one)
-            jobs.append(Job(extractor, one.store, one.store.missing()))
+            jobs.append(Job(extractor, one.store, one.store.missing(dataset.is_readable)))
         if config.references and not number:
             pixels = PixelExtractor(image_size, in_chans)
             settings = {**shared, **pixels.settings, "image_size": list(image_size)}
             store = _store(top, settings, len(images))
             kept.append(Kept(pixels.name, "pixels", None, store, (), None))
-            jobs.append(Job(pixels, store, store.missing()))
+            jobs.append(Job(pixels, store, store.missing(dataset.is_readable)))
         seconds += extract(
             dataset,
             jobs,

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -111,9 +111,17 @@ class PartStore:
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return None
 
-    def missing(self) -> list[int]:
-        """Numbers of the parts that are missing or damaged."""
-        return [part for part in self.parts if self.info(part) is None]
+    def missing(self, readable: Callable[[int], bool] = lambda index: False) -> list[int]:
+        """Numbers of the parts that are missing or damaged, or lack an image that has become readable.
+
+        Args:
+            readable: Whether an image, given by its number, can be read now. A failed disk or missing permission may
+                have been repaired, which changes neither the image's size nor its time of modification.
+        """
+        infos = {part: self.info(part) for part in self.parts}
+        return [
+            part for part, info in infos.items() if info is None or any(readable(index) for index, _ in info.unreadable)
+        ]
 
     def write(self, part: int, arrays: Mapping[str, NDArray[Any]], unreadable: Sequence[tuple[int, str]]) -> None:
         """Write a part; it is valid once its last file exists.
@@ -142,8 +150,14 @@ class PartStore:
         return array
 
     def whole(self, name: str) -> NDArray[Any]:
-        """An array of all parts, concatenated in memory."""
-        return np.concatenate([self.read(part, name) for part in self.parts])
+        """An array of all parts, concatenated in memory; one file is open at a time, since there may be thousands."""
+        first, start = self.read(0, name), 0
+        whole = np.empty((len(self.readable()), *first.shape[1:]), first.dtype)
+        for part in self.parts:
+            piece = self.read(part, name)
+            whole[start : start + len(piece)] = piece
+            start += len(piece)
+        return whole
 
     def readable(self) -> NDArray[np.int64]:
         """Number of the image of each row of the arrays."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
 import torch
 
+from mae.data.decoding.formats import ImageError
+from mae.data.sources.paths import ImagePaths
 from mae.errors import ConfigError, DataError
 from mae.evaluation import attentive as attentive_module
 from mae.evaluation import evaluate as module
@@ -20,10 +22,11 @@ from mae.evaluation.config import EmbedConfig, EvaluateConfig, parse_fractions
 from mae.evaluation.embed import embed
 from mae.evaluation.evaluate import evaluate
 from mae.evaluation.extract import Progress
-from mae.evaluation.features import prune
+from mae.evaluation.features import PatchTokens, prune
 from mae.evaluation.knn import knn
 from mae.evaluation.linear import linear
 from mae.evaluation.results import EvaluateResult, Row, percent
+from mae.evaluation.store import PartStore
 from tests.golden import official
 from tests.unit.evaluation.small import checkpoint, class_folders
 
@@ -237,6 +240,51 @@ def test_unreadable_images_are_left_out(tmp_path: Path, world: Path) -> None:
         path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DataError, match="no training image of green can be read"):
         run(world, **given, max_unreadable=0.9)
+
+
+def test_an_image_that_can_be_read_again_is_not_left_out_for_ever(
+    tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that failed for a moment changes no file; the rows of all encoders must stay those of the same images."""
+    class_folders(tmp_path / "colours", 4)
+    checkpoint(tmp_path / "deep.pth", depth=3)
+    given = {"data": tmp_path / "colours", "references": False, "probe": ("knn",)}
+    once = {**given, "checkpoint": (world / "tiny.pth",), "cache": tmp_path / "cache"}
+    load = ImagePaths.open
+
+    def fail(paths: ImagePaths, index: int) -> IO[bytes]:
+        if paths.name(index).match("blue/0.png"):
+            raise ImageError("blue/0.png", "Input/output error")
+        return load(paths, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImagePaths, "open", fail)
+        assert len(run(world, **once).skipped) == 1
+    both = (world / "tiny.pth", tmp_path / "deep.pth")
+    result = run(world, **{**once, "checkpoint": both})
+    assert result.skipped == ()
+    assert result.rows == run(world, **given, checkpoint=both, cache=tmp_path / "fresh").rows
+
+
+def test_thousands_of_parts_need_few_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr(features_module, "MOST_OPEN", 4)
+    store = PartStore(tmp_path, {}, 120, 2)
+    rows = np.arange(120.0).reshape(60, 2, 1)
+    for part in store.parts:
+        store.write(part, {"all": rows[part]}, [])
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(os.devnull, os.O_RDONLY)  # all numbers below it are open files
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 30, before[1]))
+    try:
+        whole = store.whole("all")
+        taken = PatchTokens(store, "all", np.arange(120), np.ones(120, dtype=bool)).take(np.arange(119, -1, -1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert whole.tolist() == [[number] for number in range(120)]
+    assert taken.tolist() == whole.tolist()[::-1]
 
 
 def test_fewer_labels_than_classes_are_told(world: Path) -> None:
