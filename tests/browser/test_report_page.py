@@ -118,6 +118,49 @@ def test_text_stands_out_in_light_and_in_dark(chromium: Chromium, page: Path, da
     assert chromium.evaluate(CONTRASTS) >= 4.5  # WCAG's contrast for text; for graphics it is 3
 
 
+def test_the_slider_shows_the_chosen_epoch_and_a_preview_is_enlarged(chromium: Chromium, page: Path) -> None:
+    chromium.show(width=1200)
+    chromium.open(page)
+    shown = "[...document.querySelectorAll('.frames > figure')].map(one => getComputedStyle(one).visibility)"
+    assert chromium.evaluate(shown) == ["hidden", "hidden", "visible"]
+    chromium.evaluate("document.querySelectorAll('.track label')[1].click()")
+    assert chromium.evaluate(shown) == ["hidden", "visible", "hidden"]
+    small = chromium.evaluate("document.querySelectorAll('.frames img')[1].getBoundingClientRect().height")
+    chromium.evaluate("document.querySelectorAll('.frames img')[1].click()")
+    assert chromium.evaluate("document.querySelectorAll('.frames img')[1].getBoundingClientRect().height") > 2 * small
+    assert chromium.evaluate(shown) == ["hidden", "visible", "hidden"]
+
+
+@pytest.mark.parametrize(("width", "dark"), [(320, False), (1600, True)])
+def test_several_runs(chromium: Chromium, tmp_path: Path, width: int, dark: bool) -> None:
+    names = ["base", "r" + "u" * 60, *(f"run-{number}" for number in range(10))]
+    runs = [write_run(tmp_path / name, done=3 + number) for number, name in enumerate(names)]
+    with (runs[1] / "config.toml").open("a") as file:
+        file.write("decoder_embed_dim = 64\n")
+    report(ReportConfig(run=tuple(runs), out=tmp_path / "page.html"))
+    chromium.complaints.clear()
+    chromium.show(width=width, dark=dark)
+    chromium.open(tmp_path / "page.html")
+    assert chromium.evaluate("document.documentElement.scrollWidth") <= width
+    colours = chromium.evaluate("""[...document.querySelectorAll('.chart')].map(chart => [
+        [...chart.querySelectorAll('.curve')].map(one => getComputedStyle(one).stroke),
+        [...chart.querySelectorAll('.key:not(.level)')].map(one => getComputedStyle(one).backgroundColor)])""")
+    assert len(colours) == 4
+    for curves, keys in colours:
+        assert curves == keys
+        assert len(set(keys)) == 12
+    assert chromium.evaluate("document.querySelectorAll('.runs')[1].rows[1].cells[0].getClientRects()[0].height") < 40
+    for each in range(320, 1200, 80):  # a key is on the line of its name
+        chromium.show(width=each, dark=dark)
+        assert chromium.evaluate("""[...document.querySelectorAll('.legend span')].every(one => {
+            const name = document.createRange();
+            name.selectNodeContents(one.lastChild);
+            const [line, key] = [name.getClientRects()[0], one.firstElementChild.getBoundingClientRect()];
+            return line.top < key.top && key.bottom < line.bottom;
+        })""")
+    assert chromium.complaints == []
+
+
 def test_a_script_that_slipped_in_would_not_run(chromium: Chromium, page: Path) -> None:
     page.write_text(page.read_text().replace("</body>", "<script>document.title = 'run'</script></body>"))
     chromium.show(width=1200)

@@ -16,6 +16,7 @@ from PIL import Image
 from mae.errors import ConfigError
 from mae.reporting.config import ReportConfig
 from mae.reporting.run import report
+from tests.unit.reporting.pages import of_class, text_of, tree
 from tests.unit.reporting.runs import epoch_line, step_line, write_run
 
 VOID = {"meta", "img", "input"}
@@ -85,6 +86,29 @@ def test_a_finished_run(tmp_path: Path) -> None:
         assert (attributes["width"], attributes["height"]) == ("160", "60")
     assert "unknown: the run folder has no environment.json" in page.text
     assert [path.name for path in tmp_path.iterdir()] in (["my run", "page.html"], ["page.html", "my run"])
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_the_slider_shows_one_preview_by_the_button_of_its_epoch(images: int, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", done=9, epochs=9)
+    report(ReportConfig(run=run, out=tmp_path / "page.html", images=images))
+    root = tree(tmp_path / "page.html")
+    (slider,) = of_class(root, "slider")
+    *buttons, track, frames = slider
+    assert {(one.tag, one.get("type"), one.get("name")) for one in buttons} == {("input", "radio", "epoch")}
+    assert len(buttons) == len(track) == len(frames) == images
+    assert [button.get("id") for button in buttons] == [label.get("for") for label in track]
+    assert [button.get("checked") is not None for button in buttons] == [False] * (images - 1) + [True]
+    captions = [text_of(figure[0]) for figure in frames]
+    assert [button.get("aria-label") for button in buttons] == captions
+    for label, caption in zip(track, captions, strict=True):
+        assert caption.startswith(f"after {text_of(label)} epochs")
+    style = text_of(root[0].find("style"))  # type: ignore[arg-type]
+    for number in range(1, images + 1):
+        shown = f":nth-of-type({number}):checked ~ .frames > :nth-child({number}) {{ visibility: visible; }}"
+        assert style.count(shown) == 1
+    assert f":nth-of-type({images + 1})" not in style
+    assert ".frames > figure { grid-area: 1 / 1; visibility: hidden; }" in style
 
 
 def test_what_was_measured_beside_the_training_is_drawn(tmp_path: Path) -> None:

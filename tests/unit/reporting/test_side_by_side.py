@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ from typer.testing import CliRunner
 
 from mae.errors import ConfigError
 from mae.reporting.config import MOST_COMPARED, ReportConfig
+from mae.reporting.render import SHARED
 from mae.reporting.run import ComparisonResult, report
 from mae.reporting.side_by_side import differing_settings, short_names
 from maecli.app import app
+from tests.unit.reporting.pages import colour_number, named_colours, of_class, text_of, tree
 from tests.unit.reporting.runs import write_run
 from tests.unit.reporting.test_run import EVIL, Page
 
@@ -88,6 +91,60 @@ def test_what_probes_and_tests_measured_is_on_the_page_and_in_the_table(tmp_path
     assert all(words in table for words in ("k-NN", "linear", "test", "50.0%", "60.0%", "75.0%"))
     report(ReportConfig(run=(third, third), out=tmp_path / "plain.html"))
     assert "k-NN" not in Page(tmp_path / "plain.html").text
+
+
+def test_legends_and_tables_name_each_run_by_its_colour(tmp_path: Path) -> None:
+    names = ["a", "b", "c"]
+    runs = [write_run(tmp_path / name, done=10, previews=0 if name == "b" else 3) for name in names]
+    for number, run in enumerate(runs):
+        with (run / "config.toml").open("a") as file:
+            file.write(f"lr = {number}.5\n" + ("mask_ratio = 0.9\n" if number == 2 else ""))
+    with (runs[1] / "log.jsonl").open("a") as log:
+        log.write(json.dumps({"epochs": 2, "step": 16, "knn": 0.5, "linear": 0.6, "probe_seconds": 1.0}) + "\n")
+    report(ReportConfig(run=tuple(runs), out=tmp_path / "page.html"))
+    root = tree(tmp_path / "page.html")
+    summaries, settings = of_class(root, "runs")
+    heads, *rows = summaries
+    assert [named_colours(row) for row in rows] == [[(number, name)] for number, name in enumerate(names)]
+    assert {len(row) for row in rows} == {len(heads)}
+    charts = {text_of(figure[0]): figure for figure in of_class(root, "chart")}
+    assert len(charts) == 6
+    for title, figure in charts.items():
+        drawn = [colour_number(curve) for curve in of_class(figure, "curve")]
+        of_some = {"PSNR": [0, 2], "k-NN": [1], "Linear": [1]}
+        assert drawn == of_some.get(title.split()[0], [0, 1, 2]), title
+        (legend,) = of_class(figure, "legend")
+        entries = named_colours(legend)
+        assert [entry for entry in entries if entry[0] is not None] == [(number, names[number]) for number in drawn]
+        level = [text for number, text in entries if number is None]
+        assert bool(level) == bool(of_class(figure, "grid") and len(of_class(figure, "level")) == 2)
+        assert level == (["predicting zero: about 1 for normalised patches"] if title.startswith("Loss") else [])
+    heads, *rows = settings
+    assert named_colours(heads) == [(number, name) for number, name in enumerate(names)]
+    assert [[text_of(cell) for cell in row] for row in rows] == [
+        ["lr", "0.5", "1.5", "2.5"],
+        ["mask_ratio", "-", "-", "0.9"],
+    ]
+    (previews,) = of_class(root, "images")
+    captions = [figure.find("figcaption") for figure in previews]
+    assert [(colour_number(one.find("i")), text_of(one)) for one in captions] == [  # type: ignore[arg-type, union-attr]
+        (0, "a: after 9 epochs, PSNR 18.0 dB"),
+        (2, "c: after 9 epochs, PSNR 18.0 dB"),
+    ]
+    for label in of_class(previews, "zoom"):  # style.css enlarges the image right after the checked box
+        assert [(one.tag, one.get("type")) for one in label] == [("input", "checkbox"), ("img", None)]
+
+
+def test_every_run_has_a_colour_of_its_own() -> None:
+    style = (SHARED / "style.css").read_text()
+    light, dark = style.split("prefers-color-scheme: dark")
+    for scheme in (light, dark):
+        colours = re.findall(r"--c(\d+): (#[0-9a-f]{6})", scheme)
+        assert [int(number) for number, _ in colours] == [*range(MOST_COMPARED)]
+        assert len({colour for _, colour in colours}) == MOST_COMPARED
+    for number in range(MOST_COMPARED):
+        for what, how in (("curve", "stroke"), ("key", "background"), ("band", "fill")):
+            assert style.count(f".{what}.c{number} {{ {how}: var(--c{number}); }}") == 1
 
 
 def test_hostile_runs_stay_text(tmp_path: Path) -> None:
