@@ -343,11 +343,12 @@ def test_refusals(config: ReconstructConfig, tmp_path: Path) -> None:
     assert caught.value.hint is not None
     assert "mae_visualize_vit_base" in caught.value.hint
     head = {"head.weight": torch.zeros(3, encoder["cls_token"].shape[-1]), "head.bias": torch.zeros(3)}
-    for init, hint in (("", "the built-in"), ("my run", "those that it was trained from, 'my run', or the built-in")):
+    trained_from = "those that it was trained from, 'my run', or"
+    for init, hint in (("", "for instance"), ("builtin", "for instance"), ("my run", trained_from)):
         torch.save({"model": encoder | head, "args": {"finetune": init}}, tmp_path / "classifier.pth")
         with pytest.raises(CheckpointError, match="encoder only") as caught:
             reconstruct(dataclasses.replace(config, checkpoint=tmp_path / "classifier.pth"))
-        assert caught.value.hint == f"use weights with a decoder, {hint} ones, builtin"
+        assert caught.value.hint == f"use weights with a decoder, {hint} the built-in ones, builtin"
     with pytest.raises(ConfigError, match="no folder"):
         reconstruct(dataclasses.replace(config, out=tmp_path / "none/grid.png"))
     with pytest.raises(ConfigError, match=r"must end in \.png"):
