@@ -14,6 +14,7 @@ from torch import Tensor
 from mae.data.eval_loader import EvalDataset
 from mae.data.transforms import tensor_to_image
 from mae.evaluation.knn import knn
+from mae.evaluation.splits import by_label
 from mae.system.seeding import stream
 
 STRIPS, NEIGHBOURS = 12, 5
@@ -95,8 +96,7 @@ def _of_each_class(labels: NDArray[np.int64], most: int, seed: int) -> NDArray[n
     """Random indices, one of each class in turn, until there are ``most``."""
     order = torch.randperm(len(labels), generator=stream(seed, "strips")).numpy()
     turn = np.zeros(len(labels), dtype=np.int64)
-    for number in np.unique(labels):
-        own = np.flatnonzero(labels[order] == number)
+    for own in by_label(labels[order]):
         turn[own] = np.arange(len(own))
     chosen: NDArray[np.int64] = order[np.argsort(turn, kind="stable")][:most]
     return chosen[np.argsort(labels[chosen], kind="stable")]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mae.evaluation.splits import stratified
+from mae.evaluation.splits import by_label, stratified
 from mae.system.seeding import stream
 
 PENALTIES = tuple(10.0 ** (exponent / 2) for exponent in range(-10, 1))  # 1e-5 ... 1, of the mean loss
@@ -82,9 +82,8 @@ def tenths(labels: NDArray[np.int64], seed: int) -> list[NDArray[np.bool_]]:
     One mask if a tenth is enough images, else several disjoint ones, whose predictions are counted together.
     """
     place = np.zeros(len(labels), dtype=np.int64)  # number of each image's tenth
-    for number in np.unique(labels):
-        own = np.flatnonzero(labels == number)
-        order = torch.randperm(len(own), generator=stream(seed, "held out", int(number))).numpy()
+    for own in by_label(labels):
+        order = torch.randperm(len(own), generator=stream(seed, "held out", int(labels[own[0]]))).numpy()
         # A class with fewer images than tenths has one image in each of the first tenths.
         place[own[order]] = np.arange(len(own)) % TENTHS if len(own) > 1 else -1
     parts = []

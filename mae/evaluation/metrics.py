@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mae.evaluation.results import Accuracy, ClassAccuracy
+from mae.evaluation.splits import by_label
 from mae.system.seeding import stream
 
 Z_95 = 1.959963984540054  # standard normal quantile of 97.5 %
+MOST_IN_MATRIX = 1_000  # classes of the confusion matrix
 MOST_EMBEDDINGS = 25_600  # the number of embeddings that RankMe's authors use
 RANK_ME_EPS = 1e-7
 FIRST_EIGENVALUE, LAST_EIGENVALUE = 11, 100  # range of the fit, counted from 1
@@ -29,12 +31,16 @@ def accuracy(predicted: NDArray[np.int64], truth: NDArray[np.int64]) -> Accuracy
 def by_class(
     predicted: NDArray[np.int64], truth: NDArray[np.int64], classes: Sequence[str]
 ) -> tuple[tuple[ClassAccuracy, ...], tuple[tuple[int, ...], ...]]:
-    """Accuracy of each class that has images, and the number of images by [true class][predicted class]."""
+    """Accuracy of each class that has images, and the number of images by [true class][predicted class].
+
+    The matrix of more than ``MOST_IN_MATRIX`` classes is left out: that of 20,000 would take tens of gigabytes.
+    """
     accuracies = []
-    for number, name in enumerate(classes):
-        own = truth == number
-        if own.any():
-            accuracies.append(ClassAccuracy(name, int(own.sum()), accuracy(predicted[own], truth[own])))
+    for own in by_label(truth):
+        number = int(truth[own[0]])
+        accuracies.append(ClassAccuracy(classes[number], len(own), accuracy(predicted[own], truth[own])))
+    if len(classes) > MOST_IN_MATRIX:
+        return tuple(accuracies), ()
     confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
     np.add.at(confusion, (truth, predicted), 1)
     return tuple(accuracies), tuple(map(tuple, confusion.tolist()))

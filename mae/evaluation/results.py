@@ -106,7 +106,7 @@ class Headline:
         linear: Accuracy with the largest label fraction.
         mean_class_accuracy: Mean of the accuracies of the classes.
         classes: Accuracy of each class, in order.
-        confusion: Number of test images by [true class][predicted class].
+        confusion: Number of test images by [true class][predicted class]; empty for more than 1,000 classes.
     """
 
     subject: str

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mae.data.sources.base import ImageSource
 from mae.data.sources.scan import ImageScan
 from mae.errors import DataError
-from mae.evaluation.splits import make_split, read_labels, stratified
+from mae.evaluation.splits import by_label, make_split, read_labels, stratified
 from mae.io.text import shown
 from mae.io.urls import public_name
 from mae.system.seeding import stream
@@ -87,8 +87,7 @@ def divide(scan: ImageScan, config: ClassifierConfig) -> LabelledImages:
 def _held_out(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
     """Indices of a fraction of each class: at least one of its images, never all of them."""
     chosen = []
-    for number in np.unique(labels):
-        own = np.flatnonzero(labels == number)
-        order = torch.randperm(len(own), generator=stream(seed, "held out", int(number))).numpy()
+    for own in by_label(labels):
+        order = torch.randperm(len(own), generator=stream(seed, "held out", int(labels[own[0]]))).numpy()
         chosen.append(own[order][: min(len(own) - 1, max(1, round(share * len(own))))])
     return np.concatenate(chosen)

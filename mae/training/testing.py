@@ -24,7 +24,7 @@ class TestResult:
         loss: Mean cross-entropy.
         mean_class_accuracy: Mean of the accuracies of the classes.
         classes: Name and accuracy of each class, in order.
-        confusion: Number of images by [true class][predicted class].
+        confusion: Number of images by [true class][predicted class]; empty for more than 1,000 classes.
         skipped: (name, reason) of test images that could not be read.
         untested: Classes without readable test images; not part of the means.
     """

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mae.evaluation.metrics import LAST_EIGENVALUE, accuracy, alpha_req, rank_me, wilson
+from mae.evaluation.metrics import LAST_EIGENVALUE, accuracy, alpha_req, by_class, rank_me, wilson
 
 
 def test_rank_me_by_singular_values() -> None:
@@ -53,3 +53,14 @@ def test_wilson_by_the_textbook() -> None:
     found = accuracy(np.array([0, 1, 1, 2]), np.array([0, 1, 2, 2]))
     assert found.value == 0.75
     assert found.low < 0.75 < found.high
+
+
+def test_classes_are_counted_and_a_matrix_of_very_many_is_left_out() -> None:
+    """Of 21,841 classes it had 477 million numbers, and the test at a run's end failed for lack of memory."""
+    truth, predicted = np.array([2, 0, 2]), np.array([2, 1, 1])
+    accuracies, confusion = by_class(predicted, truth, ("a", "b", "c"))
+    assert [(one.name, one.test_images, one.test.value) for one in accuracies] == [("a", 1, 0.0), ("c", 2, 0.5)]
+    assert confusion == ((0, 1, 0), (0, 0, 0), (0, 1, 1))
+    many, confusion = by_class(predicted, truth, [str(number) for number in range(21_841)])
+    assert [(one.name, one.test_images) for one in many] == [("0", 1), ("2", 2)]
+    assert confusion == ()

@@ -11,7 +11,7 @@ import pytest
 
 from mae.data.sources.scan import scan_images
 from mae.errors import DataError
-from mae.evaluation.splits import Split, make_split, read_labels, stratified
+from mae.evaluation.splits import Split, by_label, make_split, read_labels, stratified
 from tests.unit.evaluation.small import class_folders, image
 
 
@@ -229,3 +229,9 @@ def test_a_smaller_share_is_part_of_a_larger_one() -> None:
     assert np.bincount(labels[more]).tolist() == [50, 25, 1]
     assert set(some) <= set(more)
     assert not np.array_equal(some, stratified(labels, 0.1, 1, "x"))
+
+
+def test_indices_by_label() -> None:
+    labels = np.array([2, 0, 2, 5, 0, 2])
+    assert [own.tolist() for own in by_label(labels)] == [[1, 4], [0, 2, 5], [3]]
+    assert by_label(labels[:0]) == []
