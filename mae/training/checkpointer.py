@@ -98,9 +98,9 @@ class Checkpointer:
         """
         self.finish()
         if self.training_step.parallel.sharded:
-            self._save_shards(position)
             if keep:
                 self._save_gathered(position)
+            self._save_shards(position)
         elif self.ranks.first:
             state = self.training_step.state()
             write = self._writer(position, keep)
@@ -157,9 +157,9 @@ class Checkpointer:
             new = self.run.path / ".checkpoint.tmp"
             try:
                 save(new, self.document(position, state))
-                placed = self.run.place(new, WHOLE, self.keep_last)
-                if keep:
-                    link_or_copy(placed, self.run.kept_checkpoint(position.epoch - 1))
+                if keep:  # before the state is in place: a run that is killed between them repeats the epoch
+                    link_or_copy(new, self.run.kept_checkpoint(position.epoch - 1))
+                self.run.place(new, WHOLE, self.keep_last)
             except CheckpointError as error:
                 self._failure = CheckpointError(error.message.replace(str(new), str(self.run.checkpoint)))
             except Exception as error:  # raised by ``check`` in the main thread

@@ -194,7 +194,7 @@ class Trainer:
     def finish(self) -> None:
         """Save the state at the end of training, also if the run was stopped."""
         self.read_losses()
-        # A sharded run may have been killed after its last state and before the official file was gathered from it.
+        # A sharded run whose --epochs was lowered to the finished ones has no official file of its last epoch yet.
         position, folder = self.state.position, self.run.folder
         official = folder.kept_checkpoint(position.epoch - 1)
         lacks = self.state.step.parallel.sharded and position.epoch == self.run.plan.epochs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import shutil
 import sys
@@ -497,6 +498,21 @@ def test_whatever_stops_the_saving_thread_ends_the_run(
     with pytest.raises(TrainingError, match=rf"cannot write .*checkpoint-last\.pth: {message}"):
         pretrain(dataclasses.replace(config, save_minutes=0.0))
     assert not list(config.out.glob("*.pth"))
+
+
+def test_a_checkpoint_to_keep_is_there_before_the_run_can_go_on_after_it(
+    config: PretrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was killed between the two would never write it."""
+
+    def killed(*_: Any) -> Path:
+        raise OSError(errno.EIO, "killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "place", killed)
+        with pytest.raises(TrainingError, match="killed"):
+            pretrain(dataclasses.replace(config, save_every=1))
+    assert [path.name for path in run_states(config.out)] == ["checkpoint-0.pth"]
 
 
 def test_a_failure_of_the_thread_is_not_kept_for_minutes(config: PretrainConfig) -> None:
