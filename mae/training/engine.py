@@ -237,6 +237,7 @@ def _prepare(start: Start[Any], task: Task) -> tuple[Trainer, Started]:
     position = resumption.position
     settings = config.as_plain()
     if not folder.resume:
+        folder.clear()
         folder.write_config(settings)  # before anything else, so that a run that is killed from here on can be resumed
     folder.write_environment()
     on_event = start.on_event

@@ -97,6 +97,12 @@ class RunFolder:
         self._unlock = unlock
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
 
+    def clear(self) -> None:
+        """Remove log and classifier of a run that was killed before its first state; a new run does not go on there."""
+        if self.writes:
+            _remove(self.log.path)
+            _remove(self.path / CLASSIFIER)
+
     def when_released(self, close: Callable[[], None]) -> None:
         """Register a function to call when the run ends, also after an error."""
         self._closing.append(close)

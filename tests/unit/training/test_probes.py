@@ -86,6 +86,17 @@ def untimed(run: Path) -> list[dict[str, Any]]:
     ]
 
 
+def test_a_new_run_does_not_take_over_the_log_of_a_killed_one(measured: PretrainConfig) -> None:
+    """Where no state was saved, a run begins in the same folder, perhaps with another model."""
+    measured.out.mkdir()
+    (measured.out / "config.toml").write_text('data = ["/photos"]\nmask_ratio = 0.5\n')
+    old = {"epochs": 0.0, "step": 0, "val_loss": 9.0, "val_seconds": 1.0}
+    (measured.out / "log.jsonl").write_text(json.dumps(old) + "\n")
+    pretrain(dataclasses.replace(measured, epochs=1, probe=None, probe_every=PretrainConfig.probe_every))
+    assert [entry["epochs"] for entry in probes_of(measured.out)] == [0, 1]
+    assert all(entry["val_loss"] < 9 for entry in probes_of(measured.out))
+
+
 def test_no_number_of_the_training_changes(config: PretrainConfig, measured: PretrainConfig) -> None:
     pretrain(dataclasses.replace(config, preview_every=0))
     pretrain(measured)
