@@ -47,7 +47,7 @@ def give_up(
     if (
         run.config.on_nan == "rollback"
         and state.position.turn < MOST_ROLLBACKS
-        and _roll_back(run, state, data, checkpointer)
+        and _roll_back(run, state, task, data, checkpointer)
     ):
         return
     if exact:
@@ -83,7 +83,7 @@ def _error(run: Run, failed: FailedStep, files: list[str], how_to_look: str) -> 
     )
 
 
-def _roll_back(run: Run, state: TrainingState, data: DataModule, checkpointer: Checkpointer) -> bool:
+def _roll_back(run: Run, state: TrainingState, task: Task, data: DataModule, checkpointer: Checkpointer) -> bool:
     """Restore the newest saved state and continue with another image order; False if there is no state."""
     checkpointer.finish()
     run.ranks.wait()
@@ -97,6 +97,7 @@ def _roll_back(run: Run, state: TrainingState, data: DataModule, checkpointer: C
     data.seek(state.position)
     run.folder.log.cut(state.position)
     run.folder.log.add({"rolled_back_to": saved.path.name, "step": state.position.step, "turn": turn})
+    task.roll_back(state.position)
     run.on_event(RolledBack(saved.path, state.position.step, turn))
     run.ranks.wait()
     return True

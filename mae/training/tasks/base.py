@@ -119,6 +119,9 @@ class Task(abc.ABC):
         """Evaluate on held-out images at the end of an epoch; None if there are none."""
         return None
 
+    def roll_back(self, position: Position) -> None:  # noqa: B027
+        """Forget what was learnt after a position, from which the run goes on in another order."""
+
     def finish(self, position: Position) -> bool:
         """Finish the task after the last epoch is saved; every process must call this.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mae.checkpoints.classifiers import about_classes, build_classifier, folded
-from mae.checkpoints.load import load_checkpoint
+from mae.checkpoints.load import Checkpoint, load_checkpoint
 from mae.checkpoints.run_states import CLASSIFIER
 from mae.checkpoints.save import checkpoint_document, save
 from mae.data.augment import Augmentation
@@ -136,28 +136,39 @@ class ClassificationTask(Task):
         if not run.folder.resume:
             sizes = {name: getattr(self.model.config, name) for name in ENCODER_SIZES}
             run.folder.log.add({"step": 0, "model": sizes})
-        self.best = run.folder.log.read(position).best
-        path = run.folder.path / CLASSIFIER
-        lost = run.ranks.gather(path.exists() and self._is_of_another_schedule(path, position))[0]
-        if lost:
-            self.best = None
+        if self._read_best(position, lambda kept: kept.args.get("epochs") != self.config.epochs):
             self.notes += (
                 f"{CLASSIFIER} was written by an epoch that is not repeated with other --epochs, so it is removed, and "
                 "the choice of the best epoch begins again",
             )
-            if run.folder.writes:
-                _remove(path)
-                epochs = position.epoch + position.batch / run.plan.batches_per_epoch
-                run.folder.log.add(
-                    {"epoch": epochs, "step": position.step, "changed": {"classifier": ["saved", "removed"]}}
-                )
 
-    def _is_of_another_schedule(self, path: Path, position: Position) -> bool:
+    def roll_back(self, position: Position) -> None:
+        """Read the best epoch before the position from the log; in another order no later epoch is repeated."""
+        self._read_best(position, lambda kept: True)
+
+    def _read_best(self, position: Position, is_other: Callable[[Checkpoint], bool]) -> bool:
+        """Read the best epoch so far from the log.
+
+        Returns:
+            Whether the weights were removed because they are of a later epoch, and of another training.
+        """
+        folder, path = self.run.folder, self.run.folder.path / CLASSIFIER
+        self.best = folder.log.read(position).best
+        if not self.run.ranks.gather(path.exists() and self._is_later(path, position, is_other))[0]:
+            return False
+        self.best = None
+        if folder.writes:
+            _remove(path)
+            epochs = self.run.epochs_at(position)
+            folder.log.add({"epoch": epochs, "step": position.step, "changed": {"classifier": ["saved", "removed"]}})
+        return True
+
+    def _is_later(self, path: Path, position: Position, is_other: Callable[[Checkpoint], bool]) -> bool:
         try:
             kept = load_checkpoint(path)
         except CheckpointError:
             return False  # ``finish`` names it
-        return (kept.epoch or 0) >= position.epoch and kept.args.get("epochs") != self.config.epochs
+        return (kept.epoch or 0) >= position.epoch and is_other(kept)
 
     def replayed(self, inputs: list[tuple[Any, ...]]) -> dict[str, Any]:
         """The inputs of each batch, and the name of the task."""
@@ -360,6 +371,7 @@ def places(logits: Tensor, labels: Tensor) -> Tensor:
 def test_result(answers: Predictions, classes: Sequence[str], epochs: int, chosen: int) -> TestResult:
     """Compute the test metrics from the predictions."""
     per_class, confusion = by_class(answers.predicted, answers.truth, classes)
+    tested = {one.name for one in per_class}
     top5: Accuracy | None = None
     if len(classes) > TOP:
         within = (answers.place < TOP).astype(np.int64)
@@ -375,7 +387,7 @@ def test_result(answers: Predictions, classes: Sequence[str], epochs: int, chose
         classes=per_class,
         confusion=confusion,
         skipped=answers.unreadable,
-        untested=tuple(name for number, name in enumerate(classes) if number not in answers.truth),
+        untested=tuple(name for name in classes if name not in tested),
     )
 
 

@@ -6,12 +6,14 @@ import argparse
 import dataclasses
 import errno
 import functools
+import itertools
 import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,9 +28,11 @@ from mae.training.classifier_config import FinetuneConfig
 from mae.training.engine import plan_task
 from mae.training.events import Evaluating, Event, FinalTest, Started, Validated
 from mae.training.finetune import FINETUNING, finetune
+from mae.training.labelled import Part
 from mae.training.position import Position
 from mae.training.run_folder import RunFolder
-from mae.training.tasks.classification import ClassificationTask, places
+from mae.training.step import TrainingStep
+from mae.training.tasks.classification import ClassificationTask, Predictions, places
 from mae.training.tasks.finetune import layer_groups
 from mae.training.testing import read_test_result
 from tests.unit.evaluation.small import SIZES, checkpoint, class_folders
@@ -82,6 +86,34 @@ def test_weights_of_an_epoch_that_another_schedule_will_not_repeat_are_not_teste
     found = load_checkpoint(path)
     assert found.epoch == 1
     assert torch.equal(found.state["head.weight"], head) == (epochs == 3)
+
+
+def test_weights_of_an_epoch_that_was_rolled_back_are_not_tested(
+    finetuning: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second epoch is the best, but its steps are taken back; afterwards the run has another one."""
+    finetune(finetuning, *stop_after(3))
+    scores, losses = iter((3, 1, 2)), itertools.count()
+    loss, predict = TrainingStep.loss, ClassificationTask.predict
+
+    def scored(task: ClassificationTask, model: ImageClassifier, part: Part, name: str, **more: Any) -> Predictions:
+        answers = predict(task, model, part, name, **more)
+        if name == "test":
+            return answers
+        return answers._replace(place=(np.arange(len(part)) >= next(scores)).astype(np.int64))
+
+    monkeypatch.setattr(ClassificationTask, "predict", scored)
+    monkeypatch.setattr("mae.training.engine._time_batch", lambda *_: 0.1)
+    monkeypatch.setattr(
+        TrainingStep,
+        "loss",
+        lambda self, *batch: loss(self, *batch) * (float("nan") if next(losses) in range(5, 9) else 1.0),
+    )
+    result = finetune(dataclasses.replace(finetuning, resume=finetuning.out, on_nan="rollback", nan_limit=2))
+    assert result.test is not None
+    assert (result.test.chosen_epoch, result.held_out_accuracy) == (3, pytest.approx(2 / 3))
+    kept, newest = (load_checkpoint(finetuning.out / name).state for name in ("classifier.pth", "checkpoint-last.pth"))
+    assert same(kept, newest)
 
 
 def killed_before_another_schedule(config: FinetuneConfig) -> Path:
