@@ -27,8 +27,10 @@ Config = TypeVar("Config")
 Result = TypeVar("Result")
 
 STANDARD_STREAM = Path("-")  # path that stands for standard input or output
+SLASH_KEPT = "\ufdd0"  # stands before a slash of a URL that Path would drop; Unicode has no such character
 LARGEST_INTEGER = 2**63 - 1  # limit of TOML, torch and file sizes
 _LONGEST_SHOWN = 60  # characters of a value in a message
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://+(?=[^/])")
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 # Matches an option in a message with the word after it, or a whole command line in backquotes, but not a file name.
 _FLAG = re.compile(r"`maecli [^`]*`|(?<![^\s(`'\"])--(?P<flag>[a-z][a-z-]*[a-z])(?: (?P<value>[\w.+-]*\w))?")
@@ -324,7 +326,17 @@ def _path(label: str, value: str | Path) -> Path:
         raise ConfigError(f"{label} must be a path; got nothing")
     if "\0" in str(value):
         raise ConfigError(f"{label} must be a path; got {brief(value)}, but a path cannot contain a zero byte")
-    return Path(value)
+    return path_of(value)
+
+
+def path_of(text: str | Path) -> Path:
+    """A path. Of a URL, ``//`` and ``/.`` are kept, which Path would drop; ``url_of`` gives the URL as it was."""
+    match = _URL.match(text) if isinstance(text, str) else None
+    if match is None:
+        return Path(text)
+    rest = str(text)[match.end() :]
+    rest = rest if "?" in rest else rest.rstrip("/")
+    return Path(match[0] + "/".join(SLASH_KEPT + part if part in ("", ".") else part for part in rest.split("/")))
 
 
 def _type_name(hint: Any) -> str:

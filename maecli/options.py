@@ -243,7 +243,7 @@ def _parameter(name: str, field: dataclasses.Field[Any], hint: Any) -> inspect.P
         info: Any = typer.Argument(
             help=declared.help, metavar=declared.metavar, show_default=False, autocompletion=words
         )
-        return _keyword(name, typed, info)
+        return _keyword(name, _as_typed_text(typed), info)
     info = typer.Option(
         (declared.flags if name == field.name else None) or flag_name(name),
         help=declared.help,
@@ -256,7 +256,12 @@ def _parameter(name: str, field: dataclasses.Field[Any], hint: Any) -> inspect.P
     if typed == bool | None and declared.flags is None:
         info.param_decls = (f"{flag_name(name)}/--no-{name.replace('_', '-')}",)
         info.default = ...
-    return _keyword(name, typed, info)
+    return _keyword(name, _as_typed_text(typed), info)
+
+
+def _as_typed_text(typed: Any) -> Any:
+    """The type for Typer: paths stay text until ``build_config``, because Path would drop slashes of a URL."""
+    return {Path | None: str | None, list[Path] | None: list[str] | None}.get(typed, typed)
 
 
 def _metavar(typed: Any) -> str | None:

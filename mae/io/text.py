@@ -23,8 +23,13 @@ def shown(text: str | Path, longest: int | None = None) -> str:
 
 
 def unfolded(path: str | Path) -> str:
-    """A path as text; the double slash of a URL, which ``Path`` makes a single one, is there again."""
-    return _FOLDED_URL.sub(r"\1://", str(path))
+    """A path as text; slashes of a URL that ``Path`` would drop are there again."""
+    text = str(path)
+    if not _FOLDED_URL.match(text):
+        return text
+    from mae.options import SLASH_KEPT  # here, because --help does not need it
+
+    return _FOLDED_URL.sub(r"\1://", text).replace(SLASH_KEPT, "")
 
 
 def typed(path: str | Path) -> str:

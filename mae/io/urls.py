@@ -1,4 +1,4 @@
-"""URLs of data; their secrets (passwords, signatures) are never written or shown. Standard library only."""
+"""URLs of data; their secrets (passwords, signatures) are never written or shown."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
+
+from mae.options import SLASH_KEPT
 
 # ``Path`` reduces the double slash of a URL to one, and an absolute path has the current folder before it.
 _URL = re.compile(r"(?:^|/)([a-zA-Z][a-zA-Z0-9+.-]+):/+([^/].*)$", re.DOTALL)
@@ -17,7 +19,7 @@ def url_of(source: Path) -> str | None:
     """The URL of a source, with its scheme in lower case; None if it is a local path."""
     # Path.exists raises an error if a name is too long.
     match = None if os.path.exists(source) else _URL.search(str(source))  # noqa: PTH110
-    return f"{match[1].lower()}://{match[2]}" if match else None
+    return f"{match[1].lower()}://{match[2].replace(SLASH_KEPT, '')}" if match else None
 
 
 def split_url(url: str) -> tuple[str, SplitResult]:

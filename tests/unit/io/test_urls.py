@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from mae.io.text import shown
 from mae.io.urls import public_name, public_url, url_of, without_secrets
+from mae.options import path_of
 
 
 def test_what_is_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,6 +21,26 @@ def test_what_is_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("s3:").mkdir()
     Path("s3:/bucket").touch()
     assert url_of(Path("s3://bucket")) is None  # a file of that name
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://bucket/a//b/./c.tar",
+        "https://host//a.tar",
+        "https://host/a.tar?signature=x//y/./z/&to=https://other//",
+        "https://host/a/../b.tar",
+    ],
+)
+def test_slashes_of_a_url_are_kept(url: str) -> None:
+    path = path_of(url)
+    assert (url_of(path), url_of(path.absolute())) == (url, url)
+    assert public_name(path) == url.partition("?")[0]
+    assert shown(path) == url
+    assert path_of(path) == path
+    assert [path_of(text) for text in ("a//b/", "s3:/a//b", "s3://bucket/a.tar/")] == [
+        Path(text) for text in ("a/b", "s3:/a/b", "s3://bucket/a.tar")
+    ]
 
 
 def test_no_secret_is_shown() -> None:

@@ -316,6 +316,16 @@ def test_no_signature_is_shown(server: Server, tmp_path: Path) -> None:
     assert "very-secret" not in seen.output
 
 
+def test_a_request_has_the_slashes_that_were_typed(server: Server) -> None:
+    server.files["deep//a.tar"] = server.files["train-00.tar"]
+    server.signature = "sig=a//b/./c/"
+    seen = CliRunner().invoke(app, ["inspect", server.url("deep//a.tar?sig=a//b/./c/"), "--json"])
+    assert seen.exit_code == 0, seen.stderr
+    assert json.loads(seen.stdout)["data"] == [server.url("deep//a.tar")]
+    assert {line.split()[0] for line in server.asked} == {"/deep//a.tar"}
+    assert "sig" not in seen.output
+
+
 def test_chosen_images_are_fetched_ahead_and_group_by_group(server: Server, tmp_path: Path) -> None:
     scan = scan_images([Path(server.url("train-{00..02}.tar"))])
     assert [*scan.images.groups] == [3, 3, 3]
