@@ -72,8 +72,11 @@ def linear(
     truth = torch.from_numpy(labels).to(train.device)
     best, shown, held_out = _choose(features, truth, labels, classes, seed, penalties, spectrum)
     weight, bias = solve(features, truth, classes, [best], spectrum, start=shown)
-    answers = (test - mean) / scale @ axes @ weight[0] + bias[0]
-    return LinearResult(answers.argmax(dim=1).cpu().numpy(), best, held_out)
+    predicted = [
+        ((part - mean) / scale @ axes @ weight[0] + bias[0]).argmax(dim=1)
+        for part in torch.split(test, max(1, _CHUNK_NUMBERS // classes))
+    ]
+    return LinearResult(torch.cat(predicted).cpu().numpy(), best, held_out)
 
 
 def tenths(labels: NDArray[np.int64], seed: int) -> list[NDArray[np.bool_]]:

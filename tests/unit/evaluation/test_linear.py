@@ -104,6 +104,24 @@ def test_constant_features_and_more_features_than_images() -> None:
     assert np.isfinite(found.penalty)
 
 
+def test_logits_of_all_test_images_are_never_in_memory_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For 50,000 images of 20,000 classes they took 4 GB, beside two copies of them."""
+    features, labels = noisy(120)
+    monkeypatch.setattr(module, "MOST_STEPS", 5)
+    whole = linear(features[:40], labels[:40], features[40:], 4, penalties=[0.1])
+    monkeypatch.setattr(module, "_CHUNK_NUMBERS", 100)
+    argmax, sizes = torch.Tensor.argmax, []
+
+    def counted(logits: torch.Tensor, dim: int) -> torch.Tensor:
+        sizes.append(logits.numel())
+        return argmax(logits, dim=dim)
+
+    monkeypatch.setattr(torch.Tensor, "argmax", counted)
+    pieces = linear(features[:40], labels[:40], features[40:], 4, penalties=[0.1])
+    assert max(sizes) <= 100
+    assert np.array_equal(whole.predicted, pieces.predicted)
+
+
 def test_chunks_and_groups_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = noisy(700)
     whole = linear(features[:500], labels[:500], features[500:], 4)
