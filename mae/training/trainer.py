@@ -71,7 +71,8 @@ class Trainer:
         self.data.seek(self.state.position)
         try:
             while self.should_continue():
-                self.step()
+                if not self.epoch_is_done():  # it is if the run was stopped while the epoch was evaluated
+                    self.step()
                 if self.epoch_is_done():
                     self.finish_epoch()
         except RuntimeError as error:
@@ -135,11 +136,11 @@ class Trainer:
             return
         self.log_epoch()
         done = self.state.position
-        self.state.position = Position(epoch=done.epoch + 1, step=done.step, in_a_row=done.in_a_row, turn=done.turn)
         finished, last = done.epoch + 1, done.epoch + 1 == self.run.plan.epochs
         self.validate(done)
         if self.task.shows(finished):
             self.preview(done, finished)
+        self.state.position = Position(epoch=finished, step=done.step, in_a_row=done.in_a_row, turn=done.turn)
         if (self.checkpointer.keeps(finished) and not last) or (last and self.state.step.parallel.sharded):
             self.save(keep=True)
 
@@ -155,7 +156,7 @@ class Trainer:
             seconds,
             images / seconds,
             wait,
-            self.cached / self.loaded if self.data.caches else None,
+            self.cached / self.loaded if self.data.caches and self.loaded else None,
         )
         self.loaded = self.cached = 0
         self.epochs.append(epoch)

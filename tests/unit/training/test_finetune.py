@@ -116,6 +116,28 @@ def test_weights_of_an_epoch_that_was_rolled_back_are_not_tested(
     assert same(kept, newest)
 
 
+def test_an_epoch_whose_evaluation_was_interrupted_is_evaluated_later(
+    finetuning: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C may end a loader process that has just been started."""
+    config = dataclasses.replace(finetuning, epochs=1, warmup_epochs=0.5)
+    stopping: list[bool] = []
+
+    def interrupted(*_: Any, **__: Any) -> Predictions:
+        stopping.append(True)
+        raise RuntimeError("DataLoader worker (pid 1) exited unexpectedly")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ClassificationTask, "predict", interrupted)
+        assert finetune(config, should_stop=lambda: bool(stopping)).stopped
+    resumed = finetune(dataclasses.replace(config, resume=config.out))
+    assert resumed.test is not None
+    assert resumed.test.chosen_epoch == 1
+    kinds = ("loss", "train_loss", "val_loss", "test_accuracy")
+    lines = [next(kind for kind in kinds if kind in entry) for entry in logged(config.out) if "model" not in entry]
+    assert lines == ["loss", "loss", "loss", "train_loss", "val_loss", "test_accuracy"]
+
+
 def killed_before_another_schedule(config: FinetuneConfig) -> Path:
     """A run whose classifier is newer than its state; returns the classifier's path."""
     finetune(config, *stop_after(4))
