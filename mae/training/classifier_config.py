@@ -276,7 +276,7 @@ def refuse_other_command(settings: Mapping[str, Any], file: Path, command: str) 
         )
 
 
-# The fine-tuning preset was chosen by short runs, see docs/finetune.md; the probing preset was not tuned.
+# Both presets were chosen by short runs, see docs/finetune.md.
 FINETUNE_PRESETS: dict[str, Preset] = {
     "small": Preset(
         "hundreds to thousands of images",
@@ -298,6 +298,6 @@ FINETUNE_PRESETS: dict[str, Preset] = {
 LINPROBE_PRESETS: dict[str, Preset] = {
     "small": Preset(
         "hundreds to thousands of images",
-        {"pool": "mean", "epochs": 50, "warmup_epochs": 5.0, "batch_size": 64, "lr": 3.0, "crop_scale": (0.3, 1.0)},
+        {"pool": "mean", "epochs": 50, "warmup_epochs": 5.0, "batch_size": 64, "lr": 10.0, "crop_scale": (0.3, 1.0)},
     ),
 }
