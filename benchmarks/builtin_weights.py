@@ -188,20 +188,18 @@ def epochs_at(row: Mapping[str, Any]) -> float:
 
 
 def stage(run: Path, settings: Mapping[str, Any], checkpoint: Checkpoint | None) -> dict[str, Any]:
-    """What a run was: its settings, its time by the log and the machine."""
+    """What a run was: its settings, the time of its finished epochs by the log, and the machine."""
     environment = json.loads((run / "environment.json").read_text())
-    steps = [row for row in rows(run) if {"step", "loss", "images_per_second"} <= row.keys()]
-    batch = settings["batch_size"] * settings.get("accum_iter", 1)
-    apart = steps[1]["step"] - steps[0]["step"] if len(steps) > 1 else 1
-    seconds = sum(apart * batch / row["images_per_second"] for row in steps if row["images_per_second"])
+    epochs = [row for row in rows(run) if "train_loss" in row]
+    seconds = sum(row["seconds"] for row in epochs)
     names = ("variant", "image_size", "mask_ratio", "norm_pix_loss", "epochs", "warmup_epochs", "batch_size", "lr")
     more = ("weight_decay", "betas", "crop_scale", "hflip", "precision", "seed")
     return {
         "settings": {name: settings[name] for name in (*names, *more) if name in settings},
-        "images_per_second": batch * apart * len(steps) / seconds if seconds else None,
+        "images_per_second": sum(row["images_per_second"] * row["seconds"] for row in epochs) / seconds,
         "hours": seconds / 3600,
         "epochs_done": passes([run], [dict(settings)]),
-        "last_loss": sum(row["loss"] for row in steps[-50:]) / max(1, len(steps[-50:])),
+        "last_loss": epochs[-1]["train_loss"],
         "machine": {name: environment[name] for name in ("processor", "usable_cores", "threads", "gpus")},
         "torch": environment["packages"]["torch"],
         "epoch_of_the_weights": None if checkpoint is None else checkpoint.epoch,
