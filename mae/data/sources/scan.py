@@ -23,6 +23,7 @@ from mae.io.text import shown
 from mae.io.urls import public_name, public_url, url_of
 
 MOST_NAMES = 100_000  # that a name with braces may stand for
+_PACKED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")  # of archives that are not read
 _BRACES = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}|\{([^{}]*,[^{}]*)\}")
 
 
@@ -191,6 +192,8 @@ def _nothing_found(paths: Sequence[Path], unreadable: Sequence[Unreadable], othe
         what = "only hidden files, which are not read" if any(map(_holds_hidden, paths)) else "it is empty"
     hint = f"{shown(unreadable[0].path)}: {unreadable[0].reason}" if unreadable else None
     for path in paths:
+        if path.suffix.lower() in _PACKED:
+            hint = f"unpack {shown(path)}: folders, .tar, .zip and .parquet files are read"
         archive = next((one for one in sorted(path.glob("*")) if _is_archive(one) or one.suffix == ".parquet"), None)
         if archive is not None:
             hint = f"archives are read when they are named: {shown(path)}/*{archive.suffix}"

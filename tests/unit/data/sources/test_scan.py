@@ -63,6 +63,11 @@ def test_empty_and_missing_folders_are_data_errors(tmp_path: Path) -> None:
     assert error.value.hint == "give an existing folder, archive or image"
     with pytest.raises(DataError, match="no such folder"):
         scan_images([tmp_path / "none"])
+    packed = tmp_path / "shard.tar.gz"
+    packed.write_bytes(b"\x1f\x8b")
+    with pytest.raises(DataError, match="a file of another kind") as error:
+        scan_images([packed])
+    assert error.value.hint == f"unpack {packed}: folders, .tar, .zip and .parquet files are read"
 
 
 def test_progress_is_told(tmp_path: Path) -> None:
