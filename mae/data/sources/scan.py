@@ -95,7 +95,7 @@ def scan_images(
     datasets = [path for path in dict.fromkeys(paths) if path.is_dir() and is_litdata(path)]
     listed = _folders_and_files([path for path in paths if path not in datasets], reader)
     archives = _archives([path for path in paths if _is_archive(path)], reader)
-    tables = [path for path in paths if path.suffix.lower() == ".parquet" and path.is_file()]
+    tables = [path for path in dict.fromkeys(paths) if _is_table(path)]
     parts: list[ImageSource] = [ImagePaths((folder, listing.images) for folder, listing in listed)]
     if archives:
         parts.append(ArchiveSource(archives))
@@ -215,6 +215,10 @@ def _is_archive(path: Path) -> bool:
     return path.suffix.lower() in ARCHIVE_SUFFIXES and os.path.isfile(path)
 
 
+def _is_table(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet" and path.is_file()
+
+
 def _missing(source: Path) -> str:
     try:
         source.stat()
@@ -251,13 +255,14 @@ def _folders_and_files(paths: Sequence[Path], reader: FolderReader) -> list[tupl
             reader.index = ScanIndex(os.fsencode(path))
             found += walk(os.fsencode(path), reader, visited)
             reader.index.save()
-    singles = [path for path in paths if not path.is_dir() and not _is_archive(path) and path.suffix != ".parquet"]
-    for path in dict.fromkeys(singles):
-        folder, name = os.path.split(os.fsencode(path))
-        if not any(at == folder and _holds(listing, name) for at, listing in found):
-            found.append((folder, reader.file(folder, name)))
+    files = [path for path in paths if not path.is_dir() and not _is_archive(path) and not _is_table(path)]
+    singles = dict.fromkeys(os.path.split(os.fsencode(path)) for path in files)
+    folders = {folder for folder, _ in singles}
+    listed = {(at, name) for at, listing in found if at in folders for name in _names(listing) if (at, name) in singles}
+    found += [(folder, reader.file(folder, name)) for folder, name in singles if (folder, name) not in listed]
     return found
 
 
-def _holds(listing: Listing, name: bytes) -> bool:
-    return b"\0" + name + b"\0" in b"\0" + listing.images or any(bad == name for bad, _ in listing.unreadable)
+def _names(listing: Listing) -> list[bytes]:
+    """Names of the images and of the unreadable files of a folder."""
+    return [*listing.images.split(b"\0")[:-1], *(name for name, _ in listing.unreadable)]

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mae.data.sources import scan
+from mae.data.sources.folder import Listing
 from mae.data.sources.scan import scan_images
 from mae.errors import DataError
-from tests.unit.data.sources.test_base import image_bytes
+from tests.unit.data.sources.test_base import image_bytes, write_parquet
 
 
 def image(path: Path) -> Path:
@@ -37,6 +39,25 @@ def test_any_tree_with_hidden_and_other_files(tmp_path: Path) -> None:
 def test_several_sources_and_overlaps_count_once(tmp_path: Path) -> None:
     first, second = image(tmp_path / "x/a.png"), image(tmp_path / "y/b.png")
     assert tuple(scan_images([first, tmp_path / "x", tmp_path / "y", first]).images) == (first, second)
+
+
+def test_many_single_images_are_looked_at_once_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a shell's ``photos/*.png`` gives them; each is not searched for among all others."""
+    paths = [image(tmp_path / f"{number}.png") for number in range(20)]
+    searched: list[Listing] = []
+    names = scan._names
+    monkeypatch.setattr(scan, "_names", lambda listing: [searched.append(listing), *names(listing)][1:])
+    assert tuple(scan_images([*paths, *paths]).images) == tuple(paths)
+    assert not searched
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    found = scan_images([*paths, tmp_path, tmp_path / "empty.jpg"])
+    assert (len(found.images), len(found.unreadable), len(searched)) == (20, 1, 1)
+
+
+def test_tables_that_are_given_twice_count_once(tmp_path: Path) -> None:
+    table = write_parquet(tmp_path / "a.PARQUET", {"a.png": image_bytes(0), "b.png": image_bytes(1)})
+    found = scan_images([table, table])
+    assert (len(found.images), found.others) == (2, 0)
 
 
 def test_circular_links_end(tmp_path: Path) -> None:
