@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -54,6 +55,7 @@ class TableSource(ImageSource):
         self._digests = []
         places: list[tuple[int, int, int]] = []  # file, row group, rows
         self._spans: list[tuple[int, int]] = []  # of each row group, the bytes of its images in the file
+        self._first_rows: list[int] = []  # of each row group, the number of its first row in the file
         largest = 0
         for number, path in enumerate(self._paths):
             try:
@@ -65,6 +67,8 @@ class TableSource(ImageSource):
             except (OSError, ValueError) as error:
                 raise DataError(f"{shown(path)} is not a readable Parquet file: {error}") from None
             places += [(number, group, count) for group, count in enumerate(rows) if count]
+            starts = itertools.accumulate(rows[:-1], initial=0)
+            self._first_rows += [start for start, count in zip(starts, rows, strict=False) if count]
             self._spans += [_span(group, self._columns[-1]) for group in groups if group.num_rows]
             self._digests.append(f"{path.name} {rows}")
         self._places = places
@@ -84,9 +88,7 @@ class TableSource(ImageSource):
     def name(self, index: int) -> Path:
         """Path of the file, with the number of the row in it."""
         group, row = self._find(index)
-        number = self._places[group][0]
-        before = sum(count for file, at, count in self._places if file == number and at < self._places[group][1])
-        return self._paths[number] / f"row {before + row}"
+        return self._paths[self._places[group][0]] / f"row {self._first_rows[group] + row}"
 
     def open(self, index: int) -> IO[bytes]:
         """Read an image's bytes; its row group is decoded if it is not cached."""

@@ -6,6 +6,7 @@ import io
 import pickle
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -221,3 +222,21 @@ def test_a_zip_member_without_a_name_is_passed_over(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "data.zip", CONTENT | {"??": b"nameless"})
     path.write_bytes(path.read_bytes().replace(b"??", b"\0?"))  # a name ends at its first zero
     assert len(list_archive(path, lambda: None).offsets) == len(CONTENT)
+
+
+def test_a_tables_row_is_named_without_a_walk_through_its_groups(tmp_path: Path) -> None:
+    """Every image of an epoch is named, and a table of a million images has ten thousand row groups."""
+    paths = [write_parquet(tmp_path / name, CONTENT, rows=1) for name in ("a.parquet", "b.parquet")]
+    source = scan_images(paths).images
+    walked = 0
+
+    class Counted(list[tuple[int, int, int]]):
+        def __iter__(self) -> Iterator[tuple[int, int, int]]:
+            nonlocal walked
+            walked += 1
+            return super().__iter__()
+
+    source._places = Counted(source._places)  # type: ignore[attr-defined]
+    wanted = [path / f"row {row}" for path in paths for row in range(len(CONTENT))]
+    assert [source.name(index) for index in range(len(source))] == wanted
+    assert walked == 0
