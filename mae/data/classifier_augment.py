@@ -152,7 +152,8 @@ def _make_torchvision(policy: str, image_size: tuple[int, int]) -> Callable[[Any
     fill = [round(255 * value) for value in channel_statistics(3)[0]]
     made: Callable[[Any], Any] = v2.RandAugment(
         num_ops=int(numbers.get("n", 2)),
-        magnitude=round(numbers.get("m", 10) * 3),  # torchvision has 31 magnitude steps, timm 10
+        # torchvision has 31 magnitude steps, timm 10; timm takes a higher magnitude for 10.
+        magnitude=round(min(numbers.get("m", 10), 10) * 3),
         num_magnitude_bins=31,
         interpolation=v2.InterpolationMode.BICUBIC,
         fill=fill,

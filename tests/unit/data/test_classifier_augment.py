@@ -106,6 +106,12 @@ def test_every_operation_takes_the_ends_of_the_range(magnitude: int, kind: str) 
     assert (darkest == 0) == (magnitude == (10 if kind else 0))
 
 
+def test_torchvision_takes_a_higher_magnitude_for_the_highest_as_timm_does() -> None:
+    policies = ("rand-m10-n8", "rand-m15-n8")
+    highest, higher = (augmented(3, policy=policy, augmenter="torchvision") for policy in policies)
+    assert torch.equal(highest, higher)
+
+
 def test_loader_processes_make_their_own_operations() -> None:
     augmentation = ClassifierAugmentation((32, 24), 3, policy=POLICY, augmenter="torchvision")
     wanted = augmentation(png(), "a.png", 3)
