@@ -5,7 +5,7 @@ from __future__ import annotations
 from PIL import Image
 from torch import Tensor
 
-from mae.data.transforms import image_to_tensor
+from mae.data.transforms import LONGEST_SHAPE, crop_to, image_to_tensor
 
 OFFICIAL_CROP_PCT = 224 / 256
 LARGEST_CROPPED = 224  # pixels; for larger image sizes the official transform does not crop
@@ -36,8 +36,12 @@ class EvalTransform:
 
     def _cropped(self, image: Image.Image, rows: int, columns: int) -> Image.Image:
         crop_pct = 1.0 if image.height <= rows and image.width <= columns else self.crop_pct
-        height, width = _covering(image.size, int(rows / crop_pct), int(columns / crop_pct))
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        least = int(rows / crop_pct), int(columns / crop_pct)
+        height, width = _covering(image.size, *least)
+        if height * width > LONGEST_SHAPE * least[0] * least[1]:  # the whole of a hairline could take gigabytes
+            (height, width), image = least, crop_to(image, least)
+        else:
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
         top, left = round((height - rows) / 2), round((width - columns) / 2)
         return image.crop((left, top, left + columns, top + rows))
 

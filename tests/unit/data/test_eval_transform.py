@@ -24,6 +24,26 @@ def test_equals_resize_and_centre_crop(size: tuple[int, int]) -> None:
     assert torch.equal(EvalTransform((224, 224))(image), image_to_tensor(official(image)))
 
 
+def test_a_hairline_is_not_scaled_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scaled as a whole, a line of 60000 x 1 pixels would take 11 GB at 224 pixels; the crop's pixels are the same."""
+    line = noise(240, 3)
+    limited = EvalTransform((32, 32))(line)
+    sizes: list[tuple[int, int]] = []
+    resize = Image.Image.resize
+
+    def noted(image: Image.Image, size: tuple[int, int], *details: object, **named: object) -> Image.Image:
+        sizes.append(size)
+        return resize(image, size, *details, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Image.Image, "resize", noted)
+    EvalTransform((32, 32))(line)
+    EvalTransform((32, 16))(noise(2, 500))
+    assert sizes == [(36, 36), (18, 36)]
+    monkeypatch.setattr("mae.data.eval_transform.LONGEST_SHAPE", 1000)
+    assert torch.equal(EvalTransform((32, 32))(line), limited)
+    assert sizes[-1] == (2880, 36)
+
+
 def test_larger_frames_keep_the_whole_shorter_side() -> None:
     official = v2.Compose([v2.Resize(256, interpolation=v2.InterpolationMode.BICUBIC), v2.CenterCrop(256)])
     image = noise(300, 270)
