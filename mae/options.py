@@ -383,8 +383,10 @@ def plain_call(
             if args:
                 kwargs[first] = _flattened(args) if takes_many else args[0]
             preset = kwargs.pop("preset", None) if presets else None
-            refuse_both(config_class, kwargs)
-            layers = [defaults, {} if preset is None else preset_values(preset, presets), saved(kwargs), kwargs]
+            given = current_names(config_class, kwargs)
+            refuse_both(config_class, given)
+            from_run = current_names(config_class, saved(given))
+            layers = [defaults, {} if preset is None else preset_values(preset, presets), from_run, given]
             config = build_config(config_class, merge_layers(config_class, layers))
             result = use_case(config, **others)
         return typing.cast(Result, _notes_name_fields(result, config_class, name))
