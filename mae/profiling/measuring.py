@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -91,7 +90,7 @@ def training_time(request: dict[str, Any]) -> dict[str, Any]:
     subject = Subject(request)
     seconds = timed(subject.training_step, subject.device, subject.repeats)
     answer: dict[str, Any] = {"training_step": {"batch": subject.batch, "seconds": seconds}}
-    return answer | ({"training_process_bytes": _resident_peak()} if subject.device.type == "cpu" else {})
+    return answer | ({"training_process_bytes": _resident_peak() or None} if subject.device.type == "cpu" else {})
 
 
 def inference_memory(request: dict[str, Any]) -> dict[str, Any]:
@@ -196,7 +195,7 @@ def peak_bytes(request: dict[str, Any], run: Callable[[Subject], object]) -> int
         _run_thrice(request | {"batch": 2, "model": request["model"] | tiny | {"decoder_depth": 2}}, run)
     before = 0 if device.type == "cuda" else _forget_resident_peak()
     _run_thrice(request, run)
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident_peak() - before
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else (_resident_peak() - before) or None
 
 
 def _run_thrice(request: dict[str, Any], run: Callable[[Subject], object]) -> None:
@@ -213,6 +212,11 @@ def _forget_resident_peak() -> int:
 
 
 def _resident_peak() -> int:
+    """The most bytes that were resident; 0 on Windows."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     in_kilobytes = sys.platform != "darwin"
     return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if in_kilobytes else 1)
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 import unittest.mock
+from pathlib import Path
 
+import pytest
 import torch
 
 from mae.profiling import measuring
@@ -37,3 +41,17 @@ def test_the_name_is_that_of_the_named_gpu() -> None:
         answer = measuring.measure_machine({"device": "cuda", "precision": "fp32"})
     assert answer["name"] == "the second"
     assert name.call_args.args == (SECOND,)
+
+
+def test_a_system_without_the_module_resource_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has none: doctor measures there too, and the peak is unknown."""
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(Path, "read_text", unittest.mock.Mock(side_effect=FileNotFoundError))
+    monkeypatch.setattr(Path, "write_text", unittest.mock.Mock(side_effect=FileNotFoundError))
+    spec = importlib.util.spec_from_file_location("measuring_there", str(measuring.__file__))
+    assert spec is not None
+    assert spec.loader is not None
+    there = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(there)
+    monkeypatch.setattr(there, "_run_thrice", lambda request, run: None)
+    assert there.peak_bytes({"device": "cpu", "model": {}}, lambda subject: None) is None
