@@ -150,11 +150,15 @@ class Output:
             _say("note", "cyan", message)
 
     def count(self, done: int, total: int, what: str) -> None:
-        """Show the progress of counted items: one changing line on a terminal, occasional lines elsewhere."""
+        """Show the progress of counted items: one changing line on a terminal, occasional lines elsewhere.
+
+        ``total`` is 0 as long as it is unknown.
+        """
         terminal = can_redraw(sys.stderr)
-        if self.quiet or total < 8 or not (terminal or done % 50 == 0):
+        if self.quiet or 0 < total < 8 or not (terminal or done % 50 == 0):
             return
-        _say_plainly(f"{done} of {total} {what}", end="\r" if terminal and done < total else "\n")
+        of = f" of {total}" if total else ""
+        _say_plainly(f"{done}{of} {what}", end="\r" if terminal and done != total else "\n")
 
     @contextmanager
     def steps(self) -> Iterator[Callable[[str], None]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mae.io.text import shown
 from mae.reporting.config import WatchConfig
 from maecli.options import command_from
-from maecli.output import Output, can_redraw, make_console
+from maecli.output import Output, can_redraw, make_console, print_line
 
 if TYPE_CHECKING:
     from mae.reporting.run_log import RunLog
@@ -29,7 +29,9 @@ def watch(config: WatchConfig, output: Output) -> None:
       maecli watch runs/base
     """
     log = _follow(config, output)
-    output.result(lambda: _document(config.run, log), lambda console: console.print(_text(config.run, log)), _loss(log))
+    output.result(
+        lambda: _document(config.run, log), lambda console: print_line(console, _text(config.run, log)), _loss(log)
+    )
 
 
 def _follow(config: WatchConfig, output: Output) -> RunLog:
@@ -54,9 +56,10 @@ def _follow(config: WatchConfig, output: Output) -> RunLog:
 def _screen() -> Iterator[Callable[[str], None]]:
     """A few lines that are redrawn in place."""
     from rich.live import Live
+    from rich.text import Text
 
     with Live(console=make_console(sys.stderr), auto_refresh=False, transient=True) as live:
-        yield lambda text: live.update(text, refresh=True)
+        yield lambda text: live.update(Text(text), refresh=True)
 
 
 def _size(run: Path) -> int:

@@ -29,7 +29,7 @@ from mae.training.events import (
     TrackerFailed,
     Validated,
 )
-from maecli.output import Output, can_redraw, make_console
+from maecli.output import Output, can_redraw, make_console, print_line
 
 if TYPE_CHECKING:
     from rich.panel import Panel
@@ -99,7 +99,7 @@ class TrainingView:
             self._probed(event)
         elif isinstance(event, Previewed):
             self._say(
-                f"epoch {event.path.stem.removeprefix('epoch-').lstrip('0')}: image {event.path}, "
+                f"epoch {event.path.stem.removeprefix('epoch-').lstrip('0')}: image {shown(event.path)}, "
                 f"{psnr_text(event.psnr, helped=event.psnr_uses_original)}"
             )
 
@@ -161,7 +161,7 @@ class TrainingView:
         self._say(f"{'before training' if not event.epochs else f'epoch {event.epochs:.4g}'}: {probed_text(event)}")
 
     def _say(self, line: str) -> None:
-        (self.bar.console if self.bar is not None else self.console).print(line, soft_wrap=True)
+        print_line(self.bar.console if self.bar is not None else self.console, line)
 
 
 def tell_plan(event: Started, output: Output) -> None:

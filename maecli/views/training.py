@@ -102,9 +102,9 @@ def _show_pretraining(console: Console, result: PretrainResult) -> None:
     if measured := _measured(result):
         console.print(f"measured    {measured}", soft_wrap=True)
     _show_waiting(console, result)
-    console.print(f"checkpoint  {result.checkpoint}", soft_wrap=True)
+    print_line(console, f"checkpoint  {shown(result.checkpoint)}")
     if result.preview:
-        console.print(f"image       {result.preview}", soft_wrap=True)
+        print_line(console, f"image       {shown(result.preview)}")
     if result.cache_hits is not None:
         why = "" if result.cache_hits else "; JPEGs that can be decoded at a reduced size are not kept"
         console.print(f"cache       {result.cache_hits:.0%} of the last epoch's images were in it{why}", soft_wrap=True)

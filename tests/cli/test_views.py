@@ -1,0 +1,45 @@
+"""What the commands print in a terminal or a log: names as they are, and how far they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mae.training.events import PretrainResult, Previewed
+from maecli.commands.watch import watch
+from maecli.output import Output
+from maecli.views.progress import TrainingView
+from maecli.views.training import show_pretraining
+
+RUN = Path("vit[lr=1e-3,wd=0.05]")
+
+
+def test_square_brackets_in_the_name_of_a_run_are_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are not markup: without escaping, the checkpoint of ``vit[lr=1e-3]`` would be printed as that of ``vit``."""
+    state, preview = RUN / "checkpoint-last.pth", RUN / "previews/epoch-0003.png"
+    result = PretrainResult(
+        run=RUN, checkpoint=state, preview=preview, epochs=1, steps=2, train_loss=0.5, zero_prediction_loss=None,
+        psnr=None, psnr_uses_original=False, seconds=1.0, stopped=False,
+    )  # fmt: skip
+    show_pretraining(result, Output())
+    printed = capsys.readouterr().out
+    assert f"checkpoint  {state}\n" in printed
+    assert f"image       {preview}\n" in printed
+    with TrainingView(Output()) as view:
+        view(Previewed(preview, 11.5, False))
+    assert f"epoch 3: image {preview}, PSNR 11.5 dB" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    RUN.mkdir()
+    (RUN / "log.jsonl").write_text('{"epoch": 0, "train_loss": 0.5}\n')
+    watch(run=str(RUN), once=True, as_json=False, quiet=False, verbose=False)  # type: ignore[call-arg]
+    assert f"run               {RUN}\n" in capsys.readouterr().out
+
+
+def test_a_scan_of_unknown_length_tells_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    for done in (6399, 6400):
+        Output().count(done, 0, "files")
+    Output().count(100, 200, "images")
+    assert capsys.readouterr().err == "6400 files\n100 of 200 images\n"
