@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import PIL
 
 from mae.data.sources.archive import ARCHIVE_SUFFIXES, MOST_OPEN_FILES, ArchiveListing, ArchiveSource, list_members
 from mae.data.sources.base import GROUPS_AT_ONCE
@@ -164,11 +165,11 @@ def _listing(remote: RemoteObject) -> ArchiveListing:
     path = cache_folder() / "scans" / f"remote-{remote.key}.json"
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         kept = json.loads(path.read_bytes())
-        if kept["version"] == INDEX_VERSION:
+        if (kept["version"], kept["pillow"]) == (INDEX_VERSION, PIL.__version__):
             return ArchiveListing.from_plain(kept["listing"])
     with remote.open() as file:
         listing = list_members(Path(remote.name), file, remote.size, lambda: None)
-    text = json.dumps({"version": INDEX_VERSION, "listing": listing.to_plain()})
+    text = json.dumps({"version": INDEX_VERSION, "pillow": PIL.__version__, "listing": listing.to_plain()})
     if not remote.has_version:
         return listing
     with contextlib.suppress(OSError):

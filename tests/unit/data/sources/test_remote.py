@@ -10,6 +10,7 @@ import re
 import shutil
 import threading
 import time
+import unittest.mock
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ import mae.data.block_cache
 import mae.data.sources.remote
 import mae.data.sources.remote_sources
 from mae.data.block_cache import BlockCache
+from mae.data.sources import remote_sources
 from mae.data.sources.base import Subset
 from mae.data.sources.given import GivenImages
 from mae.data.sources.remote import RemoteError, RemoteObject
@@ -392,6 +394,27 @@ def test_a_cache_that_is_deleted_damaged_or_full(
     monkeypatch.setattr(mae.data.block_cache, "LEAST_FREE", 10**18)  # the disk is full
     assert sorted(contents(fresh.images)) == sorted(CONTENT.values())
     assert blocks(tmp_path) == []
+
+
+def test_an_index_of_another_pillow_is_not_used(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another version may read what this one calls unreadable; the indices of folders are checked alike."""
+    listed: list[Path] = []
+    list_members = remote_sources.list_members
+    monkeypatch.setattr(
+        remote_sources, "list_members", lambda path, *about: [listed.append(path), list_members(path, *about)][1]
+    )
+    for version, times in (("13.0", 1), ("13.0", 1), ("13.1", 2)):
+        monkeypatch.setattr("PIL.__version__", version)
+        scan_images([Path(server.url("train-00.tar"))])
+        assert len(listed) == times
+
+
+def test_blocks_of_another_user_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their times cannot be set, nor those of a disk that is mounted for reading."""
+    BlockCache(tmp_path, 10_000).put("a", 0, b"data")
+    monkeypatch.setattr("os.utime", unittest.mock.Mock(side_effect=PermissionError))
+    cache = BlockCache(tmp_path, 10_000)
+    assert [cache.get("a", 0, 4, start, start + 2) for start in (0, 2)] == [b"da", b"ta"]
 
 
 def test_the_cache_is_bounded_and_the_newest_stay(tmp_path: Path) -> None:
