@@ -55,11 +55,11 @@ class BlockCache:
                     if zlib.crc32(data) != int.from_bytes(file.read(_CHECK_BYTES), "little"):
                         raise ValueError
                     self._checked.add((key, number))
-                    os.utime(path)
+                    _mark_used(path)
                     return data[start:end]
                 file.seek(start)
                 part = file.read(end - start)
-                os.utime(path)
+                _mark_used(path)
         except ValueError:
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -130,3 +130,8 @@ class BlockCache:
 
     def _path(self, key: str, number: int) -> Path:
         return self.folder / key / f"{number:08d}"
+
+
+def _mark_used(path: Path) -> None:
+    with contextlib.suppress(OSError):  # another user's file, or a disk that is mounted for reading
+        os.utime(path)
