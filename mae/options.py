@@ -386,6 +386,8 @@ def plain_call(
             given = current_names(config_class, kwargs)
             refuse_both(config_class, given)
             from_run = current_names(config_class, saved(given))
+            if preset is not None and from_run:
+                raise ConfigError(f"--preset {preset}: a resumed run keeps its settings", hint="drop --preset")
             layers = [defaults, {} if preset is None else preset_values(preset, presets), from_run, given]
             config = build_config(config_class, merge_layers(config_class, layers))
             result = use_case(config, **others)

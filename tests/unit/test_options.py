@@ -148,6 +148,8 @@ def test_what_a_plain_call_is_not_given_comes_from_a_preset_or_a_run() -> None:
     assert (config.sources, config.count, config.share) == ((Path("saved"),), 6, 0.2)
     assert call(resume="run", count=1).config.count == 1
     assert call(go_on="run").config == call(resume="run").config
+    with pytest.raises(ConfigError, match=r"^preset many: a resumed run keeps its settings"):
+        call(resume="run", preset="many")
     with pytest.raises(ConfigError, match=r"^preset must be one of many; got 'few'"):
         call("a", preset="few")
 
