@@ -6,7 +6,7 @@ import base64
 import dataclasses
 import io
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mae.data.decoding.image import load_image
@@ -118,17 +118,17 @@ def report(config: ReportConfig) -> ReportResult | ComparisonResult:
         ConfigError: A folder is not a run folder, or the page cannot be written.
     """
     refuse_place(config.out, "--out")
+    logs = [read_run(run) for run in config.run]  # first: a folder that is no run may hold millions of files
     for run in config.run:
         kept = [path for path in run.rglob("*") if path.is_file() and path.suffix.lower() not in SUFFIXES]
         refuse_input(config.out, "--out", {"a file of the run": kept})
         if config.animate is not None:
             refuse_place(config.animate, "--animate")
             refuse_input(config.animate, "--animate", {"a file of the run": kept})
-    return _report_one(config, config.run[0]) if len(config.run) == 1 else _report_many(config)
+    return _report_one(config, config.run[0], logs[0]) if len(config.run) == 1 else _report_many(config, logs)
 
 
-def _report_one(config: ReportConfig, run: Path) -> ReportResult:
-    log = read_run(run)
+def _report_one(config: ReportConfig, run: Path, log: RunLog) -> ReportResult:
     notes = list(log.notes)
     images = _images([log.previews[number] for number in evenly(len(log.previews), config.images)], notes)
     name = run.name or run.resolve().name or str(run)
@@ -140,8 +140,7 @@ def _report_one(config: ReportConfig, run: Path) -> ReportResult:
     return _result(config, len(document), log, len(images), notes)
 
 
-def _report_many(config: ReportConfig) -> ComparisonResult:
-    logs = [read_run(run) for run in config.run]
+def _report_many(config: ReportConfig, logs: Sequence[RunLog]) -> ComparisonResult:
     now = time.time()
     names = short_names(config.run)
     notes = [f"{name}: {note}" for name, log in zip(names, logs, strict=True) for note in log.notes]

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import unittest.mock
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -300,3 +301,11 @@ def test_previews_as_an_animation(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(ConfigError, match="no readable preview"):
         report(ReportConfig(run=bare, out=tmp_path / "none.html", animate=path))
     assert not (tmp_path / "none.html").exists()
+
+
+def test_a_folder_that_is_no_run_is_not_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be a data set of millions of images, or all of a disk."""
+    (tmp_path / "photos").mkdir()
+    monkeypatch.setattr(Path, "rglob", unittest.mock.Mock(side_effect=AssertionError))
+    with pytest.raises(ConfigError, match="photos is not a run folder"):
+        report(ReportConfig(run=(tmp_path / "photos",), out=tmp_path / "report.html"))
