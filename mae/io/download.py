@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 from urllib.parse import urlsplit
 
+from mae.errors import ConfigError
 from mae.io.files import write_atomically
 from mae.io.locks import take_lock
 
@@ -56,10 +57,20 @@ def announce_downloads(listener: Listener) -> Iterator[None]:
 
 
 def cache_folder() -> Path:
-    """Folder of cached downloads and scans: ``MAECLI_CACHE``, else ``maecli`` in the user's cache folder."""
+    """Folder of cached downloads and scans: ``MAECLI_CACHE``, else ``maecli`` in the user's cache folder.
+
+    Raises:
+        ConfigError: Neither is known, as in a container whose user has no home folder.
+    """
     if named := os.environ.get("MAECLI_CACHE"):
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maecli"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maecli"
+    except RuntimeError:
+        raise ConfigError(
+            "this user has no home folder, so there is no place for cached files",
+            hint="set the environment variable MAECLI_CACHE to a folder",
+        ) from None
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import io
 import threading
+import unittest.mock
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 
 from mae.checkpoints import load_checkpoint
 from mae.checkpoints.hub import RELEASES, Release, fetch, release_of
-from mae.errors import CheckpointError
+from mae.errors import CheckpointError, ConfigError
 from mae.io.download import announce_downloads, cache_folder
 from tests.golden import official
 
@@ -209,3 +210,14 @@ def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert cache_folder() == tmp_path / "maecli"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path.home() / ".cache/maecli"
+
+
+def test_without_a_home_folder_the_cache_has_to_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("MAECLI_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", unittest.mock.Mock(side_effect=RuntimeError("Could not determine home")))
+    with pytest.raises(ConfigError, match="this user has no home folder") as caught:
+        cache_folder()
+    assert "MAECLI_CACHE" in str(caught.value.hint)
+    monkeypatch.setenv("MAECLI_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
