@@ -212,7 +212,7 @@ def _scratch(like: Tensor) -> Tensor:
     """Memory for values that never leave a function. Allocated each time, it would not fit between new gradients."""
     values: Tensor | None = getattr(_kept, "scratch", None)
     if values is None or len(values) < like.numel():
-        _kept.scratch = values = torch.empty(like.numel())
+        _kept.scratch = values = like.new_empty(like.numel())
     return values[: like.numel()].view(like.shape)
 
 

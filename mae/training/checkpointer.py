@@ -247,7 +247,7 @@ def restore(state: SavedState, training_step: TrainingStep) -> None:
     checkpoint = load_checkpoint(state.path)
     try:
         training_step.restore(checkpoint.state, checkpoint.optimizer or {}, checkpoint.scaler or {})
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         message = f"{state.path} is damaged, or belongs to another model: {first_line(error)}"
         raise CheckpointError(message) from None
 

@@ -182,3 +182,15 @@ def test_compilers_and_exporters_meet_the_modules() -> None:
     names = [str(node.target) for node in torch.export.export(block, (x,)).graph.nodes]
     assert any("layer_norm" in name for name in names)
     assert any("gelu" in name for name in names)
+
+
+def test_another_default_type_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    block, x = make_block(), make_tokens()
+    monkeypatch.setattr("mae.transformer._kept.scratch", None, raising=False)
+    torch.set_default_dtype(torch.float64)
+    try:
+        out = block(x)
+        assert keeps_less(out)
+        out.sum().backward()  # type: ignore[no-untyped-call]
+    finally:
+        torch.set_default_dtype(torch.float32)

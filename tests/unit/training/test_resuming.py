@@ -478,6 +478,16 @@ def test_tensors_of_another_model_are_said_to_be_such(parted: PretrainConfig) ->
         pretrain(parted)
 
 
+def test_moments_of_a_parameter_that_is_not_there(parted: PretrainConfig) -> None:
+    def rename(document: dict[str, Any]) -> None:
+        moments = document["optimizer"]["state"]
+        moments[10_000] = moments.pop(next(iter(moments)))
+
+    rewrite(parted.out / "checkpoint-last.pth", rename)
+    with pytest.raises(CheckpointError, match=r"checkpoint-last\.pth is damaged, or belongs to another model"):
+        pretrain(parted)
+
+
 @pytest.mark.parametrize(
     ("failure", "message"),
     [
