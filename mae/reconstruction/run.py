@@ -403,8 +403,10 @@ def _caption(path: Path, results: Sequence[ImageResult]) -> str:
 def _separate(stem: Path, shots: Sequence[_Masked]) -> dict[Path, Image.Image]:
     """The panels of an image by file path."""
     views = {"original": shots[0].panels.original}
-    for shot in shots:
-        share = f"-{shot.masked_share:.0%}".rstrip("%") if len(shots) > 1 else ""
+    shares = [f"-{100 * shot.masked_share:.0f}" for shot in shots]
+    if len(set(shares)) < len(shots):  # for instance of 0.75 and 0.752
+        shares = [f"-{100 * shot.masked_share:.4g}" for shot in shots]
+    for share, shot in zip(shares if len(shots) > 1 else [""], shots, strict=True):
         for title, view in zip(TITLES[1:], shot.panels.views[1:], strict=True):
             views[f"{title.replace(' ', '-')}{share}"] = view
     return {stem.with_name(f"{stem.name}-{name}.png"): tensor_to_image(view) for name, view in views.items()}

@@ -436,3 +436,15 @@ def test_an_animation_may_be_as_long_as_its_format_holds(tmp_path: Path) -> None
         assert image.size == (20_000, 2)
     with pytest.raises(ConfigError, match="20,000 x 2 pixels are more than WEBP can hold"):
         write_animation(tmp_path / "long.webp", frames)
+
+
+def test_panels_of_nearly_equal_ratios_have_names_of_their_own(tmp_path: Path, image: Path) -> None:
+    """Both are 75 % when rounded, and panels of the same name would replace each other."""
+    save_checkpoint(tmp_path / "many.pth", small_model(img_size=128))
+    result = reconstruct(
+        ReconstructConfig((image,), tmp_path / "many.pth", None, mask_ratio=(0.75, 0.752), separate=tmp_path / "panels")
+    )
+    names = [path.name for path in result.separate if "masked" in path.name]
+    assert names == ["001-photo-masked-75.png", "001-photo-masked-75.38.png"]
+    assert all(path.is_file() for path in result.separate)
+    assert len(result.separate) == 7
