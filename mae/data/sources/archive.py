@@ -79,6 +79,7 @@ class _Member(NamedTuple):
     size: int
     check: int
     reason: str  # why it is unreadable, if the archive's directory shows it; else empty
+    link: bytes = b""  # the earlier member whose bytes it shares; its own offset and size mean nothing then
 
 
 def list_archive(path: Path, on_file: Callable[[], None]) -> ArchiveListing:
@@ -96,11 +97,21 @@ def list_members(path: Path, file: IO[bytes], size: int, on_file: Callable[[], N
     names, offsets, sizes, checks = [], [], [], []
     unreadable: list[tuple[bytes, str]] = []
     others = 0
+    places: dict[bytes, int] = {}  # of the images by name, if there are links
     for member in _zip_members(path, file) if path.suffix.lower() == ".zip" else _tar_members(path, file, size):
         on_file()
+        if member.link:
+            places = places or {name: place for place, name in enumerate(names)}
+            place = places.get(member.link + b"\0")
+            if place is None:
+                others += 1
+                continue
+            member = member._replace(offset=offsets[place], size=sizes[place], check=checks[place])
         kind, reason = (FileKind.UNREADABLE, member.reason) if member.reason else _judge(file, member)
         if kind is FileKind.IMAGE:
             names.append(member.name + b"\0")
+            if places:
+                places[names[-1]] = len(names) - 1
             offsets.append(member.offset)
             sizes.append(member.size)
             checks.append(member.check)
@@ -120,7 +131,9 @@ def _tar_members(path: Path, file: IO[bytes], size: int) -> Iterator[_Member]:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined] # tarfile would keep all members in memory
                 name = os.fsencode(member.name)
-                if member.isreg() and not _is_hidden(name):
+                if member.islnk() and not _is_hidden(name):
+                    yield _Member(name, 0, 0, -1, "", os.fsencode(member.linkname))
+                elif member.isreg() and not _is_hidden(name):
                     cut = member.offset_data + member.size > size
                     yield _Member(name, member.offset_data, member.size, -1, "is cut off" if cut else "")
     except tarfile.TarError as error:

@@ -25,7 +25,7 @@ from mae.io.urls import public_url
 
 SUFFIXES = (*ARCHIVE_SUFFIXES, ".parquet")
 GROUP_BYTES = 8 * 2**20  # all images of such a part of an archive form a group of the epoch's order
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 _ASKED_AT_ONCE, _LISTED_AT_ONCE = 16, 4
 
 

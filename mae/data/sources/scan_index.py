@@ -19,7 +19,7 @@ import PIL
 from mae.io.download import cache_folder
 from mae.io.files import write_atomically
 
-VERSION = 1
+VERSION = 2
 # Scans of fewer files take only a second or two, so they are not cached.
 WORTH_KEEPING = 5_000
 # A folder that changed less than this before it was read may change again without a new time.

@@ -240,3 +240,19 @@ def test_a_tables_row_is_named_without_a_walk_through_its_groups(tmp_path: Path)
     wanted = [path / f"row {row}" for path in paths for row in range(len(CONTENT))]
     assert [source.name(index) for index in range(len(source))] == wanted
     assert walked == 0
+
+
+def test_hard_links_in_a_tar_are_images_too(tmp_path: Path) -> None:
+    """A tar holds files that share their bytes once, and links to the first."""
+    folder = write_folder(tmp_path / "photos", {"a.png": image_bytes(1), "c.png": image_bytes(2), "n.txt": b"text"})
+    for name, target in (("b.png", "a.png"), ("d.png", "c.png"), ("e.png", "a.png"), ("o.txt", "n.txt")):
+        (folder / name).hardlink_to(folder / target)
+    path = tmp_path / "photos.tar"
+    with tarfile.open(path, "w") as tar:
+        for file in sorted(folder.iterdir()):
+            tar.add(file, file.name)
+    scan = scan_images([path])
+    assert [scan.images.name(index).name for index in range(5)] == ["a.png", "b.png", "c.png", "d.png", "e.png"]
+    assert scan.others == 2
+    first, second = image_bytes(1), image_bytes(2)
+    assert contents(scan.images) == [first, first, second, second, first]
