@@ -19,7 +19,8 @@ _BATCH_NORM, _LINEAR = "head.0.", "head.1."  # prefixes in an official linear pr
 
 def has_head(checkpoint: Checkpoint) -> bool:
     """Whether a file holds a classification head."""
-    return {"head.weight", "head.bias"} <= set(checkpoint.state) or f"{_LINEAR}weight" in checkpoint.state
+    probe = {f"{_LINEAR}weight", f"{_LINEAR}bias", f"{_BATCH_NORM}running_mean", f"{_BATCH_NORM}running_var"}
+    return any(names <= set(checkpoint.state) for names in ({"head.weight", "head.bias"}, probe))
 
 
 def about_classes(classes: Sequence[str], pool: str) -> dict[str, Any]:
@@ -45,12 +46,19 @@ def pool_of(checkpoint: Checkpoint) -> str:
 
 
 def folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict with a linear head: the batch norm of a linear probe is folded into its linear layer."""
+    """A state dict with a linear head: the batch norm of a linear probe is folded into its linear layer.
+
+    The official one has no parameters; those of another are folded too.
+    """
     if f"{_LINEAR}weight" not in state:
         return dict(state)
     scale = (state[f"{_BATCH_NORM}running_var"].double() + BATCH_NORM_EPS).rsqrt()
-    weight = state[f"{_LINEAR}weight"].double() * scale
-    bias = state[f"{_LINEAR}bias"].double() - weight @ state[f"{_BATCH_NORM}running_mean"].double()
+    weight, bias = (state[f"{_LINEAR}{name}"].double() for name in ("weight", "bias"))
+    if f"{_BATCH_NORM}weight" in state:
+        bias = bias + weight @ state[f"{_BATCH_NORM}bias"].double()
+        scale = scale * state[f"{_BATCH_NORM}weight"].double()
+    weight = weight * scale
+    bias = bias - weight @ state[f"{_BATCH_NORM}running_mean"].double()
     plain = {key: tensor for key, tensor in state.items() if not key.startswith((_BATCH_NORM, _LINEAR))}
     return plain | {"head.weight": weight.float(), "head.bias": bias.float()}
 

@@ -38,7 +38,7 @@ class LitDataSource(ArchiveSource):
             content = json.loads(index.read_bytes())
             chunks = [(folder / Path(one["filename"]).name, int(one["chunk_size"])) for one in content["chunks"]]
             self._kinds, self._field = _image_field(folder, content["config"])
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise DataError(f"{shown(index)} is not a litdata index ({shown(repr(error))})", hint=AGAIN) from None
         for path, items in chunks:
             with open_archive(path) as file:  # a chunk begins with the number of items, their offsets and their end
