@@ -94,7 +94,10 @@ def list_archive(path: Path, on_file: Callable[[], None]) -> ArchiveListing:
 
 def list_members(path: Path, file: IO[bytes], size: int, on_file: Callable[[], None]) -> ArchiveListing:
     """``list_archive`` for an open archive of ``size`` bytes; ``path`` is its name in messages."""
-    names, offsets, sizes, checks = [], [], [], []
+    names: list[bytes] = []
+    offsets: list[int] = []
+    sizes: list[int] = []
+    checks: list[int] = []
     unreadable: list[tuple[bytes, str]] = []
     others = 0
     places: dict[bytes, int] = {}  # of the images by name, if there are links
