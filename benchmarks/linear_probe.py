@@ -1,4 +1,4 @@
-"""Compares learning rates and crops of `maecli linprobe`: `python -m benchmarks.linear_probe TRAIN --out rates.json`.
+"""Compares learning rates and crops of `maecli linprobe`: `python benchmarks/linear_probe.py TRAIN --out rates.json`.
 
 TRAIN is class folders of training images, of which 30 % (stratified, seed 0) judge the recipes; test images are not
 used. The frozen encoder's features of ``--views`` random crops of each image are computed once, and every head is
@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from learning import augment, normalised, processor, read
 from torch import Tensor, nn
 
 import mae
-from benchmarks.learning import augment, normalised, processor, read
 from mae.io.files import write_atomically
 from mae.models.classifier import BATCH_NORM_EPS
 from mae.training.lars import LARS

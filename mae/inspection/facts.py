@@ -17,7 +17,8 @@ from mae.data.decoding.image import decode_image
 from mae.data.sources.base import ImageSource
 
 HASH_BYTES = 16
-DEEP = ("grey, 16 bits", "grey, 32 bits")  # channels of integers that are scaled to 8 bits
+_GREY_16, _GREY_32 = "grey, 16 bits", "grey, 32 bits"
+DEEP = (_GREY_16, _GREY_32)  # channels of integers that are scaled to 8 bits
 _THUMBNAIL = 192  # pixels of its longer side
 _JPEG_QUALITY = 80
 
@@ -32,7 +33,7 @@ _CHANNELS = {
     "RGBA": "RGB + alpha",
     "CMYK": "CMYK",
     "YCbCr": "YCbCr",
-    "I": DEEP[1],
+    "I": _GREY_32,
     "F": "grey, floating point",
 }
 
@@ -140,7 +141,7 @@ def _digest(file: IO[bytes]) -> bytes:
 
 
 def _channels(image: Image.Image) -> str:
-    return DEEP[0] if image.mode.startswith("I;16") else _CHANNELS.get(image.mode, image.mode)
+    return _GREY_16 if image.mode.startswith("I;16") else _CHANNELS.get(image.mode, image.mode)
 
 
 def _decoded(image: Image.Image, drawn: bool) -> Decoded:

@@ -196,7 +196,7 @@ def read_run(run: Path) -> RunLog:
     """
     hint = "give a run folder, as in `pretrain --out`"
     if run.is_file():
-        beside = _FILES & {path.name for path in run.parent.iterdir()}
+        beside = any((run.parent / name).is_file() for name in _FILES)
         raise DataError(
             f"{shown(run)} is a file; wanted the folder of a run",
             hint=f"it lies in the folder of a run: {typed(run.parent)}" if beside else hint,
@@ -208,10 +208,10 @@ def read_run(run: Path) -> RunLog:
     except OSError as error:
         raise DataError(f"{shown(run)}: {error.strerror}") from None
     if not names & _FILES:
-        inside = next((path.parent for path in sorted(run.glob("*/log.jsonl"))), None)
+        holds_runs = any(run.glob("*/log.jsonl"))
         raise ConfigError(
             f"{shown(run)} is not a run folder: it has neither log.jsonl nor config.toml",
-            hint=hint if inside is None else f"`maecli runs {typed(run)}` lists the runs in it",
+            hint=f"`maecli runs {typed(run)}` lists the runs in it" if holds_runs else hint,
         )
     notes: list[str] = []
     books = _LogState()

@@ -161,9 +161,9 @@ class Trainer:
         self.loaded = self.cached = 0
         self.epochs.append(epoch)
         entry = dataclasses.asdict(epoch)
-        self.run.folder.log.add(
-            {name: value for name, value in entry.items() if name != "cache_hits" or value is not None}
-        )
+        if epoch.cache_hits is None:
+            del entry["cache_hits"]
+        self.run.folder.log.add(entry)
         self.run.on_event(epoch)
 
     def validate(self, done: Position) -> None:
