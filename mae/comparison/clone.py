@@ -57,7 +57,9 @@ def run_clone(path: Path, checkpoint: Checkpoint, imgs: Tensor, noise: Tensor, m
         torch.save({"imgs": imgs, "noise": noise, "mask_ratio": mask_ratio, "heads": heads}, request)
         command = [sys.executable, "-m", "mae.comparison.clone", *map(str, (path, checkpoint.path, request, answer))]
         search = os.pathsep.join(filter(None, [PACKAGE_HOME, os.environ.get("PYTHONPATH")]))
-        run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": search})
+        # Without PYTHONSAFEPATH a mae.py in the working folder would come before this package.
+        environment = os.environ | {"PYTHONPATH": search, "PYTHONSAFEPATH": "1"}
+        run = subprocess.run(command, capture_output=True, text=True, env=environment)
         if run.returncode:
             last = (run.stderr.strip().splitlines() or ["it ended without a message"])[-1]
             raise ConfigError(f"--reference {path}: the clone's model cannot run: {last}")

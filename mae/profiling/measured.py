@@ -185,7 +185,9 @@ def _timing(answer: dict[str, Any], operations: float, machine: MeasuredDevice) 
 
 def _ask(request: dict[str, Any]) -> dict[str, Any]:
     """Send a request to a new process, and wait for its answer."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    # The same modules as here; without PYTHONSAFEPATH a mae.py in the working folder would come first.
+    search = os.pathsep.join(path or os.curdir for path in sys.path)
+    environment = os.environ | {"PYTHONPATH": search, "PYTHONSAFEPATH": "1"}
     if request["task"].endswith("_memory"):
         # Without it glibc keeps freed tensors for later and the resident size says little about live ones.
         environment["MALLOC_MMAP_THRESHOLD_"] = "65536"

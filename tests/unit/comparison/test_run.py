@@ -467,8 +467,10 @@ def test_a_users_clone(name: str, tmp_path: Path, in_this_process: None) -> None
 
 
 @pytest.mark.slow
-def test_a_users_clone_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
+def test_a_users_clone_runs_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("timm")
+    (tmp_path / "mae.py").write_text("raise OSError('a file of the user')")
+    monkeypatch.chdir(tmp_path)
     assert compared(written(tmp_path, official.weights(TINY)), reference=str(CLONE)).equal
     assert "models_mae" not in sys.modules
     (tmp_path / "models_mae.py").write_text("raise OSError('no disk')")

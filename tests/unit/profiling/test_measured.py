@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mae.errors import TrainingError
+from mae.errors import ConfigError, TrainingError
 from mae.models import variant_config
 from mae.profiling import measured
 from mae.profiling.measured import MeasuredDevice, measure_machine, measure_model
@@ -41,6 +42,13 @@ def test_a_model_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < result.inference_peak_bytes < result.training_peak_bytes  # type: ignore[operator]
     estimate = training_memory(config, 49, 8, "fp32", "cpu", activation_checkpointing=False).peak
     assert estimate == pytest.approx(result.training_peak_bytes, rel=0.1)
+
+
+def test_a_users_own_mae_is_not_taken_for_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mae.py").write_text("raise OSError('a file of the user')")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="toaster"):
+        measure_machine("toaster", "fp32")
 
 
 def test_memory_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
