@@ -15,8 +15,9 @@ class TensorDifference:
     """A tensor that differs between two files.
 
     Attributes:
-        largest: Largest absolute difference; infinite if the shapes differ, or only one side has NaN.
-        relative: Norm of the difference over the norm of the first file's tensor.
+        largest: Largest absolute difference; infinite if the shapes differ, NaN if a difference is not finite.
+        relative: Norm of the difference over the norm of the first file's tensor; infinite where ``largest`` is not
+            finite.
         rounding: Whether the second file's tensor is the first's, rounded to a shorter type.
     """
 
@@ -65,11 +66,12 @@ def _difference(name: str, first: Tensor, second: Tensor) -> TensorDifference | 
     if torch.equal(first.float(), second.float()):
         return None
     off = first.double() - second.double()
+    if not off.isfinite().all():
+        return TensorDifference(name, float("nan"), float("inf"), False)
     largest, relative = float(off.abs().max()), float(off.norm() / first.double().norm().clamp_min(1e-300))
     rounding = any(
         torch.equal(one.to(dtype).float(), other.float())
         for one, other in ((first, second), (second, first))
         for dtype in (torch.bfloat16, torch.float16)
     )
-    whole = largest == largest
-    return TensorDifference(name, largest if whole else float("inf"), relative if whole else float("inf"), rounding)
+    return TensorDifference(name, largest, relative, rounding)

@@ -23,8 +23,9 @@ class StageDifference:
 
     Attributes:
         name: Name of the stage.
-        largest: Largest absolute difference of two values; infinite if one side lacks the stage.
-        relative: Norm of the difference over the norm of the reference.
+        largest: Largest absolute difference of two values; infinite if one side lacks the stage or has another shape,
+            NaN if a difference is not finite.
+        relative: Norm of the difference over the norm of the reference; infinite where ``largest`` is not finite.
     """
 
     name: str
@@ -46,6 +47,8 @@ def _difference(name: str, ours: Tensor | None, theirs: Tensor) -> StageDifferen
     if ours is None or ours.shape != theirs.shape:
         return StageDifference(name, float("inf"), float("inf"))
     off = (ours.double() - theirs.double()).flatten()
+    if not off.isfinite().all():
+        return StageDifference(name, float("nan"), float("inf"))
     relative = off.norm() / theirs.double().norm().clamp_min(torch.finfo(torch.float64).tiny)
     return StageDifference(name, float(off.abs().max()), float(relative))
 

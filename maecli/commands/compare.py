@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from mae.comparison.files import FilesReport
     from mae.comparison.run import CompareResult, Computation, FileReport
+    from mae.comparison.stages import StageDifference
 
 _MOST_TENSORS = 12  # differing tensors that are listed
 _BAR = 7  # characters of a full bar
@@ -139,13 +140,14 @@ def _stages_table(computations: tuple[Computation, ...]) -> Table:
         precision = f"\n{one.precision}" if one.precision != first.precision else "\n"
         table.add_column(f"{one.reference}{precision}", justify="right")
     by_name = [{stage.name: stage for stage in one.stages} for one in others]
+    most = max((stage.relative for stage in first.stages if math.isfinite(stage.relative)), default=0.0)
     for stage in first.stages:
         cells = [
-            _relative(found[stage.name].relative, one) if stage.name in found else ""
+            _relative(found[stage.name], one) if stage.name in found else ""
             for found, one in zip(by_name, others, strict=True)
         ]
-        bar = _bar(stage.relative, max(other.relative for other in first.stages), first.tolerance)
-        table.add_row(stage.name, _number(stage.largest), _relative(stage.relative, first), bar, *cells)
+        bar = _bar(stage.relative, most, first.tolerance)
+        table.add_row(stage.name, _number(stage.largest), _relative(stage, first), bar, *cells)
     table.add_section()
     tolerances = [f"[dim]{one.tolerance:.0e}[/dim]" for one in computations]
     table.add_row("[dim]tolerance[/dim]", "", tolerances[0], "", *tolerances[1:])
@@ -156,14 +158,14 @@ def _number(value: float) -> str:
     return "–" if math.isinf(value) else f"{value:.1e}"
 
 
-def _relative(value: float, computation: Computation) -> str:
-    text = "missing" if math.isinf(value) else f"{value:.1e}"
-    return text if value <= computation.tolerance else f"[red]{text}[/red]"
+def _relative(stage: StageDifference, computation: Computation) -> str:
+    text = "missing" if math.isinf(stage.largest) else f"{stage.relative:.1e}"
+    return text if stage.relative <= computation.tolerance else f"[red]{text}[/red]"
 
 
-def _bar(relative: float, largest: float, tolerance: float) -> str:
-    """A bar whose length is relative to the largest error of all stages."""
-    share = 1.0 if math.isinf(relative) else relative / largest if largest else 0.0
+def _bar(relative: float, most: float, tolerance: float) -> str:
+    """A bar whose length is relative to the largest finite error of all stages."""
+    share = 1.0 if math.isinf(relative) else relative / most if most else 0.0
     bar = "█" * math.floor(share * _BAR) + ("▌" if share * _BAR % 1 >= 0.5 else "")
     return bar if relative <= tolerance else f"[red]{bar or '▏'} ✗[/red]"
 
@@ -181,7 +183,7 @@ def _between_files(files: FilesReport) -> list[RenderableType]:
         table.add_column("")
         for tensor in files.differing[:_MOST_TENSORS]:
             why = "rounding" if tensor.rounding else ""
-            relative = "other shape" if math.isinf(tensor.relative) else f"{tensor.relative:.1e}"
+            relative = "other shape" if math.isinf(tensor.largest) else f"{tensor.relative:.1e}"
             table.add_row(escape(tensor.name), _number(tensor.largest), relative, why)
         lines.append(table)
     if len(files.differing) > _MOST_TENSORS:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+import mae.comparison.run
+from mae.comparison.reference import run_reference
 from maecli.app import app
 from tests.golden import official
 from tests.processes import finish, start_python
@@ -105,6 +108,30 @@ def test_a_difference_ends_with_1(path: Path, tmp_path: Path) -> None:
         "compare", "--official", tmp_path / "changed.pth", *HEADS, "--reference", "builtin", "--quiet"
     )
     assert (code, out) == (1, "different\n")
+
+
+def test_what_is_not_finite_is_told_from_what_is_missing(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(*arguments: Any) -> dict[str, torch.Tensor]:
+        stages = run_reference(*arguments)
+        return stages | {"prediction": stages["prediction"] * float("nan"), "loss, pixels": torch.zeros(2)}
+
+    monkeypatch.setattr(mae.comparison.run, "run_reference", damaged)
+    code, out, _ = maecli("compare", "--official", path, *HEADS, "--reference", "paper")
+    assert code == 1
+    rows = {line[:16].strip(): line[16:].split() for line in out.splitlines()}
+    assert rows["prediction"][:2] == ["nan", "inf"]
+    assert rows["loss, pixels"][:2] == ["–", "missing"]
+    assert rows["decoder norm"][2].startswith("█")  # relative to the finite ones
+    assert out.splitlines()[-1].startswith("different: computation differs from paper from 'prediction' on (float64)")
+
+    document = official.checkpoint(TINY)
+    document["model"]["norm.bias"][3] = float("nan")
+    torch.save(document, tmp_path / "second.pth")
+    _, out, _ = maecli("compare", "--official", path, "--checkpoint", tmp_path / "second.pth", *HEADS)
+    (row,) = [line.split() for line in out.splitlines() if line.startswith("norm.bias")]
+    assert row == ["norm.bias", "nan", "inf"]
 
 
 def test_what_cannot_be_read_ends_with_4(tmp_path: Path) -> None:
