@@ -10,7 +10,7 @@ import typer
 
 from mae.comparison.config import CompareConfig
 from mae.config import format_size
-from mae.io.text import shown
+from mae.io.text import a_few, shown
 from maecli.options import command_from
 from maecli.output import Output, as_document, fitted, plain_table
 
@@ -75,10 +75,10 @@ def _show(console: Console, result: CompareResult) -> None:
         console.print(f"wrote {escape(shown(result.out))}", soft_wrap=True)
     console.print()
     for problem in result.problems:
-        console.print(f"[red]✗[/red] {escape(problem)}", soft_wrap=True)
+        console.print(f"[red]✗[/red] {escape(shown(problem))}", soft_wrap=True)
     for warning in result.warnings:
-        console.print(f"[yellow]![/yellow] {escape(warning)}", soft_wrap=True)
-    console.print(f"[bold {'green' if result.equal else 'red'}]{escape(result.verdict)}", soft_wrap=True)
+        console.print(f"[yellow]![/yellow] {escape(shown(warning))}", soft_wrap=True)
+    console.print(f"[bold {'green' if result.equal else 'red'}]{escape(shown(result.verdict))}", soft_wrap=True)
 
 
 def _files_table(reports: list[FileReport]) -> Table:
@@ -88,9 +88,9 @@ def _files_table(reports: list[FileReport]) -> Table:
     table = Table(box=None, padding=(0, 2), pad_edge=False, show_header=len(reports) > 1)
     table.add_column("")
     for report in reports:
-        table.add_column(escape(report.path.name), overflow="fold")
+        table.add_column(escape(shown(report.path.name)), overflow="fold")
     rows: dict[str, Callable[[FileReport], str]] = {
-        "file": lambda report: report.path.name,
+        "file": lambda report: shown(report.path.name),
         "kind": lambda report: f"{report.kind}, {report.dialect} names",
         "variant": lambda report: report.variant or "no published one",
         "encoder": lambda report: f"{report.encoder} (width/blocks/heads{_assumed(report, 'num_heads')})",
@@ -176,15 +176,14 @@ def _between_files(files: FilesReport) -> list[RenderableType]:
     lines: list[RenderableType] = [f"{files.equal} tensors are the same in both files, {len(files.differing)} differ"]
     for names, which in ((files.only_first, "first"), (files.only_second, "second")):
         if names:
-            shown = ", ".join(names[:4]) + (" ..." if len(names) > 4 else "")
-            lines.append(f"only in the {which} file ({len(names)}): {escape(shown)}")
+            lines.append(f"only in the {which} file ({len(names)}): {escape(a_few(names))}")
     if files.differing:
         table = plain_table("differing tensor", right=("largest", "relative"))
         table.add_column("")
         for tensor in files.differing[:_MOST_TENSORS]:
             why = "rounding" if tensor.rounding else ""
             relative = "other shape" if math.isinf(tensor.largest) else f"{tensor.relative:.1e}"
-            table.add_row(escape(tensor.name), _number(tensor.largest), relative, why)
+            table.add_row(escape(shown(tensor.name, 80)), _number(tensor.largest), relative, why)
         lines.append(table)
     if len(files.differing) > _MOST_TENSORS:
         lines.append(f"... and {len(files.differing) - _MOST_TENSORS} more (--json lists all)")

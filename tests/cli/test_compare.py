@@ -110,6 +110,18 @@ def test_a_difference_ends_with_1(path: Path, tmp_path: Path) -> None:
     assert (code, out) == (1, "different\n")
 
 
+def test_control_characters_of_names_are_escaped(path: Path, tmp_path: Path) -> None:
+    document = official.checkpoint(TINY)
+    document["model"] |= {"norm.bias": torch.ones(128), "clear\x1b[2J": torch.ones(2)}
+    red = tmp_path / "red\x1b[31m.pth"
+    torch.save(document, red)
+    for words in (["--official", red], ["--official", path, "--checkpoint", red]):
+        _, out, err = maecli("compare", *words, *HEADS, "--reference", "paper")
+        assert "\x1b" not in out + err
+        assert "red\\x1b[31m.pth: unexpected: clear\\x1b[2J (1 tensors)" in out
+    assert "only in the second file (1): clear\\x1b[2J" in out
+
+
 def test_what_is_not_finite_is_told_from_what_is_missing(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
