@@ -266,8 +266,13 @@ def plain_table(*left: str, right: Sequence[str] = (), **options: Any) -> Table:
 
 def fitted(console: Console, table: Table) -> RenderableType:
     """A table, or its cells line by line if the console is too narrow, so that no value is cut."""
+    from rich.cells import cell_len
     from rich.text import Text
 
+    for column in table.columns:
+        if column.no_wrap:  # rich measures the words alone
+            lines_of = (_plain(cell).split("\n") for cell in (column.header, *column.cells))
+            column.min_width = max(cell_len(line) for lines in lines_of for line in lines)
     if console.measure(table, options=console.options.update(width=_UNBOUNDED)).minimum <= console.width:
         return table
     columns = [

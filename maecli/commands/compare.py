@@ -66,7 +66,7 @@ def _show(console: Console, result: CompareResult) -> None:
         console.print(fitted(console, _stages_table(result.computations)))
     if result.files is not None:
         console.print()
-        for part in _between_files(result.files):
+        for part in _between_files(console, result.files):
             console.print(part)
     if result.between is not None:
         console.print()
@@ -170,7 +170,7 @@ def _bar(relative: float, most: float, tolerance: float) -> str:
     return bar if relative <= tolerance else f"[red]{bar or '▏'} ✗[/red]"
 
 
-def _between_files(files: FilesReport) -> list[RenderableType]:
+def _between_files(console: Console, files: FilesReport) -> list[RenderableType]:
     from rich.markup import escape
 
     lines: list[RenderableType] = [f"{files.equal} tensors are the same in both files, {len(files.differing)} differ"]
@@ -184,7 +184,7 @@ def _between_files(files: FilesReport) -> list[RenderableType]:
             why = "rounding" if tensor.rounding else ""
             relative = "other shape" if math.isinf(tensor.largest) else f"{tensor.relative:.1e}"
             table.add_row(escape(shown(tensor.name, 80)), _number(tensor.largest), relative, why)
-        lines.append(table)
+        lines.append(fitted(console, table))
     if len(files.differing) > _MOST_TENSORS:
         lines.append(f"... and {len(files.differing) - _MOST_TENSORS} more (--json lists all)")
     return lines

@@ -110,6 +110,17 @@ def test_a_difference_ends_with_1(path: Path, tmp_path: Path) -> None:
     assert (code, out) == (1, "different\n")
 
 
+@pytest.mark.parametrize("columns", [40, 60, 80])
+def test_no_value_is_cut_in_a_narrow_terminal(columns: int, path: Path, tmp_path: Path) -> None:
+    document = official.checkpoint(TINY)
+    document["model"]["decoder_blocks.1.attn.qkv.weight"] += 1
+    torch.save(document, tmp_path / "second.pth")
+    command = ["compare", "--official", str(path), "--checkpoint", str(tmp_path / "second.pth"), *HEADS]
+    out = CliRunner(env={"COLUMNS": str(columns)}).invoke(app, command).stdout
+    assert "…" not in out
+    assert "\ndecoder_blocks.1.attn.qkv.weight" in out
+
+
 def test_control_characters_of_names_are_escaped(path: Path, tmp_path: Path) -> None:
     document = official.checkpoint(TINY)
     document["model"] |= {"norm.bias": torch.ones(128), "clear\x1b[2J": torch.ones(2)}
