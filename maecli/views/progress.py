@@ -69,6 +69,7 @@ class TrainingView:
                 f"step {event.step} was skipped: its {what} is {value} (lr {event.lr:.2e}, {event.in_a_row} in a row)"
             )
         elif isinstance(event, RolledBack):
+            self.first_step, self.started = event.step, time.monotonic()  # the rate counts from here
             self.output.warn(f"went back to {event.checkpoint}, step {event.step}; the image order is different now")
         elif isinstance(event, TrackerFailed):
             self.output.warn(f"{event.tracker} gets no more entries: {event.reason}; log.jsonl is complete")

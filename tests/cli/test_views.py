@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import time
 from pathlib import Path
 
 import pytest
 
-from mae.training.events import PretrainResult, Previewed
+from mae.training.events import PretrainResult, Previewed, RolledBack, Stepped
 from maecli.commands.watch import watch
 from maecli.output import Output
 from maecli.views.progress import TrainingView
@@ -36,6 +38,21 @@ def test_square_brackets_in_the_name_of_a_run_are_printed(
     (RUN / "log.jsonl").write_text('{"epoch": 0, "train_loss": 0.5}\n')
     watch(run=str(RUN), once=True, as_json=False, quiet=False, verbose=False)  # type: ignore[call-arg]
     assert f"run               {RUN}\n" in capsys.readouterr().out
+
+
+def test_the_time_left_after_a_rollback(capsys: pytest.CaptureFixture[str]) -> None:
+    """The steps that were taken back took time, but the run is no further than before them."""
+
+    def left(step: int) -> str:
+        view.spoke = -math.inf
+        view(Stepped(1.0, step, loss=0.5, grad_norm=1.0, lr=1e-4, images_per_second=10.0, data_wait=0.0))
+        return capsys.readouterr().err.split("left ")[1]
+
+    with TrainingView(Output()) as view:
+        view.total_steps, view.first_step, view.started = 1000, 100, time.monotonic() - 300
+        assert left(400) == "10 min 0 s\n"
+        view(RolledBack(RUN / "checkpoint-last.pth", 100, 1))
+        assert left(101) in ("0 s\n", "1 s\n")
 
 
 def test_a_scan_of_unknown_length_tells_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
