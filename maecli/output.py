@@ -167,8 +167,10 @@ class Output:
         if self.quiet or not can_redraw(sys.stderr):
             yield self.detail
             return
+        from rich.text import Text
+
         with console.status("", spinner="line") as status:
-            yield status.update
+            yield lambda step: status.update(Text(shown(step)))  # not markup: a step may name a folder
 
     def download(self, what: str, done: int, total: int | None) -> None:
         """Show the progress of a download, one line per 10 %."""

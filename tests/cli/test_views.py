@@ -40,6 +40,12 @@ def test_square_brackets_in_the_name_of_a_run_are_printed(
     assert f"run               {RUN}\n" in capsys.readouterr().out
 
 
+def test_a_step_that_names_a_folder_is_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maecli.output.can_redraw", lambda stream: True)
+    with Output().steps() as on_step:
+        on_step("computing with clones/mae[/old]")
+
+
 def test_the_time_left_after_a_rollback(capsys: pytest.CaptureFixture[str]) -> None:
     """The steps that were taken back took time, but the run is no further than before them."""
 
