@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from mae.io.text import shown
 from mae.training.config import ReplayConfig
 from maecli.options import command_from
-from maecli.output import Output, fitted
+from maecli.output import Output, fitted, print_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,9 +43,9 @@ def _show(console: Console, result: Replay) -> None:
             one.precision, f"{one.loss:.4g}", f"{one.grad_norm:.4g}", str(one.bad_gradients), one.first_module or "none"
         )
     console.print(fitted(console, table))
-    files = ", ".join(result.files[:FILES_SHOWN]) + (", ..." if len(result.files) > FILES_SHOWN else "")
-    console.print(f"images: {files}", markup=False, soft_wrap=True)
-    console.print(_verdict(result), markup=False, soft_wrap=True)
+    files = ", ".join(map(shown, result.files[:FILES_SHOWN])) + (", ..." if len(result.files) > FILES_SHOWN else "")
+    print_line(console, f"images: {files}")
+    print_line(console, _verdict(result))
 
 
 def _verdict(result: Replay) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from mae.training.events import PretrainResult, Previewed, RolledBack, Stepped
+from mae.training.replay import Replay
+from maecli.commands.replay import _show
 from maecli.commands.watch import watch
-from maecli.output import Output
+from maecli.output import Output, make_console
 from maecli.views.progress import TrainingView
 from maecli.views.training import show_pretraining
 
@@ -38,6 +41,11 @@ def test_square_brackets_in_the_name_of_a_run_are_printed(
     (RUN / "log.jsonl").write_text('{"epoch": 0, "train_loss": 0.5}\n')
     watch(run=str(RUN), once=True, as_json=False, quiet=False, verbose=False)  # type: ignore[call-arg]
     assert f"run               {RUN}\n" in capsys.readouterr().out
+
+
+def test_control_characters_in_names_of_images_of_a_step_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    _show(make_console(sys.stdout), Replay(3, 1e-3, float("nan"), ("red\x1b[31m.png", "[b].png"), ()))
+    assert "images: red\\x1b[31m.png, [b].png\n" in capsys.readouterr().out
 
 
 def test_a_step_that_names_a_folder_is_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
