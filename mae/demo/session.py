@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import math
 import threading
@@ -54,7 +55,7 @@ class DemoSession:
 
     Args:
         config: All settings.
-        on_image: Called with the number of images of ``config.data`` whose features are known, and their total.
+        on_image: Called with the number of images of ``config.data`` that were read, and their total.
 
     Attributes:
         notes: Messages for the user.
@@ -175,11 +176,9 @@ class _Gallery:
         features, batch = [], []
         total = min(config.limit or USUAL_LIMIT, len(self._source))
         for index in range(total):
-            try:
+            with contextlib.suppress(ImageError):
                 batch.append(self._frame(self._source.load(index, self._in_chans)))
-            except ImageError:
-                continue
-            self._numbers.append(index)
+                self._numbers.append(index)
             if len(batch) == BATCH:
                 features.append(self._features(batch))
                 batch = []

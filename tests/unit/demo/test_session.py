@@ -63,6 +63,13 @@ def test_visible_patches_are_the_images_own(session: DemoSession, photos: Path) 
     assert session.reconstruct(given["image"], [])["psnr"] is None
 
 
+def test_unreadable_images_are_counted_too(session: DemoSession, photos: Path) -> None:
+    counted: list[tuple[int, int]] = []
+    config = DemoConfig(data=photos, checkpoint=session.checkpoint.path, device="cpu")
+    DemoSession(config, lambda done, total: counted.append((done, total)))
+    assert counted == [(done, 10) for done in range(1, 11)]
+
+
 def test_an_image_is_most_similar_to_itself(session: DemoSession, photos: Path) -> None:
     assert session.describe()["gallery"] == 9  # and not the broken one
     found = session.similar(session.add((photos / "4.png").read_bytes(), seed=0)["image"])
