@@ -309,8 +309,10 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def figure_text(value: float) -> str:
-    """A number with four digits, or a dash for NaN."""
-    return f"{value:,.4g}" if math.isfinite(value) else "-"
+    """A number with four digits, or with all before the point, such as 12,346; a dash for NaN."""
+    if not math.isfinite(value):
+        return "-"
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:,.4g}"
 
 
 def _percent(share: float) -> str:

@@ -89,6 +89,16 @@ def test_a_finished_run(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] in (["my run", "page.html"], ["page.html", "my run"])
 
 
+def test_large_numbers_have_no_exponent(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", done=1, epochs=2)
+    with (run / "log.jsonl").open("a") as log:
+        log.write(json.dumps(epoch_line(1) | {"seconds": 12345.6, "images_per_second": 54321.0}) + "\n")
+    text = page_of(run, tmp_path / "page.html").text
+    assert "12,346" in text
+    assert "54,321" in text
+    assert "e+04" not in text
+
+
 @pytest.mark.parametrize("images", [1, 3])
 def test_the_slider_shows_one_preview_by_the_button_of_its_epoch(images: int, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", done=9, epochs=9)
