@@ -15,6 +15,27 @@ from typing import Any
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 SECONDS = 60.0
+# The lowest contrast of the page's texts with what is behind them; that of curves counts 1.5 times, since WCAG wants
+# 4.5 for text and 3 for graphics.
+CONTRASTS = """(() => {
+    const luminance = text => {
+        const part = text.match(/[\\d.]+/g).slice(0, 3).map(Number).map(value => value / 255)
+            .map(value => value <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * part[0] + 0.7152 * part[1] + 0.0722 * part[2];
+    };
+    const behind = one => {
+        const colour = getComputedStyle(one).backgroundColor;
+        return colour.endsWith(', 0)') && one.parentElement ? behind(one.parentElement) : colour;
+    };
+    const ratio = (a, b) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    const texts = [...document.querySelectorAll('h1, h2, p, dt, dd, figcaption, span, th, td, summary')];
+    return Math.min(
+        ...texts.filter(one => one.textContent.trim())
+            .map(one => ratio(luminance(getComputedStyle(one).color), luminance(behind(one)))),
+        ...[...document.querySelectorAll('path.curve')]
+            .map(one => 1.5 * ratio(luminance(getComputedStyle(one).stroke), luminance(behind(document.body))))
+    );
+})()"""
 
 
 def find_chromium() -> str | None:

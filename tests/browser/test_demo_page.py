@@ -16,7 +16,7 @@ from PIL import Image
 from mae.demo.config import DemoConfig
 from mae.demo.server import DemoServer
 from mae.demo.session import DemoSession
-from tests.browser.chromium import Chromium, find_chromium
+from tests.browser.chromium import CONTRASTS, Chromium, find_chromium
 from tests.unit.checkpoints.small_builtin import write_builtin
 
 BROWSER = find_chromium()
@@ -43,7 +43,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stream = np.random.default_rng(0)
     for number in range(4):
         pixels = stream.integers(0, 256, (4, 6, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((60, 40), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+        name = f"{number}.png" if number else "a_long_name_" * 12 + ".png"
+        Image.fromarray(pixels).resize((60, 40), Image.Resampling.BICUBIC).save(folder / name)
     return folder
 
 
@@ -132,15 +133,20 @@ def test_a_file_that_is_no_image_is_said_and_the_next_one_works(browser: Chromiu
     until(browser, f"{MESSAGE} !== ''")
     assert "the image" in browser.evaluate(MESSAGE)
     assert browser.evaluate("document.getElementById('work').hidden") is True
-    drop(browser, (photos / "0.png").read_bytes())
+    drop(browser, (photos / "3.png").read_bytes())
     until(browser, f"{PSNR}.startsWith('PSNR ')")
     assert browser.evaluate(MESSAGE) == ""
 
 
-@pytest.mark.parametrize(("width", "dark"), [(360, False), (1200, True)])
-def test_it_fits(browser: Chromium, address: str, photos: Path, width: int, dark: bool) -> None:
+@pytest.mark.parametrize(("width", "dark"), [(320, False), (1200, True)])
+def test_it_fits_and_text_stands_out(browser: Chromium, address: str, photos: Path, width: int, dark: bool) -> None:
     browser.show(width=width, dark=dark)
     browser.open(address)
     drop(browser, (photos / "1.png").read_bytes())
+    until(browser, "document.querySelectorAll('#similar figure').length", 4)
     until(browser, f"{PSNR}.startsWith('PSNR ')")
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    assert browser.evaluate("[...document.querySelectorAll('#similar figure')].every(one => one.offsetWidth == 128)")
+    browser.evaluate("document.body.style.background = 'Canvas'")  # what is behind the page anyway, by name
+    browser.evaluate("say('an error')")
+    assert browser.evaluate(CONTRASTS) >= 4.5
