@@ -107,8 +107,12 @@ at("file").addEventListener("change", (event) => take(event.target.files[0]));
 at("ratio").addEventListener("input", maskByRatio);
 at("again").addEventListener("click", async () => {
   state.seed += 1;
-  state.order = await ask(`order?patches=${state.order.length}&seed=${state.seed}`, "");
-  maskByRatio();
+  try {
+    state.order = await ask(`order?patches=${state.order.length}&seed=${state.seed}`, "");
+    maskByRatio();
+  } catch (error) {
+    say(error.message);
+  }
 });
 for (const kind of ["pointerdown", "pointermove"]) at("canvas").addEventListener(kind, brush);
 for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {

@@ -127,6 +127,16 @@ def test_drop_slide_and_brush(browser: Chromium, address: str, photos: Path) -> 
     assert all(url.startswith((address, "data:")) for url in browser.requests)
 
 
+def test_another_mask_without_a_server_is_told(browser: Chromium, address: str, photos: Path) -> None:
+    browser.open(address)
+    drop(browser, (photos / "2.png").read_bytes())
+    until(browser, f"{PSNR}.startsWith('PSNR ')")
+    browser.evaluate("window.fetch = () => Promise.reject(new Error('nobody answers'))")
+    browser.evaluate("document.getElementById('again').click()")
+    until(browser, MESSAGE, "nobody answers")
+    assert browser.complaints == []
+
+
 def test_a_file_that_is_no_image_is_said_and_the_next_one_works(browser: Chromium, address: str, photos: Path) -> None:
     browser.open(address)
     drop(browser, b"no image at all")
