@@ -4,6 +4,7 @@ const SCALE = 4; // canvas pixels for one of the image
 const LARGEST = 64 * 2 ** 20; // bytes; the server takes no more
 const at = (id) => document.getElementById(id);
 const state = { image: null, rows: 0, columns: 0, order: [], masked: new Set(), seed: 2, asked: 0, busy: false };
+state.place = 0; // the patch that keys mask or show
 const picture = new Image();
 
 async function ask(address, body) {
@@ -23,7 +24,7 @@ async function take(file) {
   say("");
   try {
     const given = await ask(`image?seed=${state.seed}`, file);
-    Object.assign(state, given);
+    Object.assign(state, given, { place: 0 });
     picture.src = at("original").src = given.original;
     await picture.decode();
     at("canvas").width = picture.width * SCALE;
@@ -48,8 +49,15 @@ function draw() {
   pen.imageSmoothingEnabled = false;
   pen.drawImage(picture, 0, 0, canvas.width, canvas.height);
   pen.fillStyle = MASKED;
-  for (const patch of state.masked) {
-    pen.fillRect((patch % state.columns) * width, Math.floor(patch / state.columns) * height, width, height);
+  const corner = (patch) => [(patch % state.columns) * width, Math.floor(patch / state.columns) * height];
+  for (const patch of state.masked) pen.fillRect(...corner(patch), width, height);
+  if (canvas.matches(":focus-visible")) {
+    const [left, top] = corner(state.place);
+    pen.lineWidth = SCALE;
+    for (const [colour, inset] of [["black", SCALE / 2], ["white", 1.5 * SCALE]]) {
+      pen.strokeStyle = colour;
+      pen.strokeRect(left + inset, top + inset, width - 2 * inset, height - 2 * inset);
+    }
   }
   at("share").textContent = `${Math.round((100 * state.masked.size) / (state.rows * state.columns))} %`;
 }
@@ -96,7 +104,23 @@ function brush(event) {
   const column = Math.floor(((event.clientX - box.left) / box.width) * state.columns);
   const row = Math.floor(((event.clientY - box.top) / box.height) * state.rows);
   if (row < 0 || column < 0 || row >= state.rows || column >= state.columns) return;
-  const patch = row * state.columns + column;
+  paint(row * state.columns + column);
+}
+
+// The arrow keys move a frame from patch to patch; the space bar masks or shows the patch in it.
+function press(event) {
+  if (event.altKey || event.ctrlKey || event.metaKey) return;
+  const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -state.columns, ArrowDown: state.columns };
+  if (event.key === " ") paint(state.place);
+  else if (event.key in steps) {
+    const patches = state.rows * state.columns;
+    state.place = (state.place + steps[event.key] + patches) % patches;
+    draw();
+  } else return;
+  event.preventDefault();
+}
+
+function paint(patch) {
   if (state.masked.has(patch) === at("mask").checked) return;
   if (at("mask").checked) state.masked.add(patch);
   else state.masked.delete(patch);
@@ -115,6 +139,8 @@ at("again").addEventListener("click", async () => {
   }
 });
 for (const kind of ["pointerdown", "pointermove"]) at("canvas").addEventListener(kind, brush);
+for (const kind of ["focus", "blur"]) at("canvas").addEventListener(kind, draw);
+at("canvas").addEventListener("keydown", press);
 for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
     event.preventDefault();

@@ -127,6 +127,34 @@ def test_drop_slide_and_brush(browser: Chromium, address: str, photos: Path) -> 
     assert all(url.startswith((address, "data:")) for url in browser.requests)
 
 
+def test_the_brush_has_keys(browser: Chromium, address: str, photos: Path) -> None:
+    browser.open(address)
+    drop(browser, (photos / "2.png").read_bytes())
+    until(browser, SHARE, "80 %")  # 12 of 3 x 5 patches
+    browser.evaluate("document.getElementById('show').click()")
+    browser.evaluate("state.masked = new Set([0, 6, 14]); update()")
+    browser.evaluate("document.getElementById('canvas').focus()")
+    framed = "document.getElementById('canvas').toDataURL()"
+    before = browser.evaluate(framed)
+    for key, masked in ((" ", 2), ("ArrowRight", 2), (" ", 2), ("ArrowDown", 2), (" ", 1), ("ArrowUp", 1)):
+        type_key(browser, key)
+        assert browser.evaluate("state.masked.size") == masked
+    for key in ("ArrowLeft", "ArrowLeft"):  # from the second patch to the first, and to the last
+        type_key(browser, key)
+    assert browser.evaluate(framed) != before
+    type_key(browser, " ")
+    until(browser, SHARE, "0 %")
+    framed_last = browser.evaluate(framed)
+    browser.evaluate("document.getElementById('canvas').blur()")
+    assert browser.evaluate(framed) != framed_last
+    assert browser.complaints == []
+
+
+def type_key(browser: Chromium, key: str) -> None:
+    browser.call("Input.dispatchKeyEvent", type="keyDown", key=key)
+    browser.call("Input.dispatchKeyEvent", type="keyUp", key=key)
+
+
 def test_another_mask_without_a_server_is_told(browser: Chromium, address: str, photos: Path) -> None:
     browser.open(address)
     drop(browser, (photos / "2.png").read_bytes())
