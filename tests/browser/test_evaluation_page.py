@@ -26,7 +26,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     class_folders(folder / "colours", 10)
     config = EvaluateConfig(
         data=folder / "colours",
-        checkpoint=(checkpoint(folder / "tiny.pth"),),
+        checkpoint=(checkpoint(folder / "a_checkpoint_with_a_name_as_long_as_those_of_released_files_are.pth"),),
         cache=folder / "cache",
         report=folder / "page.html",
         probe=("knn", "linear"),
@@ -47,5 +47,7 @@ def test_everything_is_there_to_see(page: Path, tmp_path: Path, width: int) -> N
         assert chromium.evaluate("document.querySelectorAll('circle').length") == 6
         assert chromium.evaluate("[...document.images].every(one => one.complete && one.naturalWidth > 0)")
         assert chromium.evaluate("document.documentElement.scrollWidth") <= width
+        names = "[...document.querySelectorAll('.rows td:not(.n), .confusion th:first-child')]"
+        assert chromium.evaluate(f"Math.min(...{names}.map(one => one.offsetWidth))") >= 128
         assert not chromium.complaints
         assert all(one.startswith(("file:", "data:")) for one in chromium.requests)
