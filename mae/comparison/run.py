@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from mae.errors import ConfigError
 from mae.io.download import obeys_offline
 from mae.io.files import refuse_input, refuse_place
 from mae.io.notebook import DrawnPage, Table
-from mae.io.text import a_few
+from mae.io.text import a_few, short_names
 from mae.mae import MaskedAutoencoder
 
 
@@ -62,12 +62,14 @@ class FileReport:
     """Properties of one checkpoint file.
 
     Attributes:
+        name: Name of the file, with as many folders as tell it from the other file.
         target: Target of its decoder: "raw pixels", "normalised patches", "unknown" or "nothing".
         weights: Findings about its tensors.
         assumed: Sizes that the file does not give, with the assumed values.
     """
 
     path: Path
+    name: str
     kind: str
     dialect: str
     variant: str | None
@@ -133,7 +135,7 @@ class CompareResult(DrawnPage):
             for label, one in computations
         ]
         rows += [("problem", problem) for problem in self.problems]
-        return Table(self.verdict, rows, ("file", *(one.path.name for one in reports)))
+        return Table(self.verdict, rows, ("file", *(one.name for one in reports)))
 
 
 @obeys_offline
@@ -155,20 +157,22 @@ def compare(config: CompareConfig, on_step: Callable[[str], None] = lambda step:
     read = functools.partial(load_checkpoint, num_heads=config.num_heads, decoder_num_heads=config.decoder_num_heads)
     first = read(config.official)
     second = read(config.checkpoint) if config.checkpoint else None
+    checkpoints = [one for one in (first, second) if one]
     if config.out is not None:
-        read_from = [one.path for one in (first, second) if one]
+        read_from = [one.path for one in checkpoints]
         inputs = {"the checkpoint": read_from, "the image": [config.image] if config.image else []}
         refuse_input(config.out, "--out", inputs, folders=[*read_from, Path(config.reference)])
-    reports = [_report(checkpoint) for checkpoint in (first, second) if checkpoint]
-    problems = [f"{report.path.name}: {problem}" for report in reports for problem in report.weights.problems]
-    warnings = [f"{report.path.name}: {warning}" for report in reports for warning in report.weights.warnings]
+    names = short_names([one.path for one in checkpoints])
+    reports = [_report(checkpoint, name) for checkpoint, name in zip(checkpoints, names, strict=True)]
+    problems = [f"{report.name}: {problem}" for report in reports for problem in report.weights.problems]
+    warnings = [f"{report.name}: {warning}" for report in reports for warning in report.weights.warnings]
     scene = _Scene(config, first)
     notes: list[str] = []
 
     computations: tuple[Computation, ...] = ()
     if _can_compute(reports[0].weights):
-        names, notes = _references(config.reference, first)
-        computations, lost = _computations(names, first, scene, on_step)
+        references, notes = _references(config.reference, first)
+        computations, lost = _computations(references, first, scene, on_step)
         problems += [f"not in our model as in the file: {a_few(lost)} ({len(lost)} tensors)"] if lost else []
         problems += [
             f"computation differs from {one.reference} from {one.first_beyond!r} on ({one.precision})"
@@ -181,16 +185,16 @@ def compare(config: CompareConfig, on_step: Callable[[str], None] = lambda step:
         files = compare_files(first, second)
         differing = _differing_fields(first, second)
         problems += _file_problems(files, differing)
-        notes += _unknown_target(first, second)
+        notes += _unknown_target(checkpoints, names)
         same_sizes = all(name == "norm_pix_loss" for name, *_ in differing)
         if same_sizes and all(_can_compute(report.weights) for report in reports):
             between = _between(first, second, scene, {report.weights.precision.split(",")[0] for report in reports})
             problems += [f"the files compute differently from {between.first_beyond!r} on"] * bool(between.first_beyond)
             if config.out is not None and first.has_decoder and second.has_decoder:
-                out = draw_side_by_side(config.out, (first, second), scene.imgs, scene.noise, config.mask_ratio)
+                out = draw_side_by_side(config.out, checkpoints, names, scene.imgs, scene.noise, config.mask_ratio)
                 notes += [
-                    f"{one.path.name} does not say what its decoder predicts: drawn as raw pixels"
-                    for one in (first, second)
+                    f"{name} does not say what its decoder predicts: drawn as raw pixels"
+                    for one, name in zip(checkpoints, names, strict=True)
                     if one.norm_pix_loss is None
                 ]
     return CompareResult(
@@ -215,7 +219,6 @@ class _Scene:
         stream = torch.Generator().manual_seed(config.seed)
         self.noise = torch.rand(1, sizes.num_patches, generator=stream)
         self.mask_ratio = config.mask_ratio
-        sizes.num_kept(config.mask_ratio)
         if sizes.num_kept(config.mask_ratio) == sizes.num_patches:
             raise ConfigError(f"--mask-ratio {config.mask_ratio:g} masks no patch, so there is no loss to compare")
         if config.image is None:
@@ -321,16 +324,15 @@ def _differing_fields(first: Checkpoint, second: Checkpoint) -> list[tuple[str, 
     ]
 
 
-def _unknown_target(first: Checkpoint, second: Checkpoint) -> list[str]:
+def _unknown_target(checkpoints: Sequence[Checkpoint], names: Sequence[str]) -> list[str]:
     """A note if only one of two files gives its decoder's target, which is then not compared."""
-    told = [one for one in (first, second) if one.has_decoder and one.norm_pix_loss is not None]
-    untold = [one for one in (first, second) if one.has_decoder and one.norm_pix_loss is None]
+    targets = {name: one.norm_pix_loss for one, name in zip(checkpoints, names, strict=True) if one.has_decoder}
+    told = [name for name, target in targets.items() if target is not None]
+    untold = [name for name, target in targets.items() if target is None]
     if not (told and untold):
         return []
-    known = str(told[0].norm_pix_loss).lower()
-    return [
-        f"norm_pix_loss is {known} in {told[0].path.name}; {untold[0].path.name} does not say, so it is not compared"
-    ]
+    known = str(targets[told[0]]).lower()
+    return [f"norm_pix_loss is {known} in {told[0]}; {untold[0]} does not say, so it is not compared"]
 
 
 def _file_problems(files: FilesReport, differing_fields: list[tuple[str, Any, Any]]) -> list[str]:
@@ -354,12 +356,13 @@ def _file_problems(files: FilesReport, differing_fields: list[tuple[str, Any, An
     return problems
 
 
-def _report(checkpoint: Checkpoint) -> FileReport:
+def _report(checkpoint: Checkpoint, name: str) -> FileReport:
     config = checkpoint.config
     targets = {True: "normalised patches", False: "raw pixels", None: "unknown"}
     decoder = f"{config.decoder_embed_dim}/{config.decoder_depth}/{config.decoder_num_heads}"
     return FileReport(
         path=checkpoint.path,
+        name=name,
         kind=checkpoint.kind,
         dialect=checkpoint.dialect,
         variant=checkpoint.variant,

@@ -15,13 +15,19 @@ from mae.reconstruction.panels import make_panels, predict
 
 
 def draw_side_by_side(
-    out: Path, checkpoints: Sequence[Checkpoint], imgs: Tensor, noise: Tensor, mask_ratio: float
+    out: Path,
+    checkpoints: Sequence[Checkpoint],
+    names: Sequence[str],
+    imgs: Tensor,
+    noise: Tensor,
+    mask_ratio: float,
 ) -> Path:
     """Draw original, masked, and each checkpoint's reconstruction.
 
     Args:
         out: The image file to write.
         checkpoints: Checkpoints of the same sizes, with decoders.
+        names: Names of their files.
         imgs: A normalised image, (1, C, H, W).
         noise: Noise that decides the mask, (1, L).
         mask_ratio: Fraction of the patches that is masked.
@@ -33,7 +39,7 @@ def draw_side_by_side(
         pred = predict(model, imgs, masking)
         panels += make_panels(model, imgs, masking, pred, norm_pix=bool(checkpoint.norm_pix_loss))
     views = [panels[0].original, panels[0].masked, *(panel.with_visible for panel in panels)]
-    titles = ["original", "masked", *(checkpoint.path.stem[:24] for checkpoint in checkpoints)]
-    numbers = [f"{c.path.name}: PSNR {p.psnr:.1f} dB" for c, p in zip(checkpoints, panels, strict=True)]
+    titles = ["original", "masked", *(str(Path(name).with_suffix(""))[:24] for name in names)]
+    numbers = [f"{name}: PSNR {panel.psnr:.1f} dB" for name, panel in zip(names, panels, strict=True)]
     write_image(out, draw_grid(titles, [Row([tensor_to_image(view) for view in views], "; ".join(numbers))]))
     return out

@@ -51,6 +51,17 @@ def a_few(names: Sequence[str]) -> str:
     return ", ".join(shown(name, 80) for name in names[:4]) + (" ..." if len(names) > 4 else "")
 
 
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that are distinct; paths that are given twice are numbered."""
+    parts = [Path(os.path.abspath(path)).parts for path in paths]  # noqa: PTH100 - does not follow links
+    names = [str(path) for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(set(parts)):
+            break
+    return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names, 1)]
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message; without a message the name of its type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -13,14 +13,14 @@ from mae.data.decoding.image import load_image
 from mae.errors import ConfigError, DataError
 from mae.io.files import refuse_input, refuse_place, write_output
 from mae.io.notebook import Drawn, Table
-from mae.io.text import shown
+from mae.io.text import short_names, shown
 from mae.reconstruction.animation import write_animation
 from mae.reporting.config import SUFFIXES, ReportConfig
 from mae.reporting.curves import MOST_POINTS, evenly
 from mae.reporting.page import PreviewImage, page
 from mae.reporting.run_log import Preview, RunLog, read_run
 from mae.reporting.runs import RunSummary, finite, last_line, run_state, summary_of
-from mae.reporting.side_by_side import ComparedRun, comparison_page, differing_settings, short_names
+from mae.reporting.side_by_side import ComparedRun, comparison_page, differing_settings
 
 _WIDEST = 1200  # largest width of an image on the page, pixels
 _JPEG_QUALITY = 82

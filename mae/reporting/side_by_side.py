@@ -28,17 +28,6 @@ class ComparedRun(NamedTuple):
     preview: PreviewImage | None
 
 
-def short_names(runs: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that are distinct; runs that are given twice are numbered."""
-    parts = [run.resolve().parts for run in runs]
-    names = [str(run) for run in runs]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(set(parts)):
-            break
-    return [name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names, 1)]
-
-
 def differing_settings(configs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str | None, ...]]:
     """Settings that differ between runs: by name, their values as text; None if a run does not have it."""
     found: dict[str, tuple[str | None, ...]] = {}

@@ -88,9 +88,9 @@ def _files_table(reports: list[FileReport]) -> Table:
     table = Table(box=None, padding=(0, 2), pad_edge=False, show_header=len(reports) > 1)
     table.add_column("")
     for report in reports:
-        table.add_column(escape(shown(report.path.name)), overflow="fold")
+        table.add_column(escape(shown(report.name)), overflow="fold")
     rows: dict[str, Callable[[FileReport], str]] = {
-        "file": lambda report: shown(report.path.name),
+        "file": lambda report: shown(report.name),
         "kind": lambda report: f"{report.kind}, {report.dialect} names",
         "variant": lambda report: report.variant or "no published one",
         "encoder": lambda report: f"{report.encoder} (width/blocks/heads{_assumed(report, 'num_heads')})",

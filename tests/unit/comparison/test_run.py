@@ -538,6 +538,19 @@ def test_rounding_alone_is_no_difference(tmp_path: Path) -> None:
     assert all(tensor.rounding for tensor in result.files.differing)
 
 
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    state = official.weights(TINY)
+    first = written(tmp_path / "a", state)
+    state["blocks.1.norm2.bias"][3] = float("nan")
+    result = compared(first, checkpoint=written(tmp_path / "b", state))
+    assert result.checkpoint is not None
+    assert (result.official.name, result.checkpoint.name) == ("a/file.pth", "b/file.pth")
+    assert result.problems[0] == "b/file.pth: blocks.1.norm2.bias: NaN or infinity"
+    assert compared(first).official.name == "file.pth"
+
+
 def test_files_of_other_sizes(tmp_path: Path) -> None:
     first = written(tmp_path, official.weights(TINY), "first.pth")
     other = TINY.replace(depth=2)

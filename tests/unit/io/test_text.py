@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mae.io.text import a_few, shown, typed, unfolded
+from mae.io.text import a_few, short_names, shown, typed, unfolded
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,13 @@ def test_every_text_becomes_one_harmless_line(text: str, line: str) -> None:
 def test_long_texts_are_cut() -> None:
     assert shown("a" * 10**6, 80) == "a" * 80
     assert a_few(["a\n", "b" * 100, "c", "d", "e"]) == rf"a\n, {'b' * 80}, c, d ..."
+
+
+def test_names_are_as_short_as_tells_them_apart() -> None:
+    paths = [Path("/runs/a/last"), Path("/runs/b/last"), Path("/runs/b/last")]
+    assert short_names(paths[:2]) == ["a/last", "b/last"]
+    assert short_names([Path("/runs/a"), Path("/runs/b")]) == ["a", "b"]
+    assert short_names(paths) == ["a/last", "b/last (2)", "b/last (3)"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="another shell, which quotes otherwise")

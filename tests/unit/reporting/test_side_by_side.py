@@ -13,7 +13,7 @@ from mae.errors import ConfigError
 from mae.reporting.config import MOST_COMPARED, ReportConfig
 from mae.reporting.render import SHARED
 from mae.reporting.run import ComparisonResult, report
-from mae.reporting.side_by_side import differing_settings, short_names
+from mae.reporting.side_by_side import differing_settings
 from maecli.app import app
 from tests.unit.reporting.pages import colour_number, named_colours, of_class, text_of, tree
 from tests.unit.reporting.runs import write_run
@@ -154,13 +154,6 @@ def test_hostile_runs_stay_text(tmp_path: Path) -> None:
     page = Page(tmp_path / "page.html")
     page.check_safe()
     assert page.text.count("alert(1)") >= 6
-
-
-def test_names_are_as_short_as_tells_them_apart() -> None:
-    paths = [Path("/runs/a/last"), Path("/runs/b/last"), Path("/runs/b/last")]
-    assert short_names(paths[:2]) == ["a/last", "b/last"]
-    assert short_names([Path("/runs/a"), Path("/runs/b")]) == ["a", "b"]
-    assert short_names(paths) == ["a/last", "b/last (2)", "b/last (3)"]
 
 
 def test_settings_that_differ() -> None:
