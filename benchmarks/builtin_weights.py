@@ -246,7 +246,7 @@ def card(out: Path) -> str:
         rounding=f"{facts['float16_psnr_db']:.0f}",
         images=f"{facts['images']:,}",
         data_table="\n".join(data_lines(facts["images_by_set"], sources)),
-        commands="\n".join(
+        command=" &&\n".join(
             f"OMP_NUM_THREADS={one['machine']['threads']} maecli pretrain --config {name}"
             for name, one in zip(recipes, facts["stages"], strict=True)
         ),
