@@ -20,6 +20,7 @@ The encoder has the official format in every arm. The arms:
     half       a random half of the masked patches is predicted
     cross      half of them, by a decoder with cross-attention only (CrossMAE, without its mix of encoder blocks)
     blocks     patches are masked in blocks of 2 x 2
+    grid       one patch of every 2 x 2 is visible, the same one in the whole image
     mask-85    85 % masked
     crops-20   crops from 20 % of the area
     shallow    one decoder block instead of two
@@ -72,6 +73,7 @@ class Arm:
     batch_size: int = 64
     mask_ratio: float = 0.75
     mask_block: int = 1  # side, in patches, of what is removed together
+    mask_grid: bool = False
     smallest_crop: float = 0.5  # of the area
     decoder_depth: int = 2
     decoder_width: int = 128
@@ -94,6 +96,7 @@ ARMS = {
     "half": Arm(predicted=0.5),
     "cross": Arm(predicted=0.5, cross=True),
     "blocks": Arm(mask_block=2),
+    "grid": Arm(mask_grid=True),
     "mask-85": Arm(mask_ratio=0.85),
     "crops-20": Arm(smallest_crop=0.2),
     "shallow": Arm(decoder_depth=1),
@@ -278,7 +281,10 @@ def pretraining_loss(model: Any, arm: Arm, pixels: Tensor, generator: torch.Gene
     rows, columns = model.config.grid
     side = arm.mask_block
     noise = torch.rand(len(pixels), -(-rows // side), -(-columns // side), generator=generator)
-    noise = noise.repeat_interleave(side, 1).repeat_interleave(side, 2)[:, :rows, :columns].flatten(1)
+    noise = noise.repeat_interleave(side, 1).repeat_interleave(side, 2)[:, :rows, :columns]
+    if arm.mask_grid:
+        noise = noise[:, :2, :2].tile(1, -(-rows // 2), -(-columns // 2))[:, :rows, :columns]
+    noise = noise.flatten(1)
     if arm.predicted == 1 and not arm.cross:
         return model.pretraining_loss(pixels, arm.mask_ratio, noise)
     masking = masking_from_order(noise, round(rows * columns * (1 - arm.mask_ratio)))
