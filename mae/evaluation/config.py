@@ -57,7 +57,7 @@ class EmbedConfig:
 
     data: tuple[Path, ...] = option(
         dataclasses.MISSING,
-        "Folders of images, archives (.tar, .zip), Parquet files, or https URLs of these; class folders become labels.",
+        "Folders of images, archives (.tar, .zip), Parquet files, or URLs of these; class folders become labels.",
         positional=True,
         metavar="DATA",
         official=("data_path",),
@@ -204,7 +204,7 @@ class PredictConfig:
 
     images: tuple[Path, ...] = option(
         dataclasses.MISSING,
-        "Images, folders of images, archives (.tar, .zip), Parquet files, or https URLs of these.",
+        "Images, folders of images, archives (.tar, .zip), Parquet files, or URLs of these.",
         positional=True,
         metavar="IMAGE",
     )

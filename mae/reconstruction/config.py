@@ -42,7 +42,7 @@ class ReconstructConfig:
 
     images: tuple[Path | Any, ...] = option(  # Any: the library also takes images in memory
         dataclasses.MISSING,
-        "Images, folders, archives or Parquet files, also by https URL; - reads one image from standard input.",
+        "Images, folders, archives, Parquet files, or URLs of these; - reads one image from standard input.",
         positional=True,
         metavar="IMAGE",
         stream=True,

@@ -87,8 +87,13 @@ def _check_regular(name: Path, info: os.stat_result, limited: bool) -> None:
     if not stat.S_ISREG(info.st_mode):
         kind = next((words for is_kind, words in _KINDS if is_kind(info.st_mode)), "is not a regular file")
         raise ImageError(name, kind)
-    if limited and info.st_size > MAX_FILE_BYTES:
-        raise ImageError(name, f"is too large ({info.st_size / 2**20:,.0f} MiB; at most 512 are read)")
+    if limited and (reason := too_large(info.st_size)):
+        raise ImageError(name, reason)
+
+
+def too_large(size: int) -> str | None:
+    """Why a file of ``size`` bytes is not read, or None."""
+    return f"is too large ({size / 2**20:,.0f} MiB; at most 512 are read)" if size > MAX_FILE_BYTES else None
 
 
 def metered(file: IO[bytes], name: str | Path) -> IO[bytes]:

@@ -28,6 +28,7 @@ from mae.data.decoding.formats import (
     describe_failure,
     judge,
     kind_of_head,
+    too_large,
 )
 from mae.data.decoding.image import open_image, probe_open
 from mae.data.sources.base import ImageSource
@@ -166,8 +167,8 @@ def _zip_members(path: Path, file: IO[bytes]) -> Iterator[_Member]:
             reason = "is encrypted"
         elif not stored and member.compress_type != zipfile.ZIP_DEFLATED:
             reason = "is compressed with a method other than deflate"
-        elif member.file_size > MAX_FILE_BYTES:
-            reason = f"is too large ({member.file_size / 2**20:,.0f} MiB; at most 512 are read)"
+        else:
+            reason = too_large(member.file_size) or ""
         offset = member.header_offset + _LOCAL_HEADER + after
         yield _Member(name, offset, member.compress_size, -1 if stored else member.CRC, reason)
 
@@ -180,8 +181,8 @@ def _judge(file: IO[bytes], member: _Member) -> Verdict:
     """The kind of a member; the file's position is restored."""
 
     def probe() -> str | None:
-        if member.size > MAX_FILE_BYTES:
-            return "is too large (at most 512 MiB are read)"
+        if reason := too_large(member.size):
+            return reason
         try:
             return probe_open(io.BytesIO(_read(file, member.offset, member.size, member.check)))
         except (OSError, ValueError, zlib.error) as error:

@@ -15,7 +15,7 @@ from mae.data.decoding.formats import MAX_FILE_BYTES, ImageError, describe_failu
 from mae.data.decoding.in_memory import to_image
 from mae.data.sources.base import ImageSource
 from mae.data.sources.paths import ImagePaths
-from mae.data.sources.scan import expand_braces, holds_many, scan_images
+from mae.data.sources.scan import expand_braces, holds_many, is_image_url, scan_images
 from mae.errors import ConfigError
 from mae.io.text import shown
 from mae.io.urls import public_name
@@ -40,7 +40,7 @@ class GivenImages:
     """The images of given paths; they are listed at once and decoded one by one.
 
     Args:
-        paths: Images, and folders, archives and tables of images (also by https URL), in any order; ``-`` is standard
+        paths: Images, and folders, archives and tables of images, in any order; also URLs; ``-`` is standard
             input. Images in memory that ``to_image`` accepts are also allowed.
         limit: Largest number of images of each folder, archive or table. A name with braces counts as one.
 
@@ -76,6 +76,10 @@ class GivenImages:
     def _add(self, path: Path, limit: int) -> None:
         if path == STANDARD_STREAM:
             self._groups.append((_StandardInput(), 1, True))
+            return
+        if is_image_url(path):
+            images = scan_images([path]).images
+            self._groups.append((images, len(images), True))
             return
         places = [path] if holds_many(path) else expand_braces(path)
         many = [place for place in places if holds_many(place)]

@@ -1,10 +1,13 @@
-"""Archives and tables behind URLs: indexed once, then read by byte ranges."""
+"""Archives and tables behind URLs: indexed once, then read by byte ranges; and single images behind URLs."""
 
 from __future__ import annotations
 
 import collections
 import concurrent.futures
 import contextlib
+import enum
+import hashlib
+import io
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -13,9 +16,11 @@ from typing import IO, Any
 
 import numpy as np
 import PIL
+from PIL import Image
 
+from mae.data.decoding.formats import FORMATS, ImageError, too_large
 from mae.data.sources.archive import ARCHIVE_SUFFIXES, MOST_OPEN_FILES, ArchiveListing, ArchiveSource, list_members
-from mae.data.sources.base import GROUPS_AT_ONCE
+from mae.data.sources.base import GROUPS_AT_ONCE, ImageSource
 from mae.data.sources.parquet import TableSource
 from mae.data.sources.remote import RemoteError, RemoteObject, remote_cache, suffix_of
 from mae.io.download import cache_folder, is_offline
@@ -109,6 +114,63 @@ class RemoteTableSource(TableSource):
         return self._objects[number].open()
 
 
+class RemoteImageSource(ImageSource):
+    """Single images behind URLs.
+
+    Args:
+        objects: The images.
+    """
+
+    def __init__(self, objects: Sequence[RemoteObject]) -> None:
+        self._objects = list(objects)
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def name(self, index: int) -> Path:
+        return Path(self._objects[index].name)
+
+    def open(self, index: int) -> IO[bytes]:
+        remote = self._objects[index]
+        if reason := too_large(remote.size):
+            raise ImageError(remote.name, reason)
+        return io.BytesIO(remote.read(0, remote.size))
+
+    def digest(self) -> str:
+        """Hash of the images' names, in order."""
+        names = "\0".join(remote.name for remote in self._objects)
+        return hashlib.blake2b(names.encode(), digest_size=8).hexdigest()
+
+    def prefetch(self, index: int) -> None:
+        self._objects[index].prefetch(0, self._objects[index].size)
+
+    @property
+    def is_remote(self) -> bool:
+        return True
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """A warning if changes of an object may not be noticed."""
+        return _unwatched(self._objects)
+
+
+class Kind(enum.Enum):
+    """What a URL names, by its suffix."""
+
+    IMAGE = enum.auto()
+    ARCHIVE = enum.auto()
+    TABLE = enum.auto()
+
+
+def kind_of(url: str) -> Kind | None:
+    """What a URL names; None if it is not read."""
+    suffix = suffix_of(url)
+    if suffix in SUFFIXES:
+        return Kind.ARCHIVE if suffix in ARCHIVE_SUFFIXES else Kind.TABLE
+    Image.init()  # reads all of Pillow's formats
+    return Kind.IMAGE if Image.EXTENSION.get(suffix) in FORMATS else None
+
+
 def remote_objects(urls: Sequence[str], cache_bytes: int | None) -> list[RemoteObject]:
     """The objects behind some URLs; several requests run at a time.
 
@@ -117,9 +179,9 @@ def remote_objects(urls: Sequence[str], cache_bytes: int | None) -> list[RemoteO
         ConfigError: A package for a kind of URL is not installed.
     """
     for url in urls:
-        if suffix_of(url) not in SUFFIXES:
+        if kind_of(url) is None:
             raise RemoteError(
-                f"{shown(public_url(url))}: by URL only {', '.join(SUFFIXES)} are read",
+                f"{shown(public_url(url))}: by URL only images and {', '.join(SUFFIXES)} files are read",
                 hint="s3://bucket/train-{0000..0099}.tar names a hundred shards; copy a folder, also that of a "
                 "litdata data set, to this machine first",
             )

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mae.data.decoding.formats import describe_failure
 from mae.data.sources.archive import ARCHIVE_SUFFIXES, ArchiveListing, ArchiveSource, list_archive
@@ -21,6 +22,9 @@ from mae.errors import DataError
 from mae.io.download import no_downloads
 from mae.io.text import shown
 from mae.io.urls import public_name, public_url, url_of
+
+if TYPE_CHECKING:
+    from mae.data.sources.remote import RemoteObject
 
 MOST_NAMES = 100_000  # that a name with braces may stand for
 _PACKED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")  # of archives that are not read
@@ -66,8 +70,8 @@ def scan_images(
     when it is decoded. Results are cached in the user's cache folder, so the next scan reads only what has changed.
 
     Args:
-        sources: Folders (also litdata data sets), .tar, .zip and .parquet files (also by any URL that fsspec reads),
-            and images. A name may contain braces: ``{000..099}``, ``{a,b}``.
+        sources: Folders (also litdata data sets), .tar, .zip and .parquet files, and images; files also by any URL that
+            fsspec reads. A name may contain braces: ``{000..099}``, ``{a,b}``.
         on_progress: Called from time to time with the number of scanned files.
         offline: Refuse URLs.
         cache_bytes: Disk space for data that is read by URL; None for the default.
@@ -130,14 +134,18 @@ def _remote(
     """The sources behind URLs, and the listings of the archives among them."""
     if not urls:
         return [], []
-    from mae.data.sources.remote_sources import RemoteArchiveSource, RemoteTableSource, list_objects, remote_objects
+    from mae.data.sources import remote_sources as remote
 
-    objects = remote_objects(list(dict.fromkeys(urls)), cache_bytes)
-    tables = [one for one in objects if one.name.lower().endswith(".parquet")]
-    archives = list_objects([one for one in objects if one not in tables], reader.count)
-    parts: list[ImageSource] = [RemoteArchiveSource(archives)] if archives else []
-    if tables:
-        parts.append(RemoteTableSource(tables))
+    found: dict[remote.Kind | None, list[RemoteObject]] = {kind: [] for kind in remote.Kind}
+    for one in remote.remote_objects(list(dict.fromkeys(urls)), cache_bytes):
+        found[remote.kind_of(one.url)].append(one)
+    parts: list[ImageSource] = []
+    if images := found[remote.Kind.IMAGE]:
+        parts.append(remote.RemoteImageSource(images))
+    if archives := remote.list_objects(found[remote.Kind.ARCHIVE], reader.count):
+        parts.append(remote.RemoteArchiveSource(archives))
+    if tables := found[remote.Kind.TABLE]:
+        parts.append(remote.RemoteTableSource(tables))
     return parts, [(os.fsencode(one.name), listing) for one, listing in archives]
 
 
@@ -207,8 +215,17 @@ def _holds_hidden(path: Path) -> bool:
 
 
 def holds_many(path: Path) -> bool:
-    """Whether a path or URL is a folder, an archive or a table, and not a single image."""
+    """Whether a path is a folder, an archive or a table, or a URL, and not a single image."""
     return os.path.isdir(path) or _is_archive(path) or path.suffix.lower() == ".parquet" or url_of(path) is not None
+
+
+def is_image_url(path: Path) -> bool:
+    """Whether it is the URL of a single image."""
+    if (url := url_of(path)) is None:
+        return False
+    from mae.data.sources.remote_sources import Kind, kind_of
+
+    return kind_of(url) is Kind.IMAGE
 
 
 def _is_archive(path: Path) -> bool:

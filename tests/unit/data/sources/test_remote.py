@@ -22,9 +22,11 @@ pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")
 
 import mae.data.block_cache
+import mae.data.decoding.formats
 import mae.data.sources.remote
 import mae.data.sources.remote_sources
 from mae.data.block_cache import BlockCache
+from mae.data.decoding.formats import ImageError
 from mae.data.sources import remote_sources
 from mae.data.sources.base import Subset
 from mae.data.sources.given import GivenImages
@@ -429,6 +431,35 @@ def test_the_cache_is_bounded_and_the_newest_stay(tmp_path: Path) -> None:
     assert cache.get("a", 20, 1000, 0, 1) is None
 
 
+def test_single_images(server: Server, tmp_path: Path) -> None:
+    names = sorted(CONTENT)[:2]
+    server.files |= {name: CONTENT[name] for name in names} | {"broken.png": CONTENT[names[0]][:100]}
+    urls = [Path(server.url(f"{name}?key=secret")) for name in names]
+    scan = scan_images(urls)
+    assert [scan.images.name(number) for number in range(2)] == [Path(server.url(name)) for name in names]
+    with scan.images.open(1) as file:
+        assert file.read() == CONTENT[names[1]]
+    assert scan.images.digest() != scan_images(urls[:1]).images.digest()
+
+    given = GivenImages([*urls, Path(server.url("train-00.tar"))], 1)
+    assert [path for path, _ in given.decode(3)] == [
+        *(Path(server.url(name)) for name in names),
+        Path(server.url("train-00.tar")) / names[0],
+    ]
+    broken = GivenImages([Path(server.url("broken.png"))], 8)
+    with pytest.raises(ImageError, match=r"/broken\.png: cannot be decoded"):
+        list(broken.decode(3))
+    with pytest.raises(DataError, match=r"none\.png cannot be read: there is no such object"):
+        GivenImages([Path(server.url("none.png"))], 8)
+
+
+def test_a_single_image_that_is_too_large(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.files["large.png"] = CONTENT[min(CONTENT)]
+    monkeypatch.setattr(mae.data.decoding.formats, "MAX_FILE_BYTES", 10)
+    with pytest.raises(ImageError, match=r"large\.png: is too large"):
+        scan_images([Path(server.url("large.png"))]).images.open(0)
+
+
 def test_offline_and_other_refusals(server: Server) -> None:
     url = Path(server.url("train-00.tar"))
     asked = len(server.asked)
@@ -436,7 +467,7 @@ def test_offline_and_other_refusals(server: Server) -> None:
         scan_images([url], offline=True)
     assert len(server.asked) == asked
     for name, words in (
-        ("https://host/x.jpg", "by URL only .tar, .zip, .parquet are read"),
+        ("https://host/x.jpg.gz", "by URL only images and .tar, .zip, .parquet files are read"),
         ("http://example.invalid/x.tar", "http is refused"),
         ("nonsense://host/x.tar", "nonsense"),
         ("file:///photos/x.tar", "a file on this machine is given by its path"),
