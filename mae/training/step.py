@@ -115,11 +115,14 @@ class TrainingStep:
         return norm
 
     def _on_device(self, tensor: Tensor) -> Tensor:
-        """Copy a tensor to the model's device without waiting for the device's earlier work.
+        """Copy a tensor to the model's device, on CUDA without waiting for the device's earlier work.
 
-        A copy from pageable memory would wait for the whole queue of the GPU; one from pinned memory does not.
+        A copy from pageable memory would wait for the whole queue of the GPU; one from pinned memory does not. On other
+        devices the copy waits: torch's copy to an Apple GPU would read a tensor that was freed meanwhile.
         """
-        if self.device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        if tensor.device.type == "cpu" and not tensor.is_pinned():
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
 
