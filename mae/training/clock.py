@@ -33,9 +33,13 @@ class Throughput:
         self._epoch = (self._epoch[0] + gone, *self._epoch[1:])
 
     def rate(self) -> tuple[float, float]:
-        """Images per second and fraction of time spent waiting, over the last ten seconds or the last step."""
+        """Images per second and fraction of time spent waiting, over the last ten seconds or the last steps.
+
+        Steps that are read together have the same rate.
+        """
         now = (time.monotonic(), self.images, self._wait)
-        self._window.append(now)
+        if self.images > self._window[-1][1]:
+            self._window.append(now)
         while len(self._window) > 2 and now[0] - self._window[0][0] > 10:
             self._window.pop(0)
         then = self._window[0]
