@@ -120,15 +120,28 @@ class Ranks:
         self._asked = (dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.control, async_op=True), tensor)
 
     def wait(self) -> None:
-        """Wait until all processes have reached this point."""
+        """Wait until all processes have reached this point.
+
+        Raises:
+            TrainingError: Contact with another process was lost.
+        """
         self.gather(None)
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all processes, in the order of the ranks."""
-        values: list[Any] = [value]
-        if not self.alone:
-            values = [None] * self.size
+        """The values of all processes, in the order of the ranks.
+
+        Raises:
+            TrainingError: Contact with another process was lost.
+        """
+        if self.alone:
+            return [value]
+        values: list[Any] = [None] * self.size
+        try:
             dist.all_gather_object(values, value, group=self.control)
+        except RuntimeError as error:
+            if not is_lost(error):  # torch may tell here that a loader process has died
+                raise
+            raise self.lost(error) from None
         return values
 
     def mean(self, tensor: Tensor) -> Tensor:
@@ -175,7 +188,7 @@ class Ranks:
         time.sleep(GRACE)
         return TrainingError(
             f"process {self.rank} of {self.size} lost contact with another one: {first_line(error)}",
-            hint="the process that failed first says why; --resume continues from the last checkpoint",
+            hint="the process that failed first says why; --resume continues a run from its last checkpoint",
         )
 
 

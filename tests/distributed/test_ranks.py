@@ -216,6 +216,16 @@ def test_a_killed_process_ends_the_run_with_its_name(
     assert re.search(r"rank +: 1 \(.*?SIGKILL", talk, re.DOTALL)
 
 
+def test_a_process_that_cannot_start_ends_the_others_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    words = ["pretrain", str(tmp_path / "empty"), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    done = finish(fork(*TORCHRUN, *FORKING, "--nproc-per-node", "2", SMALL, *words))
+    assert done.returncode != 0
+    assert "process 0: error: no image in" in done.stderr
+    assert "process 1: error" not in done.stderr.replace("process 1: error: process 1 of 2 lost contact", "")
+    assert not (tmp_path / "run").exists()
+
+
 def test_torchrun_starts_a_broken_run_again(tmp_path: Path, whole: Callable[..., Path]) -> None:
     """A process is killed and all are restarted; the result is that of an uninterrupted run."""
     epochs = ("--epochs", "8", "--save-minutes", "0", "--auto-resume")

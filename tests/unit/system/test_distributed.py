@@ -73,6 +73,22 @@ def test_one_that_does_not_come_to_the_start_is_named_as_lost(monkeypatch: pytes
         ranks.begin_training()
 
 
+def test_one_that_ends_before_training_is_named_as_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For instance because it found no images. Torch tells anywhere that a loader process has died."""
+    said = ""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(dist, "all_gather_object", fail)
+    ranks, said = Ranks(1, 2, 1), "Connection closed by peer"
+    with pytest.raises(TrainingError, match="process 1 of 2 lost contact with another one: Connection closed by peer"):
+        ranks.wait()
+    said = "DataLoader worker (pid 7) is killed by signal: Killed."
+    with pytest.raises(RuntimeError, match=said[:10]):
+        ranks.wait()
+
+
 def test_alone_there_is_nobody_to_wait_for() -> None:
     ranks = Ranks()
     ranks.begin_training()
