@@ -166,16 +166,7 @@ class Ranks:
                 )
 
     def share(self, images: int) -> slice:
-        """This process's slice of a global batch of ``images`` images.
-
-        Raises:
-            ConfigError: The number is not a multiple of the number of processes.
-        """
-        if images % self.size:
-            raise ConfigError(
-                f"a batch of {images} images cannot be shared equally by {self.size} processes",
-                hint="start as many processes as divide it",
-            )
+        """This process's slice of a global batch of ``images`` images, a multiple of the number of processes."""
         part = images // self.size
         return slice(self.rank * part, (self.rank + 1) * part)
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from mae.errors import DataError
+from mae.errors import ConfigError, DataError
 from mae.models import VARIANTS, variant_config
 from mae.models.parameters import count_parameters
 from mae.training.classifier_config import RunConfig
@@ -103,17 +103,23 @@ def make_plan(
         global_batch_size: Images per batch over all processes, as recorded by a resumed run; None for a new run.
 
     Raises:
-        DataError: There are fewer images than processes.
+        DataError: There are too few images for the processes.
+        ConfigError: The batch of a resumed run cannot be shared by the processes.
     """
     warnings = []
     size = global_batch_size or config.batch_size * processes
+    each = "" if config.least_batch == 1 else f" with at least {config.least_batch} images each"
     if images < size:
         if images < config.least_batch * processes:
-            each = "" if config.least_batch == 1 else f" with at least {config.least_batch} images each"
             raise DataError(f"{images} images are too few for {processes} processes{each}")
         divisible = images - images % processes
         warnings.append(f"{images} images do not fill a batch of {size}; the batch is {divisible}")
         size = divisible
+    if size % processes or size < config.least_batch * processes:  # only a resumed run's
+        raise ConfigError(
+            f"a batch of {size} images cannot be shared equally by {processes} processes{each}",
+            hint="start fewer processes, as many as divide it",
+        )
     batches = images // size
     accum_iter = min(config.accum_iter, batches)
     if accum_iter < config.accum_iter:

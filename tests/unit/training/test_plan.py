@@ -9,7 +9,7 @@ import pytest
 
 from mae.errors import ConfigError, DataError
 from mae.options import build_config, preset_values
-from mae.training.classifier_config import LinprobeConfig
+from mae.training.classifier_config import LinprobeConfig, RunConfig
 from mae.training.config import PretrainConfig
 from mae.training.plan import Advice, check_plan, make_plan
 from mae.training.presets import PRESETS
@@ -103,3 +103,11 @@ def test_the_batch_norm_of_a_linear_probe_gets_two_images() -> None:
     with pytest.raises(DataError, match="3 images are too few for 2 processes with at least 2 images each"):
         make_plan(probing, 3, processes=2)
     assert make_plan(config(), 3, processes=2).global_batch_size == 2
+
+
+@pytest.mark.parametrize(("kind", "processes"), [(PretrainConfig, 3), (PretrainConfig, 8), (LinprobeConfig, 4)])
+def test_a_resumed_batch_that_the_processes_cannot_share_is_refused(kind: type[RunConfig], processes: int) -> None:
+    """Of four images: not equally, none for most, and too few for the batch norm."""
+    with pytest.raises(ConfigError, match=rf"a batch of 4 images cannot be shared equally by {processes} processes"):
+        make_plan(kind(data=(Path("flowers"),)), 40, processes=processes, global_batch_size=4)
+    assert make_plan(kind(data=(Path("flowers"),)), 40, processes=2, global_batch_size=4).global_batch_size == 4
