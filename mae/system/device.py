@@ -48,7 +48,7 @@ def resolve_device(name: str, index: int | None = None) -> torch.device:
 
     Args:
         name: "auto", "cuda", "mps" or "cpu".
-        index: Number of the GPU; None for the current one.
+        index: Number of the GPU on this machine; None for the current one.
 
     Raises:
         ConfigError: This machine or this build of torch does not have the named device.
@@ -59,15 +59,18 @@ def resolve_device(name: str, index: int | None = None) -> torch.device:
     if not have.get(name, False):
         there = ", ".join(device for device, ok in have.items() if ok)
         raise ConfigError(f"--device {name}: torch {torch.__version__} finds none here; there is {there}")
-    if name != "cuda":
+    if name == "cpu":
+        return torch.device(name)
+    gpus = torch.cuda.device_count() if name == "cuda" else 1
+    if index is not None and index >= gpus:
+        raise ConfigError(
+            f"process {index} of this machine has no GPU: there {'is' if gpus == 1 else 'are'} {gpus}",
+            hint="start as many processes as GPUs, or give --device cpu",
+        )
+    if name == "mps":
         return torch.device(name)
     if index is None:  # the current device, if the calling program uses CUDA already; else the first one
         index = torch.cuda.current_device() if torch.cuda.is_initialized() else 0  # type: ignore[no-untyped-call]
-    if index >= torch.cuda.device_count():
-        raise ConfigError(
-            f"process {index} of this machine has no GPU: there are {torch.cuda.device_count()}",
-            hint="start as many processes as GPUs",
-        )
     return torch.device(name, index)
 
 

@@ -38,7 +38,7 @@ LISTED = {
     "mae/system/device.py _multiplies_bf16": Covered(3, TWO),
     "mae/system/device.py precision_reason": Covered(2, GPU + "test_doctor_measures_the_gpu"),
     "mae/system/device.py resolve_device": Covered(
-        9, "tests/unit/system/test_device.py::test_a_gpu_has_an_index", "test_device.py says there is one, and asks"
+        10, "tests/unit/system/test_device.py::test_a_gpu_has_an_index", "test_device.py says there is one, and asks"
     ),
     "mae/profiling/doctor.py": Covered(2, GPU + "test_doctor_measures_the_gpu", "only the side of a matrix"),
     "mae/profiling/doctor.py _warnings": Covered(3, "advice for machines that compute on a CPU"),

@@ -32,6 +32,8 @@ def test_an_apple_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert resolve_device("auto", 0).type == resolve_device("mps").type == "mps"
+    with pytest.raises(ConfigError, match="process 1 of this machine has no GPU: there is 1"):
+        resolve_device("auto", 1)
 
 
 @pytest.mark.usefixtures("two_gpus")
