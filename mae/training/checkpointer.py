@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mae.checkpoints import load_checkpoint
 from mae.checkpoints.save import checkpoint_document, save
-from mae.errors import CheckpointError, MaeError, TrainingError
+from mae.errors import CheckpointError, MaeError, TrainingError, is_out_of_memory
 from mae.io.text import first_line, typed
 from mae.system.distributed import Ranks
 from mae.system.environment import available_memory
@@ -248,6 +248,8 @@ def restore(state: SavedState, training_step: TrainingStep) -> None:
     try:
         training_step.restore(checkpoint.state, checkpoint.optimizer or {}, checkpoint.scaler or {})
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         message = f"{state.path} is damaged, or belongs to another model: {first_line(error)}"
         raise CheckpointError(message) from None
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mae.checkpoints import build_model, load_checkpoint
 from mae.checkpoints.classifiers import pool_of
 from mae.checkpoints.load import Checkpoint
-from mae.errors import CheckpointError
+from mae.errors import CheckpointError, MaeError, is_out_of_memory
 from mae.io.text import first_line
 from mae.models.classifier import ImageClassifier
 from mae.system.device import resolve_device, resolve_precision
@@ -66,6 +66,7 @@ def replay(config: ReplayConfig) -> Replay:
     Raises:
         CheckpointError: The file is not a replay file of a run.
         ConfigError: This machine has no such device.
+        MaeError: The memory is full.
     """
     checkpoint = load_checkpoint(config.file)
     kept = checkpoint.extra.get("replay")
@@ -80,6 +81,9 @@ def replay(config: ReplayConfig) -> Replay:
         model.to(device).train()
         passes = [_take(model, loss, kept["images"], inputs, precision) for precision in precisions]
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            hint = None if device.type == "cpu" else "--device cpu re-runs the step in the host's memory"
+            raise MaeError("out of memory", hint=hint) from None
         raise CheckpointError(f"{config.file} is damaged: {first_line(error)}") from None
     return Replay(kept["step"], kept["lr"], kept["loss"], tuple(kept["files"]), tuple(passes))
 

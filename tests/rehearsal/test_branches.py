@@ -74,7 +74,7 @@ LISTED = {
     "mae/training/plan.py check_plan": Covered(1, "a warning of a run that takes days on a CPU"),
     "mae/training/engine.py _time_batch": Covered(1, GPU + "test_a_run_goes_on_bit_for_bit"),
     "mae/system/distributed.py Ranks.join": Covered(5, TWO),
-    "mae/training/replay.py replay": Covered(1, "fp16 becomes fp32 on a CPU and nowhere else"),
+    "mae/training/replay.py replay": Covered(2, "fp16 becomes fp32 on a CPU, and only a GPU has another memory"),
     "mae/training/checkpointer.py Checkpointer.save": Covered(
         1, FAKE + "test_a_state_is_copied_to_the_host_before_it_is_written"
     ),

@@ -19,7 +19,7 @@ import torch
 
 from mae.checkpoints import load_checkpoint
 from mae.data.sampler import EpochBatches
-from mae.errors import CheckpointError, ConfigError, DataError, TrainingError
+from mae.errors import CheckpointError, ConfigError, DataError, MaeError, TrainingError
 from mae.options import build_config
 from mae.training import checkpointer as saving_module
 from mae.training import failures, monitor
@@ -327,6 +327,14 @@ def test_a_replay_names_the_module_that_lost_the_number(
     assert found.passes[0].first_module == "encoder.blocks.0.mlp.fc2"
     assert found.passes[0].bad_gradients > 0
     assert not math.isfinite(found.passes[0].loss)
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(TrainingStep, "backward", fail)  # fp32 takes more than the run's precision
+    with pytest.raises(MaeError, match=r"^out of memory$") as full:
+        replay(ReplayConfig(config.out / "replay.pth"))
+    assert full.value.exit_code == 1  # as of any command whose memory runs out
 
 
 def test_rollback_goes_on_from_the_last_state_in_another_order(

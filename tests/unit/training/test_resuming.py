@@ -478,6 +478,18 @@ def test_tensors_of_another_model_are_said_to_be_such(parted: PretrainConfig) ->
         pretrain(parted)
 
 
+def test_a_state_for_which_a_gpu_has_no_memory_is_not_damaged(
+    parted: PretrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(TrainingStep, "restore", fail)
+    with pytest.raises(TrainingError, match="^out of memory$"):
+        pretrain(parted)
+    assert (parted.out / "checkpoint-last.pth").exists()
+
+
 def test_moments_of_a_parameter_that_is_not_there(parted: PretrainConfig) -> None:
     def rename(document: dict[str, Any]) -> None:
         moments = document["optimizer"]["state"]
