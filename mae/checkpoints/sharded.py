@@ -6,7 +6,7 @@ import json
 import math
 import pickle
 import warnings
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -31,17 +31,20 @@ _ALLOWED = {
     (_MODULE + "filesystem", "_StorageInfo"),
     ("torch", "Size"),
     ("torch.serialization", "_get_layout"),
-    *(("pathlib", name) for name in ("PosixPath", "PurePosixPath", "WindowsPath")),
     *(("torch", name) for name in (
         "float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool",
     )),
 }  # fmt: skip
+# Classes of the path that torch records, by the system that wrote it; Python 3.13 has them in another module.
+_PATHS = {"PosixPath", "PurePosixPath", "WindowsPath"}
 
 
 class _Table(pickle.Unpickler):
     """Unpickler of a folder's metadata that allows known classes only; torch's own would run arbitrary code."""
 
     def find_class(self, module: str, name: str) -> Any:
+        if module in ("pathlib", "pathlib._local") and name in _PATHS:
+            return PurePath
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         return super().find_class(module, name)

@@ -485,7 +485,7 @@ def test_a_state_for_which_a_gpu_has_no_memory_is_not_damaged(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(TrainingStep, "restore", fail)
-    with pytest.raises(TrainingError, match="^out of memory$"):
+    with pytest.raises(TrainingError, match=r"^out of memory$"):
         pretrain(parted)
     assert (parted.out / "checkpoint-last.pth").exists()
 
