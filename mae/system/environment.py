@@ -151,16 +151,11 @@ def environment() -> dict[str, Any]:
     """The hardware and versions that affect a run's speed and results, as plain values. Loads torch."""
     import torch
 
-    from mae.system.device import settle
-
-    computing = settle("auto", "auto")
     return {
         "maecli": mae.__version__,
         "python": platform.python_version(),
         **dataclasses.asdict(machine()),
         "gpus": graphics_cards(),
-        "device": computing.device.type,
-        "precision": computing.precision,
         "threads": torch.get_num_threads(),
         "packages": {name: version for name, version in packages().items() if version is not None},
     }
