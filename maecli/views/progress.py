@@ -200,7 +200,8 @@ def plan_panel(event: Started) -> Panel:
         f"cosine to {config.min_lr:g}",
         "steps": f"{plan.total_steps:,} ({plan.steps_per_epoch:,} an epoch)"
         + (f", resuming after step {event.first_step:,}" if event.first_step else ""),
-        "computing": f"{event.device}, {event.precision}{why}, {event.workers} loader processes",
+        "computing": f"{event.device}, {event.precision}{why}, {event.workers} loader "
+        + ("process" if event.workers == 1 else "processes"),
         "time": f"about {duration(event.seconds)}, "
         + ("if data loading keeps up" if event.seconds_left is None else "at the rate in its log"),
         "folder": shown(config.out),
