@@ -98,7 +98,7 @@ def examine(config: DoctorConfig) -> Diagnosis:
         torch_failure=_failure_to_load("torch") or _failure_to_load("torchvision"),
         locale=".".join(part or "C" for part in locale.getlocale()),
         encoding=f"{sys.stdout.encoding}, file names {sys.getfilesystemencoding()}",
-        disk_free_bytes=_free(Path.cwd()),
+        disk_free_bytes=_free(Path()),
         shared_memory_free_bytes=_free(Path("/dev/shm")),
     )
     warnings = []
@@ -216,4 +216,5 @@ def _free(folder: Path) -> int | None:
 
 def _without_home(error: Exception) -> str:
     """A message's first line, without paths and names."""
-    return first_line(error).replace(str(Path.home()), "~")
+    home = os.path.expanduser("~")  # noqa: PTH111 - without a home folder it stays as it is
+    return first_line(error) if home == os.sep else first_line(error).replace(home, "~")

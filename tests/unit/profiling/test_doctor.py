@@ -6,6 +6,7 @@ import dataclasses
 import getpass
 import importlib
 import json
+import pwd
 import socket
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,25 @@ def test_a_torch_that_cannot_be_loaded_is_the_answer(monkeypatch: pytest.MonkeyP
         "warning: torchvision cannot be loaded: RuntimeError: operator torchvision::nms does not exist in ~/venv\n"
         in seen.out
     )
+
+
+def test_a_container_may_have_no_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(user: int) -> None:
+        raise KeyError(user)
+
+    error = OSError("/opt/venv/libc10.so: no such file")
+    monkeypatch.setenv("HOME", "/")
+    assert doctor._without_home(error) == str(error)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    assert doctor._without_home(error) == str(error)
+
+
+def test_a_folder_that_was_deleted_is_examined_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert examine(DoctorConfig(speed=False)).python
 
 
 def test_what_is_pasted_names_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
