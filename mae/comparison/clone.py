@@ -59,7 +59,7 @@ def run_clone(path: Path, checkpoint: Checkpoint, imgs: Tensor, noise: Tensor, m
         search = os.pathsep.join(filter(None, [PACKAGE_HOME, os.environ.get("PYTHONPATH")]))
         # Without PYTHONSAFEPATH a mae.py in the working folder would come before this package.
         environment = os.environ | {"PYTHONPATH": search, "PYTHONSAFEPATH": "1"}
-        run = subprocess.run(command, capture_output=True, text=True, env=environment)
+        run = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
         if run.returncode:
             last = (run.stderr.strip().splitlines() or ["it ended without a message"])[-1]
             raise ConfigError(f"--reference {path}: the clone's model cannot run: {last}")

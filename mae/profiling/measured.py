@@ -196,6 +196,7 @@ def _ask(request: dict[str, Any]) -> dict[str, Any]:
         input=json.dumps(request),
         capture_output=True,
         text=True,
+        errors="replace",  # a library may print anything
         env=environment,
         check=False,
     )

@@ -496,6 +496,17 @@ def test_a_clone_that_cannot_run(tmp_path: Path, in_this_process: None) -> None:
         compared(path, reference=str(tmp_path))
 
 
+def test_a_clone_whose_message_is_in_another_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("timm")
+    (tmp_path / "models_mae.py").touch()
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nprintf 'd\\351fense' >&2\nexit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(ConfigError, match="the clone's model cannot run: d\ufffdfense"):
+        compared(written(tmp_path, official.weights(TINY)), reference=str(tmp_path))
+
+
 # Two files.
 def test_the_same_weights_in_two_dialects(tmp_path: Path) -> None:
     model = create_model(TINY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,15 @@ def test_processes_that_die(monkeypatch: pytest.MonkeyPatch, status: int, stderr
     result = measure_model(TINY, MACHINE, mask_ratio=0.75, batch=2, repeats=2, operations=OPERATIONS)
     assert len(result.failures) == 4
     assert result.encode is None
+
+
+def test_a_message_in_another_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nprintf 'd\\351fense' >&2\nexit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(TrainingError, match="the measuring process failed: d\ufffdfense"):
+        measure_machine("cpu", "fp32")
 
 
 def test_the_median_of_an_even_number(monkeypatch: pytest.MonkeyPatch) -> None:
