@@ -55,3 +55,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+# Parts of the messages of CUDA and HIP for a GPU that cannot be used, and what the user can do.
+_UNUSABLE_GPU = {
+    "no kernel image is available": "this build of torch has no code for this GPU: install another one (pytorch.org)",
+    "busy or unavailable": "another program has the GPU: wait for it, or choose another one by CUDA_VISIBLE_DEVICES",
+    "driver version is insufficient": "this build of torch needs a newer driver of the GPU",
+    "uncorrectable ECC error": "the GPU's memory has an error: reset the GPU or restart the machine",
+    "GPU is lost": "the GPU has failed: restart the machine",
+    "unspecified launch failure": "the GPU or its driver has failed; if it happens again, restart the machine",
+}
+
+
+def advice_on_gpu(error: BaseException) -> str | None:
+    """What the user can do if an error means that the GPU cannot be used, else None; does not import torch."""
+    if not isinstance(error, RuntimeError):
+        return None
+    return next(
+        (f"{advice}; or give --device cpu" for words, advice in _UNUSABLE_GPU.items() if words in str(error)), None
+    )

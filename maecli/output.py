@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from mae.errors import ConfigError, MaeError, is_out_of_memory
+from mae.errors import ConfigError, MaeError, advice_on_gpu, is_out_of_memory
 from mae.io.text import first_line, shown
 from maecli.streams import discard
 
@@ -346,6 +346,8 @@ def _show_failure(error: Exception, *, traceback_shown: bool) -> int:
         show_error(MaeError(f"cannot write the result: {error}"))
     elif is_out_of_memory(error):
         show_error(MaeError("out of memory", hint="smaller images, a smaller model or a smaller batch take less"))
+    elif advice := advice_on_gpu(error):
+        show_error(MaeError(f"the GPU cannot be used: {first_line(error)}", hint=advice))
     elif isinstance(error, OSError) and error.filename is not None:
         show_error(MaeError(f"{error.filename}: {error.strerror}"))
     else:

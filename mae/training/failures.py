@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from mae.errors import TrainingError, is_out_of_memory
+from mae.errors import TrainingError, advice_on_gpu, is_out_of_memory
 from mae.io.files import write_atomically
+from mae.io.text import first_line
 from mae.system.distributed import Ranks, is_lost
 
 
 def explained(error: RuntimeError | MemoryError, ranks: Ranks, *, activation_checkpointing: bool = False) -> Exception:
-    """A ``TrainingError`` with a hint if memory was full or a process was lost, else the error itself.
+    """A ``TrainingError`` with a hint if memory was full, the GPU failed or a process was lost, else the error itself.
 
     Args:
         error: The error that ended training.
@@ -24,6 +25,8 @@ def explained(error: RuntimeError | MemoryError, ranks: Ranks, *, activation_che
         return TrainingError(
             "out of memory", hint=advice if activation_checkpointing else f"{advice}; or --activation-checkpointing"
         )
+    if gpu_advice := advice_on_gpu(error):
+        return TrainingError(f"the GPU cannot be used: {first_line(error)}", hint=gpu_advice)
     if isinstance(error, RuntimeError) and not ranks.alone and is_lost(error):
         return ranks.lost(error)
     return error

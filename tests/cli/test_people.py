@@ -243,6 +243,11 @@ def test_a_bug_with_verbose_is_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), "error: out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "error: out of memory"),
         (RuntimeError("CUDA error: out of memory"), "error: out of memory"),
+        (
+            RuntimeError("CUDA error: no kernel image is available for execution on the device\nCompile with ..."),
+            "error: the GPU cannot be used: CUDA error: no kernel image is available for execution on the device\n"
+            "hint: this build of torch has no code for this GPU: install another one (pytorch.org); or give --device",
+        ),
         (PermissionError(13, "Permission denied", "/a/b"), "error: /a/b: Permission denied"),
     ],
 )

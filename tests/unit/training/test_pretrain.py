@@ -269,6 +269,16 @@ def test_memory_that_is_full_before_the_first_step_is_explained(
     assert ("--activation-checkpointing" in str(caught.value.hint)) is not activation_checkpointing
 
 
+def test_a_gpu_that_fails_in_a_run_is_no_bug(config: PretrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable\nFor debugging ...")
+
+    monkeypatch.setattr(TrainingStep, "update", fail)
+    with pytest.raises(TrainingError, match=r"the GPU cannot be used: .* busy or unavailable$") as caught:
+        pretrain(config)
+    assert "CUDA_VISIBLE_DEVICES" in str(caught.value.hint)
+
+
 def test_a_trial_of_the_compiled_step_that_fills_memory_leaves_the_plain_one(
     config: PretrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
