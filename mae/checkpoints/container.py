@@ -192,7 +192,7 @@ def _check_safetensors(path: Path, size: int, header_size: int) -> None:
                 entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
                 ends = [int(entry["data_offsets"][1]) for entry in entries.values()]
                 short = {name: entry["dtype"] for name, entry in entries.items() if entry["dtype"][:2] in _SHORT_FLOATS}
-            except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
+            except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
                 raise CheckpointError(f"{path} has a damaged safetensors header", hint=GET_IT_AGAIN) from None
         for name, number in short.items():  # torch knows some of these types only
             raise unusable_type(path, name, number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import math
 import pickle
 import struct
 import zipfile
@@ -285,6 +286,10 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "safetensors, mixed": (
         lambda: _header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, None]}}),
+        "damaged safetensors header",
+    ),
+    "safetensors, endless": (
+        lambda: _header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, math.inf]}}),
         "damaged safetensors header",
     ),
     "safetensors, deep nest": (
