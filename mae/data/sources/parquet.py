@@ -144,7 +144,7 @@ def _span(group: Any, name: str) -> tuple[int, int]:
 def _parts(group: Any, name: str) -> list[Any]:
     """The columns of the file that hold a column; a struct has several."""
     columns = [group.column(number) for number in range(group.num_columns)]
-    return [column for column in columns if column.path_in_schema.partition(".")[0] == name]
+    return [column for column in columns if f"{column.path_in_schema}.".startswith(f"{name}.")]
 
 
 def _image_column(path: Path, schema: Any) -> str:
