@@ -102,7 +102,7 @@ def list_members(path: Path, file: IO[bytes], size: int, on_file: Callable[[], N
     unreadable: list[tuple[bytes, str]] = []
     others = 0
     places: dict[bytes, int] = {}  # of the images by name, if there are links
-    for member in _zip_members(path, file) if path.suffix.lower() == ".zip" else _tar_members(path, file, size):
+    for member in (_zip_members if path.suffix.lower() == ".zip" else _tar_members)(path, file, size):
         on_file()
         if member.link:
             places = places or {name: place for place, name in enumerate(names)}
@@ -134,7 +134,7 @@ def _tar_members(path: Path, file: IO[bytes], size: int) -> Iterator[_Member]:
         with tarfile.open(fileobj=file, mode="r:", errorlevel=0) as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined] # tarfile would keep all members in memory
-                name = os.fsencode(member.name)
+                name = os.fsencode(member.name).partition(b"\0")[0]
                 if member.islnk() and not _is_hidden(name):
                     yield _Member(name, 0, 0, -1, "", os.fsencode(member.linkname))
                 elif member.isreg() and not _is_hidden(name):
@@ -146,7 +146,7 @@ def _tar_members(path: Path, file: IO[bytes], size: int) -> Iterator[_Member]:
         yield _Member(b"", 0, 0, -1, f"breaks off: {error}")
 
 
-def _zip_members(path: Path, file: IO[bytes]) -> Iterator[_Member]:
+def _zip_members(path: Path, file: IO[bytes], size: int) -> Iterator[_Member]:
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
@@ -156,12 +156,13 @@ def _zip_members(path: Path, file: IO[bytes]) -> Iterator[_Member]:
         name = os.fsencode(member.filename)
         if not name or member.is_dir() or _is_hidden(name):
             continue
-        file.seek(max(0, member.header_offset))  # in a damaged directory the offset may be negative
+        # In a damaged directory the offset may be negative, or beyond what can be sought.
+        file.seek(member.header_offset if 0 <= member.header_offset < size else size)
         header = file.read(_LOCAL_HEADER)
         after = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
         stored = member.compress_type == zipfile.ZIP_STORED
         reason = ""
-        if member.header_offset < 0 or len(header) < _LOCAL_HEADER or not header.startswith(b"PK\3\4"):
+        if len(header) < _LOCAL_HEADER or not header.startswith(b"PK\3\4"):
             reason = "is not where the zip file says"
         elif member.flag_bits & 1:
             reason = "is encrypted"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -199,8 +200,9 @@ def test_tables_without_images_and_rows_without_one(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"a": [b"1"], "b": [b"2"]}), tmp_path / "b.parquet")
     with pytest.raises(DataError, match=r"several columns of bytes \(a, b\)"):
         scan_images([tmp_path / "b.parquet"])
-    parquet.write_table(pa.table({"image": [image_bytes(0), None]}), tmp_path / "c.parquet")
+    parquet.write_table(pa.table({"photo.png": [image_bytes(0), None]}), tmp_path / "c.parquet")
     source = scan_images([tmp_path / "c.parquet"]).images
+    assert source.load(0, 3).size == (24, 20)
     with pytest.raises(ImageError, match=r"row 1: holds no image"):
         source.load(1, 3)
     (tmp_path / "d.parquet").write_text("words")
@@ -216,6 +218,22 @@ def test_a_zip_whose_directory_lies_before_the_file(tmp_path: Path) -> None:
     (tmp_path / "data.zip").write_bytes(data)
     listing = list_archive(tmp_path / "data.zip", lambda: None)
     assert b"is not where the zip file says" in [reason.encode() for _, reason in listing.unreadable]
+
+
+@pytest.mark.parametrize("offset", [2**63 - 7, 2**64 - 3])
+def test_a_zip_member_at_an_impossible_place(tmp_path: Path, offset: int) -> None:
+    path = write_zip(tmp_path / "data.zip", CONTENT)
+    with zipfile.ZipFile(path, "a") as archive:
+        info = zipfile.ZipInfo("last.png")
+        info.extra = struct.pack("<HHQ", 1, 8, offset)
+        archive.writestr(info, image_bytes(0))
+    data = bytearray(path.read_bytes())
+    entry = data.rindex(b"PK\1\2")
+    data[entry + 42 : entry + 46] = b"\xff" * 4  # the extra field holds the offset
+    path.write_bytes(data)
+    scan = scan_images([path])
+    assert len(scan.images) == len(CONTENT)
+    assert [(bad.path.name, bad.reason) for bad in scan.unreadable] == [("last.png", "is not where the zip file says")]
 
 
 def test_a_zip_member_without_a_name_is_passed_over(tmp_path: Path) -> None:
@@ -240,6 +258,20 @@ def test_a_tables_row_is_named_without_a_walk_through_its_groups(tmp_path: Path)
     wanted = [path / f"row {row}" for path in paths for row in range(len(CONTENT))]
     assert [source.name(index) for index in range(len(source))] == wanted
     assert walked == 0
+
+
+def test_a_name_in_a_tar_ends_at_its_first_zero(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "data.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for number, name in enumerate(("cat/a.png", "cat/b\0x.png", "dog/c.png")):
+            info = tarfile.TarInfo()
+            info.size, info.pax_headers = len(image_bytes(number)), {"path": name}
+            tar.addfile(info, io.BytesIO(image_bytes(number)))
+    images = scan_images([tmp_path / "data.tar"]).images
+    assert [str(images.name(index).relative_to(tmp_path / "data.tar")) for index in range(3)] == [
+        "cat/a.png",
+        "cat/b",
+        "dog/c.png",
+    ]
 
 
 def test_hard_links_in_a_tar_are_images_too(tmp_path: Path) -> None:
