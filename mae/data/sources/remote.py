@@ -43,12 +43,53 @@ class RemoteError(DataError):
     """An object cannot be read or has changed; the run stops, because other images must not replace its images."""
 
 
+class Connections:
+    """The file systems of fsspec through which the objects of a scan are read.
+
+    Each has connections of its own, so those that take several requests at a time are shared: a thousand images of one
+    host would else keep a thousand connections open.
+    """
+
+    def __init__(self) -> None:
+        self._systems: dict[tuple[Any, ...], Any] = {}
+
+    def system(self, url: str, name: str) -> tuple[Any, str]:
+        """The file system of an object, and the object's path in it; ``name`` is the URL in messages.
+
+        Raises:
+            ConfigError: A package for this kind of URL is not installed.
+            RemoteError: There is no such kind of URL.
+        """
+        scheme = urlsplit(url).scheme
+        try:
+            import fsspec
+
+            kind = fsspec.get_filesystem_class(scheme)
+            stated = kind._get_kwargs_from_urls(url)
+            # By process, because a fork cannot use its parent's connections.
+            key = os.getpid(), kind, str(stated) if kind.async_impl else url
+            if key not in self._systems:
+                self._systems.setdefault(key, kind(**stated, **_options(scheme), skip_instance_cache=True))
+        except ImportError as error:
+            raise ConfigError(
+                f"{shown(name)}: reading {scheme}:// needs another package ({error})",
+                hint=f"pip install 'maecli[remote]'{_BESIDE_THE_EXTRA.get(scheme, '')}",
+            ) from None
+        except ValueError as error:
+            raise RemoteError(f"{shown(name)}: {without_secrets(str(error), url)}") from None
+        return self._systems[key], kind._strip_protocol(url)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_systems": {}}
+
+
 class RemoteObject:
     """A remote object; an error is raised if it changes while it is in use.
 
     Args:
         url: URL of the object, with any credentials.
         cache: Cache of its blocks.
+        connections: Connections that it shares with other objects; its own if None.
 
     Attributes:
         has_version: Whether the server gives a value that changes with the content. If not, a change is noticed by
@@ -59,11 +100,11 @@ class RemoteObject:
         RemoteError: The object does not exist or cannot be read.
     """
 
-    def __init__(self, url: str, cache: BlockCache) -> None:
+    def __init__(self, url: str, cache: BlockCache, connections: Connections | None = None) -> None:
         self.url = url
         self.name = public_url(url)
         self.cache = cache
-        self._systems: dict[int, tuple[Any, str]] = {}  # by process, because a fork cannot use its parent's connections
+        self._connections = connections or Connections()
         _check_address(url, self.name)
         self.stamp = self._now()
         self.size = int(self.stamp[0])
@@ -111,7 +152,7 @@ class RemoteObject:
         """Read bytes over the network, then check that the object has not changed."""
 
         def ask() -> bytes:
-            system, path = self._system()
+            system, path = self._connections.system(self.url, self.name)
             data: bytes = system.cat_file(path, start=start, end=end, **self._no_readahead)
             if len(data) != end - start:
                 self._check_unchanged()
@@ -135,7 +176,7 @@ class RemoteObject:
         """The object's size, and the server's values that change with its content, such as the ETag."""
 
         def ask() -> tuple[str, ...]:
-            system, path = self._system()
+            system, path = self._connections.system(self.url, self.name)
             system.invalidate_cache()
             info = system.info(path)
             if not isinstance(info.get("size"), int):
@@ -183,19 +224,10 @@ class RemoteObject:
             hint = "is the URL complete? Its signature is never kept: maecli pretrain URL --resume RUN gives it again"
         return RemoteError(f"{shown(self.name)} cannot be read: {shown(reason)}{after}", hint=hint)
 
-    def _system(self) -> tuple[Any, str]:
-        process = os.getpid()
-        if process not in self._systems:
-            self._systems = {process: _file_system(self.url, self.name)}
-        return self._systems[process]
-
     @property
     def _no_readahead(self) -> dict[str, str]:
         """Options against the readahead of the Hugging Face Hub's file system: 5 MB after each block."""
         return {"cache_type": "none"} if urlsplit(self.url).scheme == "hf" else {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_systems": {}}
 
 
 class _TooMuchError(OSError):
@@ -275,30 +307,18 @@ async def _check_redirect(session: Any, context: Any, redirect: Any) -> None:
         _check_encrypted(target, public_url(target))
 
 
-def _file_system(url: str, name: str) -> tuple[Any, str]:
-    scheme = urlsplit(url).scheme
-    try:
-        import fsspec
+def _options(scheme: str) -> dict[str, Any]:
+    """Time limits of a kind of URL, and of http the check of redirects."""
+    if scheme in ("http", "https"):
+        import aiohttp
 
-        options: dict[str, Any] = {}
-        if scheme in ("http", "https"):
-            import aiohttp
-
-            trace = aiohttp.TraceConfig()
-            trace.on_request_redirect.append(_check_redirect)
-            timeout = aiohttp.ClientTimeout(total=ATTEMPT_SECONDS)
-            options["client_kwargs"] = {"timeout": timeout, "trust_env": True, "trace_configs": [trace]}
-        elif scheme in ("s3", "s3a"):
-            options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": 30, "retries": {"max_attempts": 1}}
-        system, path = fsspec.core.url_to_fs(url, skip_instance_cache=True, **options)
-    except ImportError as error:
-        raise ConfigError(
-            f"{shown(name)}: reading {scheme}:// needs another package ({error})",
-            hint=f"pip install 'maecli[remote]'{_BESIDE_THE_EXTRA.get(scheme, '')}",
-        ) from None
-    except ValueError as error:
-        raise RemoteError(f"{shown(name)}: {without_secrets(str(error), url)}") from None
-    return system, path
+        trace = aiohttp.TraceConfig()
+        trace.on_request_redirect.append(_check_redirect)
+        timeout = aiohttp.ClientTimeout(total=ATTEMPT_SECONDS)
+        return {"client_kwargs": {"timeout": timeout, "trust_env": True, "trace_configs": [trace]}}
+    if scheme in ("s3", "s3a"):
+        return {"config_kwargs": {"connect_timeout": 10, "read_timeout": 30, "retries": {"max_attempts": 1}}}
+    return {}
 
 
 def _may_pass(error: Exception) -> bool:

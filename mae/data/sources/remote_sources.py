@@ -22,7 +22,7 @@ from mae.data.decoding.formats import FORMATS, ImageError, too_large
 from mae.data.sources.archive import ARCHIVE_SUFFIXES, MOST_OPEN_FILES, ArchiveListing, ArchiveSource, list_members
 from mae.data.sources.base import GROUPS_AT_ONCE, ImageSource
 from mae.data.sources.parquet import TableSource
-from mae.data.sources.remote import RemoteError, RemoteObject, remote_cache, suffix_of
+from mae.data.sources.remote import Connections, RemoteError, RemoteObject, remote_cache, suffix_of
 from mae.io.download import cache_folder, is_offline
 from mae.io.files import write_atomically
 from mae.io.text import shown
@@ -190,9 +190,9 @@ def remote_objects(urls: Sequence[str], cache_bytes: int | None) -> list[RemoteO
             f"{shown(public_url(urls[0]))} is not on this machine, and downloads are disabled (--offline)",
             hint="give the name of a copy on this machine",
         )
-    cache = remote_cache(cache_bytes)
+    cache, connections = remote_cache(cache_bytes), Connections()
     with concurrent.futures.ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
-        return list(pool.map(lambda url: RemoteObject(url, cache), urls))
+        return list(pool.map(lambda url: RemoteObject(url, cache, connections), urls))
 
 
 def list_objects(

@@ -6,6 +6,7 @@ import dataclasses
 import http.server
 import json
 import os
+import pickle
 import re
 import shutil
 import threading
@@ -40,7 +41,7 @@ from mae.training.events import Event, Stepped
 from mae.training.labelled import divide
 from mae.training.pretrain import PRETRAINING, pretrain
 from maecli.app import app
-from tests.unit.data.sources.test_base import CONTENT, contents, write_parquet, write_tar, write_zip
+from tests.unit.data.sources.test_base import CONTENT, contents, image_bytes, write_parquet, write_tar, write_zip
 from tests.unit.training.small import logged, make_models_small, same, small_config, stop_after, weights
 
 FAULT_SEEDS = [int(word) for word in os.environ.get("MAECLI_FAULT_SEEDS", "0 1").split()]
@@ -451,6 +452,14 @@ def test_single_images(server: Server, tmp_path: Path) -> None:
         list(broken.decode(3))
     with pytest.raises(DataError, match=r"none\.png cannot be read: there is no such object"):
         GivenImages([Path(server.url("none.png"))], 8)
+
+
+def test_images_of_a_host_share_connections(server: Server) -> None:
+    """A thousand images would else keep a thousand connections open."""
+    server.files |= {f"{number}.png": image_bytes(number) for number in range(5)}
+    images = scan_images([Path(server.url("{0..4}.png"))]).images
+    for source in (images, pickle.loads(pickle.dumps(images))):
+        assert len({id(one._connections.system(one.url, one.name)[0]) for one in source._objects}) == 1
 
 
 def test_a_single_image_that_is_too_large(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
