@@ -130,9 +130,15 @@ def num_kept(num_patches: int, mask_ratio: float) -> int:
     if kept < 1:
         raise ConfigError(
             f"a mask ratio of {mask_ratio:g} leaves none of {num_patches} patches visible",
-            hint=f"the highest that leaves one is {1 - 1 / num_patches:.4g}",
+            hint=f"use at most {_highest_ratio(num_patches):g}",
         )
     return kept
+
+
+def _highest_ratio(num_patches: int) -> float:
+    """The highest mask ratio of at most four decimals that leaves a patch visible."""
+    ratios = (step / 10_000 for step in range(9_999, -1, -1))
+    return next(ratio for ratio in ratios if num_patches * (1 - ratio) >= 1)
 
 
 def format_size(size: tuple[int, int]) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mae
-from mae.config import MAEConfig, format_size, parse_size
+from mae.config import MOST_PATCHES, MAEConfig, format_size, num_kept, parse_size
 from mae.errors import ConfigError
 from mae.models import VARIANTS, factory_name, variant_config, variant_name
 
@@ -57,6 +57,13 @@ def test_kept_patches() -> None:
     assert MAEConfig().num_kept(0.75) == 49
     assert VARIANTS["vit_huge"].num_kept(0.75) == 64
     assert MAEConfig(img_size=(48, 48)).num_kept(0.5) == 4
+
+
+@pytest.mark.parametrize("patches", [1, 4, 9, 10, 49, 196, 256, 4096, MOST_PATCHES])
+def test_a_mask_ratio_that_leaves_no_patch_is_refused_with_one_that_does(patches: int) -> None:
+    with pytest.raises(ConfigError, match=f"leaves none of {patches} patches visible") as caught:
+        num_kept(patches, 1 - 1e-9)
+    assert num_kept(patches, float(str(caught.value.hint).rpartition(" ")[2])) >= 1
 
 
 @pytest.mark.parametrize(
