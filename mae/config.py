@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 from typing import Any
 
@@ -68,6 +69,10 @@ class MAEConfig:
             if width % 4:
                 raise ConfigError(
                     f"{width_name} must be a multiple of 4 for a 2-D sine-cosine position table; got {width}"
+                )
+            if not 1 <= width * self.mlp_ratio < math.inf:
+                raise ConfigError(
+                    f"mlp_ratio {self.mlp_ratio:g} times {width_name} {width} is not a possible hidden width of an MLP"
                 )
 
     @property

@@ -66,6 +66,13 @@ def test_a_mask_ratio_that_leaves_no_patch_is_refused_with_one_that_does(patches
     assert num_kept(patches, float(str(caught.value.hint).rpartition(" ")[2])) >= 1
 
 
+@pytest.mark.parametrize("ratio", [0.0, -1.0, 0.001, float("nan"), float("inf")])
+def test_an_mlp_has_hidden_values(ratio: float) -> None:
+    with pytest.raises(ConfigError, match=f"mlp_ratio {ratio:g} "):
+        MAEConfig(mlp_ratio=ratio)
+    assert MAEConfig(mlp_ratio=1 / 512).mlp_ratio == 1 / 512
+
+
 @pytest.mark.parametrize(
     ("given", "size"),
     [(224, (224, 224)), ("224", (224, 224)), ("64x96", (64, 96)), ("64 X 96", (64, 96)), ([8, 16], (8, 16))],
