@@ -104,7 +104,7 @@ def preset_values(name: Any, presets: Mapping[str, Preset]) -> dict[str, Any]:
     Raises:
         ConfigError: There is no preset of that name.
     """
-    if name in presets:
+    if isinstance(name, str) and name in presets:
         return dict(presets[name].values)
     near = difflib.get_close_matches(str(name)[:_LONGEST_SHOWN], presets, n=2)
     raise ConfigError(

@@ -31,6 +31,9 @@ def test_no_such_preset() -> None:
     with pytest.raises(ConfigError, match="--preset must be one of small, fast; got 'smal'") as caught:
         preset_values("smal", PRESETS)
     assert caught.value.hint == "did you mean small?"
+    for name in (["small"], {"name": "small"}, 5):  # as a TOML file may have it
+        with pytest.raises(ConfigError, match="--preset must be one of small, fast; got"):
+            preset_values(name, PRESETS)
 
 
 def test_later_layers_win_and_a_rate_drops_the_other_kind_of_rate() -> None:
