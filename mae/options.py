@@ -282,7 +282,10 @@ def _check(label: str, value: Any, hint: Any, declared: Option) -> Any:
 
 def _check_bounds(label: str, number: float, declared: Option) -> None:
     if isinstance(number, int) and abs(number) > LARGEST_INTEGER:
-        raise ConfigError(f"{label} must be at most {declared.high or LARGEST_INTEGER:g}; got {brief(number)}")
+        lowest = -LARGEST_INTEGER if declared.low is None else declared.low
+        highest = LARGEST_INTEGER if declared.high is None else declared.high
+        limit = f"at most {highest:g}" if number > 0 else f"at least {lowest:g}"
+        raise ConfigError(f"{label} must be {limit}; got {brief(number)}")
     if not math.isfinite(number):
         raise ConfigError(f"{label} must be a finite number; got {number:g}")
     bounds = (

@@ -51,6 +51,8 @@ def test_values_take_their_declared_types() -> None:
         ({"count": 0}, "--count must be at least 1 and at most 9; got 0"),
         ({"count": 2.5}, "--count must be a whole number; got 2.5"),
         ({"count": True}, "--count must be a whole number; got True"),
+        ({"count": 2**70}, "--count must be at most 9; got a number of 71 bits"),
+        ({"count": -(2**70)}, "--count must be at least 1; got a number of 71 bits"),
         ({"betas": [0.9, 1.0]}, "--betas must be at least 0 and below 1; got 1"),
         ({"betas": [0.9]}, "--betas needs 2 values; got 1"),
         ({"size": "huge"}, "--size: wanted pixels as S or HxW"),
