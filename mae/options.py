@@ -377,7 +377,7 @@ def plain_call(
     def call(*args: Any, **kwargs: Any) -> Result:
         with _errors_name_fields(config_class, name):
             if args and isinstance(args[0], config_class):
-                return use_case(*args, **kwargs)
+                return _notes_name_fields(use_case(*args, **kwargs), config_class, name)
             others = {one.name: kwargs.pop(one.name) for one in handed_on if one.name in kwargs}
             if args and first in kwargs:
                 raise TypeError(f"{name}() got {first} twice: as a positional argument and by keyword")
@@ -394,7 +394,7 @@ def plain_call(
             layers = [defaults, {} if preset is None else preset_values(preset, presets), from_run, given]
             config = build_config(config_class, merge_layers(config_class, layers))
             result = use_case(config, **others)
-        return typing.cast(Result, _notes_name_fields(result, config_class, name))
+        return _notes_name_fields(result, config_class, name)
 
     others_taken = [inspect.Parameter("preset", _KEYWORD, default=None, annotation=str | None)] if presets else []
     others_taken += [one.replace(kind=_KEYWORD) for one in handed_on]
@@ -455,11 +455,12 @@ def _errors_name_fields(config_class: Any, call: str) -> Iterator[None]:
         raise
 
 
-def _notes_name_fields(result: Any, config_class: Any, call: str) -> Any:
+def _notes_name_fields(result: Result, config_class: Any, call: str) -> Result:
     notes = getattr(result, "notes", ())
     if not notes:
         return result
-    return dataclasses.replace(result, notes=tuple(in_python(note, config_class, call) for note in notes))
+    renamed = tuple(in_python(note, config_class, call) for note in notes)
+    return typing.cast(Result, dataclasses.replace(typing.cast(Any, result), notes=renamed))
 
 
 def _flattened(args: Sequence[Any]) -> list[Any]:

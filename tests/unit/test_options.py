@@ -171,7 +171,7 @@ def test_a_plain_call_speaks_of_fields() -> None:
     assert caught.value.message == str(caught.value) == "count=9 and loud=False do not go together"
     assert caught.value.hint == 'take count=8 or kind="exact": help(mae.recorded)'
     assert caught.value.__notes__ == [f"hint: {caught.value.hint}"]
-    assert call("a").notes == ("share=0.5 was used; --deep was not",)
+    assert call("a").notes == call(built()).notes == ("share=0.5 was used; --deep was not",)
     for values, message in (
         ({"share": 2}, "share must be above 0 and below 1; got 2"),
         ({"count": None}, "count must be a whole number; got None"),
