@@ -20,7 +20,17 @@ from typing import Any, NamedTuple, Protocol
 
 from mae.errors import ConfigError
 from mae.io.files import write_atomically
-from mae.training.events import Event, ImageUnreadable, Previewed, Scanned, Started, Stepped, TrackerFailed
+from mae.training.events import (
+    Evaluating,
+    Event,
+    ImageUnreadable,
+    Previewed,
+    Scanned,
+    Started,
+    Stepped,
+    StepSkipped,
+    TrackerFailed,
+)
 
 PROJECT = "maecli"  # project or experiment name, unless the tracker's environment variables set one
 MOST_WAITING = 10_000  # entries in the queue; a tracker that falls further behind gets no more entries
@@ -90,9 +100,9 @@ class Trackers:
 
     def __call__(self, event: Event) -> None:
         """Pass an event to the trackers and to the next listener."""
-        if not isinstance(event, Scanned | Started | ImageUnreadable):
+        if not isinstance(event, Scanned | Started | Evaluating | ImageUnreadable):
             self.step = int(getattr(event, "step", self.step))
-            prefix = "step" if isinstance(event, Stepped) else "epoch"
+            prefix = "step" if isinstance(event, Stepped | StepSkipped) else "epoch"
             values, step = {f"{prefix}/{name}": value for name, value in figures(event).items()}, self.step
             path = event.path if isinstance(event, Previewed) else None
             for thread in self._threads:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from PIL import Image
@@ -16,7 +16,16 @@ import mae.training.trackers
 from mae.errors import ConfigError
 from mae.options import build_config
 from mae.training.config import PretrainConfig
-from mae.training.events import EpochDone, Event, Previewed, Stepped, StepSkipped, TrackerFailed
+from mae.training.events import (
+    EpochDone,
+    Evaluating,
+    Event,
+    Previewed,
+    Stepped,
+    StepSkipped,
+    TrackerFailed,
+    Validated,
+)
 from mae.training.trackers import Trackers, figures
 from tests.processes import environment, finish, start_python
 
@@ -151,6 +160,22 @@ def test_offline_the_libraries_reach_nobody(name: str, tmp_path: Path, monkeypat
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
+class Recorder:
+    entries: ClassVar[list[tuple[int, Mapping[str, float]]]] = []
+
+    def __init__(self, place: Any) -> None:
+        self.entries.clear()
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self.entries.append((step, values))
+
+    def image(self, path: Path, step: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class Fails:
     def __init__(self, place: Any) -> None:
         pass
@@ -176,6 +201,19 @@ def with_tracker(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setitem(mae.training.trackers.TRACKERS, "tensorboard", tracker)
 
     return use
+
+
+def test_the_values_of_steps_and_of_epochs_have_names_of_their_own(tmp_path: Path, with_tracker: Any) -> None:
+    with_tracker(Recorder)
+    trackers = Trackers(("tensorboard",), tmp_path, {}, 0, offline=True, on_event=lambda event: None)
+    trackers(StepSkipped(0.5, 7, 3.0, float("inf"), 1e-3, 1))
+    trackers(Evaluating("test", 64, 128))  # progress, as often as there are batches
+    trackers(Validated(0, 0.5, 0.75, True))
+    trackers.close()
+    assert Recorder.entries == [
+        (7, {"step/loss": 3.0, "step/lr": 1e-3}),
+        (7, {"epoch/val_loss": 0.5, "epoch/val_accuracy": 0.75}),
+    ]
 
 
 def test_one_that_fails_is_said_once_and_stops_nothing(tmp_path: Path, with_tracker: Any) -> None:
