@@ -161,8 +161,10 @@ class RunLog:
 
     @property
     def finished(self) -> bool:
-        """Whether the last epoch is finished."""
-        return self.wanted_epochs is not None and bool(self.epochs) and self.epochs[-1].epoch >= self.wanted_epochs
+        """Whether the last epoch is finished and, in a fine-tuning or linear probing run, tested."""
+        if self.wanted_epochs is None or not self.epochs or self.epochs[-1].epoch < self.wanted_epochs:
+            return False
+        return self.command == "pretrain" or self.test is not None
 
     @property
     def epochs_done(self) -> float:
@@ -268,6 +270,7 @@ class _LogState:
             done = int(epoch) + 1
             loss, lr = _number(entry["train_loss"]), _number(entry.get("train_lr"))
             self.epochs[done] = LoggedEpoch(done, loss, lr, _number(entry.get("seconds")), *rates)
+            self.test = None  # if there is one, it was made before the run was prolonged
         elif "val_accuracy" in entry and 0 <= epoch < 1e9:
             done = int(epoch) + 1
             self.validations[done] = LoggedValidation(

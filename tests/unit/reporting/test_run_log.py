@@ -26,6 +26,21 @@ def test_a_finished_run(tmp_path: Path) -> None:
     assert (log.finished, log.wanted_epochs, log.seconds_left(), log.broken_lines, log.notes) == (True, 4, 0.0, 0, ())
 
 
+def test_a_classification_run_is_finished_when_it_is_tested(tmp_path: Path) -> None:
+    run = write_run(tmp_path, done=4, epochs=4)
+    (run / "config.toml").write_text("epochs = 4\nlayer_decay = 0.65\n")
+    assert not read_run(run).finished
+    tested = {"epoch": 2, "test_accuracy": 0.75, "test_low": 0.7, "test_high": 0.8, "test_images": 40}
+    with (run / "log.jsonl").open("a") as log:
+        log.write(json.dumps(tested) + "\n")
+    assert read_run(run).finished
+    (run / "config.toml").write_text("epochs = 5\nlayer_decay = 0.65\n")
+    with (run / "log.jsonl").open("a") as log:
+        log.write(json.dumps(epoch_line(4)) + "\n")
+    prolonged = read_run(run)
+    assert (prolonged.epochs_done, prolonged.finished, prolonged.test) == (5, False, None)
+
+
 def test_a_run_that_is_going_on(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", done=2, epochs=10)
     with (run / "log.jsonl").open("a") as file:
