@@ -38,7 +38,7 @@ def _follow(config: WatchConfig, output: Output) -> RunLog:
     """Show the run each time its log has grown, until it is finished; return the newest log."""
     from mae.reporting.run_log import read_run
 
-    log, size = read_run(config.run), _size(config.run)
+    size, log = _size(config.run), read_run(config.run)  # in this order, so that no line is missed
     if config.once or log.finished:
         return log
     redraw = can_redraw(sys.stderr) and not output.quiet
@@ -47,7 +47,7 @@ def _follow(config: WatchConfig, output: Output) -> RunLog:
         while not log.finished:
             time.sleep(config.every)
             if (now := _size(config.run)) != size:
-                log, size = read_run(config.run), now
+                size, log = now, read_run(config.run)
                 show(_text(config.run, log) if redraw else _line(log))
     return log
 

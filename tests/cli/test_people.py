@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mae.reporting.run_log import RunLog, read_run
 from tests.cli.at_terminal import Seen, run_at
 from tests.cli.small import SIZES
 from tests.processes import finish, fork, start_python
@@ -286,6 +287,22 @@ def test_ctrl_c_is_a_line_and_130(
 
 def start(*arguments: str | Path, **streams: Any) -> subprocess.Popen[str]:
     return start_python("-m", "maecli", *arguments, **streams)
+
+
+def test_watch_sees_what_is_logged_while_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_run(tmp_path / "run", done=3, epochs=4)
+
+    def read_slowly(folder: Path) -> RunLog:
+        log = read_run(folder)
+        if not log.finished:
+            with (folder / "log.jsonl").open("a") as file:
+                file.write('{"epoch": 3, "train_loss": 0.125, "train_lr": 1e-4, "seconds": 1}\n')
+        return log
+
+    waits = iter([None])  # more than one would mean that it watches forever
+    monkeypatch.setattr("mae.reporting.run_log.read_run", read_slowly)
+    monkeypatch.setattr("time.sleep", lambda seconds: next(waits))
+    assert json.loads(run_at("watch", run, "--json").out)["loss"] == 0.125
 
 
 @pytest.mark.parametrize("normalised", [True, False])
