@@ -141,7 +141,7 @@ def _embed(
     ranks.wait()
     if not ranks.first:
         return None
-    skipped = [(str(one.path), one.reason) for one in scan.unreadable]
+    skipped = [(unfolded(one.path), one.reason) for one in scan.unreadable]
     skipped += [(unfolded(scan.images.name(index)), reason) for index, reason in store.unreadable()]
     check_unreadable(skipped, len(dataset) + len(scan.unreadable), config.max_unreadable)
     labels = read_labels(scan.images, config.data)

@@ -162,7 +162,7 @@ def _encoder_sizes(config: MAEConfig) -> tuple[object, ...]:
 
 def _skipped(scan: ImageScan, features: FeatureSet) -> list[tuple[str, str]]:
     bad = features.kept[0].store.unreadable()
-    return [(str(one.path), one.reason) for one in scan.unreadable] + [
+    return [(unfolded(one.path), one.reason) for one in scan.unreadable] + [
         (unfolded(scan.images.name(int(features.used[index]))), reason) for index, reason in bad
     ]
 

@@ -117,7 +117,7 @@ def predict(config: PredictConfig, on_progress: Callable[[Progress], None] = lam
         notes += (f"--top-k {config.top_k}: the classifier has only {len(names):,} classes, so all are shown",)
     dataset = EvalDataset(scan.images, EvalTransform(model.config.img_size, config.crop_pct), model.config.in_chans)
     batches = in_batches(range(len(dataset)), config.batch_size)
-    skipped = [(str(one.path), one.reason) for one in scan.unreadable]
+    skipped = [(unfolded(one.path), one.reason) for one in scan.unreadable]
     count = 0
 
     def predictions() -> Iterator[Prediction]:
