@@ -190,8 +190,11 @@ def _save(file: IO[bytes], array: NDArray[Any]) -> None:
 
 
 def content_digest(source: ImageSource) -> str:
-    """Hash of names, sizes and modification times of the images; if it changes, features are computed again."""
-    digest = hashlib.blake2b(source.digest().encode(), digest_size=16)
+    """Hash of names, sizes and modification times of the images, and of the versions of remote objects.
+
+    If it changes, features are computed again.
+    """
+    digest = hashlib.blake2b("\n".join((source.digest(), *source.versions)).encode(), digest_size=16)
     stamps: dict[str, str] = {}
     for index in range(len(source)):
         path = os.fspath(source.name(index))

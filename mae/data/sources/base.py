@@ -66,6 +66,11 @@ class ImageSource(abc.ABC):
         return False
 
     @property
+    def versions(self) -> Sequence[str]:
+        """What changes with the content of each remote object; empty for local files."""
+        return ()
+
+    @property
     def warnings(self) -> Sequence[str]:
         """Messages for the user about what cannot be checked while the source is read."""
         return ()
@@ -134,6 +139,10 @@ class Subset(WrappedSource):
         return self.source.is_remote
 
     @property
+    def versions(self) -> Sequence[str]:
+        return self.source.versions
+
+    @property
     def warnings(self) -> Sequence[str]:
         return self.source.warnings
 
@@ -159,6 +168,10 @@ class JoinedSource(WrappedSource):
     @property
     def is_remote(self) -> bool:
         return any(part.is_remote for part in self.parts)
+
+    @property
+    def versions(self) -> Sequence[str]:
+        return [version for part in self.parts for version in part.versions]
 
     def digest(self) -> str:
         """Hash of the digests of all parts, in order."""

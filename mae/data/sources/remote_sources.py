@@ -34,7 +34,27 @@ INDEX_VERSION = 2
 _ASKED_AT_ONCE, _LISTED_AT_ONCE = 16, 4
 
 
-class RemoteArchiveSource(ArchiveSource):
+class _RemoteSource(ImageSource):
+    """What the sources of remote objects have in common."""
+
+    _objects: list[RemoteObject]
+
+    @property
+    def is_remote(self) -> bool:
+        return True
+
+    @property
+    def versions(self) -> Sequence[str]:
+        """Size and version of each object."""
+        return [" ".join(remote.stamp) for remote in self._objects]
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """A warning if changes of an object may not be noticed."""
+        return _unwatched(self._objects)
+
+
+class RemoteArchiveSource(_RemoteSource, ArchiveSource):
     """The images of some archives behind URLs.
 
     Images of the same 8 MiB of an archive form a group. The order of an epoch mixes the images of 16 groups, so that a
@@ -61,15 +81,6 @@ class RemoteArchiveSource(ArchiveSource):
         start = int(self._offsets[index])
         self._objects[int(self._archive_of[index])].prefetch(start, start + int(self._sizes[index]))
 
-    @property
-    def is_remote(self) -> bool:
-        return True
-
-    @property
-    def warnings(self) -> Sequence[str]:
-        """A warning if changes of an object may not be noticed."""
-        return _unwatched(self._objects)
-
     def _stamp(self, path: Path) -> list[int]:
         return []  # not needed, because each read checks that the object has not changed
 
@@ -82,7 +93,7 @@ class RemoteArchiveSource(ArchiveSource):
         return self._files[key]
 
 
-class RemoteTableSource(TableSource):
+class RemoteTableSource(_RemoteSource, TableSource):
     """The images in one column of some Parquet files behind URLs.
 
     Args:
@@ -101,20 +112,11 @@ class RemoteTableSource(TableSource):
             self._fetched.append(group)
             self._objects[self._places[group][0]].prefetch(*self._spans[group])
 
-    @property
-    def is_remote(self) -> bool:
-        return True
-
-    @property
-    def warnings(self) -> Sequence[str]:
-        """A warning if changes of an object may not be noticed."""
-        return _unwatched(self._objects)
-
     def _open(self, number: int) -> Any:
         return self._objects[number].open()
 
 
-class RemoteImageSource(ImageSource):
+class RemoteImageSource(_RemoteSource):
     """Single images behind URLs.
 
     Args:
@@ -143,15 +145,6 @@ class RemoteImageSource(ImageSource):
 
     def prefetch(self, index: int) -> None:
         self._objects[index].prefetch(0, self._objects[index].size)
-
-    @property
-    def is_remote(self) -> bool:
-        return True
-
-    @property
-    def warnings(self) -> Sequence[str]:
-        """A warning if changes of an object may not be noticed."""
-        return _unwatched(self._objects)
 
 
 class Kind(enum.Enum):

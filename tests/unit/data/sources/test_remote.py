@@ -35,6 +35,7 @@ from mae.data.sources.remote import RemoteError, RemoteObject
 from mae.data.sources.scan import scan_images
 from mae.errors import DataError
 from mae.evaluation.splits import read_labels
+from mae.evaluation.store import content_digest
 from mae.training.classifier_config import FinetuneConfig, LinprobeConfig
 from mae.training.engine import plan_task
 from mae.training.events import Event, Stepped
@@ -460,6 +461,21 @@ def test_images_of_a_host_share_connections(server: Server) -> None:
     images = scan_images([Path(server.url("{0..4}.png"))]).images
     for source in (images, pickle.loads(pickle.dumps(images))):
         assert len({id(one._connections.system(one.url, one.name)[0]) for one in source._objects}) == 1
+
+
+def test_features_are_of_one_version(server: Server, tmp_path: Path) -> None:
+    server.files |= {"a.png": image_bytes(1), "a.parquet": write_parquet(tmp_path / "a.parquet", CONTENT).read_bytes()}
+    sources = [[Path(server.url(name))] for name in ("a.png", "train-00.tar", "a.parquet")]
+    sources.append([path for (path,) in sources])
+
+    def digests() -> list[str]:
+        images = [scan_images(paths).images for paths in sources]
+        return [content_digest(Subset(one, np.arange(1))) for one in images]
+
+    before = digests()
+    assert digests() == before
+    server.tag = '"two"'
+    assert not set(digests()) & set(before)
 
 
 def test_a_single_image_that_is_too_large(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
