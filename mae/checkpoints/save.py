@@ -144,7 +144,7 @@ def save_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[
         with temporary.open("xb") as file:
             mode = os.fstat(file.fileno()).st_mode
         save_file({key: tensor.contiguous() for key, tensor in state.items()}, temporary, {"format": "pt", **metadata})
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:  # Windows flushes no file that is open for reading
             os.fsync(file.fileno())
         temporary.chmod(mode)  # save_file sets 0600, so other users could not read it
         temporary.replace(target)

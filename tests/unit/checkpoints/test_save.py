@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,17 @@ def test_a_folder_says_its_sizes_in_two_places(model: mae.MaskedAutoencoder, tmp
         assert {"blocks.0.attn.qkv.weight", "decoder_blocks.0.norm1.bias", "mask_token"} <= set(file.keys())
     save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors")
     assert same(mae.from_pretrained(folder), model)
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+def test_files_are_flushed_by_a_descriptor_that_may_write(
+    model: mae.MaskedAutoencoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Windows refuses to flush a file that is open for reading."""
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.write(descriptor, b"")))
+    model.save_pretrained(tmp_path / name)
+    assert flushed == [0]
 
 
 def test_where_nothing_can_be_written(model: mae.MaskedAutoencoder, tmp_path: Path) -> None:
