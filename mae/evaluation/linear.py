@@ -150,12 +150,12 @@ def _solve_all(
 
 
 def _principal_axes(features: Tensor) -> tuple[Tensor, Tensor]:
-    """The principal axes of features with non-zero variance, (D, R), and the mean squares along them, (R,).
+    """The principal axes with non-zero variance (all, if none has), (D, R), and the mean squares along them, (R,).
 
     Their rotation keeps the L2 penalty and makes the curvature nearly diagonal.
     """
     values, axes = torch.linalg.eigh((features.T @ features).double() / len(features))
-    there = values > values[-1] * 1e-9
+    there = values >= values[-1] * 1e-9
     return axes[:, there].to(features.dtype), values[there].to(features.dtype)
 
 

@@ -102,6 +102,8 @@ def test_constant_features_and_more_features_than_images() -> None:
     found = linear(wide[:20], labels[:20], wide[20:], 4)
     assert found.predicted.shape == (20,)
     assert np.isfinite(found.penalty)
+    same = linear(torch.ones(40, 5), labels, torch.ones(3, 5), 4)  # of images that are all equal
+    assert (same.predicted == np.bincount(labels).argmax()).all()
 
 
 def test_logits_of_all_test_images_are_never_in_memory_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
