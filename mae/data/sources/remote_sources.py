@@ -16,9 +16,8 @@ from typing import IO, Any
 
 import numpy as np
 import PIL
-from PIL import Image
 
-from mae.data.decoding.formats import FORMATS, ImageError, too_large
+from mae.data.decoding.formats import ImageError, image_suffixes, too_large
 from mae.data.sources.archive import ARCHIVE_SUFFIXES, MOST_OPEN_FILES, ArchiveListing, ArchiveSource, list_members
 from mae.data.sources.base import GROUPS_AT_ONCE, ImageSource
 from mae.data.sources.parquet import TableSource
@@ -144,7 +143,9 @@ class RemoteImageSource(_RemoteSource):
         return hashlib.blake2b(names.encode(), digest_size=8).hexdigest()
 
     def prefetch(self, index: int) -> None:
-        self._objects[index].prefetch(0, self._objects[index].size)
+        remote = self._objects[index]
+        if not too_large(remote.size):
+            remote.prefetch(0, remote.size)
 
 
 class Kind(enum.Enum):
@@ -160,8 +161,7 @@ def kind_of(url: str) -> Kind | None:
     suffix = suffix_of(url)
     if suffix in SUFFIXES:
         return Kind.ARCHIVE if suffix in ARCHIVE_SUFFIXES else Kind.TABLE
-    Image.init()  # reads all of Pillow's formats
-    return Kind.IMAGE if Image.EXTENSION.get(suffix) in FORMATS else None
+    return Kind.IMAGE if suffix in image_suffixes() else None
 
 
 def remote_objects(urls: Sequence[str], cache_bytes: int | None) -> list[RemoteObject]:

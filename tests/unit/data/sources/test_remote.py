@@ -481,8 +481,11 @@ def test_features_are_of_one_version(server: Server, tmp_path: Path) -> None:
 def test_a_single_image_that_is_too_large(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     server.files["large.png"] = CONTENT[min(CONTENT)]
     monkeypatch.setattr(mae.data.decoding.formats, "MAX_FILE_BYTES", 10)
+    images = scan_images([Path(server.url("large.png"))]).images
     with pytest.raises(ImageError, match=r"large\.png: is too large"):
-        scan_images([Path(server.url("large.png"))]).images.open(0)
+        images.open(0)
+    images.prefetch(0)
+    assert server.asked == []
 
 
 def test_offline_and_other_refusals(server: Server) -> None:
