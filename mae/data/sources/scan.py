@@ -215,7 +215,7 @@ def _holds_hidden(path: Path) -> bool:
 
 
 def holds_many(path: Path) -> bool:
-    """Whether a path is a folder, an archive or a table, or a URL, and not a single image."""
+    """Whether a path is a folder, an archive, a table or any URL."""
     return os.path.isdir(path) or _is_archive(path) or path.suffix.lower() == ".parquet" or url_of(path) is not None
 
 
