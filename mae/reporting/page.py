@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mae.reporting.curves import Curve, chart, evenly, thin, x_range_of
 from mae.reporting.render import LONGEST_TEXT, SHARED, render, time_text
 from mae.reporting.run_log import LoggedEpoch, RunLog
+from mae.reporting.runs import figure_text
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -58,7 +59,7 @@ def page(
         name=name,
         standing=_standing(log, written, now, state),
         tiles=_tiles(log),
-        changes=[f"after epoch {one.epoch:,.4g}: {one.what}" for one in log.changes[-MOST_ROWS:]],
+        changes=[f"after epoch {figure_text(one.epoch)}: {one.what}" for one in log.changes[-MOST_ROWS:]],
         warnings=[*_warnings(log), *notes],
         charts=_charts(log),
         images=images,
@@ -306,13 +307,6 @@ def _steps(log: RunLog) -> str:
 def _mean(values: Iterable[float]) -> float:
     good = [value for value in values if math.isfinite(value)]
     return sum(good) / len(good) if good else math.nan
-
-
-def figure_text(value: float) -> str:
-    """A number with four digits, or with all before the point, such as 12,346; a dash for NaN."""
-    if not math.isfinite(value):
-        return "-"
-    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:,.4g}"
 
 
 def _percent(share: float) -> str:

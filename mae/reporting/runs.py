@@ -93,10 +93,17 @@ def summary_cells(one: RunSummary, measured: Iterable[str], of: str) -> tuple[st
 
     ``of`` stands between the finished and the wanted epochs.
     """
-    epochs = f"{one.epochs:,.4g}" + (f"{of}{one.wanted_epochs:,}" if one.wanted_epochs else "")
+    epochs = figure_text(one.epochs) + (f"{of}{one.wanted_epochs:,}" if one.wanted_epochs else "")
     forms = {"loss": "{:.4f}", "psnr": "{:.1f} dB", **dict.fromkeys(measured, "{:.1%}"), "images_per_second": "{:,.0f}"}
     values = ((getattr(one, name), form) for name, form in forms.items())
     return (epochs, *("-" if value is None else form.format(value) for value, form in values))
+
+
+def figure_text(value: float) -> str:
+    """A number with four digits, or with all before the point, such as 12,346; a dash for NaN."""
+    if not math.isfinite(value):
+        return "-"
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:,.4g}"
 
 
 def runs(config: RunsConfig) -> RunsResult:

@@ -70,6 +70,7 @@ def _size(run: Path) -> int:
 
 
 def _facts(log: RunLog) -> dict[str, str]:
+    from mae.reporting.runs import figure_text
     from maecli.views.progress import duration
 
     newest = log.steps[-1] if log.steps else None
@@ -78,7 +79,7 @@ def _facts(log: RunLog) -> dict[str, str]:
     of = f" of {log.wanted_epochs:,}" if log.wanted_epochs else ""
     left = log.seconds_left()
     facts = {
-        "epochs": f"{log.epochs_done:,.4g}{of}" + (", finished" if log.finished else ""),
+        "epochs": figure_text(log.epochs_done) + of + (", finished" if log.finished else ""),
         "step": f"{newest.step:,}" if newest else "-",
         "loss": f"{_loss(log):.4f}" if math.isfinite(_loss(log)) else "-",
         "learning rate": f"{rates.lr:.2e}" if rates else "-",

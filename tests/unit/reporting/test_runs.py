@@ -16,7 +16,7 @@ from mae.reporting.config import RunsConfig
 from mae.reporting.runs import FRESH_SECONDS, runs
 from maecli.app import app
 from tests.processes import finish, start_python
-from tests.unit.reporting.runs import write_run
+from tests.unit.reporting.runs import step_line, write_run
 
 
 def test_runs_at_any_depth(tmp_path: Path) -> None:
@@ -37,6 +37,14 @@ def test_runs_at_any_depth(tmp_path: Path) -> None:
     os.utime(tmp_path / "b" / "log.jsonl", (1, 1))
     assert [one.run for one in mae.runs(tmp_path).runs] == ["deep/er/a", "b"]
     assert [one.run for one in runs(RunsConfig(folder=tmp_path / "b")).runs] == ["."]
+
+
+def test_many_epochs_are_written_in_full(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", done=1, epochs=20_000)
+    with (run / "log.jsonl").open("a") as log:
+        log.write(json.dumps(step_line(98_765, 12_345.6)) + "\n")
+    assert "12,346/20,000" in CliRunner().invoke(app, ["runs", str(tmp_path)]).stdout
+    assert "12,346 of 20,000" in CliRunner().invoke(app, ["watch", str(run), "--once"]).stdout
 
 
 def test_a_model_with_other_sizes_is_not_named_as_the_variant(tmp_path: Path) -> None:
