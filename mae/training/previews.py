@@ -45,7 +45,8 @@ class Previews:
         self.paths = [candidates.name(index) for index, _ in loaded]
         tensors = [tensor for _, tensor in loaded]
         if not tensors:
-            raise DataError(f"none of the {len(candidates)} images can be decoded")
+            tried = len(evenly_chosen(len(candidates), PREVIEW_IMAGES))
+            raise DataError(f"none of the {tried} images that were tried for the previews can be decoded")
         self.imgs = normalise(torch.stack(tensors))
         noise = torch.rand(1, model.config.num_patches, generator=torch.Generator().manual_seed(MASK_SEED))
         self.masking = random_masking(noise.expand(len(tensors), -1), mask_ratio)
@@ -107,7 +108,10 @@ def held_out_images(val: Path | None) -> ImageSource | None:
 
 
 def _load_some(images: ImageSource, count: int, model: MaskedAutoencoder) -> list[tuple[int, Tensor]]:
-    """(number, image) of readable images from the whole source, (C, H, W) uint8, cropped to the model's size."""
+    """(number, image) of up to ``count`` readable images, (C, H, W) uint8, cropped to the model's size.
+
+    Of a large source only some are tried, since on a failed disk each try may take minutes.
+    """
     loaded: list[tuple[int, Tensor]] = []
     for index in evenly_chosen(len(images), count):
         try:
@@ -121,7 +125,7 @@ def _load_some(images: ImageSource, count: int, model: MaskedAutoencoder) -> lis
 
 
 def evenly_chosen(images: int, count: int) -> list[int]:
-    """Numbers of all images, first ``count`` of them at equal distances, then the others."""
+    """Numbers of images to try: ``count`` of them at equal distances, then others from the first ``10 * count``."""
     if images <= count:
         return list(range(images))
     chosen = [i * images // count for i in range(count)]

@@ -95,3 +95,12 @@ def test_photographs_that_are_not_there_are_named_with_their_option(tmp_path: Pa
     assert caught.value.hint is not None
     with pytest.raises(DataError, match="--val no image in"):
         held_out_images(tmp_path)
+
+
+def test_images_that_were_not_tried_are_not_called_broken(tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32)).save(tmp_path / "whole.png")
+    content = (tmp_path / "whole.png").read_bytes()
+    for number in range(50):
+        (tmp_path / f"{number:02}.png").write_bytes(content[:60])
+    with pytest.raises(DataError, match="none of the 40 images that were tried for the previews"):
+        previews(tmp_path, norm_pix_loss=True)
