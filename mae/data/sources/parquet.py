@@ -64,7 +64,7 @@ class TableSource(ImageSource):
                     groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
                     rows = [group.num_rows for group in groups]
                     largest = max([largest, *(_size(group, self._columns[-1]) for group in groups)])
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, NotImplementedError) as error:
                 raise DataError(f"{shown(path)} is not a readable Parquet file: {error}") from None
             places += [(number, group, count) for group, count in enumerate(rows) if count]
             starts = itertools.accumulate(rows[:-1], initial=0)
@@ -95,8 +95,8 @@ class TableSource(ImageSource):
         group, row = self._find(index)
         try:
             data = self._kept.row(group, row, lambda: self._decode(group))
-        except (OSError, ValueError) as error:
-            raise ImageError(self.name(index), f"is damaged ({shown(str(error))})") from None
+        except (OSError, ValueError, NotImplementedError) as error:
+            raise ImageError(self.name(index), f"cannot be read ({shown(str(error))})") from None
         if data is None:
             raise ImageError(self.name(index), "holds no image")
         return io.BytesIO(data)

@@ -6,6 +6,7 @@ import io
 import pickle
 import struct
 import tarfile
+import unittest.mock
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -190,7 +191,7 @@ def test_a_folder_of_archives_says_how_to_name_them(tmp_path: Path) -> None:
     assert caught.value.hint == f"archives are read when they are named: {tmp_path}/*.tar"
 
 
-def test_tables_without_images_and_rows_without_one(tmp_path: Path) -> None:
+def test_tables_without_images_and_rows_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as parquet
 
@@ -205,6 +206,11 @@ def test_tables_without_images_and_rows_without_one(tmp_path: Path) -> None:
     assert source.load(0, 3).size == (24, 20)
     with pytest.raises(ImageError, match=r"row 1: holds no image"):
         source.load(1, 3)
+    with monkeypatch.context() as patch:  # as for a struct of over 2 GB
+        reason = unittest.mock.Mock(side_effect=pa.ArrowNotImplementedError("Nested data conversions"))
+        patch.setattr(parquet.ParquetFile, "read_row_group", reason)
+        with pytest.raises(ImageError, match=r"row 0: cannot be read \(Nested data conversions\)"):
+            scan_images([tmp_path / "c.parquet"]).images.load(0, 3)
     (tmp_path / "d.parquet").write_text("words")
     with pytest.raises(DataError, match="is not a readable Parquet file"):
         scan_images([tmp_path / "d.parquet"])
