@@ -126,6 +126,7 @@ class BlockCache:
                 break
             with contextlib.suppress(OSError):
                 Path(path).unlink()
+                Path(path).parent.rmdir()  # fails while it holds other blocks
             total -= size
 
     def _path(self, key: str, number: int) -> Path:

@@ -431,6 +431,8 @@ def test_the_cache_is_bounded_and_the_newest_stay(tmp_path: Path) -> None:
     assert cache.get("a", 49, 1000, 10, 12) == bytes([49, 49])
     assert cache.get("a", 0, 1000, 0, 1) == b"\0"  # it was used last
     assert cache.get("a", 20, 1000, 0, 1) is None
+    cache.make_room(share=0)
+    assert list(cache.folder.iterdir()) == []  # no folder of each object remains
 
 
 def test_single_images(server: Server, tmp_path: Path) -> None:
