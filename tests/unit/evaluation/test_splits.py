@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from mae.data.sources.scan import scan_images
 from mae.errors import DataError
+from mae.evaluation import splits
 from mae.evaluation.splits import Split, by_label, make_split, read_labels, stratified
 from tests.unit.evaluation.small import class_folders, image
 
@@ -235,3 +237,21 @@ def test_indices_by_label() -> None:
     labels = np.array([2, 0, 2, 5, 0, 2])
     assert [own.tolist() for own in by_label(labels)] == [[1, 4], [0, 2, 5], [3]]
     assert by_label(labels[:0]) == []
+
+
+def test_folders_are_classes_on_windows_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [PureWindowsPath(rf"C:\data\{part}\{name}\1.png") for part in ("test", "train") for name in ("cat", "dog")]
+    monkeypatch.setattr(splits, "os", SimpleNamespace(sep="\\"))
+    monkeypatch.setattr(splits, "Path", PureWindowsPath)
+    monkeypatch.setattr(PureWindowsPath, "is_dir", lambda path: path.suffix == "", raising=False)
+
+    class Source:
+        def __len__(self) -> int:
+            return len(names)
+
+        def name(self, index: int) -> PureWindowsPath:
+            return names[index]
+
+    labels = read_labels(Source(), [PureWindowsPath(r"C:\data")])  # type: ignore[arg-type, list-item]
+    assert labels.classes == ("cat", "dog")
+    assert labels.parts == ("test", "train")
