@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 _FOLDED_URL = re.compile(r"\A([a-z][a-z0-9+.-]+):/(?=[^/])")
 
@@ -24,9 +24,9 @@ def shown(text: str | Path, longest: int | None = None) -> str:
 
 def unfolded(path: str | Path) -> str:
     """A path as text; slashes of a URL that ``Path`` would drop are there again."""
-    text = str(path)
+    text = path.as_posix() if isinstance(path, PurePath) else str(path)
     if not _FOLDED_URL.match(text):
-        return text
+        return str(path)
     from mae.options import SLASH_KEPT  # here, because --help does not need it
 
     return _FOLDED_URL.sub(r"\1://", text).replace(SLASH_KEPT, "")

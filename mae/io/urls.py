@@ -18,7 +18,7 @@ _WEB = ("http", "https")  # only these have ports and fragments; ``#`` is a part
 def url_of(source: Path) -> str | None:
     """The URL of a source, with its scheme in lower case; None if it is a local path."""
     # Path.exists raises an error if a name is too long.
-    match = None if os.path.exists(source) else _URL.search(str(source))  # noqa: PTH110
+    match = None if os.path.exists(source) else _URL.search(source.as_posix())  # noqa: PTH110
     return f"{match[1].lower()}://{match[2].replace(SLASH_KEPT, '')}" if match else None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 
@@ -41,6 +41,15 @@ def test_slashes_of_a_url_are_kept(url: str) -> None:
     assert [path_of(text) for text in ("a//b/", "s3:/a//b", "s3://bucket/a.tar/")] == [
         Path(text) for text in ("a/b", "s3:/a/b", "s3://bucket/a.tar")
     ]
+
+
+def test_paths_of_windows() -> None:
+    url = PureWindowsPath("s3://bucket/train-{0..9}.tar")
+    assert url_of(url) == "s3://bucket/train-{0..9}.tar"  # type: ignore[arg-type]
+    assert shown(url / "cat" / "1.png") == "s3://bucket/train-{0..9}.tar/cat/1.png"  # type: ignore[arg-type]
+    folder = PureWindowsPath(r"C:\photos\cat")
+    assert url_of(folder) is None  # type: ignore[arg-type]
+    assert shown(folder) == r"C:\photos\cat"  # type: ignore[arg-type]
 
 
 def test_no_secret_is_shown() -> None:
