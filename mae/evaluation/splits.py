@@ -234,6 +234,10 @@ def _given(source: ImageSource, labels: Labels, where: str, notes: tuple[str, ..
                 f"{where}/{there}/{name}",
             )
     kept = sorted(has_train)
+    if not kept:
+        raise DataError(
+            f"{where}: {shown(train_name)} and {shown(test_name)} hold no class with a readable image", hint=LABELS_HINT
+        )
     _refuse_few(kept, labels, where)
     unused = [name for name in labels.parts if name not in (train_name, test_name)]
     if unused:

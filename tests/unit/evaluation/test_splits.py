@@ -146,6 +146,13 @@ def unreadable_test(root: Path) -> None:
         path.write_bytes(b"")
 
 
+def broken_parts(root: Path) -> None:
+    class_folders(root / "images" / "val", 2)
+    for part in ("train", "test"):
+        (root / "images" / part).mkdir()
+        (root / "images" / part / "empty.png").touch()
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -162,6 +169,7 @@ def unreadable_test(root: Path) -> None:
         (missing_in_train, "d/train has no folder green with images, but d/test has"),
         (single, "d/rare has only one image"),
         (flat_parts, "d: there are no class folders"),
+        (broken_parts, "d: train and test hold no class with a readable image"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
