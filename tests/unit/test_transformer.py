@@ -146,6 +146,29 @@ def test_changed_modules_are_called(change: str) -> None:
         assert torch.equal(got, block(x))
 
 
+def double(block: Block) -> None:
+    doubled = Doubled(DIM, 3 * DIM)
+    doubled.load_state_dict(block.attn.qkv.state_dict())
+    block.attn.qkv = doubled
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        double,
+        without_bias,
+        lambda block: block.attn.qkv.register_forward_hook(lambda _, __, out: 2 * out),
+        lambda block: block.attn.qkv.register_forward_pre_hook(lambda _, args: (2 * args[0],)),
+        lambda block: parametrize.register_parametrization(block.attn.qkv, "weight", nn.Tanh()),
+    ],
+    ids=["replaced", "without bias", "forward hook", "forward pre-hook", "parametrised"],
+)
+def test_a_changed_projection_is_called_for_a_part_of_the_tokens_too(change: Callable[[Block], object]) -> None:
+    block, x = make_block(), make_tokens()
+    change(block)
+    assert torch.allclose(block(x, 2), block(x)[:, 2:], atol=1e-5)
+
+
 def test_a_hook_of_all_modules_is_called() -> None:
     called: list[nn.Module] = []
     handle = register_module_forward_hook(lambda module, *_: called.append(module))
