@@ -57,12 +57,13 @@ def whiten(train: Tensor, test: Tensor, components: int) -> tuple[Tensor, Tensor
         components: Maximum number of components.
 
     Returns:
-        (N, R) and (M, R), where R is ``components``, or the number of components with non-zero variance if smaller.
+        (N, R) and (M, R), where R is ``components``, or the number of components with non-zero variance if smaller;
+        if none has, the training images are equal, and the components are not divided.
     """
     mean = train.mean(dim=0)
     centred = (train - mean).double()
     values, axes = torch.linalg.eigh(centred.T @ centred / len(train))
     values, axes = values.flip(0)[:components], axes.flip(1)[:, :components]
-    there = values > values[0] * 1e-9
-    axes = (axes[:, there] / values[there].sqrt()).to(train.dtype)
+    there = values >= values[0] * 1e-9
+    axes = (axes / torch.where(values > 0, values, 1).sqrt())[:, there].to(train.dtype)
     return (train - mean) @ axes, (test - mean) @ axes

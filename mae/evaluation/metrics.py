@@ -68,7 +68,7 @@ def rank_me(features: Tensor, *, seed: int = 0) -> float:
         A value between 1 and min(N, D).
     """
     values = _eigenvalues(_at_most(features, seed), centred=False).sqrt()
-    shares = values / values.sum() + RANK_ME_EPS
+    shares = values / values.sum().clamp_min(1e-30) + RANK_ME_EPS  # features may all be 0
     return float((-(shares * shares.log()).sum()).exp())
 
 

@@ -23,6 +23,7 @@ def test_rank_me_of_known_ranks() -> None:
     basis = torch.linalg.qr(torch.randn(100, 16, generator=torch.Generator().manual_seed(0)))[0]
     assert rank_me(basis) == pytest.approx(16, rel=1e-4)
     assert rank_me(torch.ones(50, 8)) == pytest.approx(1, abs=1e-3)
+    assert rank_me(torch.zeros(50, 8)) == pytest.approx(1, abs=1e-3)
     assert rank_me(basis.T) == pytest.approx(16, rel=1e-4)
 
 
