@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from mae.data.dataset import ImageDataset, Sample
 from mae.data.sampler import EpochBatches
@@ -57,6 +57,8 @@ def loader_of(
 ) -> DataLoader[Any]:
     """Torch's DataLoader over batches of a dataset's indices, with the settings that all loaders here share.
 
+    ``Batches`` iterates over it: a batch that cannot be loaded is a ``DataError`` in its place.
+
     Args:
         dataset, batches, collate: ``dataset``, ``batch_sampler`` and ``collate_fn`` of DataLoader.
         generator: Source of the loader's base seed; without it, torch's global generator would be used and changed.
@@ -64,15 +66,34 @@ def loader_of(
         pin_memory: Whether to copy batches to pinned memory.
     """
     return DataLoader(
-        dataset,
+        _WholeBatches(dataset, collate),
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_as_it_is,
         worker_init_fn=start_worker,
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
         generator=generator,
     )
+
+
+class _WholeBatches(Dataset[Any]):
+    """Loads batches of a dataset; returns a ``DataError``, since torch would send the text of a raised one alone."""
+
+    def __init__(self, dataset: Any, collate: Any) -> None:
+        self.dataset = dataset
+        self.collate = collate
+
+    def __getitems__(self, indices: Sequence[Any]) -> Any:
+        try:
+            several = getattr(self.dataset, "__getitems__", None)
+            return self.collate(several(indices) if several else [self.dataset[index] for index in indices])
+        except DataError as error:
+            return error
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def loader_workers(wanted: int | None, device: torch.device) -> int:
@@ -105,15 +126,15 @@ class Batches(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         try:
-            batch: Batch = next(self._batches)
-            return batch
-        except DataError as error:
-            raise _without_traceback(error) from None
+            batch: Batch | DataError = next(self._batches)
         except (EOFError, OSError, RuntimeError) as error:
             explained = self.explain(error)
             if explained is error:
                 raise
             raise explained from None
+        if isinstance(batch, DataError):
+            raise batch
+        return batch
 
     def explain(self, error: Exception) -> Exception:
         """A ``LoaderError`` if ``error`` was caused by the death of a loader process, else the error itself."""
@@ -136,15 +157,6 @@ class Batches(Iterator[Batch]):
             hint="the system kills processes when memory runs short: fewer --workers, a smaller --cache or "
             "--batch-size need less",
         )
-
-
-def _without_traceback(error: DataError) -> DataError:
-    """The error as the loader process raised it; torch has put that process's traceback into its message."""
-    if not error.message.startswith("Caught "):
-        return error
-    raised = type(error).__name__
-    last = error.message.rpartition(f"{raised}: ")[2].strip()
-    return type(error)(last)
 
 
 def start_worker(worker: int) -> None:

@@ -17,10 +17,13 @@ from PIL import Image
 from mae.data.augment import Augmentation
 from mae.data.dataset import MOST_TRIES, ImageDataset
 from mae.data.decoding.formats import ImageError
-from mae.data.loader import make_loader, start_worker
+from mae.data.eval_loader import EvalDataset, eval_batches
+from mae.data.eval_transform import EvalTransform
+from mae.data.loader import Batches, make_loader, start_worker
 from mae.data.sampler import Draw, EpochBatches
 from mae.data.sources.base import ImageSource
 from mae.data.sources.paths import ImagePaths
+from mae.data.sources.remote import RemoteError
 from mae.data.sources.scan import scan_images
 
 
@@ -141,6 +144,24 @@ def test_a_small_set_is_tried_to_its_last_image() -> None:
     dataset = ImageDataset(Gone(MOST_TRIES, [3]), Augmentation((16, 16), 3), seed=0)
     assert dataset[Draw(0, 4)].image is not None
     assert len(dataset[Draw(0, 4)].unreadable) == MOST_TRIES - 1
+
+
+class Expired(Gone):
+    """Images on a server that no longer answers; another image must not replace them."""
+
+    def open(self, index: int) -> IO[bytes]:
+        raise RemoteError(f"{self.name(index)} cannot be read: access is denied", hint="give the whole URL\nagain")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_in_a_loader_process_keeps_its_hint(workers: int) -> None:
+    dataset = ImageDataset(Expired(4), Augmentation((16, 16), 3), seed=0)
+    training = Batches(make_loader(dataset, EpochBatches(4, 4, epochs=1, seed=0), workers=workers))
+    in_order = eval_batches(EvalDataset(Expired(4), EvalTransform((16, 16)), 3), [range(4)], workers=workers)
+    for batches in (training, in_order):
+        with pytest.raises(RemoteError, match=r"^/disk/\d\.png cannot be read: access is denied$") as caught:
+            next(batches)
+        assert caught.value.hint == "give the whole URL\nagain"
 
 
 SIZES = [(40 + number) * 30 * 3 for number in range(7)]
