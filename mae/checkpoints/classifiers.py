@@ -15,12 +15,12 @@ from mae.io.text import shown, typed
 from mae.models.classifier import BATCH_NORM_EPS, ImageClassifier
 
 _BATCH_NORM, _LINEAR = "head.0.", "head.1."  # prefixes in an official linear probe
+_PROBE = {f"{_LINEAR}weight", f"{_LINEAR}bias", f"{_BATCH_NORM}running_mean", f"{_BATCH_NORM}running_var"}
 
 
 def has_head(checkpoint: Checkpoint) -> bool:
     """Whether a file holds a classification head."""
-    probe = {f"{_LINEAR}weight", f"{_LINEAR}bias", f"{_BATCH_NORM}running_mean", f"{_BATCH_NORM}running_var"}
-    return any(names <= set(checkpoint.state) for names in ({"head.weight", "head.bias"}, probe))
+    return any(names <= set(checkpoint.state) for names in ({"head.weight", "head.bias"}, _PROBE))
 
 
 def about_classes(classes: Sequence[str], pool: str) -> dict[str, Any]:
@@ -49,16 +49,22 @@ def folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict with a linear head: the batch norm of a linear probe is folded into its linear layer.
 
     The official one has no parameters; those of another are folded too.
+
+    Raises:
+        CheckpointError: The two do not fit together.
     """
-    if f"{_LINEAR}weight" not in state:
+    if not set(state) >= _PROBE:
         return dict(state)
     scale = (state[f"{_BATCH_NORM}running_var"].double() + BATCH_NORM_EPS).rsqrt()
     weight, bias = (state[f"{_LINEAR}{name}"].double() for name in ("weight", "bias"))
+    mean = state[f"{_BATCH_NORM}running_mean"].double()
+    if weight.ndim != 2 or bias.shape != weight.shape[:1] or not scale.shape == mean.shape == weight.shape[1:]:
+        raise CheckpointError("the batch norm head.0 and the layer head.1 of the linear probe do not fit together")
     if f"{_BATCH_NORM}weight" in state:
         bias = bias + weight @ state[f"{_BATCH_NORM}bias"].double()
         scale = scale * state[f"{_BATCH_NORM}weight"].double()
     weight = weight * scale
-    bias = bias - weight @ state[f"{_BATCH_NORM}running_mean"].double()
+    bias = bias - weight @ mean
     plain = {key: tensor for key, tensor in state.items() if not key.startswith((_BATCH_NORM, _LINEAR))}
     return plain | {"head.weight": weight.float(), "head.bias": bias.float()}
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from mae.checkpoints.classifiers import folded
+from mae.errors import CheckpointError
 from mae.models.classifier import BATCH_NORM_EPS
 
 WIDTH, CLASSES = 6, 3
@@ -24,3 +25,17 @@ def test_the_batch_norm_of_a_probe_is_folded_into_its_linear_layer(affine: bool)
     features = torch.randn(5, WIDTH, dtype=torch.float64)
     logits = features @ plain["head.weight"].double().T + plain["head.bias"].double()
     assert torch.allclose(logits, head.eval()(features), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("changed", ["0.running_mean", "0.running_var", "1.bias"])
+def test_a_batch_norm_of_another_width_is_refused(changed: str) -> None:
+    head = nn.Sequential(nn.BatchNorm1d(WIDTH, affine=False), nn.Linear(WIDTH, CLASSES))
+    state = {f"head.{key}": tensor for key, tensor in head.state_dict().items()}
+    with pytest.raises(CheckpointError, match="do not fit together"):
+        folded(state | {f"head.{changed}": torch.ones(WIDTH + 1)})
+
+
+def test_half_a_probe_beside_a_head_is_left_alone() -> None:
+    state = {"head.weight": torch.ones(CLASSES, WIDTH), "head.bias": torch.ones(CLASSES)}
+    state["head.1.weight"] = torch.ones(CLASSES, WIDTH)
+    assert folded(state) == state
