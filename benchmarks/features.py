@@ -1,10 +1,8 @@
 """Frozen features on labelled images, compared with an untrained encoder and pixels, for the model card.
 
-    python benchmarks/features.py trashnet256.zip --name TrashNet --seeds 3 \
-        --out benchmarks/results/features_trashnet.json
-    python benchmarks/features.py photos136 --photos136 --name flowers --seeds 3 \
-        --out benchmarks/results/features_flowers.json
-    python benchmarks/features.py cifar10_jpg.zip --each 1000 1000 --name CIFAR-10 \
+    python benchmarks/features.py trashnet256.zip --name TrashNet --out benchmarks/results/features_trashnet.json
+    python benchmarks/features.py photos136 --photos136 --name flowers --out benchmarks/results/features_flowers.json
+    python benchmarks/features.py cifar10_jpg.zip --each 500 500 --name CIFAR-10 \
         --out benchmarks/results/features_cifar10.json
 
 What ``maecli evaluate DATA --checkpoint builtin`` does. For each encoder, the view is
@@ -36,6 +34,7 @@ from fills import weights_sha256
 
 import mae
 from mae.checkpoints import load_checkpoint
+from mae.evaluation.config import PROBES
 from mae.evaluation.results import EvaluateResult, Row, nearest_k
 
 # The collection numbers its flowers class by class: four fifths of each, then the other fifths. A class begins at ...
@@ -49,14 +48,14 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--name", required=True, help="What the images are called in the result.")
     parser.add_argument("--checkpoint", type=Path, default=Path("builtin"))
-    parser.add_argument("--probe", action="append", help="Default: knn and linear.")
+    parser.add_argument("--probe", action="append", choices=PROBES, help="Default: all.")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--each", type=int, nargs=2, metavar=("TRAIN", "TEST"))
     parser.add_argument("--photos136", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     checkpoint = load_checkpoint(options.checkpoint)
-    probes = options.probe or ["knn", "linear"]
+    probes = options.probe or PROBES
     with tempfile.TemporaryDirectory() as folder:
         data = options.data
         if options.photos136:
