@@ -44,11 +44,10 @@ def test_the_table_the_document_and_the_value(world: Path) -> None:
 
 
 def test_probes_that_were_not_run_have_no_column(world: Path) -> None:
-    def titles(*more: str) -> list[str]:
-        out = run_at(*words(world, *more)).out
-        return next(line for line in out.splitlines() if line.startswith("features  ")).split("  ")
-
-    assert [one.strip() for one in titles() if one] == ["features", "numbers", "k-NN (20)", "RankMe", "alpha"]
+    seen = run_at(*words(world))
+    assert seen.code == 0, seen.err
+    titles = next(line for line in seen.out.splitlines() if line.startswith("features  ")).split("  ")
+    assert [one.strip() for one in titles if one] == ["features", "numbers", "k-NN (20)", "RankMe", "alpha"], seen.out
 
 
 def test_shares_of_labels_make_a_table_each(world: Path) -> None:
