@@ -23,7 +23,7 @@ The encoder has the official format in every arm. The arms:
     grid       one patch of every 2 x 2 is visible, the same one in the whole image
     mask-85    85 % masked
     crops-20   crops from 20 % of the area
-    shallow    one decoder block instead of two
+    shallow    one decoder block instead of two; shallow-muon adds Muon
     growing    the first half of the time with three quarters of the image size
     average    the encoder is an exponential moving average of the weights
 """
@@ -100,6 +100,7 @@ ARMS = {
     "mask-85": Arm(mask_ratio=0.85),
     "crops-20": Arm(smallest_crop=0.2),
     "shallow": Arm(decoder_depth=1),
+    "shallow-muon": Arm(lr=4e-3, batch_size=128, muon=True, decoder_depth=1),
     "growing": Arm(growing=True),
     "average": Arm(average=0.99),
 }
