@@ -234,8 +234,9 @@ def _become(words: list[str], env: dict[str, str], cwd: Path, streams: tuple[_De
 
 def _kill(process: Process) -> None:
     """Kill a process and all its descendants."""
-    for pid in [*_started_by(process.pid), process.pid]:
-        if process.poll() is None:
+    if process.poll() is None:
+        # The process first: one that waits for a killed child would end by itself, with another exit code.
+        for pid in [process.pid, *_started_by(process.pid)]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
     # When a process and its group have ended, the number may belong to another process.
