@@ -62,7 +62,11 @@ class ImageError(DataError):
 
     def __init__(self, name: str | Path, reason: str) -> None:
         super().__init__(f"{shown(name)}: {reason}")
+        self.name = name
         self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name, self.reason)  # so that a loader process can send it
 
 
 def open_regular(path: Path, *, limited: bool = True) -> IO[bytes]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from mae.data.decoding.formats import ImageError
 from mae.data.decoding.image import load_image
 from mae.errors import ConfigError, DataError
 
@@ -111,3 +113,8 @@ def test_broken_files_are_named_with_the_reason(tmp_path: Path) -> None:
 def test_five_channels_are_a_config_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--in-chans 5"):
         load_image(tmp_path / "any.png", 5)
+
+
+def test_an_error_about_an_image_can_be_sent_by_a_process() -> None:
+    error = pickle.loads(pickle.dumps(ImageError("a.jpg", "is empty")))
+    assert (type(error), str(error), error.reason) == (ImageError, "a.jpg: is empty", "is empty")
