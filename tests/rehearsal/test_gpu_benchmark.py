@@ -49,9 +49,9 @@ def test_no_part_takes_the_others_down(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert list(parts) == ["hangs", "raises", "lacks", "works"]
     assert [part["status"] for part in parts.values()] == ["timed out", "failed", "lacks a package", "done"]
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 50  # less than the minute for which the hanging part would sleep
     hanging = parts["hangs"]
-    assert 4 <= hanging["seconds"] < 9
+    assert 4 <= hanging["seconds"] < 40
     assert hanging["result"]["measured"] == 1  # what it had measured before
     assert any("in hangs" in line for line in hanging["stderr"])  # and where it hung
     assert is_gone(hanging["result"]["child"])
