@@ -32,7 +32,7 @@ class Attention(nn.Module):
 
     def mix_tokens(self, x: Tensor, first_query: int = 0) -> Tensor:
         """``forward`` without the projection at its end."""
-        if first_query == 0 or not _is_weight_alone(self.qkv):
+        if first_query == 0 or not is_weight_alone(self.qkv, nn.Linear):
             return self.mix(self.qkv(x), first_query)
         dim = x.shape[2]
         weight, bias = self.qkv.weight, self.qkv.bias
@@ -52,10 +52,10 @@ class Attention(nn.Module):
         return attend(q, k, v).transpose(1, 2).flatten(2)
 
 
-def _is_weight_alone(layer: nn.Module) -> bool:
+def is_weight_alone(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a layer computes what its weight and bias say; adapters and quantised layers do not, nor do hooks."""
     hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    return type(layer) is nn.Linear and layer.bias is not None and not hooked
+    return type(layer) is kind and layer.bias is not None and not hooked
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mae.attention import is_weight_alone
+
 
 def patchify(imgs: Tensor, patch_size: int) -> Tensor:
     """Cut images into patches; a patch's vector is ordered (row, column, channel).
@@ -67,6 +69,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, patch_size: int, in_chans: int, embed_dim: int) -> None:
         super().__init__()
         self.patch_size = patch_size
+        self.in_chans = in_chans
         self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
 
     def reset_parameters(self) -> None:
@@ -85,5 +88,9 @@ class PatchEmbed(nn.Module):
 
     def embed(self, patches: Tensor) -> Tensor:
         """(B, K, p * p * C) -> (B, K, D)."""
+        if not is_weight_alone(self.proj, nn.Conv2d):
+            p = self.patch_size
+            embedded: Tensor = self.proj(patches.reshape(-1, p, p, self.in_chans).permute(0, 3, 1, 2))
+            return embedded.view(*patches.shape[:2], -1)
         weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)  # (D, p * p * C)
         return F.linear(patches, weight, self.proj.bias)

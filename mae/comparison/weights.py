@@ -216,7 +216,7 @@ def _groups(state: Mapping[str, Tensor]) -> list[Group]:
     found = []
     for name, tensors in groups.items():
         count = sum(tensor.numel() for tensor in tensors)
-        square = sum(float(torch.linalg.vector_norm(tensor)) ** 2 for tensor in tensors) / count
+        square = sum(float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2 for tensor in tensors) / count
         largest = max(max(abs(float(end)) for end in tensor.aminmax()) for tensor in tensors)
         found.append(Group(name, len(tensors), count, square**0.5, largest))
     return found

@@ -40,5 +40,6 @@ def embed(config: EmbedConfig, output: Output) -> None:
 def _show(console: Console, result: EmbedResult) -> None:
     labels = f", {len(result.classes):,} classes" if result.classes else ", no class folders"
     numbers = f"{' x '.join(f'{side:,}' for side in result.shape)} numbers each, {result.dtype}"
-    print_line(console, f"{result.images:,} images{labels}; {numbers}")
+    images = "1 image" if result.images == 1 else f"{result.images:,} images"
+    print_line(console, f"{images}{labels}; {numbers}")
     print_line(console, f"wrote {shown(result.out)}: {result.size_bytes / 1e6:,.1f} MB")

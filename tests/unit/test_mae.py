@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mae.attention import Attention, attend
@@ -16,7 +16,7 @@ from mae.checkpoints import load_checkpoint, save_checkpoint
 from mae.errors import ConfigError
 from mae.mae import MaskedAutoencoder
 from mae.masking import masking_from_order, random_masking, take_patches
-from mae.patch_embed import patchify, unpatchify
+from mae.patch_embed import PatchEmbed, patchify, unpatchify
 from mae.pos_embed import resize_table, sincos_2d
 from mae.transformer import Block
 
@@ -181,6 +181,33 @@ def test_the_training_path_is_the_same_function(
     assert got.keys() == expected.keys() == dict(model.named_parameters()).keys()
     for name, gradient in expected.items():
         assert torch.allclose(got[name], gradient, rtol=1e-6, atol=1e-9 * gradient.abs().max().item()), name
+
+
+def test_the_training_path_calls_every_layer_that_has_a_hook() -> None:
+    """Adapters and tools that watch activations must see the patch projection too, which only needs visible patches."""
+    model = small_model()
+    imgs, noise = images(model)
+    called: set[nn.Module] = set()
+    layers = [module for module in model.modules() if not list(module.children())]
+    plain = model.pretraining_loss(imgs, 0.6, noise)
+    for layer in layers:
+        layer.register_forward_hook(lambda module, *_: called.add(module))
+    assert model.pretraining_loss(imgs, 0.6, noise).item() == pytest.approx(plain.item(), rel=1e-6)
+    assert called == set(layers)
+
+
+def test_a_replaced_patch_projection_is_called() -> None:
+    class Doubled(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    embed = PatchEmbed(4, 3, 16)
+    imgs = torch.randn(2, 3, 8, 12)
+    expected = 2 * embed(imgs)
+    doubled = Doubled(3, 16, 4, 4)
+    doubled.load_state_dict(embed.proj.state_dict())
+    embed.proj = doubled
+    assert torch.allclose(embed(imgs), expected, atol=1e-5)
 
 
 def test_the_training_path_computes_less() -> None:

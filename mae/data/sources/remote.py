@@ -179,10 +179,11 @@ class RemoteObject:
             system, path = self._connections.system(self.url, self.name)
             system.invalidate_cache()
             info = system.info(path)
-            if not isinstance(info.get("size"), int):
-                raise OSError("the server does not give its size")
             if info.get("type") == "directory":
-                raise IsADirectoryError("it is a folder")
+                raise RemoteError(f"{shown(self.name)} is a folder", hint="give the URLs of its archives or images")
+            if not isinstance(info.get("size"), int):
+                reason = "the server does not give its size"
+                raise RemoteError(f"{shown(self.name)} cannot be read: {reason}", hint="download it first")
             return (str(info["size"]), *(str(info[name]) for name in _VERSIONS if info.get(name) is not None))
 
         return self._attempt(ask)
@@ -221,7 +222,7 @@ class RemoteObject:
         elif isinstance(error, _TooMuchError):
             hint = "the server seems to ignore byte ranges: download the file first"
         elif _status(error) in (401, 403) and urlsplit(self.url).scheme in ("http", "https"):
-            hint = "is the URL complete? Its signature is never kept: maecli pretrain URL --resume RUN gives it again"
+            hint = "is the URL complete? A run keeps no signature: resume with maecli pretrain URL --resume RUN"
         return RemoteError(f"{shown(self.name)} cannot be read: {shown(reason)}{after}", hint=hint)
 
     @property

@@ -236,6 +236,12 @@ def test_what_a_good_file_is(tmp_path: Path) -> None:
     assert tokens.largest == pytest.approx(float(both.abs().max()))
 
 
+def test_the_rms_of_huge_values_is_finite(tmp_path: Path) -> None:
+    state = official.weights(TINY) | {"cls_token": torch.full((1, 1, 128), 1e30)}
+    tokens = next(one for one in compared(written(tmp_path, state)).official.weights.groups if one.name == "tokens")
+    assert tokens.rms == pytest.approx((2 / 3) ** 0.5 * 1e30, rel=1e-6)
+
+
 def test_a_fine_tuned_file(tmp_path: Path) -> None:
     state = {key: t for key, t in official.weights(TINY).items() if not official.is_decoder(key) and key[:5] != "norm."}
     state["pos_embed"] += 0.1  # fine-tuning trains it

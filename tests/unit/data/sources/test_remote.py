@@ -58,6 +58,7 @@ class Server(http.server.ThreadingHTTPServer):
     tag = '"one"'
     signature = ""
     delay = 0.0  # before each answer
+    sizes = True  # whether answers have a Content-Length
     daemon_threads = True
 
     def url(self, name: str) -> str:
@@ -112,7 +113,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(206 if wanted else 200)
         if wanted:
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
-        self.send_header("Content-Length", str(len(part)))
+        if self.server.sizes:
+            self.send_header("Content-Length", str(len(part)))
         if self.server.tag:
             self.send_header("ETag", self.server.tag)
         self.end_headers()
@@ -247,6 +249,14 @@ def test_an_object_that_cannot_be_asked_for_is_not_called_missing(
 def test_a_server_that_refuses_connections_is_not_called_an_object_that_is_missing(server: Server) -> None:
     with pytest.raises(RemoteError, match=r"Cannot connect to host 127\.0\.0\.1:1 .*, after 5 attempts"):
         RemoteObject("http://127.0.0.1:1/x.tar", BlockCache(Path("/dev/null/no"), 10**6))
+
+
+def test_an_object_without_a_size_is_refused_at_once(server: Server) -> None:
+    server.sizes = False
+    with pytest.raises(RemoteError, match=r"00\.tar cannot be read: the server does not give its size$") as caught:
+        scan_images([Path(server.url("train-00.tar"))])
+    assert caught.value.hint == "download it first"
+    assert len(server.asked) <= 1
 
 
 def test_an_object_that_changes_is_never_mixed(server: Server) -> None:
