@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mae.evaluation.attentive import AttentiveHeads, attentive
+from mae.evaluation import attentive as module
+from mae.evaluation.attentive import LEARNING_RATES, AttentiveHeads, attentive
 from mae.evaluation.linear import linear
 
 CPU = torch.device("cpu")
@@ -61,6 +63,94 @@ def test_heads_do_not_touch_each_other() -> None:
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
+def test_pooled_tokens_are_normalised_by_their_batch_and_later_by_what_was_seen() -> None:
+    heads = AttentiveHeads(2, 32, 3, torch.Generator().manual_seed(0), CPU)
+    tokens = torch.randn(8, 4, 32, generator=torch.Generator().manual_seed(2))
+    pooled = heads.pool(tokens).detach()
+    mean, variance = pooled.mean(dim=0), pooled.var(dim=0, correction=0)
+
+    def logits(mean: Tensor, variance: Tensor) -> Tensor:
+        return torch.einsum("bgd,gdk->bgk", (pooled - mean) / (variance + 1e-6).sqrt(), heads.parameters["head"])
+
+    torch.testing.assert_close(heads.train_logits(tokens), logits(mean, variance))
+    torch.testing.assert_close(heads.logits(tokens), logits(0.1 * mean, 0.9 + 0.1 * variance))
+
+
+def test_each_head_takes_the_steps_of_torchs_adamw() -> None:
+    """With its own learning rate and weight decay, and without decay of its bias."""
+    lrs, decays = (0.1, 0.02), (0.1, 0.5)
+    stream = torch.Generator().manual_seed(0)
+    start = {name: torch.randn(2, 3, generator=stream) for name in ("head", "bias")}
+    gradients = [{name: torch.randn(2, 3, generator=stream) for name in start} for _ in range(3)]
+    found = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
+    optimizer = module._Adam(found, torch.tensor(decays))
+    for gradient in gradients:
+        for name, tensor in found.items():
+            (tensor * gradient[name]).sum().backward()
+        optimizer.step(torch.tensor(lrs))
+    for head, (lr, decay) in enumerate(zip(lrs, decays, strict=True)):
+        wanted = {name: tensor[head].clone().requires_grad_() for name, tensor in start.items()}
+        groups = [{"params": [wanted["head"]], "weight_decay": decay}, {"params": [wanted["bias"]], "weight_decay": 0}]
+        theirs = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999))
+        for gradient in gradients:
+            for name, tensor in wanted.items():
+                tensor.grad = gradient[name][head].clone()
+            theirs.step()
+        for name, tensor in wanted.items():
+            torch.testing.assert_close(found[name][head], tensor)
+
+
+def test_every_epoch_has_an_order_of_its_own_and_every_step_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight images in full batches of three: two steps in each of the six epochs."""
+    rates: list[list[float]] = []
+    taken: list[list[int]] = []
+
+    class Noted(InMemory):
+        def take(self, rows: NDArray[np.int64]) -> Tensor:
+            taken.append(rows.tolist())
+            return super().take(rows)
+
+    monkeypatch.setattr(module, "BATCH", 3)
+    monkeypatch.setattr(module._Adam, "step", lambda _, lrs: rates.append(lrs.tolist()))
+    tokens = torch.randn(8, 4, 32, generator=torch.Generator().manual_seed(2))
+    steps: list[tuple[int, int]] = []
+    train, test = Noted(tokens), InMemory(tokens)
+    attentive(train, np.arange(8), test, 8, device=CPU, images_seen=1, on_step=lambda *at: steps.append(at))
+    assert steps == [(number, 12) for number in range(1, 13)]
+    epochs = [taken[1 + 2 * epoch] + taken[2 + 2 * epoch] for epoch in range(6)]  # the first one is read for its width
+    assert all(len(order) == len(set(order)) == 6 for order in epochs)
+    assert len(set(map(tuple, epochs))) == 6
+    for number, lrs in enumerate(rates):
+        assert lrs == pytest.approx([lr * module._schedule(number, 12) for lr in LEARNING_RATES])
+    by_hand = {0: 1 / 11, 9: 10 / 11, 10: 1.0, 55: 0.5, 100: 0.0}
+    assert {step: module._schedule(step, 100) for step in by_hand} == pytest.approx(by_hand)
+
+
+def test_the_head_that_names_held_out_images_best_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of them was trained on. The second head is right about all of them, the first about none."""
+    truth = np.arange(40) % 2
+    train, test = (InMemory(torch.zeros(count, 1, 32)) for count in (40, 5))
+    kept: list[int] = []
+    asked: list[int] = []
+
+    def trained(tokens: InMemory, labels: NDArray[np.int64], rows: NDArray[np.int64], *_: object) -> tuple[None, int]:
+        kept.extend(rows.tolist())
+        return None, 6
+
+    def answers(heads: None, tokens: InMemory, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        if tokens is test:
+            return np.array([[7, 8]] * len(rows))
+        asked.extend(rows.tolist())
+        return np.stack([1 - truth[rows], truth[rows]], axis=1)
+
+    monkeypatch.setattr(module, "_train", trained)
+    monkeypatch.setattr(module, "_predict", answers)
+    found = attentive(train, truth, test, 2, device=CPU)
+    assert (found.lr, found.held_out, found.predicted.tolist()) == (LEARNING_RATES[1], 1.0, [8] * 5)
+    assert sorted(kept + asked) == list(range(40))
+    assert len(asked) == 4
+
+
 def spots(count: int, seed: int) -> tuple[Tensor, NDArray[np.int64]]:
     """Nine patches; the class is a sign in one marked patch, and the other patches have random signs."""
     stream = torch.Generator().manual_seed(seed)
@@ -88,7 +178,7 @@ def test_it_looks_where_the_mean_does_not() -> None:
 def test_one_image_of_each_class_is_enough_to_run() -> None:
     tokens, _ = spots(3, 0)
     found = attentive(InMemory(tokens), np.array([0, 1, 2]), InMemory(tokens), 3, device=CPU, images_seen=30)
-    assert found.held_out is None
+    assert (found.held_out, found.epochs) == (None, 10)
     assert found.predicted.shape == (3,)
 
 

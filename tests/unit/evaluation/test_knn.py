@@ -53,6 +53,16 @@ def test_close_votes_are_decided_in_float64(monkeypatch: pytest.MonkeyPatch) -> 
     assert any(not np.array_equal(careless[k], wanted[k]) for k in NEIGHBOURS)
 
 
+@pytest.mark.parametrize(("ks", "mean"), [((1, 3, 10, 20), 100), ((5,), 100), ((900,), 1000)])
+def test_a_close_vote_is_exact_for_each_k_whatever_the_others_are(ks: tuple[int, ...], mean: float) -> None:
+    """Several small ones, one alone, and all images, as many of each class."""
+    (train, labels), (test, _) = clouds(0, 900), clouds(1, 600)
+    if ks == (900,):
+        labels, test = torch.arange(900) % 6, test[:100]
+    found = knn(train + mean, labels, test + mean, 7, ks=ks).predicted
+    assert all(np.array_equal(found[k], plain(train + mean, labels, test + mean, k)) for k in ks)
+
+
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     (train, labels), (test, _) = clouds(0, 300), clouds(1, 100)
     whole = knn(train, labels, test, 7)
@@ -68,6 +78,8 @@ def test_nearer_neighbours_weigh_more() -> None:
     found = knn(train, torch.tensor([0, 1, 1]), torch.tensor([[1.0, 0.0]]), 2, ks=(3,))
     assert found.predicted[3].tolist() == [0]
     assert found.nearest[0, 0] == 0
+    cold = knn(train, torch.tensor([0, 1, 0]), torch.tensor([[0.8, 0.6]]), 2, ks=(3,), temperature=1e-3)
+    assert cold.predicted[3].tolist() == [1]  # of weights such as e^1000 and e^800
     far = torch.tensor([[0.99, 0.141], [0.8, 0.6], [0.8, -0.6]])
     assert knn(far, torch.tensor([0, 1, 1]), torch.tensor([[0.8, 0.6]]), 2, ks=(3,)).predicted[3].tolist() == [1]
 
@@ -80,3 +92,4 @@ def test_equal_votes_go_to_the_lower_class() -> None:
 def test_few_training_images() -> None:
     assert usable_ks(NEIGHBOURS, 50) == (10, 20)
     assert usable_ks(NEIGHBOURS, 6) == (6,)
+    assert usable_ks(NEIGHBOURS, 20) == (10, 20)

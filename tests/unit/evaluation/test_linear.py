@@ -81,9 +81,29 @@ def test_the_tenths_are_stratified_and_disjoint() -> None:
     assert (labels[parts[0]] == 0).sum() == 4
     assert (labels[parts[0]] == 1).sum() == 2
     assert not any(part[-1] for part in parts)  # the only image of a class is always a training image
+    assert len(parts) == 10
     assert len(tenths(np.arange(5), 0)) == 0
     large = tenths(np.repeat(np.arange(4), 5000), 0)
     assert [int(part.sum()) for part in large] == [2000]
+
+
+def test_a_penalty_is_chosen_by_smoothed_accuracies_of_all_held_out_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And by the loss between equal ones. The features here name the image, so a weight answers for one image."""
+    labels, truth = np.arange(40) % 2, torch.arange(40) % 2
+
+    def choose(right: list[int], margins: list[float]) -> tuple[float, float | None]:
+        """The choice between penalties whose logits differ by a margin, in favour of the true class ``right`` times."""
+        penalties = [float(number) for number in range(len(right))]
+        signs = [torch.where(torch.arange(40) < count, 1.0, -1.0) for count in right]
+        sides = [margin * sign for margin, sign in zip(margins, signs, strict=True)]
+        answers = [(torch.stack([side * (1 - truth), side * truth], dim=1)[None], torch.zeros(1, 2)) for side in sides]
+        monkeypatch.setattr(module, "_solve_all", lambda *_: answers)
+        best, _, held_out = module._choose(torch.eye(40), truth, labels, 2, 0, penalties, torch.ones(40))
+        return best, held_out
+
+    assert choose([30, 28, 10, 32, 10], [1.0] * 5) == (0.0, 0.75)
+    assert choose([20, 20, 20], [1.0, 0.5, 2.0]) == (1.0, 0.5)
+    assert pytest.approx([10 ** (-5 + number / 2) for number in range(11)]) == PENALTIES
 
 
 def test_noise_is_not_told_apart() -> None:

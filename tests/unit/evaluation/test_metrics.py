@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from mae.evaluation.metrics import LAST_EIGENVALUE, accuracy, alpha_req, by_class, rank_me, wilson
+from mae.evaluation import metrics
+from mae.evaluation.metrics import accuracy, alpha_req, by_class, rank_me, wilson
 
 
 def test_rank_me_by_singular_values() -> None:
@@ -27,11 +28,18 @@ def test_rank_me_of_known_ranks() -> None:
     assert rank_me(basis.T) == pytest.approx(16, rel=1e-4)
 
 
+def test_rank_me_is_that_of_a_fixed_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "MOST_EMBEDDINGS", 10)
+    features = torch.randn(400, 64, generator=torch.Generator().manual_seed(0))
+    assert 9 < rank_me(features) <= 10
+    assert rank_me(features) == rank_me(features) != rank_me(features, seed=1)
+
+
 def test_alpha_req_by_polyfit() -> None:
     features = np.random.default_rng(1).normal(size=(2000, 150)) @ np.diag(np.arange(1, 151) ** -0.6) + 2.0
     values = np.sort(np.linalg.eigvalsh(np.cov(features.T)))[::-1]
-    index = np.arange(11, LAST_EIGENVALUE + 1)
-    slope = np.polyfit(np.log(index), np.log(values[10:LAST_EIGENVALUE]), 1)[0]
+    index = np.arange(11, 101)
+    slope = np.polyfit(np.log(index), np.log(values[10:100]), 1)[0]
     assert alpha_req(torch.from_numpy(features)) == pytest.approx(-slope, rel=1e-6)
 
 
@@ -41,6 +49,10 @@ def test_alpha_req_of_a_known_law() -> None:
     basis = torch.linalg.qr(basis - basis.mean(0))[0]
     features = basis * torch.arange(1, 61, dtype=torch.float64) ** -0.75
     assert alpha_req(features) == pytest.approx(1.5, rel=1e-6)
+    turn = torch.linalg.qr(torch.randn(60, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))[0]
+    assert alpha_req(features[:, :30] @ turn.T) == pytest.approx(1.5, rel=1e-6)  # of rank 30 in 60 dimensions
+    assert alpha_req(features[:, :3]) == pytest.approx(1.5, rel=1e-6)
+    assert alpha_req(features[:, :2]) is None
     assert alpha_req(torch.ones(10, 4)) is None
 
 

@@ -44,8 +44,10 @@ def test_val_stands_in_for_test_and_is_told_of_where_both_are(tmp_path: Path) ->
     assert len(split_of(tmp_path / "a").test) == 6
     for part in ("train", "val", "test"):
         class_folders(tmp_path / "b" / part, 2)
+    image(tmp_path / "b" / "val" / "amber" / "0.png", (0, 0, 0), 0)  # the first of all classes, of no part that is used
     split = split_of(tmp_path / "b")
-    assert len(split.train) == len(split.test) == 6
+    assert split.classes == ("blue", "green", "red")
+    assert split.train_labels.tolist() == split.test_labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert "val is not used" in split.notes[0]
 
 
@@ -58,6 +60,13 @@ def test_one_tree_is_split_by_the_seed_and_says_so(tmp_path: Path) -> None:
     assert "20% of each class (6 of 24 images) are test images, drawn by --seed 0" in split.notes[0]
     assert np.array_equal(split_of(tmp_path / "d").test, split.test)
     assert not np.array_equal(split_of(tmp_path / "d", seed=1).test, split.test)
+
+
+@pytest.mark.parametrize("test_share", [0.1, 0.9])
+def test_every_class_is_in_both_parts_whatever_its_share(test_share: float, tmp_path: Path) -> None:
+    class_folders(tmp_path / "d", 2)
+    split = split_of(tmp_path / "d", test_share=test_share)
+    assert np.bincount(split.train_labels).tolist() == np.bincount(split.test_labels).tolist() == [1, 1, 1]
 
 
 def test_deeper_folders_belong_to_their_class_and_wrappers_are_looked_through(tmp_path: Path) -> None:
@@ -94,6 +103,12 @@ def one_and_an_empty_one(root: Path) -> None:
 def loose(root: Path) -> None:
     class_folders(root, 3)
     image(root / "stray.png", (0, 0, 0), 0)
+
+
+def loose_in_a_part(root: Path) -> None:
+    for part in ("train", "test"):
+        class_folders(root / part, 3)
+    image(root / "test" / "stray.png", (0, 0, 0), 0)
 
 
 def missing_in_test(root: Path) -> None:
@@ -165,6 +180,7 @@ def broken_parts(root: Path) -> None:
         (one, "d: there is only one class, red; two are needed"),
         (one_and_an_empty_one, r"d: there is only one class, red \(no image in rare\); two are needed"),
         (loose, "stray.png is in no class folder"),
+        (loose_in_a_part, "stray.png is in no class folder"),
         (missing_in_test, "d/test has no folder green with images, but d/train has"),
         (missing_in_train, "d/train has no folder green with images, but d/test has"),
         (single, "d/rare has only one image"),
