@@ -19,6 +19,24 @@ def test_all_steps_that_are_read_together_have_their_groups_rate(monkeypatch: py
         assert [throughput.rate()[0] for _ in range(20)] == pytest.approx([32.0] * 20)
 
 
+def test_waiting_is_added_up_and_a_pause_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(clock.time, "monotonic", lambda: now)
+    throughput = Throughput()
+    for _ in range(2):
+        with throughput.waiting():
+            now += 1
+        now += 3
+        throughput.images += 8
+    with throughput.paused():
+        now += 100
+    assert throughput.rate() == (2.0, 0.25)
+    assert throughput.epoch() == (8.0, 16, 0.25)
+    now += 4
+    throughput.images += 8
+    assert throughput.epoch() == (4.0, 8, 0.0)
+
+
 def test_the_rate_is_that_of_the_last_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(clock.time, "monotonic", lambda: now)

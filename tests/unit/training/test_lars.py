@@ -56,16 +56,17 @@ def test_a_loss_scale_changes_nothing_but_which_steps_are_skipped() -> None:
     """Unscaled before the step, as ``TrainingStep`` does, or by the step itself."""
     for unscaled in (True, False):
         weight, plain = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
-        optimizer, other = LARS([weight], 1.0), LARS([plain], 1.0)
+        optimizer, other = (LARS([one], 1.0, weight_decay=0.1) for one in (weight, plain))
         scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
         for gradient in (2.0, math.inf, 3.0):
-            weight.grad = torch.full((2, 2), gradient) * scaler.scale(torch.ones(()))
+            direction = torch.tensor([[1.0, 2.0], [-3.0, 0.5]])  # not that of the weights, to which decay adds
+            weight.grad = gradient * direction * scaler.scale(torch.ones(()))
             if unscaled:
                 scaler.unscale_(optimizer)
             scaler.step(optimizer)
             scaler.update()
             if math.isfinite(gradient):
-                plain.grad = torch.full((2, 2), gradient)
+                plain.grad = gradient * direction
                 other.step()
             assert torch.equal(weight, plain)
         assert float(scaler.scale(torch.ones(()))) == 4.0

@@ -46,6 +46,14 @@ def test_a_cut_rectangle_comes_from_the_neighbour_and_its_area_is_the_labels_sha
     assert min(shares) <= 0.5 < max(shares)
 
 
+@pytest.mark.parametrize("size", [(8, 6), (6, 8)])
+def test_a_cut_rectangle_has_about_one_minus_lam_of_the_area_and_lies_anywhere(size: tuple[int, int]) -> None:
+    """With a lam of 0.5 the rectangle has 0.7 of each side: 5 of 8 pixels and 4 of 6, made even."""
+    keeps = [draw_mix(size, 0, number, mixup=0, cutmix=1e6, prob=1, switch_prob=1).keep for number in range(100)]
+    assert max(int((keep == 0).sum()) for keep in keeps) == 16
+    assert float(torch.stack(keeps).amin(dim=0).max()) == 0
+
+
 def test_mixup_keeps_one_share_of_every_pixel() -> None:
     shares = []
     for number in range(200):

@@ -102,7 +102,7 @@ def test_the_official_layout_of_a_checkpoint(config: PretrainConfig) -> None:
     assert checkpoint.config == config.model_config()
     assert checkpoint.norm_pix_loss is True
     groups = checkpoint.optimizer["param_groups"] if checkpoint.optimizer else []
-    assert [group["weight_decay"] for group in groups] == [0.0, 0.05]
+    assert [(group["weight_decay"], group["betas"]) for group in groups] == [(0.0, (0.9, 0.95)), (0.05, (0.9, 0.95))]
 
 
 def test_the_written_config_repeats_the_run(config: PretrainConfig, tmp_path: Path) -> None:

@@ -48,11 +48,17 @@ def test_fewer_images_than_a_batch() -> None:
     assert (plan.global_batch_size, plan.accum_iter, plan.effective_batch_size, plan.steps_per_epoch) == (15, 1, 15, 1)
     assert plan.lr == pytest.approx(1.5e-4 * 15 / 256)
     assert "15 images do not fill a batch of 64" in plan.warnings[0]
+    assert make_plan(config(batch_size=15), 15).warnings == ()
 
 
 def test_a_warm_up_that_outlasts_the_run_is_warned_of() -> None:
     assert any("is longer than the run" in warning for warning in make_plan(config(epochs=40), 100).warnings)
     assert not make_plan(config(epochs=41), 100).warnings
+
+
+def test_an_end_above_the_peak_is_warned_of() -> None:
+    (warning,) = make_plan(config(min_lr=1e-4), 64).warnings  # the peak follows from the batch
+    assert warning == "--min-lr 0.0001 is above the peak learning rate 3.75e-05"
 
 
 def test_parameter_groups() -> None:
@@ -61,7 +67,9 @@ def test_parameter_groups() -> None:
     assert (without["weight_decay"], decayed["weight_decay"]) == (0.0, 0.05)
     names = {id(parameter): name for name, parameter in model.official_parameters()}
     assert [names[id(p)] for p in decayed["params"]][:3] == ["cls_token", "mask_token", "patch_embed.proj.weight"]
-    assert all(names[id(p)].endswith(".bias") or "norm" in names[id(p)] for p in without["params"])
+    for group in (without, decayed):
+        plain = {names[id(p)].endswith(".bias") or "norm" in names[id(p)] for p in group["params"]}
+        assert plain == {group is without}
     assert len(without["params"]) + len(decayed["params"]) == len(list(model.parameters()))
 
 
