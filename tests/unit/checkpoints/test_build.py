@@ -13,6 +13,7 @@ from mae.checkpoints import build_model, load_checkpoint, load_weights, save_che
 from mae.errors import CheckpointError
 from mae.mae import MaskedAutoencoder
 from mae.models import create_model
+from mae.pos_embed import sincos_2d
 from tests.golden import official
 from tests.processes import finish, start_python
 
@@ -96,15 +97,19 @@ def test_another_image_size_computes_the_tables_anew(path: Path) -> None:
         wanted = torch.from_numpy(official.position_table(128, (4, 12))).to(dtype).float()
         assert torch.allclose(model.pos_embed, wanted, atol=1e-6)
     assert torch.equal(model.state_dict()["norm.weight"], official.weights(TINY)["norm.weight"])
+    scaled, notes = build_model(checkpoint, img_size=(32, 96), scaled_positions=True)
+    assert any(note.startswith("decoder_pos_embed") and "scaled to the file's grid" in note for note in notes)
+    wanted = sincos_2d(scaled.config.decoder_embed_dim, (4, 12), scaled_to=(8, 8))
+    assert torch.equal(scaled.decoder.decoder_pos_embed, wanted)
 
 
 def test_a_learnt_table_is_resampled_and_said_so(tmp_path: Path) -> None:
     state = official.weights(TINY)
     rows = torch.arange(8.0).repeat_interleave(8)
     state["pos_embed"][0, 1:, 0] = rows  # a ramp, which bicubic resampling keeps in the middle
-    model, notes = build_model(load_checkpoint(saved(tmp_path, state), decoder_num_heads=4), img_size=128)
+    model, notes = build_model(load_checkpoint(saved(tmp_path, state), decoder_num_heads=4), img_size=(128, 64))
     assert any("pos_embed is resampled" in note for note in notes)
-    ramp = model.pos_embed[0, 1:, 0].reshape(16, 16)
+    ramp = model.pos_embed[0, 1:, 0].reshape(16, 8)
     assert torch.allclose(ramp[4:12, 5], (torch.arange(4, 12) + 0.5) / 2 - 0.5, atol=0.05)
     assert torch.equal(model.pos_embed[0, 0], state["pos_embed"][0, 0])
 

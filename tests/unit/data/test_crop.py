@@ -59,6 +59,8 @@ def test_a_fraction_of_a_pixel_moves_the_image_by_it(top: float) -> None:
     inner = slice(2, -2)
     assert np.abs(pixels[inner].mean(axis=1) - expected[inner]).max() <= 2 * offset_error(top, step) + 0.6
     assert (pixels == pixels[:, :1]).all()
+    across = resample(ramp.transpose(1, 0, 2), Box(top, top, 45.5, 50.5), (28, 30)).numpy()[:, :, 0]
+    assert (pixels == across.T).all()
 
 
 def test_beginnings_are_found_within_the_tolerance() -> None:

@@ -14,6 +14,7 @@ from mae.data.transforms import (
     normalise,
     pixel_statistics,
     tensor_to_image,
+    to_8_bits,
     whole_size,
 )
 
@@ -59,7 +60,10 @@ def test_normalise_is_inverted_and_uses_imagenet() -> None:
     expected = (pixels[1, 0, 0].item() / 255 - 0.456) / 0.224
     assert values[1, 0, 0].item() == pytest.approx(expected, rel=1e-6)
     assert torch.equal(image_to_tensor(tensor_to_image(denormalise(values))), pixels)
-    assert pixel_statistics(1)[0].shape == (1, 1, 1)
+    assert to_8_bits(torch.tensor([-0.5, 1.5])).tolist() == [0, 255]
+    assert [pixel_statistics(channels)[0].flatten().tolist() for channels in (1, 4)] == [
+        [pytest.approx(0.449)] * channels for channels in (1, 4)
+    ]
 
 
 def test_normalise_goes_where_its_images_are() -> None:

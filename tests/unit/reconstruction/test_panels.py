@@ -62,6 +62,7 @@ def test_loss_and_psnr_by_hand(model: MaskedAutoencoder, imgs: torch.Tensor) -> 
     cells = panels.with_visible.unfold(1, 8, 8).unfold(2, 8, 8).permute(1, 2, 0, 3, 4).reshape(6, -1)
     originals = panels.original.unfold(1, 8, 8).unfold(2, 8, 8).permute(1, 2, 0, 3, 4).reshape(6, -1)
     assert torch.equal(cells[visible], originals[visible])
+    assert float(panels.reconstruction.max()) == 1  # an image has no brighter pixels, and PSNR is that of images
 
 
 def test_the_loss_is_the_models_own(model: MaskedAutoencoder, imgs: torch.Tensor) -> None:
@@ -69,7 +70,9 @@ def test_the_loss_is_the_models_own(model: MaskedAutoencoder, imgs: torch.Tensor
     masking = random_masking(noise, 0.5)
     with torch.no_grad():
         loss, _, _ = model(imgs, 0.5, noise)
-    panels = make_panels(model, imgs, masking, predict(model, imgs, masking), norm_pix=False)
+    pred = predict(model, imgs, masking)
+    assert not pred.requires_grad
+    panels = make_panels(model, imgs, masking, pred, norm_pix=False)
     assert sum(one.loss for one in panels) / 2 == pytest.approx(float(loss), rel=1e-5)
 
 
