@@ -191,8 +191,9 @@ def _train(kind: TaskType[Config], start: Start[Config]) -> Ended:
     if finished and not resumption.changed("data"):
         return Ended(start.folder, resumption.position)
     task = kind.make(start, _scan(start))
+    if resumption.changed("data"):
+        _plan(start, task)  # refuses other images before anything is written into the run's folder
     if finished:
-        _plan(start, task)  # refuses other images
         return Ended(start.folder, resumption.position)
     trainer: Trainer | None = None
     try:
@@ -249,7 +250,6 @@ def _prepare(start: Start[Any], task: Task) -> tuple[Trainer, Started]:
     folder.unreadable.start(task.unreadable)
     found = len(task.images) + len(task.unreadable)
     check_unreadable(len(task.unreadable), found, config.max_unreadable, folder.unreadable)
-    ranks.check_same("images", (len(task.images), task.images.digest()))
     plan = _plan(start, task)
     batch_size = plan.global_batch_size // ranks.size
     notes = _decoder_note(config.decoder)
@@ -345,8 +345,9 @@ def _prepare(start: Start[Any], task: Task) -> tuple[Trainer, Started]:
 
 
 def _plan(start: Start[Any], task: Task) -> TrainingPlan:
-    """The plan of the run; images or a model that are not those of the resumed run are refused."""
+    """The plan; images that differ between processes, and images or a model of another run, are refused."""
     images, resumption = task.images, start.resumption
+    start.ranks.check_same("images", (len(images), images.digest()))
     plan = make_plan(
         start.config,
         len(images),

@@ -156,10 +156,14 @@ def test_other_images_are_refused_and_moved_ones_are_not(parted: PretrainConfig,
     moved = tmp_path / "elsewhere"
     shutil.copytree(begun / "images", moved)
     (moved / "0.png").rename(moved / "x.png")
+    (moved / "empty.png").touch()
     again = dataclasses.replace(parted, data=(moved,))
+    before = sorted((path.name, path.read_bytes()) for path in parted.out.iterdir() if path.is_file())
     with pytest.raises(ConfigError, match="the images' names") as refused:
         pretrain(again)
     assert len(refused.value.details) == 2
+    assert before == sorted((path.name, path.read_bytes()) for path in parted.out.iterdir() if path.is_file())
+    (moved / "empty.png").unlink()
     (moved / "x.png").unlink()
     with pytest.raises(ConfigError, match=r"number of images +11 +10$"):
         pretrain(again)
