@@ -167,6 +167,17 @@ def refuse_both(config_class: Any, values: Mapping[str, Any]) -> None:
             )
 
 
+def refuse_hidden_tables(values: Mapping[str, Any], hidden_by: Mapping[str, Any], file: str) -> None:
+    """Check that no table of a settings file has the name of a value that replaces it unread, such as ``[data]``.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    for name, value in values.items():
+        if isinstance(value, dict) and name in hidden_by:
+            raise _unknown_table(name, f" in {file}")
+
+
 def refuse_without_effect(config: Any, name: str, because: str) -> None:
     """Raise an error if an option that has no effect beside the others was set to something else than its default.
 
@@ -224,9 +235,7 @@ def _label(name: str, declared: Option) -> str:
 
 def _unknown(config_class: Any, name: str, value: Any, where: str) -> ConfigError:
     if isinstance(value, dict):
-        return ConfigError(
-            f"unknown table [{_cut(name)}]{where}", hint="settings have no tables: write all names at the top level"
-        )
+        return _unknown_table(name, where)
     here = named_here(config_class, name)
     near = difflib.get_close_matches(name[:_LONGEST_SHOWN], [field.name for field in dataclasses.fields(config_class)])
     if here is not None:
@@ -234,6 +243,12 @@ def _unknown(config_class: Any, name: str, value: Any, where: str) -> ConfigErro
     else:
         hint = f"did you mean {', '.join(near)}?" if near else "see --help for the names"
     return ConfigError(f"unknown option {brief(name)}{where}", hint=hint)
+
+
+def _unknown_table(name: str, where: str) -> ConfigError:
+    return ConfigError(
+        f"unknown table [{_cut(name)}]{where}", hint="settings have no tables: write all names at the top level"
+    )
 
 
 def brief(value: Any) -> str:

@@ -28,6 +28,7 @@ from mae.options import (
     option_of,
     preset_values,
     refuse_both,
+    refuse_hidden_tables,
 )
 from mae.training.classifier_config import commands_with, refuse_other_command
 from maecli.completion import completion_of
@@ -135,6 +136,7 @@ def command_from(
                 preset = values.pop("preset", from_file.pop("preset", None)) if presets else None
                 if config_file:
                     refuse_other_command(from_file, config_file, config_class.command)
+                    refuse_hidden_tables(from_file, values, shown(config_file))
                 refuse_both(config_class, values)
                 from_run = current_names(config_class, saved(values))
                 if preset is not None and from_run:
@@ -198,8 +200,9 @@ def hint_for_unknown(command: Any, option: str) -> str | None:
     if here is None:
         name = option.lstrip("-").replace("-", "_")
         hint = NOT_NEEDED.get(getattr(config_class, "__name__", ""), {}).get(name)
-        others = commands_with([name])
-        return hint or (f"it is an option of {' and '.join(others)}" if others else None)
+        *others, last = commands_with([name]) or ("",)
+        listed = f"{', '.join(others)} and {last}" if others else last
+        return hint or (f"it is an option of {listed}" if listed else None)
     declared = option_of(here)
     if declared.positional:
         return f"{option} is an argument here, not an option: maecli {command.name} {declared.metavar}: {declared.help}"

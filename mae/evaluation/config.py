@@ -127,7 +127,8 @@ def parse_fractions(value: Any) -> tuple[float, ...]:
     except (TypeError, ValueError):
         numbers = ()
     if not numbers or not all(0 < number <= 1 for number in numbers):
-        raise ValueError(f"wanted fractions above 0 and up to 1, such as 0.01 or '0.01 0.1 1'; got {brief(value)}")
+        shown = items[0] if len(items) == 1 else value
+        raise ValueError(f"wanted fractions above 0 and up to 1, such as 0.01 or '0.01 0.1 1'; got {brief(shown)}")
     return numbers
 
 

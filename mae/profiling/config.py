@@ -16,6 +16,7 @@ from mae.system.precision import choose_precision, processor_has_bf16
 
 IMAGENET_IMAGES = 1_281_167
 RECIPE_EPOCHS = 800
+LEAST_MEMORY = 10**6  # bytes; a smaller --fit is a number without its unit
 
 _MODEL = "Model"
 _PLAN = "Plan"
@@ -27,12 +28,14 @@ def parse_bytes(value: Any) -> int:
     """Read an amount of memory: "24GB" (10^9), "24GiB" (2^30), "24G" or plain bytes.
 
     Raises:
-        ValueError: Anything else, or nothing at all.
+        ValueError: Anything else, or less than ``LEAST_MEMORY``.
     """
     match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([KMGT]?I?)B?\s*", str(value).upper())
     amount = round(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
     if amount < 1:
         raise ValueError(f"wanted memory as 24GB, 24GiB or bytes; got {value!r}")
+    if amount < LEAST_MEMORY:
+        raise ValueError(f"{value} is {amount:,} bytes, less than any model needs; for gigabytes write 24GB")
     return amount
 
 

@@ -11,6 +11,7 @@ from mae.config import shared_option
 from mae.errors import ConfigError
 from mae.io.text import a_few, shown, typed
 from mae.options import Preset, option, option_of, refuse_without_effect
+from mae.reconstruction.config import CHECKPOINT_DEFAULT_TEXT
 from mae.training.config import PretrainConfig, RunSettings
 
 HEAD_POOLS = ("mean", "cls")
@@ -42,8 +43,8 @@ class ClassifierConfig(RunSettings):
 
     init: Path | None = option(
         None,
-        "Pre-trained weights: a checkpoint file, a run folder or a released name.",
-        default_text="the run in ./run, else the built-in weights",
+        "Pre-trained weights: a checkpoint file, a run folder, builtin or a released name.",
+        default_text=CHECKPOINT_DEFAULT_TEXT,
         panel=_MODEL,
         official=("finetune",),
     )

@@ -68,10 +68,15 @@ def replay(config: ReplayConfig) -> Replay:
         ConfigError: This machine has no such device.
         MaeError: The memory is full.
     """
-    checkpoint = load_checkpoint(config.file)
+    wanted_file = "give the replay.pth in a run's folder"
+    try:
+        checkpoint = load_checkpoint(config.file)
+    except CheckpointError as error:
+        near = error.hint is not None and error.hint.startswith("did you mean")
+        raise CheckpointError(error.message, hint=error.hint if near else wanted_file) from None
     kept = checkpoint.extra.get("replay")
     if not isinstance(kept, Mapping) or not {"images", "precision", "files", "step", "lr", "loss"} <= set(kept):
-        raise CheckpointError(f"{config.file} is not a replay file", hint="give the replay.pth in a run's folder")
+        raise CheckpointError(f"{config.file} is not a replay file", hint=wanted_file)
     device = resolve_device(config.device)
     wanted = kept["precision"] if config.precision == "auto" else config.precision
     wanted = wanted if (wanted, device.type) != ("fp16", "cpu") else "fp32"

@@ -52,3 +52,5 @@ def _show(console: Console, result: ReportResult | ComparisonResult) -> None:
         names = ", ".join(result.settings) or "none"
         print_line(console, f"settings that differ: {names}")
     print_line(console, f"wrote {shown(result.out)}: {result.size_bytes / 1e6:.2f} MB, {result.images} images")
+    if isinstance(result, ReportResult) and result.animation is not None:
+        print_line(console, f"wrote {shown(result.animation)}")

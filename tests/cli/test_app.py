@@ -17,6 +17,7 @@ from maecli.app import app
 from tests.cli.at_terminal import run_at
 from tests.cli.small import SIZES
 from tests.processes import finish, fork, start_python, until
+from tests.unit.reporting.runs import write_run
 
 TINY = [*SIZES, "--image-size", "32", "--device", "cpu", "--workers", "0"]
 
@@ -138,6 +139,12 @@ def test_the_share_of_waiting_is_told(images: Path, tmp_path: Path, monkeypatch:
     assert f", waiting for images {lines[0]}% -> {lines[1]}% of the time" in out.replace("\n", " ")
 
 
+def test_report_names_both_files_that_it_wrote(tmp_path: Path) -> None:
+    run, page, film = write_run(tmp_path / "run", previews=2), tmp_path / "page.html", tmp_path / "film.gif"
+    _, out, _ = maecli("report", run, "--out", page, "--animate", film)
+    assert [line.partition(":")[0] for line in out.splitlines()[-2:]] == [f"wrote {page}", f"wrote {film}"]
+
+
 def test_quiet_prints_the_one_value(run: Path, images: Path, tmp_path: Path) -> None:
     checkpoint, grid = run / "checkpoint-last.pth", tmp_path / "grid.png"
     assert maecli("reconstruct", images / "0.png", "--checkpoint", checkpoint, "--out", grid, "--quiet") == (
@@ -155,6 +162,16 @@ def test_people_see_a_table_and_what_was_written(run: Path, images: Path, tmp_pa
     assert "5.png" in out
     assert f"wrote {grid}" in out
     assert "taken from the original" in err  # the recipe's target is normalised patches
+
+
+def test_a_section_that_a_typed_argument_would_hide(tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_text("[data]\nimage_size = 32\n")
+    code, _, err = maecli("pretrain", tmp_path / "none", "--config", tmp_path / "settings.toml")
+    assert code == 2
+    assert err.splitlines() == [
+        f"error: unknown table [data] in {tmp_path / 'settings.toml'}",
+        "hint: settings have no tables: write all names at the top level",
+    ]
 
 
 def test_a_config_file_and_the_command_line_that_wins(images: Path, tmp_path: Path) -> None:
@@ -191,6 +208,7 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["reconstruct", "{image}", "--checkpoint", "{weights}", "--out", "grid.gif"], 2, "must end in .png"),
     (["reconstruct", "{image}", "--checkpoint", "{weights}", "--out", "{none}/grid.png"], 2, "there is no folder"),
     (["reconstruct", "{image}", "--checkpoint", "{weights}", "--mask-ratio", "0.99"], 2, "leaves none"),
+    (["replay", "{none}"], 4, "hint: give the replay.pth in a run's folder"),
 ]
 
 

@@ -170,6 +170,8 @@ def test_an_option_of_another_training_command() -> None:
     ]
     assert "option of maecli finetune" in run_at("pretrain", "photos", "--layer-decay", "0.75").err
     assert "option of maecli finetune" in run_at("evaluate", "photos", "--mixup", "0.8").err
+    listed = "it is an option of maecli pretrain, maecli finetune and maecli linprobe"
+    assert listed in run_at("reconstruct", "cat.jpg", "--epochs", "3").err
 
 
 def test_no_torch_is_loaded_for_an_answer() -> None:

@@ -303,6 +303,7 @@ def test_really_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--precision", "fp16", "--device", "cpu"], "--precision fp16 needs a GPU"),
         (["--device", "tpu"], "--device must be one of"),
         (["--fit", "a lot"], "--fit: wanted memory as 24GB"),
+        (["--fit", "24"], "--fit: 24 is 24 bytes, less than any model needs; for gigabytes write 24GB"),
         (["--mfu", "0"], "--mfu must be above 0"),
         (["--gpus", "0"], "--gpus must be at least 1"),
         (["--price", "1"], "--price needs --gpu or --measure"),

@@ -129,7 +129,7 @@ def test_the_documents_table_is_the_code_s() -> None:
         ("24G", 24 * 10**9),
         ("24GiB", 24 * 2**30),
         ("0.5TB", 5 * 10**11),
-        (1000, 1000),
+        (24_000_000, 24_000_000),
     ],
 )
 def test_amounts_of_memory(typed: object, amount: int) -> None:
