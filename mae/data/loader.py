@@ -133,7 +133,10 @@ class Batches(Iterator[Batch]):
                 raise
             raise explained from None
         if isinstance(batch, DataError):
-            raise batch
+            try:
+                raise batch
+            finally:
+                del batch  # the error would hold this frame, and with it the loader processes, until it is collected
         return batch
 
     def explain(self, error: Exception) -> Exception:

@@ -81,5 +81,6 @@ def test_a_killed_worker_is_an_error_that_names_the_cause(tmp_path: Path) -> Non
     assert "memory" in (caught.hint or "")
     other = RuntimeError("CUDA error")
     assert batches.explain(other) is other
+    batches.workers[1].kill()  # torch would wait five seconds for it
     del batches
     signal.signal(signal.SIGCHLD, handler)

@@ -29,7 +29,7 @@ def test_a_model_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         "run",
         lambda command, **how: (run if "MALLOC_MMAP_THRESHOLD_" in how["env"] else run_forked)(command, **how),
     )
-    config = variant_config("vit_tiny")
+    config = variant_config("vit_tiny", depth=4, decoder_depth=2)
     result = measure_model(config, MACHINE, mask_ratio=0.75, batch=8, repeats=2, operations=OPERATIONS)
     assert result.failures == ()
     for name, batch in (("latency", 1), ("encode", 8), ("forward", 8), ("training_step", 8)):
