@@ -10,6 +10,8 @@ from torch import Tensor
 
 import mae
 from mae.checkpoints import build_model, load_checkpoint, load_weights, save_checkpoint
+from mae.checkpoints.build import build_encoder
+from mae.checkpoints.pos_tables import follows_formula
 from mae.errors import CheckpointError
 from mae.mae import MaskedAutoencoder
 from mae.models import create_model
@@ -120,6 +122,10 @@ def test_exchanged_halves_are_not_the_formula(tmp_path: Path) -> None:
     notes = build_model(load_checkpoint(saved(tmp_path, state), decoder_num_heads=4), img_size=128)[1]
     assert any(note.startswith("pos_embed is resampled") for note in notes)
     assert any(note.startswith("decoder_pos_embed is recomputed") for note in notes)
+    near = sincos_2d(128, (8, 8))
+    assert follows_formula(near, (8, 8))
+    near[0, 5, 7] += 2e-4  # as little as this was learnt
+    assert not follows_formula(near, (8, 8))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -161,6 +167,15 @@ def test_a_fine_tuned_file_lends_its_encoder(tmp_path: Path) -> None:
     notes = load_weights(create_model(TINY), load_checkpoint(saved(tmp_path, state)))
     assert any("no final encoder norm" in note for note in notes)
     assert any("2 tensors of the file are not part of the model" in note for note in notes)
+
+    neutral = {"norm.weight": torch.ones(128), "norm.bias": torch.zeros(128)}
+    for norm in ({}, {"norm.weight": torch.full((128,), 3.0), "norm.bias": torch.ones(128)}):
+        found = build_encoder(load_checkpoint(saved(tmp_path, state | norm)))[0].state_dict()
+        for key, tensor in (state | neutral | norm).items():
+            assert key.startswith(("head.", "fc_norm.")) or torch.equal(found[key], tensor), key
+    del state["blocks.0.norm1.weight"]
+    with pytest.raises(CheckpointError, match=r"lacks 1 tensors of the model: blocks\.0\.norm1\.weight"):
+        load_weights(create_model(TINY), load_checkpoint(saved(tmp_path, state)))
 
 
 def test_another_width_is_refused(path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from mae.checkpoints.classifiers import folded
+from mae.checkpoints.classifiers import folded, pool_of
 from mae.errors import CheckpointError
 from mae.models.classifier import BATCH_NORM_EPS
 
@@ -20,6 +23,7 @@ def test_the_batch_norm_of_a_probe_is_folded_into_its_linear_layer(affine: bool)
     for tensor in head.state_dict().values():
         if tensor.is_floating_point():
             tensor.uniform_(0.5, 2)
+    head.state_dict()["0.running_var"][0] = BATCH_NORM_EPS  # of a feature that is nearly constant
     plain = folded({f"head.{key}": tensor for key, tensor in head.state_dict().items()})
     assert set(plain) == {"head.weight", "head.bias"}
     features = torch.randn(5, WIDTH, dtype=torch.float64)
@@ -39,3 +43,12 @@ def test_half_a_probe_beside_a_head_is_left_alone() -> None:
     state = {"head.weight": torch.ones(CLASSES, WIDTH), "head.bias": torch.ones(CLASSES)}
     state["head.1.weight"] = torch.ones(CLASSES, WIDTH)
     assert folded(state) == state
+
+
+@pytest.mark.parametrize(
+    ("told", "norm", "pool"),
+    [(None, "norm", "cls"), (None, "fc_norm", "mean"), ("mean", "norm", "mean"), ("cls", "fc_norm", "cls")],
+)
+def test_the_pooling_is_the_one_told_else_the_norms(told: str | None, norm: str, pool: str) -> None:
+    file: Any = SimpleNamespace(state={f"{norm}.weight": torch.ones(WIDTH)}, extra={"maecli": {"pool": told}})
+    assert pool_of(file) == pool

@@ -274,6 +274,16 @@ def test_heads_are_guessed_aloud_and_can_be_said(tmp_path: Path) -> None:
     assert said.assumed == ("num_heads",)
 
 
+def test_patches_that_are_no_square_are_taken_for_a_wide_image() -> None:
+    from mae.checkpoints.sizes import Declared, config_from_shapes
+
+    shapes = official.shapes(TINY)
+    shapes |= {key: (1, 1 + 6 * 10, shape[2]) for key, shape in shapes.items() if "pos_embed" in key}
+    config, notes, _ = config_from_shapes(shapes, Declared(num_heads=4, decoder_num_heads=4))
+    assert config.grid == (6, 10)
+    assert notes == ("60 patches are no square: taken as 6 rows of 10; give the image size if it is another rectangle",)
+
+
 def test_hidden_widths_that_a_quotient_rounds_down(tmp_path: Path) -> None:
     """240 / 44 * 44 is a little less than 240 in floating point."""
     config = MAEConfig((16, 16), 8, 3, 44, 1, 1, 44, 1, 1, mlp_ratio=240.5 / 44)

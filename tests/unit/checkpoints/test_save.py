@@ -69,6 +69,13 @@ def test_files_are_flushed_by_a_descriptor_that_may_write(
     assert flushed == [0]
 
 
+def test_files_have_the_mode_of_any_new_file(model: mae.MaskedAutoencoder, tmp_path: Path) -> None:
+    """Other users can read them, unless the umask says otherwise."""
+    (tmp_path / "other").touch()
+    for name in ("weights.pth", "weights.safetensors"):
+        assert model.save_pretrained(tmp_path / name).stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_where_nothing_can_be_written(model: mae.MaskedAutoencoder, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for name in ("file", "file/folder", "none/weights.pth", "none/weights.safetensors"):
