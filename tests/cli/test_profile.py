@@ -48,6 +48,12 @@ def drawn(result: ProfileResult, width: int, encoding: str = "utf-8") -> str:
     return stream.read()
 
 
+def test_the_documents_example_is_what_is_printed() -> None:
+    shown = (ROOT / "docs" / "profile.md").read_text().split("```text\n")[1].split("```")[0]
+    printed = maecli("--gpu", "h100", "--gpus", 8)[1]
+    assert [line.rstrip() for line in printed.strip().splitlines()] == shown.strip().splitlines()
+
+
 def test_the_published_figures() -> None:
     (large,) = document("--variant", "vit_large")["variants"]
     assert large["parameters"] == {

@@ -25,7 +25,7 @@ WHOLE = {
     "four channels": (variant_config("vit_tiny", in_chans=4, patch_size=8, img_size=(64, 32)), 0.75),
     "one decoder block": (variant_config("vit_tiny", decoder_depth=1), 0.75),
     "two decoder blocks": (variant_config("vit_tiny", decoder_depth=2), 0.75),
-    "other MLP": (variant_config("vit_tiny", mlp_ratio=2.7), 0.75),
+    "other MLP": (variant_config("vit_tiny", mlp_ratio=2.68), 0.75),
 }
 
 

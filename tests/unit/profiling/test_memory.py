@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 from mae.config import MAEConfig
 from mae.models import create_model, variant_config
 from mae.models.parameters import count_parameters
+from mae.profiling import memory as module
 from mae.profiling.measured import MeasuredDevice, measure_training_peak
 from mae.profiling.memory import (
     FIT_MARGINS,
@@ -34,7 +36,7 @@ CASES = {
     "small": (SMALL, 0.75),
     "rectangle": (SMALL.replace(img_size=(32, 96)), 0.6),
     "many heads": (SMALL.replace(num_heads=12, decoder_num_heads=12), 0.75),
-    "four channels, other MLP": (SMALL.replace(in_chans=4, mlp_ratio=2.5), 0.75),
+    "four channels, other MLP": (SMALL.replace(in_chans=4, mlp_ratio=2.68), 0.75),
     "two decoder blocks": (SMALL.replace(decoder_depth=2), 0.9),
 }
 
@@ -117,6 +119,74 @@ def test_fixed_parts_are_exact() -> None:
     assert memory.peak < sum(dataclasses.astuple(memory)[:-1])
 
 
+MOMENTS = {
+    # What decides the peak: the tape's only step, the bytes that the end of the forward pass holds beside it.
+    "forward": (Step(kept=10**9, gradients=7, passing=0), 10**8),
+    "backward": (Step(kept=10**9, gradients=7, passing=10**9), 10**8),
+    "update": (Step(kept=10, gradients=7, passing=0), 0),
+}
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_the_peak_is_that_of_the_fullest_moment(
+    moment: str, accumulate: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, end = MOMENTS[moment]
+    tape = Tape(2, "fp32", device)
+    tape.steps, tape.cast_weights, tape.scratch = [step], 10**6, 5
+    monkeypatch.setattr(module, "own_tape", lambda *_, **__: tape)
+    monkeypatch.setattr(module, "own_forward_end", lambda *_: end)
+    counts, images = count_parameters(SMALL), 2 * 3 * 64 * 64
+    gradients = 4 * counts.trainable
+    earlier = gradients if accumulate else 0
+    largest = 4 * 192 * 768  # numbers of the largest weight, which AdamW updates by itself on a CPU
+    for checkpointing in (False, True):
+        wanted = {
+            "forward": 4 * images + step.kept + end + earlier + (10**6 if checkpointing else 0),
+            "backward": step.kept + step.gradients + step.passing + (step.gradients if accumulate else 0),
+            "update": gradients + (3 * largest if device == "cpu" else 0),
+        }
+        found = training_memory(
+            SMALL, 16, 2, "fp32", device, activation_checkpointing=checkpointing, accumulate=accumulate
+        )
+        assert accumulate or max(wanted, key=wanted.__getitem__) == moment
+        assert found.peak == 4 * counts.total + 2 * gradients + images + 5 + max(wanted.values())
+
+
+def test_the_documents_estimates_are_the_codes() -> None:
+    """In the table of the tensors alone, beside what was measured."""
+    page = (ROOT / "docs" / "profile.md").read_text()
+    pair = r"([\d,]+), ([\d,]+) \| [-+][\d.]+%"
+    rows = re.findall(rf"^\| (vit_\w+)(, checkpointing)? \| (\d+) \| {pair} \| {pair} \|$", page, re.MULTILINE)
+    assert len(rows) == 12
+    for name, checkpointing, batch, *numbers in rows:
+        fp32, estimate, bf16, other = (int(number.replace(",", "")) for number in numbers)
+        for precision, measured, told in (("fp32", fp32, estimate), ("bf16", bf16, other)):
+            found = training_memory(
+                variant_config(name), 49, int(batch), precision, "cpu", activation_checkpointing=bool(checkpointing)
+            )
+            assert round(found.peak / 1e6) == told
+            assert told == pytest.approx(measured, rel=0.025)
+
+
+@pytest.mark.parametrize("img_size", [(16, 32), (128, 256)])
+@pytest.mark.parametrize(("precision", "device"), [("bf16", "cuda"), ("fp32", "cpu"), ("bf16", "cpu")])
+def test_inference_by_hand(img_size: tuple[int, int], precision: str, device: str) -> None:
+    """Attention's weights take the most where they are stored and tokens are many, else the MLP's hidden values do."""
+    config = SMALL.replace(img_size=img_size)
+    tokens, width, size = 1 + config.num_patches, 192, 2 if precision == "bf16" else 4
+    stream = tokens * width
+    stored = 2 * 3 * tokens**2 * size if (precision, device) == ("bf16", "cpu") else 0  # three heads
+    attention = 5 * stream * 4 + 5 * stream * size + stored
+    mlp = 5 * stream * 4 + 2 * 4 * stream * size + (2 if precision == "bf16" else 1) * stream * size
+    assert (attention > mlp) == (bool(stored) and tokens > 100)
+    cast = 4 * width * width * 2 if precision == "bf16" else 0
+    weights, images = 4 * count_parameters(config).total, 7 * 3 * img_size[0] * img_size[1] * 4
+    assert inference_peak(config, 7, precision, device) == weights + cast + images + 7 * max(attention, mlp)
+
+
 def test_more_takes_more() -> None:
     config, peaks = variant_config("vit_base"), []
     for batch in (1, 2, 64, 256):
@@ -127,6 +197,7 @@ def test_more_takes_more() -> None:
     assert training_memory(precision="bf16", **at).peak < training_memory(precision="fp32", **at).peak  # type: ignore[arg-type]
     assert training_memory(precision="bf16", accumulate=True, **at).peak > training_memory(precision="bf16", **at).peak  # type: ignore[arg-type]
     assert inference_peak(config, 64, "bf16", "cuda") < peaks[2]
+    assert own_tape(SMALL, 16, 4, "fp32", "cpu").kept < own_tape(SMALL, 16, 4, "fp32", "cuda").kept  # norms and GELU
 
 
 def test_fit_is_the_largest_that_fits() -> None:
@@ -160,7 +231,8 @@ def test_fit_at_the_ends() -> None:
 def test_fit_says_what_ends_it() -> None:
     config = variant_config("vit_tiny")
     assert fit(config, 49, 1000 * GB, "bf16", "cuda").limited_by == "recipe"
-    assert fit(config, 49, 1000 * GB, "bf16", "cuda", gpus=8).limited_by == "recipe"
+    eight = fit(config, 49, 1000 * GB, "bf16", "cuda", gpus=8)
+    assert (eight.limited_by, eight.largest_batch, eight.accum_iter) == ("recipe", 512, 1)
     assert fit(config, 49, 2 * GB, "bf16", "cuda").limited_by == "memory"
     assert fit(variant_config("vit_huge"), 64, 8 * GB, "bf16", "cuda").limited_by == "memory"  # not even one
 
