@@ -146,6 +146,20 @@ def test_accumulated_batches_step_like_one_large_batch(
     assert max(float(moment.abs().max()) for moment in moments["large"]) > 1e-3
 
 
+def test_the_batches_of_a_step_weigh_alike(config: PretrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the steps of two, two and one; several processes average gradients after the last one of each."""
+    backward, seen = TrainingStep.backward, []
+
+    def noted(self: TrainingStep, *batch: Any, **options: Any) -> Any:
+        seen.append((options["share"], options["last"]))
+        return backward(self, *batch, **options)
+
+    monkeypatch.setattr(TrainingStep, "backward", noted)
+    monkeypatch.setattr("mae.training.engine._time_batch", lambda *_: 0.1)
+    pretrain(dataclasses.replace(config, epochs=1, warmup_epochs=0.0))
+    assert seen == [(0.5, False), (0.5, True), (0.5, False), (0.5, True), (1.0, True)]
+
+
 def spoil(monkeypatch: pytest.MonkeyPatch, batches: set[int], factor: float = float("nan")) -> None:
     """Multiply the losses of these batches, which are counted from the start of the next run."""
     loss, numbers = TrainingStep.loss, itertools.count()
@@ -174,6 +188,8 @@ def test_a_step_without_a_finite_gradient_is_not_applied(
     losses = [entry["loss"] for entry in logged(config.out) if "loss" in entry and "left_out" not in entry]
     epoch = next(entry for entry in logged(config.out) if "train_loss" in entry)
     assert epoch["train_loss"] == pytest.approx(sum(losses) / 2)
+    # The rates of all batches count: of two, two and one, as far up the warm-up as the step began.
+    assert epoch["train_lr"] == pytest.approx(2e-3 * (2 * 0.0 + 2 * 0.4 + 0.8) / 5)
 
 
 def test_too_many_such_steps_stop_the_run_and_leave_what_shows_why(
@@ -193,6 +209,18 @@ def test_too_many_such_steps_stop_the_run_and_leave_what_shows_why(
     assert all(math.isfinite(one.loss) and one.first_module is None for one in found.passes)
     # Without the test's patch the run continues, and the step that was skipped twice counts.
     assert pretrain(dataclasses.replace(config, resume=config.out)).steps == 9
+
+
+def test_steps_that_do_not_follow_each_other_do_not_stop_the_run(
+    config: PretrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, {0, 9, 14})  # the first step of the first epoch, of two batches, and the last ones of the others
+    events: list[Event] = []
+    assert pretrain(dataclasses.replace(config, nan_limit=2), events.append).steps == 9
+    assert [event.in_a_row for event in events if isinstance(event, StepSkipped)] == [1, 1, 1]
+    second, third = (entry["loss"] for entry in logged(config.out) if entry.get("step") in (2, 3) and "loss" in entry)
+    epoch = next(entry for entry in logged(config.out) if "train_loss" in entry)
+    assert epoch["train_loss"] == pytest.approx((2 * second + third) / 3)
 
 
 def in_fp16(monkeypatch: pytest.MonkeyPatch, largest: float) -> list[float]:
@@ -222,6 +250,15 @@ def test_the_search_for_a_loss_scale_is_no_failure(config: PretrainConfig, monke
     assert not any(isinstance(event, StepSkipped) for event in events)
     state = load_checkpoint(config.out / "checkpoint-last.pth").optimizer or {}
     assert {float(entry["step"]) for entry in state["state"].values()} == {9.0}
+
+
+def test_a_loss_that_is_not_finite_is_no_search_for_a_loss_scale(
+    config: PretrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_fp16(monkeypatch, math.inf)
+    spoil(monkeypatch, {0})
+    with pytest.raises(TrainingError, match=r"loss became nan at step 1, .* 1 steps in a row"):
+        pretrain(dataclasses.replace(config, nan_limit=1))
 
 
 def test_gradients_that_no_loss_scale_makes_finite_end_the_run(
