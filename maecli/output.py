@@ -271,11 +271,21 @@ def fitted(console: Console, table: Table) -> RenderableType:
     from rich.cells import cell_len
     from rich.text import Text
 
+    least, most = [], []  # width of the longest word and of the longest line of each column
     for column in table.columns:
-        if column.no_wrap:  # rich measures the words alone
-            lines_of = (_plain(cell).split("\n") for cell in (column.header, *column.cells))
-            column.min_width = max(cell_len(line) for lines in lines_of for line in lines)
-    if console.measure(table, options=console.options.update(width=_UNBOUNDED)).minimum <= console.width:
+        lines_of = [line for cell in (column.header, *column.cells) for line in _plain(cell).split("\n")]
+        words = lines_of if column.no_wrap else [word for line in lines_of for word in line.split()]
+        least.append(max(map(cell_len, words), default=0))
+        most.append(max(map(cell_len, lines_of)))
+    unbounded = console.options.update(width=_UNBOUNDED)
+    for column, width in zip(table.columns, most, strict=True):
+        column.width = width
+    room = console.width - (console.measure(table, options=unbounded).maximum - sum(most))  # without the gaps
+    if sum(least) <= room:
+        # Only the widest columns are wrapped; rich would also cut words of others.
+        limit = next(limit for limit in range(max(most), -1, -1) if sum(_within(limit, least, most)) <= room)
+        for column, width in zip(table.columns, _within(limit, least, most), strict=True):
+            column.width = width
         return table
     columns = [
         (" ".join(_plain(column.header).split()), [_plain(cell) for cell in column.cells]) for column in table.columns
@@ -290,6 +300,11 @@ def fitted(console: Console, table: Table) -> RenderableType:
             lines.append(f"    {header:<{widest}}  {value.strip()}\n")
     lines.rstrip()
     return lines
+
+
+def _within(limit: int, least: Sequence[int], most: Sequence[int]) -> list[int]:
+    """Widths of columns of which none is wider than ``limit``, unless a word of it is."""
+    return [min(longest, max(word, limit)) for word, longest in zip(least, most, strict=True)]
 
 
 def _plain(cell: Any) -> str:

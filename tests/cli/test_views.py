@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import math
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from mae.training.events import PretrainResult, Previewed, RolledBack, Stepped
 from mae.training.replay import Replay
 from maecli.commands.replay import _show
 from maecli.commands.watch import watch
-from maecli.output import Output, make_console
+from maecli.output import Output, fitted, make_console, plain_table
 from maecli.views.progress import TrainingView
 from maecli.views.training import show_pretraining
 
@@ -41,6 +44,27 @@ def test_square_brackets_in_the_name_of_a_run_are_printed(
     (RUN / "log.jsonl").write_text('{"epoch": 0, "train_loss": 0.5}\n')
     watch(run=str(RUN), once=True, as_json=False, quiet=False, verbose=False)  # type: ignore[call-arg]
     assert f"run               {RUN}\n" in capsys.readouterr().out
+
+
+def test_a_table_cuts_no_word_at_any_width() -> None:
+    rows = [
+        ("runs/first", "finished", "vit_tiny, changed", "1.5487", "15.4 dB", "2 h 5 min 3 s ago"),
+        ("lp",) + ("-",) * 5,
+    ]
+    words = Counter(word for cell in rows[0] for word in cell.split())
+    ways = set()
+    for width in range(30, 100):
+        table = plain_table("run", "state", "model", right=("loss", "PSNR", "last line"))
+        for row in rows:
+            table.add_row(*row)
+        console = Console(width=width, file=io.StringIO())
+        with console.capture() as captured:
+            console.print(fitted(console, table))
+        lines = captured.get().splitlines()
+        assert words <= Counter(captured.get().split()), width
+        assert max(map(len, lines)) <= width
+        ways.add("lines" if lines[0] == rows[0][0] else "wrapped" if len(lines) > 3 else "table")
+    assert ways == {"lines", "wrapped", "table"}
 
 
 def test_control_characters_in_names_of_images_of_a_step_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
