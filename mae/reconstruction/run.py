@@ -146,6 +146,7 @@ def reconstruct(
     if config.animate is not None:
         refuse_input(config.animate, "--animate", inputs, folders=folders)
     rows: list[Row] = []
+    shares: list[list[float]] = []  # masked fractions of each image
     frames: list[list[Row]] = [[] for _ in ANIMATED_RATIOS]  # of the animation
     images: list[ImageResult] = []
     separate: dict[Path, Image.Image] = {}
@@ -154,6 +155,7 @@ def reconstruct(
         shots = [reconstructor.reconstruct(framed, masking) for masking in reconstructor.maskings(framed)]
         results = [_result(path, framed, shot) for shot in shots]
         images += results
+        shares.append([shot.masked_share for shot in shots])
         rows.append(Row(_images_of(shots), _caption(path, results)))
         if config.animate is not None:
             for frame, ratio in zip(frames, ANIMATED_RATIOS, strict=True):
@@ -166,8 +168,8 @@ def reconstruct(
             "none of the images can be decoded", hint=f"{shown(given.skipped[0][0])}: {given.skipped[0][1]}"
         )
     original = NORM_PIX_ON_NOTE if reconstructor.norm_pix_source == "option" else NORM_PIX_NOTE
-    notes = [*_notes(shots), *([original] if reconstructor.norm_pix else [])]
-    page = draw_grid(_titles(shots), rows, " ".join(notes))
+    notes = [*_notes(shares), *([original] if reconstructor.norm_pix else [])]
+    page = draw_grid(_titles(shares), rows, " ".join(notes))
     content = encode_image(page, config.kind, "the page") if config.to_stream else None
     written = [path.resolve() for path in (out, config.animate) if path is not None]
     for file in separate:
@@ -375,20 +377,28 @@ def _images_of(shots: Sequence[_Masked]) -> list[Image.Image]:
     return [tensor_to_image(view) for view in (panels[0].views if len(panels) == 1 else views)]
 
 
-def _titles(shots: Sequence[_Masked]) -> list[str]:
-    if len(shots) == 1:
-        return [f"{title} {shots[0].masked_share:.0%}" if title == "masked" else title for title in TITLES]
-    return ["original", *(f"{word} {shot.masked_share:.0%}" for shot in shots for word in ("masked", "with visible"))]
+def _titles(shares: Sequence[Sequence[float]]) -> list[str]:
+    """Titles of the columns, from the masked fractions of each image; images of different frames may differ."""
+    masked = [_percent(of_one_mask) for of_one_mask in zip(*shares, strict=True)]
+    if len(masked) == 1:
+        return [f"{title} {masked[0]}" if title == "masked" else title for title in TITLES]
+    return ["original", *(f"{word} {share}" for share in masked for word in ("masked", "with visible"))]
+
+
+def _percent(shares: Sequence[float]) -> str:
+    low, high = (f"{100 * share:.0f}" for share in (min(shares), max(shares)))
+    return f"{high}%" if low == high else f"{low} to {high}%"
 
 
 def _target(norm_pix: bool) -> str:
     return "normalised patches" if norm_pix else "raw pixels"
 
 
-def _notes(shots: Sequence[_Masked]) -> list[str]:
+def _notes(shares: Sequence[Sequence[float]]) -> list[str]:
     """The notes at the bottom of the page."""
-    notes = [FAINT_NOTE] if len(shots) == 1 and shots[0].masked_share else []
-    return notes + [NOTHING_MASKED_NOTE] * (len(shots) == 1 and not shots[0].masked_share)
+    if len(shares[0]) > 1:
+        return []
+    return [FAINT_NOTE if any(share for (share,) in shares) else NOTHING_MASKED_NOTE]
 
 
 def _caption(path: Path, results: Sequence[ImageResult]) -> str:

@@ -17,6 +17,7 @@ from mae.checkpoints import save_checkpoint
 from mae.errors import CheckpointError, ConfigError, DataError
 from mae.mae import MaskedAutoencoder
 from mae.reconstruction.config import ReconstructConfig
+from mae.reconstruction.grid import draw_grid
 from mae.reconstruction.run import NOTHING_MASKED_NOTE, reconstruct
 from tests.unit.data.sources.test_base import write_parquet, write_tar, write_zip
 
@@ -67,6 +68,27 @@ def test_a_grid_and_its_numbers(config: ReconstructConfig) -> None:
     assert 0 < one.psnr < 40
     assert not result.norm_pix
     assert result.norm_pix_source == "checkpoint"
+
+
+def test_titles_tell_the_masked_fractions_of_all_images(
+    config: ReconstructConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 15 patches 80 % are masked, of 16 patches 75 %; the title must not be that of the last image alone."""
+    square, titles = tmp_path / "square.png", []
+    Image.new("RGB", (64, 64)).save(square)
+
+    def drawn(given: list[str], *rest: object) -> Image.Image:
+        titles.append(given)
+        return draw_grid(given, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("mae.reconstruction.run.draw_grid", drawn)
+    both = dataclasses.replace(config, images=(config.images[0], square), resize=True)
+    reconstruct(both)
+    reconstruct(dataclasses.replace(both, mask_ratio=(0.75, 0.5)))
+    assert titles[0][1] == "masked 75 to 80%"
+    assert titles[1] == [
+        "original", "masked 75 to 80%", "with visible 75 to 80%", "masked 50 to 53%", "with visible 50 to 53%"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("suffix", "kind"), [(".jpg", "JPEG"), (".webp", "WEBP"), (".JPEG", "JPEG")])
