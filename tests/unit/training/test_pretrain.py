@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,11 +22,13 @@ from mae.checkpoints import load_checkpoint
 from mae.data.sampler import EpochBatches
 from mae.errors import CheckpointError, ConfigError, DataError, MaeError, TrainingError
 from mae.options import build_config
+from mae.system.distributed import Ranks
 from mae.training import checkpointer as saving_module
 from mae.training import failures, monitor
 from mae.training.config import PretrainConfig, ReplayConfig
 from mae.training.events import EpochDone, Event, ImageUnreadable, RolledBack, Started, Stepped, StepSkipped
 from mae.training.parallel import PretrainingLoss
+from mae.training.position import Position
 from mae.training.pretrain import pretrain
 from mae.training.replay import replay
 from mae.training.run_folder import RunFolder
@@ -70,6 +73,15 @@ def test_a_killed_run_drops_what_it_logged_past_its_last_state(config: PretrainC
     assert steps == list(range(1, 10))
     assert all(99.0 not in entry.values() for entry in logged(tmp_path / "run"))
     assert [entry["epoch"] for entry in logged(tmp_path / "run") if "train_loss" in entry] == [0, 1, 2]
+
+
+def test_every_batch_of_every_epoch_has_masks_of_its_own() -> None:
+    plan, model = SimpleNamespace(seed=0, global_batch_size=2), SimpleNamespace(config=SimpleNamespace(num_patches=8))
+    task: Any = SimpleNamespace(run=SimpleNamespace(plan=plan, ranks=Ranks()), model=model, mask_ratio=0.75)
+    batch: Any = None  # masks do not depend on the images
+    places = itertools.product((0, 1), (0, 1))
+    noises = [PretrainingTask.inputs(task, Position(epoch=epoch), number, batch)[1] for epoch, number in places]
+    assert len({tuple(noise.flatten().tolist()) for noise in noises}) == 4
 
 
 def test_the_run_folder(config: PretrainConfig, tmp_path: Path) -> None:
@@ -204,6 +216,7 @@ def test_too_many_such_steps_stop_the_run_and_leave_what_shows_why(
     assert same(weights(config.out), before)
     position = load_checkpoint(config.out / "checkpoint-last.pth").extra["maecli"]["position"]
     assert (position["epoch"], position["batch"], position["step"], position["in_a_row"]) == (2, 0, 6, 2)
+    assert position["left_out"] == 0  # the step is repeated, and would count twice
     found = replay(ReplayConfig(config.out / "replay.pth"))
     assert (found.step, len(found.files)) == (7, 4)
     assert all(math.isfinite(one.loss) and one.first_module is None for one in found.passes)
@@ -388,9 +401,14 @@ def test_rollback_goes_on_from_the_last_state_in_another_order(
     config: PretrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretrain(config, *stop_after(2))
+    before = weights(config.out)
     again = dataclasses.replace(config, resume=config.out, on_nan="rollback", nan_limit=2)
-    spoil(monkeypatch, {1, 2, 3, 4})
+    spoil(monkeypatch, {1, 2, 3, 4})  # a good step before them changes the weights
     events: list[Event] = []
+    pretrain(again, events.append, lambda: any(isinstance(event, RolledBack) for event in events))
+    assert same(weights(config.out), before)
+    position = load_checkpoint(config.out / "checkpoint-last.pth").extra["maecli"]["position"]
+    assert (position["step"], position["turn"], position["in_a_row"]) == (2, 1, 0)
     result = pretrain(again, events.append)
     assert [(event.step, event.turn) for event in events if isinstance(event, RolledBack)] == [(2, 1)]
     assert (result.steps, result.stopped) == (9, False)
