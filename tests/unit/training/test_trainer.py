@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from mae.system.distributed import Ranks
+from mae.training import checkpointer, engine
 from mae.training.position import Position
 from mae.training.trainer import Trainer
 
@@ -54,3 +55,27 @@ def test_a_state_that_is_due_is_saved_once(
         assert trainer.should_continue()
         state.position = dataclasses.replace(state.position, step=step + 1)
     assert saver.saved == saved
+
+
+def test_a_state_is_due_once_the_minutes_are_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(checkpointer.time, "monotonic", lambda: now)
+    parts: Any = None
+    saver = checkpointer.Checkpointer(parts, parts, parts, {}, {}, minutes=2.0, keep_last=1)
+    now += 119
+    assert not saver.due()
+    now += 1
+    assert saver.due()
+
+
+@pytest.mark.parametrize(("device", "timed"), [("cpu", 8), ("cuda", 64)])
+def test_the_seconds_of_a_step_are_those_of_its_whole_batch(
+    device: str, timed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU a few images are timed, after as many to warm up."""
+    counts: list[int] = []
+    monkeypatch.setattr(engine, "_pass", lambda step, task, count: counts.append(count) or 3.0 * count)
+    step: Any = SimpleNamespace(device=torch.device(device))
+    task: Any = None
+    assert engine._time_batch(step, task, 64) == 3.0 * 64
+    assert counts == [timed, timed]
