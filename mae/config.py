@@ -65,7 +65,11 @@ class MAEConfig:
         for width_name, heads_name in (("embed_dim", "num_heads"), ("decoder_embed_dim", "decoder_num_heads")):
             width, heads = getattr(self, width_name), getattr(self, heads_name)
             if width % heads:
-                raise ConfigError(f"{width_name} {width} is not a multiple of {heads_name} {heads}")
+                fewer = next(number for number in range(min(heads, 4096), 0, -1) if width % number == 0)
+                raise ConfigError(
+                    f"{width_name} {width} is not a multiple of {heads_name} {heads}",
+                    hint=f"{heads_name} {fewer} would do",
+                )
             if width % 4:
                 raise ConfigError(
                     f"{width_name} must be a multiple of 4 for a 2-D sine-cosine position table; got {width}"

@@ -37,12 +37,13 @@ FIRST = (
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Four processes for whole folders; none but this one for files by name, and for what is slow and may be timed.
+    """Three processes for whole folders; none but this one for files by name, and for what is slow and may be timed.
 
-    Twice the cores of a small machine: many tests wait, for processes that start or end.
+    More than the cores of a small machine, because many tests wait for processes that start or end; few, because each
+    imports everything.
     """
     named = any(Path(word.partition("::")[0]).is_file() for word in config.args)
-    return 0 if named or "not slow" not in config.option.markexpr else 4
+    return 0 if named or "not slow" not in config.option.markexpr else 3
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

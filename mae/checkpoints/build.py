@@ -297,13 +297,15 @@ def _no_decoder(checkpoint: Checkpoint) -> CheckpointError:
     size = (checkpoint.variant or "vit_base").removeprefix("vit_")
     size = size if size in ("base", "large", "huge") else "base"
     example = f"for instance {OFFICIAL_BASE}/visualize/mae_visualize_vit_{size}.pth"
+    what = "an encoder only"
     if checkpoint.kind == "fine-tuned":
+        what = "a classifier"
         start = checkpoint.args.get("finetune")  # the weights that it was trained from
         others = start and start != BUILTIN
         known = f"those that it was trained from, {typed(str(start))}, or" if others else "for instance"
         example = f"{known} the built-in ones, builtin"
     return CheckpointError(
-        f"{checkpoint.path} holds an encoder only: the decoder (mask_token, decoder_embed, decoder_blocks, "
+        f"{checkpoint.path} holds {what}: the decoder (mask_token, decoder_embed, decoder_blocks, "
         "decoder_norm, decoder_pred) is missing, so it cannot reconstruct an image",
         hint=f"use weights with a decoder, {example}",
     )

@@ -51,6 +51,11 @@ def a_few(names: Sequence[str]) -> str:
     return ", ".join(shown(name, 80) for name in names[:4]) + (" ..." if len(names) > 4 else "")
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number and what it counts: "1 image", "1,200 images"."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def short_names(paths: Sequence[Path]) -> list[str]:
     """The shortest ends of the paths that are distinct; paths that are given twice are numbered."""
     parts = [Path(os.path.abspath(path)).parts for path in paths]  # noqa: PTH100 - does not follow links

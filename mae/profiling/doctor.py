@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import mae
-from mae.io.text import first_line
+from mae.io.text import counted, first_line
 from mae.options import option
 from mae.system.environment import Machine, graphics_at_a_glance, graphics_cards, machine, packages
 
@@ -184,7 +184,7 @@ def _warnings(found: Diagnosis) -> list[str]:
     if found.device == "cpu" and cores and threads and threads != max(1, int(cores)):
         set_by = f" since OMP_NUM_THREADS is {os.environ['OMP_NUM_THREADS']}" if "OMP_NUM_THREADS" in os.environ else ""
         warnings.append(
-            f"torch computes with {threads} threads on {cores:g} usable cores{set_by}: OMP_NUM_THREADS="
+            f"torch computes with {counted(threads, 'thread')} on {cores:g} usable cores{set_by}: OMP_NUM_THREADS="
             f"{max(1, int(cores))} may be faster"
         )
     if (found.device, found.precision) == ("cpu", "fp32"):

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mae.io.text import counted
 from mae.reporting.curves import Curve, chart, evenly, thin, x_range_of
 from mae.reporting.render import LONGEST_TEXT, SHARED, render, time_text
 from mae.reporting.run_log import LoggedEpoch, RunLog
@@ -31,7 +32,9 @@ class PreviewImage(NamedTuple):
     @property
     def caption(self) -> str:
         """The caption above the image."""
-        return f"after {self.epoch:,} epochs" + (f", PSNR {self.psnr:.1f} dB" if math.isfinite(self.psnr) else "")
+        return f"after {counted(self.epoch, 'epoch')}" + (
+            f", PSNR {self.psnr:.1f} dB" if math.isfinite(self.psnr) else ""
+        )
 
 
 def page(
@@ -75,12 +78,13 @@ def page(
 
 
 def _standing(log: RunLog, written: float | None, now: float, state: str) -> str:
-    wanted = f" of {log.wanted_epochs:,}" if log.wanted_epochs else ""
-    done = f"{len(log.epochs) and log.epochs[-1].epoch:,}{wanted} epochs done"
+    done = len(log.epochs) and log.epochs[-1].epoch
+    of = f"{done:,} of " if log.wanted_epochs else ""
+    epochs = of + counted(log.wanted_epochs or done, "epoch")
     words = {"training": "training", "stopped": "stopped"}.get(state, "training or stopped")
     state = "finished" if log.finished else words
     last = f", last log line {time_text(written)}" if written is not None else ""
-    return f"{done}, {state}{last}; page written {time_text(now)} by maecli report"
+    return f"{epochs} done, {state}{last}; page written {time_text(now)} by maecli report"
 
 
 def _tiles(log: RunLog) -> dict[str, str]:

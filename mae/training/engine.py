@@ -16,7 +16,7 @@ from mae.data.decoding.jpeg import resolve_decoder
 from mae.data.sources.scan import ImageScan, scan_images
 from mae.errors import DataError
 from mae.io.download import is_offline, no_downloads
-from mae.io.text import typed
+from mae.io.text import counted, typed
 from mae.io.urls import url_of
 from mae.system.device import settle
 from mae.system.distributed import Ranks, ranks_from_environment
@@ -255,8 +255,8 @@ def _prepare(start: Start[Any], task: Task) -> tuple[Trainer, Started]:
     notes = _decoder_note(config.decoder)
     if resumption.other_processes(ranks.size):
         notes += (
-            f"the run's batch of {plan.global_batch_size} images is divided among {ranks.size} processes, {batch_size} "
-            "images each",
+            f"the run's batch of {plan.global_batch_size} images is divided among "
+            f"{counted(ranks.size, 'process', 'processes')}, {batch_size} images each",
         )
         config = dataclasses.replace(config, batch_size=batch_size)
         settings = config.as_plain()

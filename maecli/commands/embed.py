@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mae.evaluation.config import EmbedConfig
-from mae.io.text import shown
+from mae.io.text import counted, shown
 from maecli.options import command_from
 from maecli.output import Output, print_line
 
@@ -38,8 +38,7 @@ def embed(config: EmbedConfig, output: Output) -> None:
 
 
 def _show(console: Console, result: EmbedResult) -> None:
-    labels = f", {len(result.classes):,} classes" if result.classes else ", no class folders"
+    labels = f", {counted(len(result.classes), 'class', 'classes')}" if result.classes else ", no class folders"
     numbers = f"{' x '.join(f'{side:,}' for side in result.shape)} numbers each, {result.dtype}"
-    images = "1 image" if result.images == 1 else f"{result.images:,} images"
-    print_line(console, f"{images}{labels}; {numbers}")
+    print_line(console, f"{counted(result.images, 'image')}{labels}; {numbers}")
     print_line(console, f"wrote {shown(result.out)}: {result.size_bytes / 1e6:,.1f} MB")

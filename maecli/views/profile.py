@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mae.config import format_size
+from mae.io.text import counted
 from maecli.output import fitted
 from maecli.views.bars import bars
 
@@ -44,7 +45,7 @@ def _conditions(result: ProfileResult) -> list[str]:
     ]
     if result.machine is not None:
         machine = result.machine
-        threads = f", {machine.threads} threads" if machine.device == "cpu" else ""
+        threads = f", {counted(machine.threads, 'thread')}" if machine.device == "cpu" else ""
         lines.append(
             f"measured on {machine.name}{threads}, torch {machine.torch}; its matrix products reach "
             f"{_rate(machine.matmul_flops)} in {machine.precision} (in brackets: share of that; error of the estimate)"

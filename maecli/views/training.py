@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from mae.evaluation.results import percent
-from mae.io.text import a_few, shown, typed
+from mae.io.text import a_few, counted, shown, typed
 from maecli.output import Output, as_document, fitted, plain_table, print_line, warn_skipped
 from maecli.stopping import StopOnSignal
 from maecli.views.progress import TrainingView, duration, psnr_text, show_plan
@@ -92,7 +92,7 @@ def show_classifier(result: ClassifierResult, output: Output) -> None:
 
 def _show_pretraining(console: Console, result: PretrainResult) -> None:
     took = "" if result.was_finished else f" in {duration(result.seconds)}"
-    parts = [f"{result.epochs} epochs, {result.steps:,} steps{took}"]
+    parts = [f"{counted(result.epochs, 'epoch')}, {counted(result.steps, 'step')}{took}"]
     if result.train_loss is not None:
         zero = result.zero_prediction_loss
         parts.append(f"loss {result.train_loss:.4f}" + (f", where predicting zero costs {zero:.4f}" if zero else ""))
@@ -123,7 +123,7 @@ def _measured(result: PretrainResult) -> str:
 
 def _show_classifier(console: Console, result: ClassifierResult) -> None:
     took = "" if result.was_finished else f" in {duration(result.seconds)}"
-    parts = [f"{result.epochs} epochs, {result.steps:,} steps{took}"]
+    parts = [f"{counted(result.epochs, 'epoch')}, {counted(result.steps, 'step')}{took}"]
     if result.train_loss is not None:
         parts.append(f"loss {result.train_loss:.4f}")
     if result.held_out_accuracy is not None:

@@ -144,7 +144,7 @@ def test_several_processes_train_as_one_and_speak_once(
         assert load_checkpoint(out / "checkpoint-last.dcp").config == load_checkpoint(out / "checkpoint-3.pth").config
 
 
-@pytest.mark.parametrize("options", [(), ("--shard",)], ids=["copies", "shards"])
+@pytest.mark.parametrize("options", [pytest.param((), marks=pytest.mark.slow), ("--shard",)], ids=["copies", "shards"])
 def test_a_stopped_run_goes_on_bit_for_bit(
     tmp_path: Path, options: tuple[str, ...], whole: Callable[..., Path]
 ) -> None:
@@ -175,7 +175,7 @@ def test_another_number_of_processes_goes_on_with_the_same_images(
         path.rename(parted / f"gone-{path.name}")
     (parted / "checkpoint-5.pth").unlink(missing_ok=True)
     done = finished(1, parted, "--resume", str(parted), "--no-shard")
-    assert "batch of 4 images is divided among 1 processes, 4 images each" in " ".join(done.stderr.split())
+    assert "batch of 4 images is divided among 1 process, 4 images each" in " ".join(done.stderr.split())
     assert_close(steps(parted), steps(six))
     # Again, as a scheduler repeats the command: the folder has the current batch size per process.
     done = finished(1, parted, "--resume", str(parted), "--epochs", "7")
@@ -198,7 +198,10 @@ def test_a_loss_that_one_process_lost_is_left_out_by_all(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("options", "torchrun", "start"),
-    [((), TORCHRUN, start_python), (("--shard",), (*TORCHRUN, *FORKING), fork)],
+    [
+        pytest.param((), TORCHRUN, start_python, marks=pytest.mark.slow),
+        (("--shard",), (*TORCHRUN, *FORKING), fork),
+    ],
     ids=["copies-plain", "shards"],
 )
 def test_a_killed_process_ends_the_run_with_its_name(

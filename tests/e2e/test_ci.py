@@ -27,6 +27,7 @@ printf '%s' "$PROGRAM" > .venv/bin/python
 printf '%s' "$PIP" > .venv/bin/pip
 chmod +x .venv/bin/*
 """
+NEWER_PIP = "pip install -q -U pip"
 COMPILING = "python -W ignore -m compileall"
 PARTS = ["pip install -q -e .[test,dev]", "python -m pytest", "ruff check .", "ruff format --check .", "mypy "]
 
@@ -41,7 +42,8 @@ def run(folder: Path, broken: str) -> tuple[int, str, list[str]]:
     path = f"{folder / 'bin'}:{os.environ['PATH']}"
     programs = {"PATH": path, "PROGRAM": _PROGRAM, "PIP": _PIP}
     done = finish(start("bash", ".ci/run", cwd=folder, env=environment(BROKEN=broken, **programs)))
-    did = (folder / "did.txt").read_text().splitlines()
+    newer_pip, *did = (folder / "did.txt").read_text().splitlines()
+    assert newer_pip == NEWER_PIP
     compiling = [line for line in did if line.startswith(COMPILING)]
     assert len(compiling) == (broken != PARTS[0])  # once all is installed
     return done.returncode, done.stdout + done.stderr, [line for line in did if line not in compiling]
@@ -60,6 +62,12 @@ def test_any_part_that_fails_fails_it(tmp_path: Path, part: str) -> None:
     assert code == 1
     assert said == "this is wrong\n"
     assert sorted(did) == sorted(PARTS[:1] if part == PARTS[0] else PARTS)  # the other parts still run
+
+
+def test_an_old_pip_installs_as_well(tmp_path: Path) -> None:
+    code, _, did = run(tmp_path, NEWER_PIP)
+    assert code == 0
+    assert sorted(did) == sorted(PARTS)
 
 
 def test_it_gives_the_test_command_of_the_readme() -> None:

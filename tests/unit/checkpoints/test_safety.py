@@ -118,7 +118,7 @@ def test_damaged_bytes_never_crash(container: str, tmp_path: Path) -> None:
     start = good.index(b"cls_token") if container == "zip" else 0
     stream = random.Random(0)
     messages = []
-    for _ in range(300):
+    for _ in range(150):
         damaged = bytearray(good)
         for _ in range(stream.choice((1, 1, 2, 5))):
             places = (stream.randrange(start, start + 6000), stream.randrange(len(good) - 6000, len(good)))
@@ -128,7 +128,7 @@ def test_damaged_bytes_never_crash(container: str, tmp_path: Path) -> None:
         message = outcome(path)
         assert message is None or (str(path) in message and message.isprintable())
         messages.append(message)
-    assert len([message for message in messages if message]) > 50
+    assert len([message for message in messages if message]) > 25
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mae.io.text import a_few, short_names, shown, typed, unfolded
+from mae.io.text import a_few, counted, short_names, shown, typed, unfolded
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,11 @@ def test_every_text_becomes_one_harmless_line(text: str, line: str) -> None:
 def test_long_texts_are_cut() -> None:
     assert shown("a" * 10**6, 80) == "a" * 80
     assert a_few(["a\n", "b" * 100, "c", "d", "e"]) == rf"a\n, {'b' * 80}, c, d ..."
+
+
+def test_one_is_counted_in_the_singular() -> None:
+    counts = [counted(0, "image"), counted(1, "image"), counted(1200, "image"), counted(2, "class", "classes")]
+    assert counts == ["0 images", "1 image", "1,200 images", "2 classes"]
 
 
 def test_names_are_as_short_as_tells_them_apart() -> None:

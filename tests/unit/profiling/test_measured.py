@@ -22,12 +22,12 @@ OPERATIONS = {"latency": 1e6, "encode": 1e6, "forward": 2e6, "training_step": 4e
 
 
 def test_a_model_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that tell of memory start afresh, as their allocator does; the estimate of memory agrees with them."""
+    """The process that tells the peak of training starts afresh, as its allocator does; the estimate agrees with it."""
     run = subprocess.run
     monkeypatch.setattr(
         subprocess,
         "run",
-        lambda command, **how: (run if "MALLOC_MMAP_THRESHOLD_" in how["env"] else run_forked)(command, **how),
+        lambda command, **how: (run if '"training_memory"' in how["input"] else run_forked)(command, **how),
     )
     config = variant_config("vit_tiny", depth=4, decoder_depth=2)
     result = measure_model(config, MACHINE, mask_ratio=0.75, batch=8, repeats=2, operations=OPERATIONS)

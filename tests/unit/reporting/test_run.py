@@ -237,7 +237,7 @@ def test_images_are_chosen_evenly(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", done=9, previews=9)
     page = page_of(run, tmp_path / "page.html", images=3)
     captions = [attributes["alt"] for tag, attributes in page.elements if tag == "img"]
-    assert [caption.split(",")[0] for caption in captions] == ["after 1 epochs", "after 5 epochs", "after 9 epochs"]
+    assert [caption.split(",")[0] for caption in captions] == ["after 1 epoch", "after 5 epochs", "after 9 epochs"]
     assert "3 of 9 previews, as JPEG" in page.text
     assert "9 previews exist, none is shown" in page_of(run, tmp_path / "page.html", images=0).text
 

@@ -25,8 +25,9 @@ def test_sizes_are_the_variants_unless_given() -> None:
     assert config.changed_sizes() == {"depth": 3}
     model = config.model_config()
     assert (model.depth, model.embed_dim, model.decoder_depth) == (3, 192, 4)
-    with pytest.raises(ConfigError, match="embed_dim 100 is not a multiple of num_heads 3"):
+    with pytest.raises(ConfigError, match="embed_dim 100 is not a multiple of num_heads 3") as caught:
         PretrainConfig(data=(Path(),), variant="vit_tiny", embed_dim=100)
+    assert caught.value.hint == "num_heads 2 would do"
 
 
 def test_options_of_a_probe_that_there_is_not() -> None:
