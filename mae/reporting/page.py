@@ -150,7 +150,8 @@ def _warnings(log: RunLog) -> list[str]:
     if lost:
         warnings.append(f"{lost:,} lines of the log have a non-finite loss and are not in the curves")
     if log.left_out:
-        warnings.append(f"{log.left_out:,} steps were skipped because of a non-finite loss or gradient")
+        skipped = "1 step was" if log.left_out == 1 else f"{log.left_out:,} steps were"
+        warnings.append(f"{skipped} skipped because of a non-finite loss or gradient")
     if log.rollbacks:
         warnings.append(f"the run returned to a saved state {log.rollbacks:,} times")
     if log.other_lines:

@@ -72,9 +72,11 @@ def _error(run: Run, failed: FailedStep, files: list[str], how_to_look: str) -> 
     what = f"the loss became {loss}" if not math.isfinite(loss) else "the gradient is non-finite"
     if math.isfinite(loss) and run.config.precision == "fp16":
         what = f"fp16 gradients are non-finite even at a loss scale of {LEAST_LOSS_SCALE:g} or less"
+    limit = run.config.nan_limit
+    in_a_row = "this step was" if limit == 1 else f"{limit} steps in a row were"
     return TrainingError(
         f"{what} at step {step.after.step}, epoch {step.before.epoch}, lr {step.lr:.3g}, "
-        f"and {run.config.nan_limit} steps in a row were skipped; its images: {named}",
+        f"and {in_a_row} skipped; its images: {named}",
         hint=how_to_look
         + "--resume may continue"
         + (" with --precision bf16" if run.config.precision == "fp16" else "")

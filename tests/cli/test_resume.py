@@ -56,7 +56,7 @@ def test_a_finished_run_says_so_and_how_to_make_it_longer(run: Path, monkeypatch
     monkeypatch.setattr(MaskedAutoencoder, "__init__", None)  # no model is built
     code, out, err = maecli("pretrain", "--resume", run)
     assert code == 0, err
-    assert out.startswith("1 epochs, 2 steps; loss ")
+    assert out.startswith("1 epoch, 2 steps; loss ")
     assert "nan" not in out + err
     assert f"{run} is finished" in err
     assert f"maecli pretrain --resume {run} --epochs N, with N above 1" in err

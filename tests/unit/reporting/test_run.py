@@ -266,7 +266,7 @@ def test_waiting_and_lost_numbers_are_pointed_out(tmp_path: Path) -> None:
     assert "1 lines of the log have a non-finite loss" in text
     assert "2 lines of the log have an unknown kind and are not shown" in text
     assert "2 lines of the log cannot be read" in text
-    assert "1 steps were skipped" in text
+    assert "1 step was skipped" in text
     assert "returned to a saved state 1 times" in text
 
 
