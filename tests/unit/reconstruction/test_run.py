@@ -368,7 +368,7 @@ def test_refusals(config: ReconstructConfig, tmp_path: Path) -> None:
     trained_from = "those that it was trained from, 'my run', or"
     for init, hint in (("", "for instance"), ("builtin", "for instance"), ("my run", trained_from)):
         torch.save({"model": encoder | head, "args": {"finetune": init}}, tmp_path / "classifier.pth")
-        with pytest.raises(CheckpointError, match="encoder only") as caught:
+        with pytest.raises(CheckpointError, match="holds a classifier") as caught:
             reconstruct(dataclasses.replace(config, checkpoint=tmp_path / "classifier.pth"))
         assert caught.value.hint == f"use weights with a decoder, {hint} the built-in ones, builtin"
     with pytest.raises(ConfigError, match="no folder"):
