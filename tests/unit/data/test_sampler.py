@@ -61,6 +61,7 @@ def test_groups_stay_near_each_other_and_all_images_come_once() -> None:
     assert torch.equal(epoch_order(9, (), stream(3)), torch.randperm(9, generator=stream(3)))
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # the signal may interrupt torch in `open`
 def test_a_killed_worker_is_an_error_that_names_the_cause(tmp_path: Path) -> None:
     for number in range(8):
         Image.effect_noise((64, 64), 90).convert("RGB").save(tmp_path / f"{number}.png")
