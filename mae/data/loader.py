@@ -129,9 +129,12 @@ class Batches(Iterator[Batch]):
             batch: Batch | DataError = next(self._batches)
         except (EOFError, OSError, RuntimeError) as error:
             explained = self.explain(error)
-            if explained is error:
-                raise
-            raise explained from None
+            try:
+                if explained is error:
+                    raise
+                raise explained from None
+            finally:
+                del explained  # as below
         if isinstance(batch, DataError):
             try:
                 raise batch
