@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from mae.data.crop import RATIO, Box, draw_box, offset_error, resample
-from mae.data.decoding.formats import MAX_SCANS, most_pixels
+from mae.data.decoding.formats import MAX_SCANS, ImageError, describe_failure, most_pixels
 from mae.data.decoding.image import decode_image
 from mae.data.decoding.jpeg import DCT_SCALE, JpegHeader, decode_rows, read_header
 from mae.data.decoding.orientation import UPRIGHT, Turn, turn_of
@@ -112,7 +112,7 @@ class Augmentation:
         Raises:
             DataError: It cannot be read as an image.
         """
-        jpeg = self._as_jpeg(file)
+        jpeg = self._as_jpeg(file, name)
         if jpeg is not None:
             try:
                 with warnings.catch_warnings():
@@ -145,7 +145,7 @@ class Augmentation:
         Raises:
             DataError: It cannot be read as an image.
         """
-        jpeg = self._as_jpeg(file)
+        jpeg = self._as_jpeg(file, name)
         if jpeg is None:
             return self._whole(file, name)
         if min(jpeg.stored_size) / 2 >= OVERSAMPLING * min(self.image_size):
@@ -158,15 +158,19 @@ class Augmentation:
             file.seek(0)
             return self._whole(file, name)
 
-    def _as_jpeg(self, file: IO[bytes]) -> JpegImage | None:
+    def _as_jpeg(self, file: IO[bytes], name: str | Path) -> JpegImage | None:
         """The file as a JPEG of a common kind; else None, with the file rewound."""
-        if self.in_chans not in (1, 3) or file.read(3) != b"\xff\xd8\xff":
-            file.seek(0)
+        if self.in_chans not in (1, 3):
             return None
-        data = bytearray(file.seek(0, os.SEEK_END))
-        file.seek(0)
-        file.readinto(data)  # type: ignore[attr-defined]
-        file.seek(0)
+        try:
+            data = bytearray(file.seek(0, os.SEEK_END) if file.read(3) == b"\xff\xd8\xff" else 0)
+            file.seek(0)
+            file.readinto(data)  # type: ignore[attr-defined]
+            file.seek(0)
+        except OSError as error:  # of a disk or a network
+            raise ImageError(name, describe_failure(error)) from None
+        if not data:
+            return None
         header = read_header(data)
         if header is None or header.rows * header.columns > most_pixels("JPEG"):
             return None

@@ -161,9 +161,8 @@ def _encoder_sizes(config: MAEConfig) -> tuple[object, ...]:
 
 
 def _skipped(scan: ImageScan, features: FeatureSet) -> list[tuple[str, str]]:
-    bad = features.kept[0].store.unreadable()
     return [(unfolded(one.path), one.reason) for one in scan.unreadable] + [
-        (unfolded(scan.images.name(int(features.used[index]))), reason) for index, reason in bad
+        (unfolded(scan.images.name(int(features.used[index]))), reason) for index, reason in features.unreadable()
     ]
 
 
@@ -238,17 +237,19 @@ class _Probes:
         plain = self._row(kept, kept.name, None, train, test)
         return [plain, self._row(kept, "pixels, whitened", None, *whiten(train, test, widths[0]))]
 
-    def _fractions(self) -> list[tuple[float, NDArray[np.int64]]]:
-        """(fraction of the labels, indices of the training images) for each ``--label-fraction``."""
+    def _fractions(self, stored: NDArray[np.int64]) -> list[tuple[float, NDArray[np.int64]]]:
+        """(fraction of the labels, indices of the training images among ``stored``) for each ``--label-fraction``."""
         labels = self.features.train_labels
+        parts = [(share, share / (len(stored) / len(labels))) for share in sorted(self.config.label_fraction)]
         return [
-            (share, np.arange(len(labels)) if share == 1 else stratified(labels, share, self.config.seed, "labels"))
-            for share in sorted(self.config.label_fraction)
+            (share, stored if part >= 1 else stored[stratified(labels[stored], part, self.config.seed, "labels")])
+            for share, part in parts
         ]
 
     def _row(self, kept: Kept, subject: str, view: View | None, train: Tensor, test: Tensor) -> Row:
         train, test = train.to(self.device), test.to(self.device)
-        scores = tuple(self._scores(kept, view, share, rows, train, test) for share, rows in self._fractions())
+        fractions = self._fractions(np.arange(len(train)))
+        scores = tuple(self._scores(kept, view, share, rows, train, test) for share, rows in fractions)
         self._step()
         return Row(
             subject=subject,
@@ -290,8 +291,7 @@ class _Probes:
         test_places = np.flatnonzero(tokens.there[self.features.test])
         test, truth = self.features.test[test_places], self.features.test_labels[test_places]
         scores = []
-        for share, rows in self._fractions():
-            rows = rows[tokens.there[self.features.train[rows]]]
+        for share, rows in self._fractions(np.flatnonzero(tokens.there[self.features.train])):
             labels = self.features.train_labels[rows]
             result = attentive(
                 tokens.of(self.features.train[rows]),

@@ -78,9 +78,9 @@ class FeatureSet:
         self.used = used
         self.with_patches = with_patches
         self.seconds = seconds
-        readable = kept[0].store.readable()
-        self.row_of = np.full(len(used), -1, dtype=np.int64)  # row in the arrays, by index into ``used``
-        self.row_of[readable] = np.arange(len(readable))
+        self._row_of = {one.store.folder: _rows(one.store) for one in kept}
+        # A file may have broken after its features of one encoder were stored; it is left out for all.
+        self._there = np.logical_and.reduce([row_of >= 0 for row_of in self._row_of.values()])
         self.train, self.train_labels = self._readable(split.train, split.train_labels)
         self.test, self.test_labels = self._readable(split.test, split.test_labels)
 
@@ -89,18 +89,30 @@ class FeatureSet:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Indices into ``used`` of images with features, and their labels."""
         places = np.searchsorted(self.used, images)
-        there = self.row_of[places] >= 0
+        there = self._there[places]
         return places[there], labels[there]
+
+    def unreadable(self) -> list[tuple[int, str]]:
+        """(index into ``used``, reason) of the images without features, ascending."""
+        return sorted(dict(bad for one in self.kept for bad in one.store.unreadable()).items())
 
     def view(self, kept: Kept, name: str) -> tuple[Tensor, Tensor]:
         """Features of the training and the test images, (N, D), (M, D)."""
-        whole = torch.from_numpy(kept.store.whole(name))
-        return whole[self.row_of[self.train]], whole[self.row_of[self.test]]
+        whole, row_of = torch.from_numpy(kept.store.whole(name)), self._row_of[kept.store.folder]
+        return whole[row_of[self.train]], whole[row_of[self.test]]
 
     def patches(self, kept: Kept) -> PatchTokens:
         """Patch tokens by index into ``used``."""
         assert kept.patches is not None
-        return PatchTokens(kept.store, kept.patches.name, self.row_of, self.with_patches)
+        return PatchTokens(kept.store, kept.patches.name, self._row_of[kept.store.folder], self.with_patches)
+
+
+def _rows(store: PartStore) -> NDArray[np.int64]:
+    """(U,), the row of each image in the arrays, or -1 for an unreadable one."""
+    readable = store.readable()
+    row_of = np.full(store.images, -1, dtype=np.int64)
+    row_of[readable] = np.arange(len(readable))
+    return row_of
 
 
 class PatchTokens:
@@ -258,6 +270,7 @@ def _with_patches(
     for images, labels, count in ((split.train, split.train_labels, train), (split.test, split.test_labels, test)):
         part = stratified(labels, count / len(labels), config.seed, "patches")
         chosen[np.searchsorted(used, images[part])] = True
+    train, test = (int(chosen[np.searchsorted(used, images)].sum()) for images in (split.train, split.test))
     note = (
         f"the attentive probe uses {train:,} of {len(split.train):,} training images and {test:,} of "
         f"{len(split.test):,} test images: all patch tokens would take {len(used) * each / 1e9:,.0f} GB (--tokens-gb)"

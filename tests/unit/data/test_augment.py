@@ -66,7 +66,7 @@ def test_large_images_are_the_official_ones_within_the_stated_difference(decoder
     differences, sizes = [], set()
     for seed in range(30):
         file.seek(0)
-        jpeg = augment._as_jpeg(file)
+        jpeg = augment._as_jpeg(file, "it")
         assert isinstance(jpeg, JpegImage)
         differences.append(np.abs(augment(file, "x", seed).numpy() - official(file, seed)).mean())
         sizes.add(jpeg.dct_scale(_box(seed), SIZE))

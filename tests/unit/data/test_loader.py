@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -85,6 +86,24 @@ def test_a_file_that_breaks_later_is_replaced_and_named(paths: list[Path]) -> No
     assert str(paths[2]) not in sample.unreadable[0].reason
     assert sample.image.shape == (16, 16, 3)
     assert sample.image.any()
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 100_000])
+def test_a_file_whose_bytes_cannot_be_read_is_replaced(paths: list[Path], cache_bytes: int) -> None:
+    """A failing disk or network opens files, but does not give their bytes."""
+
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    class Disk(ImagePaths):
+        def open(self, index: int) -> IO[bytes]:
+            return Failing() if index == 2 else super().open(index)
+
+    disk = Disk([(os.fsencode(paths[0].parent), b"".join(os.fsencode(path.name) + b"\0" for path in paths))])
+    sample = ImageDataset(disk, Augmentation((16, 16), 3), seed=0, cache_bytes=cache_bytes)[Draw(0, 2)]
+    assert [(bad.path, bad.reason) for bad in sample.unreadable] == [(paths[2], "input/output error")]
+    assert sample.number == 3
 
 
 class Gone(ImageSource):

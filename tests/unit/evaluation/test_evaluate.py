@@ -217,13 +217,13 @@ def test_the_official_trainers_file_gets_its_numbers(world: Path, tmp_path: Path
 
 
 def test_patches_that_do_not_fit_make_a_part_of_the_images(world: Path) -> None:
-    """4 patches of 32 numbers in 2 bytes are 256 bytes an image: 8 kB hold 31 of 78."""
-    result = run(world, probe=("attentive",), references=False, tokens_gb=8e-6)
-    probe = row(result, "checkpoint", "patches").scores[0].attentive
-    assert probe is not None
-    assert probe.test_images == 15
-    assert 12 <= probe.train_images <= 18
-    assert any("the attentive probe uses 16 of 60 training images" in note for note in result.notes)
+    """4 patches of 32 numbers in 2 bytes are 256 bytes an image: 8 kB hold 31 of 78, 15 or 16 of each part."""
+    result = run(world, probe=("attentive",), references=False, tokens_gb=8e-6, label_fraction=(0.05, 0.1, 0.5))
+    scores = row(result, "checkpoint", "patches").scores
+    # The labels are those of images whose patches there are.
+    assert [one.attentive and one.attentive.train_images for one in scores] == [3, 6, 15]
+    assert [one.attentive and one.attentive.test_images for one in scores] == [15] * 3
+    assert any("the attentive probe uses 15 of 60 training images and 15 of 18" in note for note in result.notes)
 
 
 def test_unreadable_images_are_left_out(tmp_path: Path, world: Path) -> None:
@@ -245,7 +245,7 @@ def test_unreadable_images_are_left_out(tmp_path: Path, world: Path) -> None:
 def test_an_image_that_can_be_read_again_is_not_left_out_for_ever(
     tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that failed for a moment changes no file; the rows of all encoders must stay those of the same images."""
+    """A disk that fails for a moment changes no file; the rows of all encoders must stay those of the same images."""
     class_folders(tmp_path / "colours", 4)
     checkpoint(tmp_path / "deep.pth", depth=3)
     given = {"data": tmp_path / "colours", "references": False, "probe": ("knn",)}
@@ -257,13 +257,19 @@ def test_an_image_that_can_be_read_again_is_not_left_out_for_ever(
             raise ImageError("blue/0.png", "Input/output error")
         return load(paths, index)
 
+    both = (world / "tiny.pth", tmp_path / "deep.pth")
     with monkeypatch.context() as patch:
         patch.setattr(ImagePaths, "open", fail)
-        assert len(run(world, **once).skipped) == 1
-    both = (world / "tiny.pth", tmp_path / "deep.pth")
+        without = run(world, **{**given, "checkpoint": both, "cache": tmp_path / "without"})
+        assert len(run(world, **once).skipped) == len(without.skipped) == 1
     result = run(world, **{**once, "checkpoint": both})
     assert result.skipped == ()
     assert result.rows == run(world, **given, checkpoint=both, cache=tmp_path / "fresh").rows
+    checkpoint(tmp_path / "wide.pth", img_size=32)
+    monkeypatch.setattr(ImagePaths, "open", fail)
+    broken = run(world, **{**once, "checkpoint": (*both, tmp_path / "wide.pth")})  # after two encoders have seen it
+    assert (broken.skipped, broken.test_images) == (without.skipped, without.test_images)
+    assert broken.rows[: len(without.rows)] == without.rows
 
 
 def test_thousands_of_parts_need_few_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
