@@ -218,6 +218,8 @@ def keep_features(
             on_progress=on_progress,
             stage="features",
         )
+    given = [encoder for _, encoder in encoders]
+    kept.sort(key=lambda one: given.index(one.encoder) if one.encoder else len(given))
     for one in kept:
         one.store.touch()
     if config.cache is None:

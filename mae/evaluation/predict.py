@@ -136,7 +136,8 @@ def predict(config: PredictConfig, on_progress: Callable[[Progress], None] = lam
                     named = tuple((names[place], share) for place, share in zip(row, values, strict=True))
                     yield Prediction(unfolded(scan.images.name(index)), named)
                 count += len(batch.indices)
-            on_progress(Progress("predicting", count + len(skipped), len(dataset)))
+            done = count + len(skipped) - len(scan.unreadable)
+            on_progress(Progress("predicting", done, len(dataset)))
         if not count:
             name, reason = skipped[0]
             raise DataError(f"none of {len(dataset):,} images can be read, for instance {shown(name)}: {reason}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from mae.reconstruction.grid import Row, draw_grid, encode_image, write_image
 from mae.reconstruction.panels import FAINT_NOTE, TITLES, Panels, make_panels, predict
 from mae.system.device import resolve_device
 
+LONGEST_STEM = 220  # bytes; with the name of a panel, less than the 255 of usual file systems
 ANIMATED_RATIOS = tuple(number / 20 for number in range(1, 20))
 _MASK_HINT = "white patches are masked, black patches stay visible"
 _OF_ORIGINAL = "the brightness and contrast of all patches, also of masked ones, are taken from the original."
@@ -161,7 +163,7 @@ def reconstruct(
             for frame, ratio in zip(frames, ANIMATED_RATIOS, strict=True):
                 frame.append(_animated(path, framed, reconstructor, ratio))
         if config.separate is not None:
-            separate |= _separate(config.separate / f"{number:03d}-{path.stem}", shots)
+            separate |= _separate(config.separate, f"{number:03d}-{path.stem}", shots)
         on_image(number, len(given))
     if not rows:
         raise DataError(
@@ -410,8 +412,10 @@ def _caption(path: Path, results: Sequence[ImageResult]) -> str:
     return f"{shown(path.name)}   {'; '.join(numbers)}"
 
 
-def _separate(stem: Path, shots: Sequence[_Masked]) -> dict[Path, Image.Image]:
-    """The panels of an image by file path."""
+def _separate(folder: Path, stem: str, shots: Sequence[_Masked]) -> dict[Path, Image.Image]:
+    """The panels of an image by file path; a name that would be too long for the file system is cut."""
+    while len(os.fsencode(stem)) > LONGEST_STEM:
+        stem = stem[:-1]
     views = {"original": shots[0].panels.original}
     shares = [f"-{100 * shot.masked_share:.0f}" for shot in shots]
     if len(set(shares)) < len(shots):  # for instance of 0.75 and 0.752
@@ -419,7 +423,7 @@ def _separate(stem: Path, shots: Sequence[_Masked]) -> dict[Path, Image.Image]:
     for share, shot in zip(shares if len(shots) > 1 else [""], shots, strict=True):
         for title, view in zip(TITLES[1:], shot.panels.views[1:], strict=True):
             views[f"{title.replace(' ', '-')}{share}"] = view
-    return {stem.with_name(f"{stem.name}-{name}.png"): tensor_to_image(view) for name, view in views.items()}
+    return {folder / f"{stem}-{name}.png": tensor_to_image(view) for name, view in views.items()}
 
 
 def _write_separate(folder: Path, files: Mapping[Path, Image.Image]) -> None:

@@ -51,6 +51,7 @@ class TableSource(ImageSource):
                 f"{shown(paths[0])}: reading Parquet needs pyarrow", hint="pip install 'maecli[parquet]'"
             ) from None
         self._paths = list(paths)
+        self._stamps: dict[int, tuple[int, int]] = {}
         self._columns = []
         self._digests = []
         places: list[tuple[int, int, int]] = []  # file, row group, rows
@@ -95,6 +96,8 @@ class TableSource(ImageSource):
         group, row = self._find(index)
         try:
             data = self._kept.row(group, row, lambda: self._decode(group))
+        except ImageError as error:
+            raise ImageError(self.name(index), shown(error.message)) from None
         except (OSError, ValueError, NotImplementedError) as error:
             raise ImageError(self.name(index), f"cannot be read ({shown(str(error))})") from None
         if data is None:
@@ -111,8 +114,17 @@ class TableSource(ImageSource):
         return hashlib.blake2b("\n".join(self._digests).encode("utf-8", "replace"), digest_size=8).hexdigest()
 
     def _open(self, number: int) -> Any:
-        """The path or open file that is passed to pyarrow."""
-        return self._paths[number]
+        """The path or open file that is passed to pyarrow.
+
+        Raises:
+            ImageError: The file has changed since it was first opened, so its rows are those of other images.
+        """
+        path = self._paths[number]
+        info = path.stat()
+        stamp = info.st_mtime_ns, info.st_size
+        if self._stamps.setdefault(number, stamp) != stamp:
+            raise ImageError(path, "has changed since its images were found")
+        return path
 
     def _find(self, index: int) -> tuple[int, int]:
         group = int(np.searchsorted(self._ends, index, side="right"))

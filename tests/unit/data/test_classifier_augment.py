@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from mae.data.augment import Augmentation
-from mae.data.classifier_augment import ClassifierAugmentation, _make_timm, resolve_augmenter
+from mae.data.classifier_augment import (
+    ClassifierAugmentation,
+    _make_erasing,
+    _make_timm,
+    _make_torchvision,
+    resolve_augmenter,
+)
 from mae.data.transforms import normalise
 from mae.errors import ConfigError
 from mae.system.seeding import derive_seed
@@ -110,6 +117,17 @@ def test_torchvision_takes_a_higher_magnitude_for_the_highest_as_timm_does() -> 
     policies = ("rand-m10-n8", "rand-m15-n8")
     highest, higher = (augmented(3, policy=policy, augmenter="torchvision") for policy in policies)
     assert torch.equal(highest, higher)
+
+
+@pytest.mark.parametrize(("policy", "operations", "magnitude"), [(POLICY, 2, 27), ("rand-n4-m2", 4, 6)])
+def test_what_torchvision_is_asked_for(policy: str, operations: int, magnitude: int) -> None:
+    """The policy's operations and magnitude in 31 steps; what a shift uncovers has ImageNet's mean colour."""
+    made: Any = _make_torchvision(policy, (32, 24))
+    assert (made.num_ops, made.magnitude, made.num_magnitude_bins) == (operations, magnitude, 31)
+    assert set(map(tuple, made._fill.values())) == {(124, 116, 104)}
+    erasing: Any = _make_erasing("torchvision", 0.25)
+    assert (erasing.p, erasing.scale, erasing.value) == (0.25, (0.02, 1 / 3), None)
+    assert erasing.ratio == pytest.approx((0.3, 1 / 0.3))
 
 
 def test_loader_processes_make_their_own_operations() -> None:

@@ -68,6 +68,10 @@ def test_epochs_differ_in_order_and_crops(paths: list[Path]) -> None:
     dataset = ImageDataset(source(paths), Augmentation((16, 16), 3), seed=0)
     assert not torch.equal(dataset[Draw(0, 1)].image, dataset[Draw(1, 1)].image)
     assert torch.equal(dataset[Draw(0, 1)].image, dataset[Draw(0, 1)].image)
+    paths[2].write_bytes(paths[1].read_bytes())
+    assert not torch.equal(dataset[Draw(0, 1)].image, dataset[Draw(0, 2)].image)  # the same file, as another image
+    other = ImageDataset(source(paths), Augmentation((16, 16), 3), seed=1)
+    assert not torch.equal(dataset[Draw(0, 1)].image, other[Draw(0, 1)].image)
 
 
 def test_the_global_stream_is_left_alone(paths: list[Path]) -> None:
@@ -202,6 +206,24 @@ def test_kept_images_give_the_same_bits(paths: list[Path], tmp_path: Path) -> No
         assert image is not None
         assert sample.image is not None
         assert torch.equal(image, sample.image)
+
+
+def test_kept_photographs_are_turned_and_never_larger_than_their_crops_need(tmp_path: Path) -> None:
+    """A crop of a large photograph may be decoded at a smaller size, so the decoded photograph is not kept."""
+    turned, large = tmp_path / "turned.jpg", tmp_path / "large.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.effect_noise((40, 33), 90).convert("RGB").save(turned, quality=90, exif=exif)
+    Image.effect_noise((90, 60), 90).convert("RGB").save(large, quality=90)
+    fresh, kept = (
+        ImageDataset(source([turned, large]), Augmentation((16, 24), 3), seed=5, cache_bytes=cache_bytes)
+        for cache_bytes in (0, 100_000)
+    )
+    for draw in [Draw(epoch, image) for epoch in range(6) for image in range(2)]:
+        sample = kept[draw]
+        assert sample.cached == (draw.epoch > 0 and draw.image == 0)
+        assert sample.image is not None
+        assert torch.equal(sample.image, fresh[draw].image)
 
 
 def test_workers_share_what_is_kept(paths: list[Path]) -> None:

@@ -37,6 +37,12 @@ def test_ranks_share_the_same_batches(world_size: int, place: tuple[int, int]) -
         assert len(set(seen)) == len(seen) == 36
 
 
+def test_after_a_rollback_the_orders_are_others() -> None:
+    first, again, third = (next(iter(EpochBatches(40, 40, 1, 7, turn=turn))) for turn in (0, 1, 2))
+    assert sorted(first) == sorted(again) == sorted(third)
+    assert first != again != third != first
+
+
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
     with pytest.raises(ConfigError, match="a batch of 6 images cannot be shared equally by 4"):
         EpochBatches(40, 6, 1, 0, world_size=4)

@@ -186,6 +186,8 @@ def test_features_are_worked_out_once(world: Path, tmp_path: Path, monkeypatch: 
     assert "features" not in stages()
     assert "features" not in stages(label_fraction=(0.5,), probe=("knn",))
     assert "features" not in stages(seed=3, test_share=0.5)  # the same images, split otherwise
+    for other in ({"crop_pct": 0.5}, {"layer": 1}, {"last_blocks": 2}, {"image_size": (32, 32)}, {"precision": "bf16"}):
+        assert "features" in stages(**other, probe=("knn",)), other
     checkpoint(tmp_path / "other.pth", depth=1)
     assert "features" in stages(checkpoint=(tmp_path / "other.pth",))
     changed = tmp_path / "colours" / "red" / "0.png"
@@ -197,7 +199,7 @@ def test_several_checkpoints_share_one_pass(world: Path, tmp_path: Path) -> None
     """There is one untrained encoder for each architecture."""
     checkpoint(tmp_path / "deep.pth", depth=3)
     checkpoint(tmp_path / "wide.pth", img_size=32)
-    names = (world / "tiny.pth", tmp_path / "deep.pth", tmp_path / "wide.pth")
+    names = (world / "tiny.pth", tmp_path / "wide.pth", tmp_path / "deep.pth")
     result = run(world, checkpoint=names, probe=("knn",))
     subjects = [one.subject for one in result.rows if (one.pool, one.feature_norm) == ("mean", "final")]
     assert subjects == [*map(str, names), "untrained", "untrained", "untrained"]

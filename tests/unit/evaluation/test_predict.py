@@ -69,8 +69,12 @@ def test_broken_images_are_skipped_unless_all_are(tmp_path: Path, classifier: Pa
     class_folders(tmp_path / "images", 2)
     broken = tmp_path / "images/red/0.png"
     broken.write_bytes(broken.read_bytes()[:60])
-    result = predict(config(tmp_path / "images", classifier))
-    assert (len(result.predictions), [name for name, _ in result.skipped]) == (5, [str(broken)])
+    page = tmp_path / "images/red/page.png"  # found while looking at the files, so it is not one of those to predict
+    page.write_text("<html>")
+    progress: list[Progress] = []
+    result = predict(config(tmp_path / "images", classifier), progress.append)
+    assert (len(result.predictions), [name for name, _ in result.skipped]) == (5, [str(page), str(broken)])
+    assert (progress[-1].done, progress[-1].total) == (6, 6)
     with pytest.raises(DataError, match=r"none of 1 images can be read, for instance .*0\.png"):
         predict(config(broken, classifier))
 

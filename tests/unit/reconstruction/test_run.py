@@ -470,3 +470,10 @@ def test_panels_of_nearly_equal_ratios_have_names_of_their_own(tmp_path: Path, i
     assert names == ["001-photo-masked-75.png", "001-photo-masked-75.38.png"]
     assert all(path.is_file() for path in result.separate)
     assert len(result.separate) == 7
+
+
+def test_panels_of_an_image_with_the_longest_name(config: ReconstructConfig, image: Path, tmp_path: Path) -> None:
+    long = image.rename(image.with_name("ä" * 125 + image.suffix))
+    result = reconstruct(dataclasses.replace(config, images=(long,), separate=tmp_path / "panels"))
+    assert [path.name[:8] for path in result.separate] == ["001-ääää"] * 4
+    assert all(path.is_file() for path in result.separate)

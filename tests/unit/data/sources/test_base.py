@@ -184,6 +184,16 @@ def test_an_archive_that_changed_is_not_read_at_the_old_places(tmp_path: Path) -
         source.open(0)
 
 
+def test_a_table_that_changed_is_not_read_as_if_its_rows_were_the_old_ones(tmp_path: Path) -> None:
+    table = write_parquet(tmp_path / "a.parquet", CONTENT)
+    source = scan_images([table]).images
+    assert source.open(0).read() == CONTENT["class_0/0000.png"]
+    write_parquet(table, dict(reversed(CONTENT.items())))
+    assert source.open(1).read() == CONTENT["class_1/0001.png"]  # of a row group that was read before
+    with pytest.raises(ImageError, match=r"a\.parquet/row 8: .*a\.parquet: has changed since its images were found"):
+        source.open(8)
+
+
 def test_a_folder_of_archives_says_how_to_name_them(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", CONTENT)
     with pytest.raises(DataError, match="no image in") as caught:
