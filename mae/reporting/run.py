@@ -114,8 +114,8 @@ def report(config: ReportConfig) -> ReportResult | ComparisonResult:
     A comparison has charts with one curve per run, the settings that differ, and the last previews.
 
     Raises:
-        DataError: A folder does not exist.
-        ConfigError: A folder is not a run folder, or the page cannot be written.
+        DataError: A folder does not exist or is not a run folder.
+        ConfigError: The page cannot be written.
     """
     refuse_place(config.out, "--out")
     logs = [read_run(run) for run in config.run]  # first: a folder that is no run may hold millions of files

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from mae.errors import ConfigError, DataError
+from mae.errors import DataError
 from mae.io.text import shown, typed
 from mae.models.registry import ENCODER_SIZES
 from mae.system.environment import ENVIRONMENT_FILE
@@ -193,8 +193,7 @@ def read_run(run: Path) -> RunLog:
     """Read a run folder.
 
     Raises:
-        DataError: The folder does not exist or cannot be read.
-        ConfigError: It is not a run folder.
+        DataError: The folder does not exist, cannot be read or is not a run folder.
     """
     hint = "give a run folder, as in `pretrain --out`"
     if run.is_file():
@@ -211,7 +210,7 @@ def read_run(run: Path) -> RunLog:
         raise DataError(f"{shown(run)}: {error.strerror}") from None
     if not names & _FILES:
         holds_runs = any(run.glob("*/log.jsonl"))
-        raise ConfigError(
+        raise DataError(
             f"{shown(run)} is not a run folder: it has neither log.jsonl nor config.toml",
             hint=f"`maecli runs {typed(run)}` lists the runs in it" if holds_runs else hint,
         )

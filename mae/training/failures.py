@@ -13,7 +13,9 @@ from mae.system.distributed import Ranks, is_lost
 
 
 def explained(error: RuntimeError | MemoryError, ranks: Ranks, *, activation_checkpointing: bool = False) -> Exception:
-    """A ``TrainingError`` with a hint if memory was full, the GPU failed or a process was lost, else the error itself.
+    """A ``TrainingError`` with a hint if the cause is known, else the error itself.
+
+    Known are full memory, a GPU or compiler that fails, and a lost process.
 
     Args:
         error: The error that ended training.
@@ -27,6 +29,12 @@ def explained(error: RuntimeError | MemoryError, ranks: Ranks, *, activation_che
         )
     if gpu_advice := advice_on_gpu(error):
         return TrainingError(f"the GPU cannot be used: {first_line(error)}", hint=gpu_advice)
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        # At the start of a run a failing compiler leaves the plain step; a resumed run keeps its first rounding.
+        return TrainingError(
+            f"torch.compile failed: {first_line(error)[:200]}",
+            hint="mend the compiler; or continue without it by --no-compile, which rounds differently",
+        )
     if isinstance(error, RuntimeError) and not ranks.alone and is_lost(error):
         return ranks.lost(error)
     return error

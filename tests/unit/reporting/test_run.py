@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mae.errors import ConfigError
+from mae.errors import ConfigError, DataError
 from mae.reporting.config import ReportConfig
 from mae.reporting.run import report
 from tests.unit.reporting.pages import of_class, text_of, tree
@@ -317,5 +317,5 @@ def test_a_folder_that_is_no_run_is_not_searched(tmp_path: Path, monkeypatch: py
     """It may be a data set of millions of images, or all of a disk."""
     (tmp_path / "photos").mkdir()
     monkeypatch.setattr(Path, "rglob", unittest.mock.Mock(side_effect=AssertionError))
-    with pytest.raises(ConfigError, match="photos is not a run folder"):
+    with pytest.raises(DataError, match="photos is not a run folder"):
         report(ReportConfig(run=(tmp_path / "photos",), out=tmp_path / "report.html"))

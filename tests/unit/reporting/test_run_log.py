@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mae.errors import ConfigError, DataError
+from mae.errors import DataError
 from mae.reporting.page import _steps
 from mae.reporting.run_log import LONGEST_LINE, read_run
 from tests.unit.reporting.runs import epoch_line, step_line, write_run
@@ -168,14 +168,14 @@ def test_unreadable_images(tmp_path: Path) -> None:
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         read_run(tmp_path / "none")
-    with pytest.raises(ConfigError, match="is not a run folder"):
+    with pytest.raises(DataError, match="is not a run folder"):
         read_run(tmp_path)
     run = write_run(tmp_path / "runs" / "\x1b[31m")
     with pytest.raises(DataError, match=r"log\.jsonl is a file; wanted the folder of a run") as of_the_run:
         read_run(run / "log.jsonl")
     with pytest.raises(DataError, match="is a file; wanted the folder of a run") as of_no_run:
         read_run(run / "previews" / "epoch-0003.png")
-    with pytest.raises(ConfigError, match="is not a run folder") as above:
+    with pytest.raises(DataError, match="is not a run folder") as above:
         read_run(run.parent)
     assert above.value.hint == f"`maecli runs {run.parent}` lists the runs in it"
     assert of_the_run.value.hint is not None

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 from mae.checkpoints import load_checkpoint
 from mae.data.sampler import EpochBatches
@@ -759,6 +760,22 @@ def test_a_compiled_run_goes_on_compiled(config: PretrainConfig, monkeypatch: py
     made.clear()
     pretrain(dataclasses.replace(config, compile=True, resume=config.out))
     assert made
+
+
+def test_a_compiler_that_fails_in_a_resumed_run_is_explained(
+    config: PretrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mae.training.engine.compile_if_it_pays", lambda loss, run: (loss, True, "fast"))
+    pretrain(dataclasses.replace(config, compile=True), *stop_after(3))
+
+    def fail(*batch: Any) -> Any:
+        raise TorchDynamoException("No working C++ compiler found")
+
+    monkeypatch.setattr("mae.training.engine.compiled_loss", lambda loss: fail)
+    with pytest.raises(TrainingError, match=r"^torch.compile failed: No working C\+\+") as caught:
+        pretrain(dataclasses.replace(config, compile=True, resume=config.out))
+    assert "--no-compile" in str(caught.value.hint)
+    assert pretrain(dataclasses.replace(config, resume=config.out)).steps == 9
 
 
 def test_recomputing_changes_nothing_but_memory(config: PretrainConfig, tmp_path: Path) -> None:
