@@ -8,6 +8,7 @@ with cheaper steps takes more steps; its learning rate follows a cosine over thi
 patch tokens after the final norm) are then evaluated by k-NN and a linear classifier, trained on 10,000 labelled
 training images and tested on 5,000 held-out **training** images; test images are not used. Arms run one after the
 other, each in its own process. A finished arm is not run again, so the command can be stopped and repeated.
+With ``--points 4`` the features are also evaluated after each quarter of the time, which the CPU time leaves out.
 
 The encoder has the official format in every arm. The arms:
 
@@ -31,6 +32,7 @@ The encoder has the official format in every arm. The arms:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
@@ -115,6 +117,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10, help="CPU time of each arm.")
     parser.add_argument("--arm", action="append", choices=ARMS, help="Default: all.")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--points", type=int, default=1, help="Evaluations of an arm, the last one included.")
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--patch-size", type=int, default=4)
     parser.add_argument("--labelled", type=int, default=10_000, help="Images that teach the classifiers.")
@@ -192,23 +195,25 @@ def run(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(99))  # the same for all arms and seeds
     held_out, unlabelled = order[: options.held_out], order[options.held_out :]
     labelled = unlabelled[: options.labelled]
+    truth, teaching, classes = labels[held_out].numpy(), labels[labelled], int(labels.max()) + 1
+
+    def evaluate(model: Any) -> dict[str, float]:
+        features = [encode(model, images[chosen]) for chosen in (labelled, held_out)]
+        neighbours = knn(features[0], teaching, features[1], classes, ks=[KNN_K]).predicted[KNN_K]
+        answers = linear(features[0], teaching.numpy(), features[1], classes).predicted
+        return {"linear": float((answers == truth).mean()), "knn": float((neighbours == truth).mean())}
+
     torch.manual_seed(seed)
     model = make_model(arm, size, options.patch_size)
-    trained = train(model, arm, images[unlabelled], 60 * options.minutes, torch.Generator().manual_seed(seed))
-    features = [encode(model, images[chosen]) for chosen in (labelled, held_out)]
-    truth, teaching = labels[held_out].numpy(), labels[labelled]
-    classes = int(labels.max()) + 1
-    neighbours = knn(features[0], teaching, features[1], classes, ks=[KNN_K]).predicted[KNN_K]
-    answers = linear(features[0], teaching.numpy(), features[1], classes).predicted
-    scores = {"linear": float((answers == truth).mean()), "knn": float((neighbours == truth).mean())}
-    return {
-        "arm": name,
-        "seed": seed,
-        "minutes": options.minutes,
-        **scores,
-        **trained,
-        "settings": dataclasses.asdict(arm),
-    }
+    training = Training(model, arm, images[unlabelled], torch.Generator().manual_seed(seed))
+    curve = []
+    for point in range(1, options.points + 1):
+        training.run(60 * options.minutes, until=point / options.points)
+        with training.final_weights():
+            curve.append({"minutes": options.minutes * point / options.points, **evaluate(model)})
+    last = {key: curve[-1][key] for key in ("linear", "knn")}
+    result = {"arm": name, "seed": seed, "minutes": options.minutes, **last, **training.facts()}
+    return result | ({"curve": curve} if options.points > 1 else {}) | {"settings": dataclasses.asdict(arm)}
 
 
 def make_model(arm: Arm, size: int, patch_size: int) -> Any:
@@ -243,38 +248,62 @@ def read(data: Path, size: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels
 
 
-def train(model: Any, arm: Arm, images: Tensor, seconds: float, generator: torch.Generator) -> dict[str, Any]:
-    """Train for ``seconds`` of CPU time."""
-    optimizers = list(make_optimizers(model, arm))
-    peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    averages = {name: value.clone() for name, value in model.state_dict().items()} if arm.average else {}
-    full, batches, losses, steps = model.config, shuffled(images, arm.batch_size, generator), [], 0
-    start, clock = time.perf_counter(), time.process_time()
-    while (share := (time.process_time() - clock) / seconds) < 1:
+class Training:
+    """An arm's training, in parts."""
+
+    def __init__(self, model: Any, arm: Arm, images: Tensor, generator: torch.Generator) -> None:
+        self.model, self.arm, self.generator = model, arm, generator
+        self.optimizers = list(make_optimizers(model, arm))
+        self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+        self.averages = {name: value.clone() for name, value in model.state_dict().items()} if arm.average else {}
+        self.full_size = model.config.img_size[0]
+        self.batches = shuffled(images, arm.batch_size, generator)
+        self.losses: list[float] = []
+        self.used = self.wall = 0.0
+
+    def run(self, seconds: float, until: float) -> None:
+        """Train until a fraction of ``seconds`` of CPU time is used."""
+        start, clock = time.perf_counter(), time.process_time() - self.used
+        while (share := (time.process_time() - clock) / seconds) < until:
+            self.step(share)
+        self.used = time.process_time() - clock
+        self.wall += time.perf_counter() - start
+
+    def step(self, share: float) -> None:
+        """One step, with the learning rate at this share of the time."""
+        model, arm = self.model, self.arm
         factor = min(1.0, share / WARMUP) * 0.5 * (1 + math.cos(math.pi * max(0.0, share - WARMUP) / (1 - WARMUP)))
-        for optimizer, lrs in zip(optimizers, peaks, strict=True):
+        for optimizer, lrs in zip(self.optimizers, self.peaks, strict=True):
             for group, lr in zip(optimizer.param_groups, lrs, strict=True):
                 group["lr"] = lr * factor
         if arm.growing:
-            resize(model, full.img_size[0] * 3 // 4 if share < 0.5 else full.img_size[0])
-        pixels = augment(next(batches), arm.smallest_crop, model.config.img_size[0], generator)
-        loss = pretraining_loss(model, arm, pixels, generator)
+            resize(model, self.full_size * 3 // 4 if share < 0.5 else self.full_size)
+        pixels = augment(next(self.batches), arm.smallest_crop, model.config.img_size[0], self.generator)
+        loss = pretraining_loss(model, arm, pixels, self.generator)
         loss.backward()
-        for optimizer in optimizers:
+        for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        steps += 1
+        self.losses.append(loss.item())
+        steps = len(self.losses)
         for name, value in model.state_dict().items() if arm.average else ():
-            if value.shape == averages[name].shape:
-                averages[name].lerp_(value, 1 - min(arm.average, steps / (steps + 10)))
-        losses.append(loss.item())
-    if averages:
-        model.load_state_dict(averages)
-    if arm.growing:
-        resize(model, full.img_size[0])
-    last = losses[-max(1, LAST_IMAGES // arm.batch_size) :]
-    wall = time.perf_counter() - start
-    return {"images_seen": steps * arm.batch_size, "steps": steps, "loss": statistics.mean(last), "wall_seconds": wall}
+            if value.shape == self.averages[name].shape:
+                self.averages[name].lerp_(value, 1 - min(arm.average, steps / (steps + 10)))
+
+    @contextlib.contextmanager
+    def final_weights(self) -> Iterator[None]:
+        """The weights and the size that are evaluated; training can go on afterwards."""
+        resize(self.model, self.full_size)
+        trained = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.model.load_state_dict(trained | self.averages)
+        yield
+        self.model.load_state_dict(trained)
+
+    def facts(self) -> dict[str, Any]:
+        """Steps, and the mean loss of the last ones."""
+        steps, size = len(self.losses), self.arm.batch_size
+        loss = statistics.mean(self.losses[-max(1, LAST_IMAGES // size) :])
+        return {"images_seen": steps * size, "steps": steps, "loss": loss, "wall_seconds": self.wall}
 
 
 def pretraining_loss(model: Any, arm: Arm, pixels: Tensor, generator: torch.Generator) -> Tensor:
