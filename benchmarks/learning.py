@@ -8,7 +8,8 @@ with cheaper steps takes more steps; its learning rate follows a cosine over thi
 patch tokens after the final norm) are then evaluated by k-NN and a linear classifier, trained on 10,000 labelled
 training images and tested on 5,000 held-out **training** images; test images are not used. Arms run one after the
 other, each in its own process. A finished arm is not run again, so the command can be stopped and repeated.
-With ``--points 4`` the features are also evaluated after each quarter of the time, which the CPU time leaves out.
+With ``--points 4`` the features are also evaluated before training and after each quarter of the time; evaluations do
+not count as CPU time.
 
 The encoder has the official format in every arm. The arms:
 
@@ -117,7 +118,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10, help="CPU time of each arm.")
     parser.add_argument("--arm", action="append", choices=ARMS, help="Default: all.")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--points", type=int, default=1, help="Evaluations of an arm, the last one included.")
+    parser.add_argument("--points", type=int, default=1, help="Parts of the time that end with an evaluation.")
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--patch-size", type=int, default=4)
     parser.add_argument("--labelled", type=int, default=10_000, help="Images that teach the classifiers.")
@@ -207,7 +208,7 @@ def run(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     model = make_model(arm, size, options.patch_size)
     training = Training(model, arm, images[unlabelled], torch.Generator().manual_seed(seed))
     curve = []
-    for point in range(1, options.points + 1):
+    for point in range(0 if options.points > 1 else 1, options.points + 1):
         training.run(60 * options.minutes, until=point / options.points)
         with training.final_weights():
             curve.append({"minutes": options.minutes * point / options.points, **evaluate(model)})
