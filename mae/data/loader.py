@@ -168,10 +168,13 @@ class Batches(Iterator[Batch]):
 def start_worker(worker: int) -> None:
     """Set up a loader process so that only the main process decides when it ends, and reports errors.
 
-    Ctrl-C reaches the whole process group, so it is ignored here. If the main process ends abruptly, the connection
-    breaks while a batch is being sent; that error is not printed.
+    Signals to the whole process group, such as Ctrl-C or torchrun's SIGTERM, are for the main process: it saves, and
+    needs its loader processes for that. So they leave the group, which Windows does not have, and ignore Ctrl-C there.
+    If the main process ends abruptly, the connection breaks while a batch is being sent; that error is not printed.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform != "win32":
+        os.setpgrp()
     sys.excepthook = _say_unless_left
 
 

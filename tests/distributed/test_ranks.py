@@ -144,13 +144,26 @@ def test_several_processes_train_as_one_and_speak_once(
         assert load_checkpoint(out / "checkpoint-last.dcp").config == load_checkpoint(out / "checkpoint-3.pth").config
 
 
-@pytest.mark.parametrize("options", [pytest.param((), marks=pytest.mark.slow), ("--shard",)], ids=["copies", "shards"])
+@pytest.mark.parametrize(
+    ("options", "torchrun", "start"),
+    [
+        pytest.param((), TORCHRUN, start_python, marks=pytest.mark.slow),
+        (("--shard",), (*TORCHRUN, *FORKING), fork),
+    ],
+    ids=["copies-plain", "shards"],
+)
 def test_a_stopped_run_goes_on_bit_for_bit(
-    tmp_path: Path, options: tuple[str, ...], whole: Callable[..., Path]
+    tmp_path: Path,
+    options: tuple[str, ...],
+    torchrun: Sequence[str],
+    start: Callable[..., Any],
+    whole: Callable[..., Path],
 ) -> None:
+    """The plain torchrun signals the process group of each process, with its loader processes."""
     epochs = ("--epochs", "8", *options)
     parted = tmp_path / "parted"
-    process = running(command(2, parted, *epochs), parted, STEP_SECONDS="0.5")
+    words = command(2, parted, *epochs, "--workers", "1", torchrun=torchrun)
+    process = running(words, parted, start, STEP_SECONDS="0.5")
     process.send_signal(signal.SIGTERM)
     stopped = finish(process)
     assert stopped.returncode != 0
@@ -177,7 +190,7 @@ def test_another_number_of_processes_goes_on_with_the_same_images(
     done = finished(1, parted, "--resume", str(parted), "--no-shard")
     assert "batch of 4 images is divided among 1 process, 4 images each" in " ".join(done.stderr.split())
     assert_close(steps(parted), steps(six))
-    # Again, as a scheduler repeats the command: the folder has the current batch size per process.
+    # Again: the batch is that of the run, not that of the processes.
     done = finished(1, parted, "--resume", str(parted), "--epochs", "7")
     assert "epochs 6 -> 7: the cosine is stretched" in done.stderr
     assert len(steps(parted)) == 14

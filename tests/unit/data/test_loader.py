@@ -267,11 +267,22 @@ def test_a_row_group_is_decoded_once_an_epoch(tmp_path: Path, monkeypatch: pytes
     assert sorted(count.read_bytes()) == list(range(80))
 
 
+def test_a_signal_to_the_process_group_leaves_the_loader_processes_alive(paths: list[Path]) -> None:
+    """As torchrun's SIGTERM, after which a run still finishes its step and saves."""
+    loaded = Batches(make_loader(ImageDataset(source(paths), Augmentation((16, 16), 3), seed=0),
+                                 EpochBatches(7, 3, epochs=1, seed=0), workers=2))  # fmt: skip
+    next(loaded)  # now they are set up
+    next(loaded)
+    groups = {os.getpgid(worker.pid) for worker in loaded.workers}
+    assert groups == {worker.pid for worker in loaded.workers}
+
+
 def test_a_worker_says_nothing_of_a_training_process_that_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A second Ctrl-C stops the process while it receives a batch."""
     interrupted = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(os, "setpgrp", lambda: None)  # this is the tests' process
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     try:
         start_worker(0)
