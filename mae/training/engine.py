@@ -190,13 +190,13 @@ def _train(kind: TaskType[Config], start: Start[Config]) -> Ended:
     finished = start.ranks.gather(_is_finished(kind, start))[0]
     if finished and not resumption.changed("data"):
         return Ended(start.folder, resumption.position)
-    task = kind.make(start, _scan(start))
-    if resumption.changed("data"):
-        _plan(start, task)  # refuses other images before anything is written into the run's folder
-    if finished:
-        return Ended(start.folder, resumption.position)
     trainer: Trainer | None = None
     try:
+        task = kind.make(start, _scan(start))
+        if resumption.changed("data"):
+            _plan(start, task)  # refuses other images before anything is written into the run's folder
+        if finished:
+            return Ended(start.folder, resumption.position)
         start.folder.make()  # only after everything named in the settings was found
         if resumption.saved:
             start.folder.set_aside_newer(resumption.saved.path)
@@ -303,7 +303,6 @@ def _prepare(start: Start[Any], task: Task) -> tuple[Trainer, Started]:
         keep_last=config.keep_last,
     )
     folder.when_released(checkpointer.close)
-    trainer = Trainer(run, TrainingState(step, position), task, data, checkpointer)
 
     step_seconds = _time_batch(step, task, batch_size)
     logged = folder.log.read(position)
@@ -341,7 +340,8 @@ def _prepare(start: Start[Any], task: Task) -> tuple[Trainer, Started]:
     )
     if not folder.resume:
         planned = dataclasses.replace(planned, advice=task.advice(planned.seconds))
-    return trainer, planned
+    # The trainer's clock starts here, so that what was timed and measured above is no part of the first epoch.
+    return Trainer(run, TrainingState(step, position), task, data, checkpointer), planned
 
 
 def _plan(start: Start[Any], task: Task) -> TrainingPlan:

@@ -147,7 +147,7 @@ class Started:
         """Estimated seconds left: from the throughput in the log, else from the timed batch without loading."""
         if self.seconds_left is not None:
             return self.seconds_left + self.probe_seconds
-        return (self.plan.total_steps - self.first_step) * self.plan.accum_iter * self.step_seconds + self.probe_seconds
+        return self.plan.batches_left(self.first_step) * self.step_seconds + self.probe_seconds
 
     @property
     def probe_seconds(self) -> float:

@@ -78,8 +78,10 @@ class StepMonitor:
         Returns:
             The step with which ``nan_limit`` consecutive steps were non-finite; None if that did not happen.
         """
-        steps, self.pending = self.pending, []
-        for step, losses, norm, loss_scale in self._fetched(steps):
+        # Read before any is forgotten: the signal of an ended loader process may interrupt the wait for the device.
+        steps, values = self.pending, list(self._fetched(self.pending))
+        self.pending = []
+        for step, losses, norm, loss_scale in values:
             loss = sum(losses) / len(losses)
             # Above 1 the loss scale itself may be too large for fp16; the scaler halves it and training continues.
             searching = math.isfinite(loss) and not math.isfinite(norm) and loss_scale > LEAST_LOSS_SCALE

@@ -80,6 +80,11 @@ class TrainingPlan:
         """Optimiser steps of the whole run."""
         return self.steps_per_epoch * self.epochs
 
+    def batches_left(self, step: int) -> int:
+        """Batches from a step to the end of the run; the last step of an epoch may have fewer than the others."""
+        epochs, steps = divmod(step, self.steps_per_epoch)
+        return (self.epochs - epochs) * self.batches_per_epoch - steps * self.accum_iter
+
     def identity(self) -> dict[str, Any]:
         """The values on which the losses of any task depend, and which must not change on resuming."""
         return {

@@ -91,8 +91,7 @@ class Resumption:
         elsewhere = self.changed("device", "precision", "compile", "shard") or self.other_processes(processes)
         if images_per_second is None or elsewhere:
             return None
-        batches = (plan.epochs - self.position.epoch) * plan.batches_per_epoch - self.position.batch
-        return batches * plan.global_batch_size / images_per_second
+        return plan.batches_left(self.position.step) * plan.global_batch_size / images_per_second
 
     def describe_changes(self, plan: TrainingPlan) -> tuple[str, ...]:
         """A sentence for the user about each kind of change."""

@@ -49,6 +49,7 @@ class Trainer:
         self.monitor = StepMonitor(run, state, self.throughput)
         self.unreadable = UnreadableFiles(run, task.unreadable)
         self.loaded = self.cached = 0  # this process's images since the epoch began, and how many came from ``--cache``
+        self.updating = False  # weights and position do not belong together, so they must not be saved
         self.stopped = False
         self.seconds = 0.0
         self.epochs: list[EpochDone] = []
@@ -76,8 +77,8 @@ class Trainer:
                 if self.epoch_is_done():
                     self.finish_epoch()
         except RuntimeError as error:
-            # Ctrl-C reaches the whole process group and may end loader processes first.
-            self.stopped = self.run.ranks.alone and self.run.should_stop()
+            # A signal to all processes may end loader processes first, and torch then raises an error anywhere.
+            self.stopped = self.run.ranks.alone and self.run.should_stop() and not self.updating
             if not self.stopped:
                 raise self.explained(error) from error
         self.finish()
@@ -110,12 +111,14 @@ class Trainer:
             self.throughput.images += run.plan.global_batch_size
             self.loaded += len(batch.images)
             self.cached += batch.cached
-        norm = step.update(lr)
         after = dataclasses.replace(
             here, batch=here.batch + micro_batches, step=here.step + 1, lr_sum=here.lr_sum + lr * micro_batches
         )
+        self.updating = True
+        norm = step.update(lr)
         self.state.position = after
         self.monitor.pending.append(PendingStep(here, after, lr, torch.stack(losses), norm, step.loss_scale))
+        self.updating = False
         if self.monitor.due:
             self.read_losses()
 

@@ -64,6 +64,48 @@ def test_resumed_equals_uninterrupted(config: PretrainConfig, tmp_path: Path, st
     assert (tmp_path / "run" / image).read_bytes() == (tmp_path / "parted" / image).read_bytes()
 
 
+def test_weights_ahead_of_the_position_are_not_saved(config: PretrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal to all processes ends loader processes too, and torch's error may come at the end of an update."""
+    pretrain(config, *stop_after(4))
+    update, stopping = TrainingStep.update, []
+
+    def interrupted(self: TrainingStep, *rest: Any) -> Any:
+        update(self, *rest)
+        stopping.append(True)
+        raise RuntimeError("a loader process has ended")
+
+    again = dataclasses.replace(config, resume=config.out)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingStep, "update", interrupted)
+        with pytest.raises(RuntimeError, match="a loader process has ended"):
+            pretrain(again, should_stop=lambda: bool(stopping))
+    pretrain(again)
+    whole = dataclasses.replace(config, out=config.out.with_name("whole"))
+    pretrain(whole)
+    assert same(weights(config.out), weights(whole.out))
+    assert logged(config.out) == logged(whole.out)
+
+
+def test_what_is_timed_and_measured_is_no_part_of_an_epoch(
+    config: PretrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, gone = time.monotonic, [0.0]
+
+    def timed(*_: Any) -> float:
+        gone[0] += 1000
+        return 0.1
+
+    monkeypatch.setattr(time, "monotonic", lambda: now() + gone[0])
+    monkeypatch.setattr("mae.training.engine._time_batch", timed)
+    monkeypatch.setattr(PretrainingTask, "validate", lambda *_: timed() and None)
+    events: list[Event] = []
+    pretrain(dataclasses.replace(config, save_minutes=1000), events.append)
+    assert all(event.seconds < 1000 for event in events if isinstance(event, EpochDone))
+    assert all(event.images_per_second > 0.01 for event in events if isinstance(event, Stepped))
+    started = next(event for event in events if isinstance(event, Started))
+    assert started.seconds == pytest.approx(3 * 5 * 0.1)  # the last step of an epoch has one batch, not two
+
+
 def test_a_killed_run_drops_what_it_logged_past_its_last_state(config: PretrainConfig, tmp_path: Path) -> None:
     pretrain(config, *stop_after(4))
     with (tmp_path / "run/log.jsonl").open("a") as file:
@@ -300,7 +342,9 @@ def noting(init: Callable[..., None], into: list[dict[str, torch.Tensor]]) -> Ca
 
 
 @pytest.mark.parametrize("activation_checkpointing", [False, True])
-@pytest.mark.parametrize("where", ["the timed batch", "the trial of the plain step", "the move to the device"])
+@pytest.mark.parametrize(
+    "where", ["the timed batch", "the trial of the plain step", "the move to the device", "the model's weights"]
+)
 def test_memory_that_is_full_before_the_first_step_is_explained(
     config: PretrainConfig, monkeypatch: pytest.MonkeyPatch, where: str, activation_checkpointing: bool
 ) -> None:
@@ -309,6 +353,8 @@ def test_memory_that_is_full_before_the_first_step_is_explained(
 
     if where == "the move to the device":
         monkeypatch.setattr(torch.nn.Module, "to", full)
+    elif where == "the model's weights":
+        monkeypatch.setattr("mae.training.pretrain.create_model", full)
     else:
         monkeypatch.setattr(TrainingStep, "backward", full)
     if where == "the trial of the plain step":

@@ -41,6 +41,8 @@ def test_the_tail_of_an_epoch_is_a_step() -> None:
     plan = make_plan(config(batch_size=4, accum_iter=2), 21)
     assert (plan.batches_per_epoch, plan.steps_per_epoch) == (5, 3)
     assert plan.warnings == ()
+    short = make_plan(config(batch_size=4, accum_iter=2, epochs=2, warmup_epochs=0), 21)
+    assert [short.batches_left(step) for step in range(7)] == [10, 8, 6, 5, 3, 1, 0]
 
 
 def test_fewer_images_than_a_batch() -> None:

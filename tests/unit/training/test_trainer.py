@@ -12,6 +12,8 @@ import torch.distributed as dist
 
 from mae.system.distributed import Ranks
 from mae.training import checkpointer, engine
+from mae.training.clock import Throughput
+from mae.training.monitor import PendingStep, StepMonitor
 from mae.training.position import Position
 from mae.training.trainer import Trainer
 
@@ -60,12 +62,43 @@ def test_a_state_that_is_due_is_saved_once(
 def test_a_state_is_due_once_the_minutes_are_over(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(checkpointer.time, "monotonic", lambda: now)
-    parts: Any = None
-    saver = checkpointer.Checkpointer(parts, parts, parts, {}, {}, minutes=2.0, keep_last=1)
-    now += 119
-    assert not saver.due()
-    now += 1
-    assert saver.due()
+    folder: Any = None
+    step: Any = SimpleNamespace(parallel=SimpleNamespace(sharded=False))
+    saver = checkpointer.Checkpointer(folder, step, Ranks(1, 2), {}, {}, minutes=2.0, keep_last=1)
+    for _ in range(2):
+        now += 119
+        assert not saver.due()
+        now += 1
+        assert saver.due()
+        saver.save(Position())
+
+
+def test_losses_whose_reading_was_interrupted_are_read_later() -> None:
+    """Torch's error for a loader process that a signal ended comes where the host waits for the device."""
+    means = [RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated."), torch.tensor([2.0, 4.0])]
+    logged: list[dict[str, Any]] = []
+
+    def mean(_: torch.Tensor) -> torch.Tensor:
+        if isinstance(found := means.pop(0), RuntimeError):
+            raise found
+        return found
+
+    run: Any = SimpleNamespace(
+        ranks=SimpleNamespace(mean=mean),
+        config=SimpleNamespace(log_every=1),
+        folder=SimpleNamespace(log=SimpleNamespace(add=logged.append)),
+        epochs_at=lambda position: 0.0,
+        on_event=lambda event: None,
+    )
+    state: Any = SimpleNamespace(position=Position(step=1))
+    one = torch.ones(())
+    pending = PendingStep(Position(), state.position, 1e-3, torch.zeros(2), one, one)
+    monitor = StepMonitor(run, state, Throughput(), [pending])
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        monitor.read()
+    assert monitor.read() is monitor.read() is None
+    assert state.position.loss_sum == 6.0
+    assert [entry["loss"] for entry in logged] == [3.0]
 
 
 @pytest.mark.parametrize(("device", "timed"), [("cpu", 8), ("cuda", 64)])
