@@ -41,7 +41,7 @@ def lr_at(epoch: float, *, lr: float, min_lr: float, warmup_epochs: float, epoch
         warmup_epochs: Length of the warm-up in epochs.
         epochs: Length of the run in epochs.
     """
-    if epoch < warmup_epochs:
+    if epoch < warmup_epochs or epochs == warmup_epochs:
         return lr * epoch / warmup_epochs
     progress = (epoch - warmup_epochs) / (epochs - warmup_epochs)
     return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))

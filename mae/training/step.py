@@ -151,7 +151,11 @@ class TrainingStep:
             }
             for number, entry in optimizer.get("state", {}).items()
         }
-        self.optimizer.load_state_dict({**optimizer, "state": state} if optimizer else self.optimizer.state_dict())
+        if optimizer:
+            # Whether the kernel is fused follows from the device, which may be another one now.
+            pairs = zip(optimizer["param_groups"], self.optimizer.param_groups, strict=True)
+            groups = [{**saved, "fused": own["fused"]} for saved, own in pairs]
+            self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         if scaler:  # only fp16 has a loss scale
             self.scaler.load_state_dict(scaler)
 

@@ -215,6 +215,18 @@ def test_a_run_chooses_its_precision_once_and_says_why(parted: PretrainConfig, m
     assert (said.precision, said.precision_reason) == ("bf16", None)
 
 
+def test_a_state_of_a_device_without_a_fused_kernel_goes_on(parted: PretrainConfig, begun: Path) -> None:
+    """For instance of an Apple GPU; torch's other kernels do not read the flag of a step to skip."""
+
+    def as_there(document: dict[str, Any]) -> None:
+        for group in document["optimizer"]["param_groups"]:
+            group["fused"] = False
+
+    rewrite(parted.out / "checkpoint-last.pth", as_there)
+    pretrain(parted)
+    assert same(weights(parted.out), weights(begun / "whole"))
+
+
 def test_a_scaler_starts_afresh_where_none_was_saved() -> None:
     step = object.__new__(TrainingStep)
     weight = torch.nn.Parameter(torch.zeros(2))

@@ -28,6 +28,13 @@ def test_schedule_by_hand() -> None:
     assert scaled_lr(1.5e-4, 4096) == pytest.approx(2.4e-3)
 
 
+@pytest.mark.parametrize("warmup_epochs", [39.5, 40, 80])
+def test_the_rate_at_the_end_of_a_run_is_that_of_its_last_moment(warmup_epochs: float) -> None:
+    """A finished run that is prolonged is told the rate that it ended with, also one of only a warm-up."""
+    end = lr_at(40, lr=1e-3, min_lr=1e-5, warmup_epochs=warmup_epochs, epochs=40)
+    assert end == pytest.approx({39.5: 1e-5, 40: 1e-3, 80: 5e-4}[warmup_epochs])
+
+
 def test_the_documented_recipe_is_the_default() -> None:
     recipe = config()
     plan = make_plan(config(batch_size=64, accum_iter=64), 1_281_167)
