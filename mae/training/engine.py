@@ -253,13 +253,11 @@ def _prepare(start: Start[Any], task: Task) -> tuple[Trainer, Started]:
     plan = _plan(start, task)
     batch_size = plan.global_batch_size // ranks.size
     notes = _decoder_note(config.decoder)
-    if resumption.other_processes(ranks.size):
+    if batch_size != min(config.batch_size, plan.images // ranks.size):  # begun by another number of processes
         notes += (
             f"the run's batch of {plan.global_batch_size} images is divided among "
             f"{counted(ranks.size, 'process', 'processes')}, {batch_size} images each",
         )
-        config = dataclasses.replace(config, batch_size=batch_size)
-        settings = config.as_plain()
     run = Run(config, plan, ranks, start.device, folder, on_event, start.should_stop)
 
     model = task.model.to(start.device)

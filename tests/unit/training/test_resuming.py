@@ -713,6 +713,24 @@ def test_a_batch_is_that_of_all_processes(
         assert resumption.other_processes(processes) is (processes != 1)
 
 
+def test_the_command_of_two_processes_is_repeated_in_one_as_often_as_needed(
+    parted: PretrainConfig, begun: Path
+) -> None:
+    """A scheduler repeats it after each kill, with the batch size of each of the two."""
+
+    def of_two(document: dict[str, Any]) -> None:
+        document["maecli"]["run"]["processes"] = 2
+        document["maecli"]["run"]["settings"]["batch_size"] = 1
+
+    rewrite(parted.out / "checkpoint-last.pth", of_two)
+    path = parted.out / "config.toml"
+    path.write_text(path.read_text().replace("batch_size = 2", "batch_size = 1"))
+    repeated = dataclasses.replace(parted, resume=None, auto_resume=True, batch_size=1)
+    for steps in (5, 6, 10**9):
+        assert "the run's batch of 2 images is divided among 1 process, 2 images each" in started(repeated, steps).notes
+    assert same(weights(parted.out), weights(begun / "whole"))
+
+
 def test_of_two_models_the_sizes_that_differ_are_shown(config: PretrainConfig) -> None:
     plan = make_plan(config, 11)
     now = repr(config.model_config())
