@@ -84,7 +84,8 @@ def replay(config: ReplayConfig) -> Replay:
     try:
         model, loss, inputs = _task(checkpoint, kept)
         model.to(device).train()
-        passes = [_take(model, loss, kept["images"], inputs, precision) for precision in precisions]
+        scaler = checkpoint.scaler or {}
+        passes = [_take(model, loss, kept["images"], inputs, precision, scaler) for precision in precisions]
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         if is_out_of_memory(error):
             hint = None if device.type == "cpu" else "--device cpu re-runs the step in the host's memory"
@@ -111,14 +112,23 @@ def _task(
 
 
 def _take(
-    model: nn.Module, loss: nn.Module | None, images: Sequence[Tensor], inputs: Sequence[Sequence[Any]], precision: str
+    model: nn.Module,
+    loss: nn.Module | None,
+    images: Sequence[Tensor],
+    inputs: Sequence[Sequence[Any]],
+    precision: str,
+    scaler: dict[str, Any],
 ) -> Pass:
+    """One pass; ``scaler`` is the state of the run's gradient scaler, {} if it had none."""
     step = TrainingStep(model, precision, loss=loss, optimizer=lambda: torch.optim.SGD(model.parameters(), 0.0))
+    if scaler:
+        step.scaler.load_state_dict(scaler)
     share = 1 / len(images)
     with _first_to_fail(model) as first:
         losses = [
             float(step.backward(batch, *beside, share=share)) for batch, beside in zip(images, inputs, strict=True)
         ]
+    step.scaler.unscale_(step.optimizer)
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = float(torch.nn.utils.get_total_norm(gradients))
     bad = sum(not bool(gradient.isfinite().all()) for gradient in gradients)

@@ -25,6 +25,7 @@ class UnreadableFiles:
     def __init__(self, run: Run, known: Iterable[Unreadable]) -> None:
         self.run = run
         self.known = {bad.path for bad in known}
+        self.found = run.plan.images + len(self.known)
         self._to_share: list[Unreadable] = []
 
     def note(self, files: Iterable[Unreadable]) -> None:
@@ -42,9 +43,7 @@ class UnreadableFiles:
         if not self.run.ranks.alone:
             self._to_share += new
         self.run.folder.unreadable.add(new)
-        check_unreadable(
-            len(self.known), self.run.plan.images, self.run.config.max_unreadable, self.run.folder.unreadable
-        )
+        check_unreadable(len(self.known), self.found, self.run.config.max_unreadable, self.run.folder.unreadable)
 
     def share(self) -> None:
         """Exchange the unreadable files between the processes, so that one report lists all of them."""

@@ -153,8 +153,10 @@ class ClassificationTask(Task):
             Whether the weights were removed because they are of a later epoch, and of another training.
         """
         folder, path = self.run.folder, self.run.folder.path / CLASSIFIER
-        self.best = folder.log.read(position).best
-        if not self.run.ranks.gather(path.exists() and self._is_later(path, position, is_other))[0]:
+        is_later = path.exists() and self._is_later(path, position, is_other)
+        # The first process decides: every process must keep the weights of the same epochs.
+        self.best, is_later = self.run.ranks.gather((folder.log.read(position).best, is_later))[0]
+        if not is_later:
             return False
         self.best = None
         if folder.writes:

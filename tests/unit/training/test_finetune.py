@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from mae.training.position import Position
 from mae.training.run_folder import RunFolder
 from mae.training.step import TrainingStep
 from mae.training.tasks.classification import ClassificationTask, Predictions, places
-from mae.training.tasks.finetune import layer_groups
+from mae.training.tasks.finetune import FinetuneTask, layer_groups
 from mae.training.testing import read_test_result
 from tests.unit.evaluation.small import SIZES, checkpoint, class_folders
 from tests.unit.training.labelled import finetuning as finetuning
@@ -136,6 +137,15 @@ def test_an_epoch_whose_evaluation_was_interrupted_is_evaluated_later(
     kinds = ("loss", "train_loss", "val_loss", "test_accuracy")
     lines = [next(kind for kind in kinds if kind in entry) for entry in logged(config.out) if "model" not in entry]
     assert lines == ["loss", "loss", "loss", "train_loss", "val_loss", "test_accuracy"]
+
+
+def test_the_first_process_says_which_epoch_was_the_best(tmp_path: Path) -> None:
+    """Processes that disagree would not all take part in keeping the weights of a sharded model."""
+    task: Any = object.__new__(FinetuneTask)
+    ranks = SimpleNamespace(gather=lambda mine: [((0.5, -1.0), False), mine])
+    task.run = SimpleNamespace(folder=RunFolder(tmp_path, resume=True, writes=False), ranks=ranks)
+    task.roll_back(Position())
+    assert task.best == (0.5, -1.0)
 
 
 def killed_before_another_schedule(config: FinetuneConfig) -> Path:

@@ -705,6 +705,19 @@ def test_too_many_broken_images_stop_the_run(config: PretrainConfig, images: Pat
     assert not (config.out / "checkpoint-last.pth").exists()
 
 
+def test_images_that_break_later_are_counted_against_all_that_were_found(config: PretrainConfig, images: Path) -> None:
+    """Of 14 images 3 cannot be read at first, and 4 in the end: 29 per cent, and 36 of those that could be read."""
+    for number in range(3):
+        (images / f"empty{number}.jpg").touch()
+
+    def break_one(event: Event) -> None:
+        if isinstance(event, Started):
+            (images / "5.png").write_bytes((images / "5.png").read_bytes()[:60])
+
+    pretrain(dataclasses.replace(config, max_unreadable=0.3), break_one)
+    assert len((config.out / "unreadable.tsv").read_text().splitlines()) == 1 + 4
+
+
 def test_all_images_breaking_during_the_run_stop_it(config: PretrainConfig, images: Path) -> None:
     def break_all(event: Event) -> None:
         if isinstance(event, Started):

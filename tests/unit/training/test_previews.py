@@ -35,6 +35,8 @@ def test_the_panels_are_those_of_reconstruct(norm_pix: bool, tmp_path: Path) -> 
     images = scan_images([tmp_path / "photos"]).images
     previews = Previews(model, images, None, 0.75)
     psnr = previews.draw(tmp_path / "preview.png", 1)
+    assert previews.draw(tmp_path / "of_another_process.png", 1, write=False) == psnr
+    assert not (tmp_path / "of_another_process.png").exists()
     result = reconstruct(
         ReconstructConfig((tmp_path / "photos",), tmp_path / "weights.pth", tmp_path / "grid.png", device="cpu")
     )

@@ -45,7 +45,7 @@ def test_a_state_that_is_due_is_saved_once(
     monkeypatch.setattr(dist, "all_reduce", lambda *_, **__: SimpleNamespace(wait=lambda: None))
     run: Any = SimpleNamespace(
         ranks=Ranks(0, processes),
-        plan=SimpleNamespace(epochs=1),
+        plan=SimpleNamespace(epochs=1, images=8),
         should_stop=lambda: False,
         device=torch.device("cpu"),
     )
