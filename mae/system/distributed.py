@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -63,8 +64,9 @@ class Ranks:
             torch.cuda.set_device(device)
         try:
             store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))  # type: ignore[attr-defined]
-            # After a restart torchrun may reuse the store, which still has the addresses of the ended processes.
-            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            # The store may still have the addresses of an earlier group: after a restart by torchrun, or if a script
+            # calls one run after another.
+            attempt = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_joined)}"
             dist.init_process_group(
                 # With --device cpu, GPUs must not be used even if there are any.
                 backend="cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
@@ -213,4 +215,5 @@ def is_lost(error: Exception) -> bool:
     return any(part in text for part in _LOST)
 
 
+_joined = itertools.count()  # the groups that this process has joined; the same in all processes
 _LOST: Sequence[str] = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "Broken pipe")

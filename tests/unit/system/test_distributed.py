@@ -22,7 +22,8 @@ class Wire:
         self.timeouts: list[datetime.timedelta] = []
         self.destroyed: list[Any] = []
         monkeypatch.setattr(torch.cuda, "set_device", self.current.append)
-        monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(dist.HashStore(), 0, 2)]))
+        store = dist.HashStore()
+        monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(store, 0, 2)]))
         monkeypatch.setattr(dist, "init_process_group", lambda **options: self.init.update(options))
         monkeypatch.setattr(dist, "new_group", lambda backend, timeout: (backend, timeout))
         monkeypatch.setattr(dist, "all_gather_object", self._gather)
@@ -46,6 +47,16 @@ def test_on_a_cpu_no_gpu_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
     Ranks(0, 2, 0).join(torch.device("cpu"))
     assert wire.current == []
     assert (wire.init["device_id"], wire.init["backend"]) == (None, "gloo")
+
+
+def test_a_second_run_does_not_find_the_addresses_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script that torchrun started may pre-train and then fine-tune; both groups are in torchrun's store."""
+    wire, stores = Wire(monkeypatch), []
+    for _ in range(2):
+        Ranks(0, 2, 0).join(torch.device("cpu"))
+        stores.append(wire.init["store"])
+    stores[0].set("address", "of a closed connection")
+    assert [store.check(["address"]) for store in stores] == [True, False]
 
 
 def test_long_waits_end_where_training_begins(monkeypatch: pytest.MonkeyPatch) -> None:
