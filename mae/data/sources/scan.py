@@ -115,7 +115,7 @@ def scan_images(
     where += [(os.fsencode(path), listing) for path, listing in archives]
     where += remote_listings
     unreadable = [
-        Unreadable(Path(os.fsdecode(os.path.join(at, name))), reason)
+        Unreadable(Path(os.fsdecode(os.path.join(at, name.lstrip(b"/")))), reason)
         for at, listing in where
         for name, reason in listing.unreadable
     ]

@@ -100,13 +100,14 @@ def test_every_source_holds_the_images(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("suffix", ["tar", "zip"])
 def test_what_is_no_image_is_named(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"data.{suffix}"
-    (write_tar if suffix == "tar" else write_zip)(path, CONTENT | EXTRAS | BAD)
+    (write_tar if suffix == "tar" else write_zip)(path, CONTENT | EXTRAS | BAD | {"/root/page.png": b"<html>"})
     scan = scan_images([path])
     assert len(scan.images) == 9
     assert scan.others == 1
     assert {str(bad.path): bad.reason for bad in scan.unreadable} == {
         f"{path}/class_0/empty.png": "is empty (0 bytes)",
         f"{path}/class_1/page.jpg": "is a web page saved under an image's name",
+        f"{path}/root/page.png": "is a web page saved under an image's name",
     }
 
 
