@@ -79,6 +79,15 @@ def test_wide_and_square_images_share_a_page() -> None:
     square, wide = Image.new("RGB", (200, 200), "red"), Image.new("RGB", (1000, 50), "blue")
     page = np.asarray(draw_grid(("a", "b"), [Row([wide, wide], "w"), Row([square, square], "s")]))
     assert ((page == (0, 0, 255)).all(axis=2).sum(), (page == (255, 0, 0)).all(axis=2).sum()) == (100_000, 80_000)
+    top, left = np.argwhere((page == (255, 0, 0)).all(axis=2))[0]
+    assert (page[top - TITLE_SIZE - 8 : top - 8, left : left + 200] < 80).any()  # the title, darker than captions
+
+
+def test_smaller_images_stand_in_the_middle() -> None:
+    red, blue = Image.new("RGB", (200, 100), "red"), Image.new("RGB", (80, 40), "blue")
+    page = np.asarray(draw_grid(("a", "b"), [Row([red, blue], "")]))
+    top, left = np.argwhere((page == (0, 0, 255)).all(axis=2))[0]
+    assert (top, left) == (MARGIN + TITLE_SIZE + 8 + 30, MARGIN + 200 + GAP + 60)
 
 
 def test_a_page_that_nobody_could_look_at_is_not_drawn() -> None:

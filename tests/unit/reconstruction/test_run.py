@@ -13,12 +13,14 @@ import torch
 from PIL import Image
 
 import mae
-from mae.checkpoints import save_checkpoint
+from mae.checkpoints import load_checkpoint, save_checkpoint
 from mae.errors import CheckpointError, ConfigError, DataError
 from mae.mae import MaskedAutoencoder
+from mae.pos_embed import sincos_2d
+from mae.reconstruction.animation import LAST_MILLISECONDS, write_animation
 from mae.reconstruction.config import ReconstructConfig
 from mae.reconstruction.grid import draw_grid
-from mae.reconstruction.run import NOTHING_MASKED_NOTE, reconstruct
+from mae.reconstruction.run import ANIMATED_RATIOS, NOTHING_MASKED_NOTE, Reconstructor, reconstruct
 from tests.unit.data.sources.test_base import write_parquet, write_tar, write_zip
 
 
@@ -129,6 +131,24 @@ def test_an_own_mask_removes_what_is_white(config: ReconstructConfig, tmp_path: 
         Image.new("L", (8, 8), value).save(path)
         with pytest.raises(DataError, match=message):
             reconstruct(dataclasses.replace(config, mask=path))
+
+
+@pytest.mark.parametrize(("size", "columns"), [((80, 50), 1), ((40, 25), 2)])
+def test_a_mask_of_the_images_size_is_cropped_with_it(
+    config: ReconstructConfig, tmp_path: Path, size: tuple[int, int], columns: int
+) -> None:
+    """Two fifths of the mask's width are white; of the middle 50 of the image's 80 pixels they cover a third."""
+    mask = np.zeros(size[::-1], dtype=np.uint8)
+    mask[:, : size[0] * 2 // 5] = 255
+    path = tmp_path / "mask.png"
+    Image.fromarray(mask).save(path)
+    assert reconstruct(dataclasses.replace(config, mask=path)).images[0].mask_ratio == columns / 4
+
+
+def test_positions_of_another_frame_lie_between_those_of_the_weights(config: ReconstructConfig, weights: Path) -> None:
+    reconstructor = Reconstructor(config, load_checkpoint(weights), torch.device("cpu"))
+    wanted = sincos_2d(32, (3, 5), scaled_to=(4, 4))
+    assert torch.equal(reconstructor.model_for((24, 40)).pos_embed, wanted)
 
 
 def test_a_whole_image_gets_a_frame_of_its_shape(config: ReconstructConfig) -> None:
@@ -432,6 +452,7 @@ def test_an_animation_of_growing_masks(config: ReconstructConfig, tmp_path: Path
     assert result.animation == path
     with Image.open(path) as film:
         assert film.n_frames == 15  # of 16 patches 1 to 15 are masked; equal frames are one
+        assert (len(ANIMATED_RATIOS), ANIMATED_RATIOS[0], ANIMATED_RATIOS[-1]) == (19, 0.05, 0.95)
         assert film.size == (result.image.width, film.height)
         masked = []
         for number in (0, 7, 14):
@@ -439,6 +460,8 @@ def test_an_animation_of_growing_masks(config: ReconstructConfig, tmp_path: Path
             panel = np.asarray(film.convert("RGB"))[60:180, 12 + 192 + 6 : 12 + 2 * 192 + 6].astype(int)
             masked.append((abs(panel - (124, 116, 104)).max(axis=2) < 12).mean())
         assert masked[0] < masked[1] < masked[2]
+        assert film.info["loop"] == 0  # without end
+        assert film.info["duration"] >= LAST_MILLISECONDS
     with pytest.raises(ConfigError, match=r"the name must end in \.webp, \.gif"):
         dataclasses.replace(config, animate=tmp_path / "growing.png")
     with pytest.raises(ConfigError, match="--mask is one mask"):
@@ -450,8 +473,6 @@ def test_an_animation_of_growing_masks(config: ReconstructConfig, tmp_path: Path
 
 
 def test_an_animation_may_be_as_long_as_its_format_holds(tmp_path: Path) -> None:
-    from mae.reconstruction.animation import write_animation
-
     frames = [Image.new("RGB", (20_000, 2), colour) for colour in ("red", "blue")]
     write_animation(tmp_path / "long.gif", frames)
     with Image.open(tmp_path / "long.gif") as image:
