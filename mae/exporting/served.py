@@ -12,8 +12,6 @@ from mae.config import LAYER_NORM_EPS, MAEConfig
 from mae.errors import CheckpointError
 from mae.mae import MaskedAutoencoder
 
-_LINEAR_PROBE_EPS = 1e-6  # of the batch norm before the official linear probe's layer
-
 
 class Served(nn.Module):
     """The encoder of unmasked images in a given precision; images and outputs are always float32.
@@ -52,7 +50,7 @@ class Served(nn.Module):
 
 
 class ServedClassifier(Served):
-    """The encoder with the head of a fine-tuned model or of a linear probe.
+    """The encoder with the linear head of a fine-tuned model or of a linear probe.
 
     Args:
         model, dtype: As for ``Served``.
@@ -83,7 +81,7 @@ class ServedClassifier(Served):
 
 
 def served(checkpoint: Checkpoint, dtype: torch.dtype) -> Served:
-    """The classifier of a file that has a head, else the encoder.
+    """The classifier of a file that has a head, else the encoder; a linear probe's batch norm must be ``folded``.
 
     Raises:
         CheckpointError: A tensor is missing or has another shape.
@@ -99,20 +97,13 @@ def served(checkpoint: Checkpoint, dtype: torch.dtype) -> Served:
     return ServedClassifier(model, dtype, norm, pool_of(checkpoint), _head(checkpoint)).finish()
 
 
-def _head(checkpoint: Checkpoint) -> nn.Module:
-    """``head`` of a fine-tuned file; of a linear probe the batch norm ``head.0`` and the layer ``head.1``."""
-    width = checkpoint.config.embed_dim
-    name = "head." if "head.weight" in checkpoint.state else "head.1."
-    weight = checkpoint.state.get(f"{name}weight")
+def _head(checkpoint: Checkpoint) -> nn.Linear:
+    weight = checkpoint.state.get("head.weight")
     if weight is None or weight.ndim != 2:
         raise CheckpointError(f"{checkpoint.path}: its head is not one linear layer, which alone can be exported")
-    layer = nn.Linear(width, weight.shape[0])
-    _fill(layer, checkpoint, name)
-    if name == "head.":
-        return layer
-    norm = nn.BatchNorm1d(width, affine=False, eps=_LINEAR_PROBE_EPS)
-    _fill(norm, checkpoint, "head.0.")
-    return nn.Sequential(norm, layer)
+    layer = nn.Linear(checkpoint.config.embed_dim, weight.shape[0])
+    _fill(layer, checkpoint, "head.")
+    return layer
 
 
 def _fill(module: nn.Module, checkpoint: Checkpoint, prefix: str) -> None:
