@@ -42,20 +42,30 @@ def test_every_way_to_learn_runs(tmp_path: Path) -> None:
         folder.mkdir(exist_ok=True)
         pixels = stream.integers(0, 128, (16, 16, 3), dtype=np.uint8) + np.uint8(127 * (number % 2))
         Image.fromarray(pixels).save(folder / f"{number}.png")
-    options = argparse.Namespace(data=tmp_path, minutes=1e-5, image_size=16, patch_size=4, labelled=60, held_out=20)
-    found = learning.run(options, "cross", seed=0)
+    sizes = {"image_size": 16, "patch_size": 4, "labelled": 60, "held_out": 20}
+    found = learning.run(argparse.Namespace(data=tmp_path, minutes=1e-5, points=2, **sizes), "cross", seed=0)
     assert found["linear"] > 0.8  # the accuracy without training
     assert (found["arm"], found["images_seen"]) == ("cross", 64)
+    assert [point["minutes"] for point in found["curve"]] == [0, 5e-6, 1e-5]
+    assert found["curve"][-1]["linear"] == found["linear"]
     images, _ = learning.read(tmp_path, 16)
     for name in ("small", "muon", "half", "blocks", "growing", "average"):  # other names differ from these by numbers
         arm = learning.ARMS[name]
         model = learning.make_model(arm, 16, 4)
-        before = {name: value.clone() for name, value in model.named_parameters()}
-        found = learning.train(model, arm, images, 1e-3, torch.Generator().manual_seed(0))
+        training = learning.Training(model, arm, images, torch.Generator().manual_seed(0))
+        for share in (0.2, 0.8):
+            training.step(share)
+            size = 12 if name == "growing" and share == 0.2 else 16
+            assert model.config.img_size == (size, size)
+            trained = {name: value.clone() for name, value in model.named_parameters()}
+            with training.final_weights():
+                assert model.config.img_size == (16, 16)
+                changed = not all(torch.equal(value, trained[name]) for name, value in model.named_parameters())
+            assert changed == (name == "average")
+            assert all(torch.equal(value, trained[name]) for name, value in model.named_parameters())
+        found = training.facts()
         assert found["loss"] < 10
-        assert found["images_seen"] >= arm.batch_size
-        assert model.config.img_size == (16, 16)
-        assert all(value.shape == before[name].shape for name, value in model.named_parameters())
+        assert (found["steps"], found["images_seen"]) == (2, 2 * arm.batch_size)
 
 
 def test_ways_to_learn_do_what_they_say() -> None:
