@@ -2,8 +2,8 @@
 
     python benchmarks/learning_curve.py CIFAR-10=learning_cifar10.json --arm shallow --arm paper --out curve.svg
 
-A line joins the evaluations within one run. A point alone is the end of a shorter run, whose learning rate fell to
-zero by then.
+A line joins the evaluations within one run. A point alone is the end of a run without others, whose learning rate fell
+to zero by then.
 """
 
 from __future__ import annotations
